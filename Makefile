@@ -1,0 +1,51 @@
+# Every target sets up what it needs; `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The newest supported interpreter that really runs and can make environments; override with PYTHON=...
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null \
+	&& echo $$p && break; done)
+HOST ?= 127.0.0.1
+PORT ?= 5000
+
+.PHONY: help install test lint format demo ui clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv and install the package with all that runs here (once per pyproject.toml)
+
+$(STAMP): pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.14 with venv found; name one: make install PYTHON=/path/to/python3"; exit 2; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[train,dev]'
+	@touch $(STAMP)
+
+lint: install ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+test: install lint ## lint and run every test (no network needed after the install)
+	@$(BIN)/python -m pytest
+
+demo: install ## train and compare on the embedded data, print one table (a few minutes)
+	@$(BIN)/lit-mmpg compare --config configs/experiment/demo.yaml --output outputs/demo/summary.json
+	@echo "Rows: outputs/demo/summary.json. Runs, configs and plots: make ui  (or $(BIN)/lit-mmpg ui)"
+
+ui: install ## open the recorded runs in MLflow's web page (HOST=..., PORT=...)
+	@$(BIN)/lit-mmpg ui --host $(HOST) --port $(PORT)
+
+clean: ## remove everything generated (runs and results included), but not .venv
+	@rm -rf outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find mlruns -mindepth 1 ! -name .gitkeep -delete
+	@find lit_mmpg profiling tests -name __pycache__ -type d -prune -exec rm -rf {} +

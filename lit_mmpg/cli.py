@@ -1,0 +1,99 @@
+"""The command line: one table from verb to function.
+
+A verb is imported when it is called, so ``lit-mmpg --help`` needs neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
+
+from lit_mmpg import __version__
+from lit_mmpg.errors import find_user_error
+
+
+class Verb(NamedTuple):
+    """One verb.
+
+    Attributes:
+        target: ``module:function``; the function takes the arguments after the verb and returns the exit status.
+        help: One line.
+    """
+
+    target: str
+    help: str
+
+
+VERBS = {
+    "fit": Verb("lit_mmpg.training.run:fit", "train the device half, the cloud half, or both in turn"),
+    "validate": Verb("lit_mmpg.training.run:validate", "measure a checkpoint on the validation devices"),
+    "test": Verb("lit_mmpg.training.run:test", "measure a checkpoint on the test devices, on its own or on other data"),
+    "predict": Verb("lit_mmpg.training.run:predict", "write a checkpoint's answers or ranks"),
+    "devices": Verb("lit_mmpg.data.inspect:main", "show the devices, their clips and their shift"),
+    "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
+    "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    ``sys.argv`` is left as it is: a distributed run starts its other processes with the same command line.
+
+    Args:
+        argv: Arguments after the program's name; ``sys.argv[1:]`` when None.
+
+    Returns:
+        Exit status: 0 for success, 2 for a mistake in what was asked, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lit-mmpg {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in VERBS:
+        near = get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see lit-mmpg --help"
+        return _fail(f"there is no verb '{name}'; {hint}")
+    module, function = VERBS[name].target.split(":")
+    try:
+        return int(getattr(import_module(module), function)(arguments[1:]))
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        package = str(error.name).split(".")[0]
+        if package == "lit_mmpg":
+            raise
+        return _fail(f"'lit-mmpg {name}' needs the package {package}; run pip install 'lit-mmpg[train]'")
+    except Exception as error:
+        mistake = find_user_error(error)
+        if mistake is None:
+            raise
+        return _fail(str(mistake))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: lit-mmpg VERB [options]",
+            "",
+            "Adapt small multi-modal models on devices without backpropagation, by cloud-device collaboration.",
+            "",
+            *lines,
+            "",
+            "lit-mmpg VERB --help shows the options of a verb; lit-mmpg --version the version.",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""The cloud half: reasoner, adaptor, their exchange with devices, and stage 2."""

@@ -1,0 +1,143 @@
+"""Adaptations as they really happen: anchors and parameters pass through the messages and codecs of the link.
+
+Evaluation uses this, so the accuracy that is reported is the accuracy at the bytes that are reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.parameters import ParameterSpec
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """Codecs of the link.
+
+    Attributes:
+        upload_codec: Codec of the anchors.
+        download_codec: Codec of the parameters.
+    """
+
+    upload_codec: str = "int8"
+    download_codec: str = "fp16"
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Anchors of the contexts of several devices.
+
+    Attributes:
+        features: ``[B, C, K, H]``.
+        times: ``[B, C, K]``.
+        mask: ``[B, C, K]``.
+        num_frames: ``[B, C]`` frames of each clip, 0 for padding.
+    """
+
+    features: Tensor
+    times: Tensor
+    mask: Tensor
+    num_frames: Tensor
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over the names and values of a module's state, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else bytes(str(tensor.item()), "ascii")
+        )
+    return digest.hexdigest()
+
+
+class Exchange:
+    """Sends contexts up and parameters down, and counts the bytes.
+
+    Args:
+        link: Codecs.
+        spec: Specification of the parameters.
+        checkpoint_digest: Digest of the weights of both halves.
+    """
+
+    def __init__(self, link: LinkConfig, spec: ParameterSpec, checkpoint_digest: str) -> None:
+        self.link, self.spec, self.checkpoint_digest = link, spec, checkpoint_digest
+        self.adaptations = 0
+        self._upload_bytes = 0
+        self._download_bytes = 0
+
+    @property
+    def upload_bytes(self) -> float:
+        """Mean bytes of an upload message."""
+        return self._upload_bytes / max(1, self.adaptations)
+
+    @property
+    def download_bytes(self) -> float:
+        """Mean bytes of a download message."""
+        return self._download_bytes / max(1, self.adaptations)
+
+    def __call__(
+        self, anchors: Anchors, device_ids: list[str], generate: Callable[[Anchors], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Parameters for each device as it would load them.
+
+        Args:
+            anchors: What the devices know.
+            device_ids: Their names.
+            generate: The cloud's computation on the anchors as received.
+
+        Returns:
+            Tensors of the specification with leading dimension B.
+        """
+        uploads = [self._upload(anchors, b, name) for b, name in enumerate(device_ids)]
+        received = [Upload.from_bytes(data) for data in uploads]
+        device = anchors.features.device
+
+        def stack(arrays: list[np.ndarray], like: Tensor) -> Tensor:
+            result = torch.zeros_like(like)
+            for b, array in enumerate(arrays):
+                result[b, : len(array)] = torch.from_numpy(array).to(device=device, dtype=like.dtype)
+            return result
+
+        arrived = Anchors(
+            stack([u.anchors for u in received], anchors.features),
+            stack([u.positions for u in received], anchors.times),
+            stack([u.anchor_mask for u in received], anchors.mask),
+            stack([u.num_frames for u in received], anchors.num_frames),
+        )
+        generated = generate(arrived)
+        loaded = []
+        for b, upload in enumerate(received):
+            own = {e.name: t[b].detach().cpu().numpy() for e, t in zip(self.spec, generated, strict=True)}
+            data = Download.answer(upload, self.spec, own, codec=self.link.download_codec).to_bytes()
+            download = Download.from_bytes(data)
+            download.check_answers(upload)
+            loaded.append(download.parameters(self.spec))
+            self._upload_bytes += len(uploads[b])
+            self._download_bytes += len(data)
+            self.adaptations += 1
+        return tuple(torch.stack([torch.from_numpy(own[e.name]) for own in loaded]).to(device) for e in self.spec)
+
+    def _upload(self, anchors: Anchors, b: int, name: str) -> bytes:
+        real = (anchors.num_frames[b] > 0).cpu().numpy()
+        count = int(real.sum())  # padding of the context comes last and is never sent
+        return Upload.encode(
+            anchors=anchors.features[b, :count].detach().cpu().numpy(),
+            anchor_mask=anchors.mask[b, :count].cpu().numpy(),
+            positions=anchors.times[b, :count].detach().cpu().numpy(),
+            num_frames=anchors.num_frames[b, :count].cpu().numpy(),
+            device_id=name,
+            sequence=self.adaptations + b,
+            codec=self.link.upload_codec,
+            checkpoint_digest=self.checkpoint_digest,
+            spec_digest=self.spec.digest(),
+        ).to_bytes()

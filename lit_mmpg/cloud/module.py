@@ -1,0 +1,311 @@
+"""Stage 2: the cloud half (ADR and FDA), trained through the device model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_mmpg.batch import Batch, Frames, frame_positions
+from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
+from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
+from lit_mmpg.cloud.reasoner import AnchorFrameDistributionReasoner, Reconstruction, reconstruction_loss
+from lit_mmpg.device.anchors import AnchorRule, select_anchors
+from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
+from lit_mmpg.device.evaluation import Cost
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
+from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from lit_mmpg.device.plots import reconstruction_curve
+from lit_mmpg.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lit_mmpg.data.datamodule import DeviceData
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """What a device uploads of each clip of its context.
+
+    Attributes:
+        count: Number K of anchor frames; 0 uploads all frames.
+        rule: How they are chosen.
+    """
+
+    count: int = 2
+    rule: AnchorRule = "uniform"
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """Sizes of the cloud half.
+
+    Attributes:
+        reasoner: ``adr``: reconstruct the clips from the anchors. ``none``: the anchors are all that is known.
+        latent: Size of the clip latent of the reasoner; 0 makes it deterministic (no KL term).
+        reasoner_hidden: Width of the reasoner.
+        embedding: Width of the per-frame embedding that is pooled into the context beside the moments.
+        adaptor_hidden: Width of the adaptor's encoders.
+    """
+
+    reasoner: Literal["adr", "none"] = "adr"
+    latent: int = 16
+    reasoner_hidden: int = 128
+    embedding: int = 64
+    adaptor_hidden: int = 128
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms beside the task loss.
+
+    Attributes:
+        reconstruction: Weight of the reconstruction of the context clips.
+        kl: Weight of KL(posterior || prior), in nats per clip.
+        alignment: Weight of the alignment of adapted features of shifted frames with static features of their clean
+            twins; needs data with clean twins.
+    """
+
+    reconstruction: float = 0.1
+    kl: float = 1e-3
+    alignment: float = 0.0
+
+
+class CloudModule(AnsweringModule):
+    """Trains the cloud half through the device model.
+
+    Args:
+        device_ckpt: Checkpoint of the device half (stage 1).
+        dynamic: Dynamic layers and the form of their parameters.
+        anchors: What is uploaded.
+        cloud: Sizes of the cloud half.
+        losses: Weights of the losses.
+        link: Codecs with which the test exchanges messages.
+        freeze_static: Keep the static layers as stage 1 left them; ``false`` trains them jointly.
+        optimiser: Optimiser settings.
+        label_smoothing: Share of the probability spread over all answers (open-ended questions).
+    """
+
+    half = "cloud"
+    needs_context = True
+
+    def __init__(
+        self,
+        device_ckpt: str | None = None,
+        dynamic: DynamicConfig = DynamicConfig(),
+        anchors: AnchorConfig = AnchorConfig(),
+        cloud: CloudConfig = CloudConfig(),
+        losses: LossConfig = LossConfig(),
+        link: LinkConfig = LinkConfig(),
+        freeze_static: bool = True,
+        optimiser: OptimiserConfig = OptimiserConfig(),
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(optimiser, label_smoothing)
+        self.device_ckpt = device_ckpt
+        self.dynamic, self.anchor_config, self.cloud_config = dynamic, anchors, cloud
+        self.losses, self.link, self.freeze_static = losses, link, freeze_static
+        self.needs_clean = losses.alignment > 0
+        self.network: DeviceModel
+        self.reasoner: AnchorFrameDistributionReasoner | None
+        self.pool: ContextPool
+        self.adaptor: FastDomainAdaptor
+        self._exchange: Exchange | None = None
+        self._reconstruction_errors: dict[str, list[float]] = {}
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def build(self, meta: dict[str, Any], data: DeviceData | None) -> None:
+        """Create both halves; when training starts the device half is loaded from its checkpoint."""
+        state = None
+        if data is not None:
+            if self.device_ckpt is None:
+                raise UserError(
+                    "model.init_args.device_ckpt is not set: train the device half first and name its checkpoint, or "
+                    "name its config as device_stage"
+                )
+            stored = read_checkpoint(self.device_ckpt, half="device")
+            self.check_meta(stored["lit_mmpg"]["data"], meta)
+            self.network_config = DeviceModelConfig(**stored["lit_mmpg"]["network"])
+            state = {k.removeprefix("network."): v for k, v in stored["state_dict"].items() if k.startswith("network.")}
+        self.network = DeviceModel(shapes_of(meta), self.network_config, self.dynamic)
+        if state is not None:
+            self.network.load_state_dict(state, strict=False)  # the dynamic forms' own parts are new
+        width = self.network.config.width
+        config = self.cloud_config
+        self.reasoner = (
+            AnchorFrameDistributionReasoner(width, config.reasoner_hidden, config.latent)
+            if config.reasoner == "adr"
+            else None
+        )
+        self.pool = ContextPool(width, config.embedding)
+        self.adaptor = FastDomainAdaptor(self.network.dynamic_layers(), self.pool.width, config.adaptor_hidden)
+        if self.freeze_static:
+            self.network.requires_grad_(False)
+            for parameter in self.network.adapter_parameters():
+                parameter.requires_grad_(True)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the sizes of the device model from the checkpoint."""
+        if self.meta is None and "network" in checkpoint.get("lit_mmpg", {}):
+            self.network_config = DeviceModelConfig(**checkpoint["lit_mmpg"]["network"])
+        super().on_load_checkpoint(checkpoint)
+
+    def setup(self, stage: str) -> None:
+        """Build; a frozen pixel encoder then encodes every frame once instead of once per epoch."""
+        super().setup(stage)
+        if stage == "fit" and self.freeze_static and len(self.network.shapes.frame) == 3:
+            self.data.encode_once(self._encode_pixels)
+
+    def teardown(self, stage: str) -> None:
+        """Let the data hand out pixels again."""
+        if stage == "fit":
+            self.data.encode_once(None)
+
+    @torch.inference_mode()
+    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        self.network.eval()
+        encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
+        return encoded.cpu().numpy()
+
+    # -- the two halves ------------------------------------------------------------------------------------------
+
+    def select(self, context: Frames) -> tuple[Anchors, Tensor]:
+        """On the device: project the context with the static parameters and choose the anchors.
+
+        Args:
+            context: ``[B, C, T, ...]``.
+
+        Returns:
+            The anchors, and all projected features ``[B, C, T, H]`` (known to the cloud in training only).
+        """
+        with torch.no_grad() if self.freeze_static else torch.enable_grad():
+            projected = self.network.project(self.network.encode(context.values))
+        features, times, mask = select_anchors(
+            projected, context.mask, self.anchor_config.count, self.anchor_config.rule
+        )
+        return Anchors(features, times, mask, context.mask.sum(-1)), projected
+
+    def reconstruct(
+        self, anchors: Anchors, frames: Tensor | None = None, frame_mask: Tensor | None = None
+    ) -> tuple[Reconstruction, Tensor]:
+        """In the cloud: the distribution of all frames of the context, and the mask of its frames."""
+        if self.reasoner is None:
+            return Reconstruction(anchors.features, torch.zeros_like(anchors.features), None, None), anchors.mask
+        longest = int(anchors.num_frames.max()) if frame_mask is None else frame_mask.shape[-1]
+        if frame_mask is None:
+            frame_mask = torch.arange(longest, device=anchors.mask.device) < anchors.num_frames.unsqueeze(-1)
+        times = frame_positions(frame_mask)
+        return self.reasoner(anchors.features, anchors.times, anchors.mask, times, frame_mask, frames), frame_mask
+
+    def generate(self, anchors: Anchors) -> tuple[Tensor, ...]:
+        """In the cloud: personal parameters from anchors, one set per device."""
+        reconstruction, mask = self.reconstruct(anchors)
+        return self.adaptor(self.pool(reconstruction, mask))
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> CloudModule:
+        """Frozen static layers stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_static and hasattr(self, "network"):
+            self.network.eval()
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Task loss of the adapted device model, plus reconstruction, KL and alignment."""
+        anchors, projected = self.select(batch.context)
+        reconstruction, mask = self.reconstruct(anchors, projected.detach(), batch.context.mask)
+        parameters = self.adaptor(self.pool(reconstruction, mask))
+        with torch.no_grad() if self.freeze_static else torch.enable_grad():
+            features = self.network.encode(batch.frames.values)
+        adapted = self.network.project(features, parameters)
+        outputs = answer_batch(self.network, batch, features, parameters, adapted)
+        terms = {"task": task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)}
+        if self.reasoner is not None:
+            terms["reconstruction"] = self.losses.reconstruction * reconstruction_loss(
+                reconstruction, projected.detach(), batch.context.mask
+            )
+        if reconstruction.kl is not None:
+            clips = batch.context.mask.any(-1)
+            terms["kl"] = self.losses.kl * (reconstruction.kl * clips).sum() / clips.sum().clamp(min=1)
+        if self.losses.alignment:
+            terms["alignment"] = self.losses.alignment * self._alignment(batch, adapted)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=len(batch))
+        return loss
+
+    def _alignment(self, batch: Batch, adapted: Tensor) -> Tensor:
+        if batch.clean is None:
+            raise UserError(
+                "model.init_args.losses.alignment needs clean twins of the frames, and this data has none; set it to 0"
+            )
+        with torch.no_grad():
+            clean = self.network.project(self.network.encode(batch.clean.values))
+        weight = batch.frames.mask.unsqueeze(-1).to(clean.dtype).expand_as(clean)
+        return ((adapted - clean).square() * weight).sum() / weight.sum().clamp(min=1)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    @property
+    def methods(self) -> list[str]:
+        """The method, the static model under it, and the control that loads another device's parameters."""
+        # Trained jointly, the static layers without parameters are no longer the static model.
+        return ["cdc_mmpg", *(["static"] if self.freeze_static else []), "shuffled_device"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Fresh metrics and byte counts."""
+        super().on_validation_epoch_start()
+        self._open_link()
+
+    def on_test_epoch_start(self) -> None:
+        """Fresh metrics and byte counts."""
+        super().on_test_epoch_start()
+        self._open_link()
+        self._reconstruction_errors = {}
+
+    def _open_link(self) -> None:
+        both = nn.ModuleList(m for m in (self.network, self.reasoner, self.pool, self.adaptor) if m is not None)
+        self._exchange = Exchange(self.link, self.network.spec, state_digest(both))
+
+    def adapt(self, context: Frames, devices: Tensor) -> tuple[Tensor, ...]:
+        """Parameters for each device, through the messages and codecs of the link."""
+        assert self._exchange is not None
+        names = [self.data.device_table.devices[int(d)].id for d in devices]
+        anchors, _ = self.select(context)
+        return self._exchange(anchors, names, self.generate)
+
+    def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
+        """Answers with the own, no, and another device's parameters."""
+        features = self.network.encode(batch.frames.values)
+        results = {}
+        for method in methods:
+            parameters: tuple[Tensor, ...] = ()
+            if method == "cdc_mmpg":
+                parameters = self.adapt(batch.context, batch.device)
+            elif method == "shuffled_device":
+                assert batch.foreign is not None
+                parameters = self.adapt(batch.foreign, batch.device)
+            results[method] = answer_batch(self.network, batch, features, parameters)
+        return results
+
+    def costs(self) -> dict[str, Cost]:
+        """Mean bytes of the messages of one adaptation."""
+        if self._exchange is None or not self._exchange.adaptations:
+            return {}
+        cost = Cost(self._exchange.upload_bytes, self._exchange.download_bytes)
+        return {"cdc_mmpg": cost, "shuffled_device": cost}
+
+    def figures(self) -> dict[str, Figure]:
+        """Adds the reconstruction quality against the number of anchors."""
+        figures = dict(super().figures())
+        return figures
+
+
+__all__ = ["AnchorConfig", "CloudConfig", "CloudModule", "LossConfig", "reconstruction_curve"]

@@ -1,0 +1,1 @@
+"""Data: records, readers of public layouts, the embedded clips, dealing to devices, and batches."""

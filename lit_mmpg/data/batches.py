@@ -1,0 +1,411 @@
+"""Batches of devices x clips: what is asked, in which order, and from which context.
+
+The order of training batches is a pure function of (seed, epoch), and the position within an epoch can be saved, so an
+interrupted training goes on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.data.records import FrameSource
+
+ContextRule = Literal["device", "clip"]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How much goes into one batch.
+
+    Attributes:
+        devices: Devices per training batch (B), per process.
+        clips: Query clips per device in training (M).
+        items_per_clip: Questions or captions drawn per clip and training step.
+        context_clips: Recent clips that serve as context (C).
+        context: ``device``: the device's recent clips, never a query clip. ``clip``: each clip is its own context.
+        max_frames: Clips with more frames are subsampled evenly to this many.
+        max_words: Longer texts are cut.
+        eval_devices: Devices per evaluation batch.
+        eval_clips: Query clips per device in an evaluation batch.
+    """
+
+    devices: int = 16
+    clips: int = 4
+    items_per_clip: int = 4
+    context_clips: int = 16
+    context: ContextRule = "device"
+    max_frames: int = 16
+    max_words: int = 20
+    eval_devices: int = 8
+    eval_clips: int = 8
+
+
+@dataclass(frozen=True)
+class Items:
+    """The text items of one split, ready for batching.
+
+    Attributes:
+        tokens: ``[items, O, L]`` int32 word indices.
+        answer: ``[items]`` int64.
+        kind: ``[items]`` int64.
+        extra: ``[items]`` bool, True for sentences that only teach: half of the draws of a clip go to them.
+        by_clip: Clip index -> indices of its items.
+    """
+
+    tokens: np.ndarray
+    answer: np.ndarray
+    kind: np.ndarray
+    extra: np.ndarray
+    by_clip: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One device with the clips it is asked about and the clips it has seen before."""
+
+    device: int
+    clips: tuple[int, ...]
+    context: tuple[int, ...]
+    foreign: tuple[int, ...] = ()
+
+
+def subsample(count: int, most: int) -> np.ndarray:
+    """Indices of at most ``most`` frames spread evenly over ``count``, first and last included."""
+    if count <= most:
+        return np.arange(count)
+    return np.round(np.linspace(0, count - 1, most)).astype(np.int64)
+
+
+class EncodedFrames(FrameSource):
+    """Frames of another source, encoded once: for a training whose frame encoder is frozen.
+
+    Args:
+        source: Where the frames come from.
+        encode: ``[n, ...]`` frames to ``[n, D]`` float32 features.
+        at_once: Frames encoded in one call.
+    """
+
+    def __init__(self, source: FrameSource, encode: Callable[[np.ndarray], np.ndarray], at_once: int = 512) -> None:
+        lengths = {clip: source.num_frames(clip) for clip in source.ids()}
+        self._start = dict(zip(lengths, np.cumsum([0, *lengths.values()][:-1]).tolist(), strict=True))
+        self._length = lengths
+        parts: list[np.ndarray] = []
+        waiting: list[np.ndarray] = []
+        for clip in lengths:
+            waiting.append(source.frames(clip))
+            if sum(map(len, waiting)) >= at_once:
+                parts.append(encode(np.concatenate(waiting)))
+                waiting = []
+        if waiting:
+            parts.append(encode(np.concatenate(waiting)))
+        self._values = np.concatenate(parts)
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """``(D,)``."""
+        return self._values.shape[1:]
+
+    def ids(self) -> list[str]:
+        """Ids of all clips."""
+        return list(self._length)
+
+    def num_frames(self, clip: str) -> int:
+        """Number of frames of one clip."""
+        return self._length[clip]
+
+    def frames(self, clip: str) -> np.ndarray:
+        """``[T, D]`` float32."""
+        return self._values[self._start[clip] : self._start[clip] + self._length[clip]]
+
+
+class FrameGatherer:
+    """Copies the frames of chosen clips into padded arrays."""
+
+    def __init__(self, source: FrameSource, clip_ids: Sequence[str], max_frames: int) -> None:
+        self.source, self.clip_ids, self.max_frames = source, clip_ids, max_frames
+
+    def __call__(self, groups: Sequence[Sequence[int]], width: int) -> Frames:
+        """Gather ``[B][<= width]`` clip indices (-1 or missing: padding) into ``Frames [B, width, T, ...]``."""
+        arrays: dict[tuple[int, int], np.ndarray] = {}
+        for b, clips in enumerate(groups):
+            for m, clip in enumerate(clips):
+                if clip >= 0:
+                    frames = self.source.frames(self.clip_ids[clip])
+                    if len(frames) > self.max_frames:
+                        frames = frames[subsample(len(frames), self.max_frames)]
+                    arrays[b, m] = frames
+        longest = max((len(a) for a in arrays.values()), default=1)
+        shape = self.source.frame_shape
+        dtype = np.uint8 if len(shape) == 3 else np.float32
+        values = np.zeros((len(groups), width, longest, *shape), dtype)
+        mask = np.zeros((len(groups), width, longest), bool)
+        for (b, m), frames in arrays.items():
+            values[b, m, : len(frames)] = frames
+            mask[b, m, : len(frames)] = True
+        return Frames(torch.from_numpy(values), torch.from_numpy(mask))
+
+
+class Collator:
+    """Turns queries into a :class:`~lit_mmpg.batch.Batch`."""
+
+    def __init__(
+        self,
+        items: Items,
+        frames: FrameGatherer,
+        clean: FrameGatherer | None,
+        shape: BatchShape,
+        with_context: bool,
+    ) -> None:
+        self.items, self.frames, self.clean, self.shape, self.with_context = items, frames, clean, shape, with_context
+
+    def __call__(
+        self, queries: Sequence[Query], items: Sequence[Sequence[tuple[int, int]]], least: tuple[int, int] = (1, 1)
+    ) -> Batch:
+        """Build a batch.
+
+        Args:
+            queries: One per device.
+            items: For each query, pairs (position of the clip in the query, item index).
+            least: Least M and N: tensors that are gathered over processes need the same shape on all of them.
+        """
+        width = max(least[0], *(len(q.clips) for q in queries))
+        count = max(least[1], *(len(pairs) for pairs in items))
+        options, words = self.items.tokens.shape[1:]
+        text = np.zeros((len(queries), count, options, words), np.int64)
+        text_mask = np.zeros((len(queries), count), bool)
+        text_clip = np.zeros((len(queries), count), np.int64)
+        item = np.zeros((len(queries), count), np.int64)
+        for b, pairs in enumerate(items):
+            if pairs:
+                positions, indices = (np.array(column) for column in zip(*pairs, strict=True))
+                text[b, : len(pairs)] = self.items.tokens[indices]
+                text_mask[b, : len(pairs)] = True
+                text_clip[b, : len(pairs)] = positions
+                item[b, : len(pairs)] = indices
+        used = max(1, int((text != 0).any((0, 1, 2)).sum()))  # trailing columns without any word cost time only
+        clip = np.full((len(queries), width), -1, np.int64)
+        for b, query in enumerate(queries):
+            clip[b, : len(query.clips)] = query.clips
+        clips = [q.clips for q in queries]
+        frames = self.frames(clips, width)
+        if self.with_context:
+            context = self.frames([q.context for q in queries], max(1, max(len(q.context) for q in queries)))
+        else:
+            empty = Frames(frames.values[:, :0], frames.mask[:, :0])
+            context = empty
+        foreign = None
+        if self.with_context and queries[0].foreign:
+            foreign = self.frames([q.foreign for q in queries], max(len(q.foreign) for q in queries))
+        return Batch(
+            frames=frames,
+            context=context,
+            text=torch.from_numpy(text[..., :used]),
+            text_mask=torch.from_numpy(text_mask),
+            text_clip=torch.from_numpy(text_clip),
+            answer=torch.from_numpy(np.where(text_mask, self.items.answer[item], -1)),
+            item=torch.from_numpy(item),
+            clip=torch.from_numpy(clip),
+            device=torch.tensor([q.device for q in queries]),
+            kind=torch.from_numpy(self.items.kind[item]),
+            clean=self.clean(clips, width) if self.clean else None,
+            foreign=foreign,
+        )
+
+
+def _choose_context(
+    pool: np.ndarray, queries: Sequence[int], count: int, rng: np.random.Generator | None
+) -> tuple[int, ...]:
+    """``count`` clips of ``pool`` (oldest first) without the queries: the most recent, or a random draw in training."""
+    rest = pool[~np.isin(pool, queries)]
+    if rng is not None and len(rest) > count:
+        rest = rest[np.sort(rng.choice(len(rest), count, replace=False))]
+    return tuple(rest[-count:].tolist())
+
+
+class TrainBatches:
+    """Training batches: every clip that has items comes once per epoch, grouped by device.
+
+    Args:
+        timelines: Device index -> indices of its clips, oldest first.
+        collate: The collator.
+        shape: Batch shape.
+        seed: Seed of the order.
+        rank: Rank of this process.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        timelines: Mapping[int, np.ndarray],
+        collate: Collator,
+        shape: BatchShape,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.collate, self.shape, self.seed, self.rank, self.world = collate, shape, seed, rank, world
+        self.timelines = timelines
+        by_clip = collate.items.by_clip
+        self.asked = {d: np.array([c for c in clips if c in by_clip], np.int64) for d, clips in timelines.items()}
+        self.groups = sum(-(-len(clips) // shape.clips) for clips in self.asked.values())
+        self.epoch = 0
+        self.start = 0
+        self._position = 0
+
+    def __len__(self) -> int:
+        return max(1, -(-self.groups // (self.shape.devices * self.world)))
+
+    @property
+    def sampler(self) -> TrainBatches:
+        """This loader is its own sampler: Lightning calls ``set_epoch`` on the sampler of a loader."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows (Lightning calls this)."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the epoch, for checkpoints."""
+        return {"epoch": self.epoch, "position": self._position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue an interrupted epoch; a position at its end means that the next one starts afresh."""
+        self.epoch = int(state["epoch"])
+        self.start = int(state["position"]) % len(self)
+
+    def _queries(self, epoch: int) -> list[Query]:
+        rng = np.random.default_rng([self.seed, epoch])
+        groups: list[tuple[int, np.ndarray]] = []
+        for device, clips in self.asked.items():
+            order = rng.permutation(clips)
+            groups += [(device, order[i : i + self.shape.clips]) for i in range(0, len(order), self.shape.clips)]
+        queries: list[Query] = []
+        for g in rng.permutation(len(groups)):
+            device, clips = groups[g]
+            if self.shape.context == "clip":
+                queries += [Query(device, (int(c),), (int(c),)) for c in clips]
+            else:
+                context = _choose_context(self.timelines[device], clips, self.shape.context_clips, rng)
+                queries.append(Query(device, tuple(clips.tolist()), context))
+        return queries
+
+    def __iter__(self) -> Iterator[Batch]:
+        queries = self._queries(self.epoch)
+        per_process = self.shape.devices * (self.shape.clips if self.shape.context == "clip" else 1)
+        step = per_process * self.world
+        total = len(self)
+        # The last batch is filled from the start of the order, so that all processes take the same number of steps.
+        order = np.resize(np.arange(len(queries)), total * step)
+        clips = 1 if self.shape.context == "clip" else self.shape.clips
+        least = (clips, clips * self.shape.items_per_clip)
+        start, self.start = self.start, 0
+        for i in range(start, total):
+            mine = order[i * step + self.rank : (i + 1) * step : self.world]
+            chosen = [queries[j] for j in mine]
+            self._position = i + 1
+            rng = np.random.default_rng([self.seed, self.epoch, i, self.rank])
+            yield self.collate(chosen, self._draw_items(chosen, rng), least)
+        self._position = total
+
+    def _draw_items(self, queries: Sequence[Query], rng: np.random.Generator) -> list[list[tuple[int, int]]]:
+        drawn = []
+        for query in queries:
+            pairs: list[tuple[int, int]] = []
+            for position, clip in enumerate(query.clips):
+                items = self.collate.items.by_clip[clip]
+                take = min(self.shape.items_per_clip, len(items))
+                extra = self.collate.items.extra[items]
+                weight = None
+                if extra.any() and not extra.all():
+                    weight = np.where(extra, 0.5 / extra.sum(), 0.5 / (~extra).sum())
+                pairs += [(position, int(i)) for i in rng.choice(items, take, replace=False, p=weight)]
+            drawn.append(pairs)
+        return drawn
+
+
+class EvalBatches:
+    """Evaluation batches: every item of a group once, in a fixed order.
+
+    A device's clips are cut into two halves by alternate places in its timeline; each half is answered with the other
+    half as context, so context and queries never meet. Devices with a history of their own (seen devices) take it as
+    context instead.
+
+    Args:
+        timelines: Device index -> indices of the clips to ask about, oldest first.
+        history: Device index -> indices of clips that may serve as context; ``None`` cuts the timeline in halves.
+        collate: The collator.
+        shape: Batch shape.
+        with_foreign: Also gather another device's context, for the control.
+        rank: Rank of this process.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self,
+        timelines: Mapping[int, np.ndarray],
+        history: Mapping[int, np.ndarray] | None,
+        collate: Collator,
+        shape: BatchShape,
+        with_foreign: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.collate, self.shape, self.rank, self.world = collate, shape, rank, world
+        contexts: list[tuple[int, tuple[int, ...], np.ndarray]] = []  # device, context, clips to ask
+        by_clip = collate.items.by_clip
+        for device, clips in timelines.items():
+            if shape.context == "clip":
+                contexts += [(device, (int(c),), np.array([c])) for c in clips if c in by_clip]
+                continue
+            if history is not None:
+                halves = [(clips, history.get(device, clips[:0]))]
+            else:
+                halves = (
+                    [(clips[0::2], clips[1::2]), (clips[1::2], clips[0::2])] if len(clips) > 1 else [(clips, clips[:0])]
+                )
+            for asked, pool in halves:
+                asked = np.array([c for c in asked if c in by_clip], np.int64)
+                if len(asked):
+                    contexts.append((device, _choose_context(pool, asked, shape.context_clips, None), asked))
+        foreign = self._foreign(contexts) if with_foreign else [()] * len(contexts)
+        self.queries: list[Query] = []
+        for (device, context, asked), other in zip(contexts, foreign, strict=True):
+            for start in range(0, len(asked), shape.eval_clips):
+                part = asked[start : start + shape.eval_clips]
+                self.queries.append(Query(device, tuple(part.tolist()), context, other))
+
+    def keep_device(self, device: int) -> None:
+        """Leave out the queries of all other devices."""
+        self.queries = [query for query in self.queries if query.device == device]
+
+    @staticmethod
+    def _foreign(contexts: Sequence[tuple[int, tuple[int, ...], np.ndarray]]) -> list[tuple[int, ...]]:
+        """For each context that of the next other device in the list, cyclically: fixed, so repeatable."""
+        count = len(contexts)
+        chosen = []
+        for i, (device, own, _) in enumerate(contexts):
+            others = ((i + k) % count for k in range(1, count))
+            chosen.append(next((contexts[j][1] for j in others if contexts[j][0] != device and contexts[j][1]), own))
+        return chosen
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self.queries) // (self.shape.eval_devices * self.world)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        by_clip = self.collate.items.by_clip
+        per_batch = self.shape.eval_devices
+        # Processes must take the same number of steps; repeated queries are recognised by their item index and dropped.
+        order = np.resize(np.arange(len(self.queries)), len(self) * per_batch * self.world)
+        if self.world == 1:
+            order = order[: len(self.queries)]
+        mine = order[self.rank :: self.world]
+        for start in range(0, len(mine), per_batch):
+            queries = [self.queries[j] for j in mine[start : start + per_batch]]
+            items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in by_clip[clip]] for q in queries]
+            yield self.collate(queries, items)

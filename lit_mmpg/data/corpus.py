@@ -1,0 +1,111 @@
+"""A corpus: clips, their frames, questions and captions, and the table that deals the clips to devices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lit_mmpg.data.records import Caption, Clip, FrameSource, Question
+
+GROUPS = ("train", "val", "test_seen", "test_unseen")
+"""``train``: training devices and clips. ``val``: unseen devices, validation clips. ``test_seen``: training devices,
+test clips. ``test_unseen``: devices never seen in training, test clips."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device.
+
+    Attributes:
+        id: Name, unique in the table.
+        shift: What sets the device apart, for people to read (mixture, camera, habits).
+        camera: Index of its simulated camera, or -1 where its frames are used as they are.
+    """
+
+    id: str
+    shift: dict[str, str] = field(default_factory=dict)
+    camera: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTable:
+    """Which device holds which clips.
+
+    Attributes:
+        devices: All devices.
+        timelines: For each group, device index -> ids of its clips, oldest first. The recent clips that serve as
+            context are taken from the same timeline, in that order.
+        recipe: The settings that dealt the clips; enough to deal another data set in the same way.
+    """
+
+    devices: tuple[Device, ...]
+    timelines: dict[str, dict[int, tuple[str, ...]]]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = [device.id for device in self.devices]
+        if len(set(ids)) != len(ids):
+            raise ValueError("device ids repeat")
+        unknown = set(self.timelines) - set(GROUPS)
+        if unknown:
+            raise ValueError(f"unknown device groups {sorted(unknown)}")
+
+    def index(self, device_id: str) -> int:
+        """Index of a device.
+
+        Raises:
+            KeyError: If the table has no such device.
+        """
+        for i, device in enumerate(self.devices):
+            if device.id == device_id:
+                return i
+        raise KeyError(device_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, saved with every run."""
+        return {
+            "recipe": self.recipe,
+            "devices": [asdict(device) for device in self.devices],
+            "timelines": {g: {str(i): list(c) for i, c in rows.items()} for g, rows in self.timelines.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DeviceTable:
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            devices=tuple(Device(d["id"], dict(d["shift"]), int(d["camera"])) for d in data["devices"]),
+            timelines={g: {int(i): tuple(clips) for i, clips in rows.items()} for g, rows in data["timelines"].items()},
+            recipe=dict(data["recipe"]),
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of the table, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Everything that a data module hands out.
+
+    Attributes:
+        clips: All clips.
+        frames: Source of their frames, as the devices see them.
+        questions: All questions, of all splits.
+        captions: All captions, of all splits.
+        devices: The device table.
+        clean: Source of the same frames before the simulated cameras, where such twins exist.
+        facts: Further printable facts about the corpus (``lit-mmpg devices`` shows them).
+        fingerprint: SHA-256 over the content of the source files (or the generator's settings).
+    """
+
+    clips: Sequence[Clip]
+    frames: FrameSource
+    questions: Sequence[Question]
+    captions: Sequence[Caption]
+    devices: DeviceTable
+    fingerprint: str
+    clean: FrameSource | None = None
+    facts: dict[str, Any] = field(default_factory=dict)

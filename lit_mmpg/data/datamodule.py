@@ -1,0 +1,459 @@
+"""LightningDataModules: a corpus, dealt to devices, as batches of devices x clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+
+from lit_mmpg.data import personal_clips, readers
+from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
+from lit_mmpg.data.corpus import Corpus, DeviceTable
+from lit_mmpg.data.devices import Dealing, deal
+from lit_mmpg.data.features import check_coverage, open_features
+from lit_mmpg.data.personal_clips import PersonalClipsConfig
+from lit_mmpg.data.records import Caption, Clip, FrameSource, Question
+from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
+from lit_mmpg.errors import UserError
+
+Task = Literal["open_ended", "multiple_choice", "retrieval"]
+
+
+class DeviceData(L.LightningDataModule, ABC):
+    """Common part of the data modules: vocabulary, answers, items and loaders over a :class:`Corpus`.
+
+    Args:
+        task: ``open_ended``, ``multiple_choice`` or ``retrieval``.
+        batch: Batch shape.
+        max_answers: Length of the answer list (open-ended).
+        min_count: Words rarer than this in the training texts are unknown.
+        max_vocabulary: Most words of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        task: Task = "open_ended",
+        batch: BatchShape = BatchShape(),
+        max_answers: int = 1000,
+        min_count: int = 2,
+        max_vocabulary: int = 20_000,
+    ) -> None:
+        super().__init__()
+        self.task, self.batch = task, batch
+        self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
+        self._corpus: Corpus | None = None
+        self._trained: dict[str, Any] | None = None
+        self._items: dict[str, Items] = {}
+        self.predict_device: str | None = None
+        """Id of the one device to answer for; ``None`` for all unseen test devices."""
+        self._encoded: dict[int, EncodedFrames] = {}
+        self._frame_encoder: Callable[[np.ndarray], np.ndarray] | None = None
+
+    # -- what a checkpoint restores ------------------------------------------------------------------------------
+
+    def use_meta(self, meta: dict[str, Any]) -> None:
+        """Take vocabulary, answers, question types and dealing recipe as a checkpoint was trained with.
+
+        Call it before :meth:`setup`. The data at hand may be another root: unknown answers then count as wrong.
+        """
+        self._trained = meta
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint must remember of the data: plain, JSON-able values."""
+        return {
+            "task": self.task,
+            "frame_shape": list(self.corpus.frames.frame_shape),
+            "vocabulary": self.vocabulary.to_json(),
+            "words": len(self.vocabulary),
+            "answers": self.answers.to_json(),
+            "answer_count": len(self.answers),
+            "max_words": self.batch.max_words,
+            "kinds": self.kinds,
+            "recipe": self.corpus.devices.recipe,
+            "fingerprint": self.corpus.fingerprint,
+        }
+
+    # -- the corpus ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_corpus(self) -> Corpus:
+        """Read or render the clips and deal them to devices."""
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus; built at first use."""
+        if self._corpus is None:
+            self._corpus = self.build_corpus()
+        return self._corpus
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the data's content."""
+        return self.corpus.fingerprint
+
+    @property
+    def device_table(self) -> DeviceTable:
+        """Which device holds which clips."""
+        return self.corpus.devices
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the corpus, the vocabulary and the answer list; check that they fit the checkpoint and the stage."""
+        if self._items:
+            return
+        corpus = self.corpus
+        self.clip_ids = [clip.id for clip in corpus.clips]
+        self._clip_index = {name: i for i, name in enumerate(self.clip_ids)}
+        split_of = {clip.id: clip.split for clip in corpus.clips}
+        texts = {split: self._texts(split, split_of) for split in ("train", "val", "test")}
+        if self._trained is not None:
+            self._restore(self._trained, stage)
+        else:
+            self._fit_vocabulary(texts["train"])
+        self._check_answers(texts, stage)
+        for split in ("train", "val", "test"):
+            self._items[split] = self._build_items(texts[split])
+        self._check_splits(stage)
+
+    def _texts(self, split: str, split_of: dict[str, str]) -> list[Question] | list[Caption]:
+        if self.task == "retrieval":
+            # Extra sentences teach, but are never asked.
+            return [c for c in self.corpus.captions if split_of[c.clip] == split and (split == "train" or not c.extra)]
+        wants_options = self.task == "multiple_choice"
+        return [q for q in self.corpus.questions if split_of[q.clip] == split and bool(q.options) == wants_options]
+
+    def training_sentences(self) -> list[str]:
+        """Every sentence of the training clips, whatever the task: the vocabulary and word vectors stand on them."""
+        train = {clip.id for clip in self.corpus.clips if clip.split == "train"}
+        sentences = [c.text for c in self.corpus.captions if c.clip in train]
+        for question in self.corpus.questions:
+            if question.clip in train:
+                sentences.append(" ".join([question.text, *question.options]) if question.options else question.text)
+        return sentences
+
+    def _fit_vocabulary(self, train: Sequence[Question] | Sequence[Caption]) -> None:
+        self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
+        answers = [q.answer for q in train if isinstance(q, Question)] if self.task == "open_ended" else []
+        self.answers = AnswerList.build(answers, self.max_answers)
+        self.kinds = sorted({q.type for q in train if isinstance(q, Question)}) or [""]
+
+    def _restore(self, meta: dict[str, Any], stage: str | None) -> None:
+        if meta["task"] != self.task:
+            raise UserError(
+                f"the checkpoint was trained for task '{meta['task']}', data.task is '{self.task}'; use the same"
+            )
+        shape = tuple(meta["frame_shape"])
+        if shape != tuple(self.corpus.frames.frame_shape):
+            raise UserError(
+                f"the frames of this data have shape {tuple(self.corpus.frames.frame_shape)}, the checkpoint was trained on "
+                f"{shape}; extract features with the same encoder (data.features)"
+            )
+        self.vocabulary = Vocabulary.from_json(meta["vocabulary"])
+        self.answers = AnswerList.from_json(meta["answers"])
+        self.kinds = list(meta["kinds"])
+
+    def _check_answers(self, texts: dict[str, Any], stage: str | None) -> None:
+        if self.task != "open_ended":
+            return
+        if self._trained is None and texts["train"]:
+            self.answers.check_coverage([q.answer for q in texts["train"]])
+        elif self._trained is not None and stage == "test":
+            warning = self.answers.coverage_warning([q.answer for q in texts["test"]])
+            if warning:
+                L.pytorch.utilities.rank_zero_warn(warning)
+
+    def _check_splits(self, stage: str | None) -> None:
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}.get(
+            stage or "", ()
+        )
+        for split in needed:
+            if not self._items[split].by_clip:
+                what = "captions" if self.task == "retrieval" else f"{self.task.replace('_', '-')} questions"
+                raise UserError(
+                    f"split '{split}' has no clip with {what}; check the clip list and the annotation files"
+                )
+
+    def _build_items(self, texts: Sequence[Question] | Sequence[Caption]) -> Items:
+        kind_of = {name: i for i, name in enumerate(self.kinds)}
+        rows: list[list[list[int]]] = []
+        answer = np.zeros(len(texts), np.int64)
+        kind = np.zeros(len(texts), np.int64)
+        by_clip: dict[int, list[int]] = defaultdict(list)
+        for i, text in enumerate(texts):
+            by_clip[self._clip_index[text.clip]].append(i)
+            if isinstance(text, Caption):
+                rows.append([self._encode(text.text)])
+                continue
+            kind[i] = kind_of.get(text.type, 0)
+            if text.options:
+                rows.append([self._encode(f"{text.text} {option}") for option in text.options])
+                answer[i] = text.correct
+            else:
+                rows.append([self._encode(text.text)])
+                answer[i] = self.answers.index(text.answer)
+        options = max((len(row) for row in rows), default=1)
+        tokens = np.zeros((len(rows), options, self.batch.max_words), np.int32)
+        for i, row in enumerate(rows):
+            for o, words in enumerate(row):
+                tokens[i, o, : len(words)] = words
+        extra = np.array([isinstance(text, Caption) and text.extra for text in texts], bool)
+        return Items(tokens, answer, kind, extra, {c: np.array(v, np.int64) for c, v in by_clip.items()})
+
+    def _encode(self, text: str) -> list[int]:
+        return self.vocabulary.encode(text, self.batch.max_words)
+
+    # -- loaders -------------------------------------------------------------------------------------------------
+
+    def items(self, split: str) -> Items:
+        """The text items of a split."""
+        return self._items[split]
+
+    def texts(self, split: str) -> list[Question] | list[Caption]:
+        """The questions or captions behind the items of a split, in the order of their indices."""
+        return self._texts(split, {clip.id: clip.split for clip in self.corpus.clips})
+
+    def feature_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation ``[D]`` of the frame features of the training clips."""
+        source = self.corpus.frames
+        count, total, square = 0, 0.0, 0.0
+        for clip in self.corpus.clips:
+            if clip.split == "train":
+                frames = source.frames(clip.id).astype(np.float64)
+                count, total, square = count + len(frames), total + frames.sum(0), square + np.square(frames).sum(0)
+        if not count:
+            raise UserError("split 'train' has no clips; check the clip list")
+        mean = np.asarray(total) / count
+        variance = np.asarray(square) / count - np.square(mean)
+        return mean, np.sqrt(np.maximum(variance, 0)) + 1e-3
+
+    def caption_pairs(self, split: str = "train") -> tuple[np.ndarray, list[str]]:
+        """Mean frame features ``[n, D]`` of the clips of a split that have a caption, and those captions."""
+        own: dict[str, list[str]] = defaultdict(list)
+        for caption in self.corpus.captions:
+            if not caption.extra:
+                own[caption.clip].append(caption.text)
+        clips = [clip for clip in self.corpus.clips if clip.split == split and clip.id in own]
+        if not clips:
+            return np.zeros((0, 0)), []
+        return _mean_features(self.corpus.frames, clips).astype(np.float64), [" ".join(own[clip.id]) for clip in clips]
+
+    def encode_once(self, encode: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        """Hand out features instead of pixels from now on, each frame encoded once; ``None`` goes back to pixels.
+
+        For a training whose frame encoder is frozen: encoding again in every epoch would be most of its cost.
+        """
+        self._frame_encoder = encode
+        self._encoded = {}
+
+    def _timelines(self, group: str) -> dict[int, np.ndarray]:
+        rows = self.corpus.devices.timelines.get(group, {})
+        return {d: np.array([self._clip_index[c] for c in clips], np.int64) for d, clips in rows.items() if clips}
+
+    def _module_wants(self, what: str, default: bool) -> bool:
+        module = getattr(self.trainer, "lightning_module", None) if self.trainer else None
+        return bool(getattr(module, what, default))
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
+        def gather(source: FrameSource) -> FrameGatherer:
+            if self._frame_encoder is not None:
+                if id(source) not in self._encoded:
+                    self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
+                source = self._encoded[id(source)]
+            return FrameGatherer(source, self.clip_ids, self.batch.max_frames)
+
+        clean = gather(self.corpus.clean) if with_clean and self.corpus.clean is not None else None
+        return Collator(self._items[split], gather(self.corpus.frames), clean, self.batch, with_context)
+
+    def train_dataloader(self) -> TrainBatches:
+        """Training batches; the context and the clean twins are gathered only for a module that wants them."""
+        collate = self._collator(
+            "train", self._module_wants("needs_context", True), self._module_wants("needs_clean", False)
+        )
+        # The seed that Lightning was given; the order then differs between seeds, the devices do not.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return TrainBatches(self._timelines("train"), collate, self.batch, seed, *self._ranks())
+
+    def eval_batches(self, group: str, with_context: bool = True, with_foreign: bool = False) -> EvalBatches:
+        """Evaluation batches of one group of the device table."""
+        split = {"train": "train", "val": "val"}.get(group, "test")
+        history = self._timelines("train") if group == "test_seen" else None
+        collate = self._collator(split, with_context, False)
+        return EvalBatches(
+            self._timelines(group), history, collate, self.batch, with_foreign and with_context, *self._ranks()
+        )
+
+    def val_dataloader(self) -> EvalBatches:
+        """Unseen validation devices."""
+        return self.eval_batches("val", self._module_wants("needs_context", True))
+
+    @property
+    def test_groups(self) -> list[str]:
+        """Groups that :meth:`test_dataloader` returns, in order."""
+        asked = self._items["test"].by_clip
+        return [
+            group
+            for group in ("test_unseen", "test_seen")
+            if any(c in asked for clips in self._timelines(group).values() for c in clips)
+        ]
+
+    def test_dataloader(self) -> list[EvalBatches]:
+        """Unseen devices, then seen devices with new clips, where both exist."""
+        wants = self._module_wants("needs_context", True)
+        return [self.eval_batches(group, wants, with_foreign=True) for group in self.test_groups]
+
+    def predict_dataloader(self) -> EvalBatches:
+        """The unseen test devices: all of them, or the one that ``predict_device`` names.
+
+        Raises:
+            UserError: If there is no such device.
+        """
+        loader = self.eval_batches("test_unseen", self._module_wants("needs_context", True))
+        if self.predict_device is not None:
+            loader.keep_device(self._find_device(self.predict_device))
+        return loader
+
+    def _find_device(self, name: str) -> int:
+        names = {device.id: i for i, device in enumerate(self.device_table.devices)}
+        present = [device for device, i in names.items() if i in self._timelines("test_unseen")]
+        if name not in present:
+            close = difflib.get_close_matches(name, present, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it holds {', '.join(present[:5])} ..."
+            raise UserError(f"--device {name}: the device table has no unseen test device of that name; {hint}")
+        return names[name]
+
+
+class PersonalClipsData(DeviceData):
+    """The embedded default data: rendered clips of devices that differ by camera, by what they film and by what they mean.
+
+    Args:
+        clips: Settings of the generator.
+        cache_dir: Where rendered clips are kept; ``None`` means ``outputs/cache``.
+        task: See :class:`DeviceData`, as all further arguments.
+    """
+
+    def __init__(
+        self,
+        clips: PersonalClipsConfig = PersonalClipsConfig(),
+        cache_dir: str | None = None,
+        task: Task = "open_ended",
+        batch: BatchShape = BatchShape(),
+        max_answers: int = 1000,
+        min_count: int = 1,
+        max_vocabulary: int = 20_000,
+    ) -> None:
+        super().__init__(task, batch, max_answers, min_count, max_vocabulary)
+        self.clips = clips
+        self.cache_dir = Path(cache_dir or "outputs/cache")
+
+    def build_corpus(self) -> Corpus:
+        """Render the clips, or load them from the cache."""
+        return personal_clips.generate(self.clips, self.cache_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """One annotation file (or folder of files) of a video data set.
+
+    Attributes:
+        layout: Name of its public layout (``lit_mmpg.data.readers``).
+        path: File or folder, relative to the root.
+    """
+
+    layout: str
+    path: str
+
+
+class VideoData(DeviceData):
+    """Video data of the user: a clip list, frame features and annotations in public layouts.
+
+    Args:
+        root: Folder of the data set.
+        features: Frame features, relative to the root: HDF5 or a folder of ``.npy``.
+        clips: CSV with the columns ``video`` and ``split``, relative to the root; where it is missing from the layout,
+            the annotation files decide the splits.
+        questions: Questions.
+        captions: Captions; more than one file may be given.
+        dealing: How clips are dealt to devices.
+        drop_missing: Leave out clips without features instead of stopping.
+        task: See :class:`DeviceData`, as all further arguments.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        features: str,
+        clips: str | None = None,
+        questions: list[Annotation] | None = None,
+        captions: list[Annotation] | None = None,
+        dealing: Dealing = Dealing(),
+        drop_missing: bool = False,
+        task: Task = "open_ended",
+        batch: BatchShape = BatchShape(),
+        max_answers: int = 1000,
+        min_count: int = 2,
+        max_vocabulary: int = 20_000,
+    ) -> None:
+        super().__init__(task, batch, max_answers, min_count, max_vocabulary)
+        self.root, self.features, self.clip_list = Path(os.path.expanduser(root)), features, clips
+        self.questions, self.captions = questions or [], captions or []
+        self.dealing, self.drop_missing = dealing, drop_missing
+
+    def build_corpus(self) -> Corpus:
+        """Read the files, check that they fit together and deal the clips."""
+        readers.require_path(self.root, "data.root")
+        source = open_features(self.root / self.features)
+        questions, aliases = self._read_questions()
+        captions = [c for a in self.captions for c in readers.read_captions(a.layout, self.root / a.path)]
+        if self.clip_list:
+            clips = readers.read_clips(self.root / self.clip_list)
+        else:
+            clips = readers.clips_of_questions(questions)
+        known = set(source.ids()) | ({clip.id for clip in clips} if self.clip_list else set())
+        clips = readers.resolve_ids(clips, known, aliases)
+        names = {clip.id for clip in clips}
+        asked = readers.resolve_ids([q for split in questions.values() for q in split], names | known, aliases)
+        told = readers.resolve_ids(captions, names | known, aliases)
+        asked, told = self._in_list(asked, names), self._in_list(told, names)
+        kept = check_coverage([clip.id for clip in clips], source, self.drop_missing)
+        clips = [clip for clip in clips if clip.id in kept]
+        table = deal(clips, self._recipe(), lambda: _mean_features(source, clips))
+        paths = [self.root / self.features, *(self.root / a.path for a in [*self.questions, *self.captions])]
+        if self.clip_list:
+            paths.append(self.root / self.clip_list)
+        return Corpus(
+            clips=clips,
+            frames=source,
+            questions=[q for q in asked if q.clip in kept],
+            captions=[c for c in told if c.clip in kept],
+            devices=table,
+            fingerprint=readers.fingerprint_files(paths),
+        )
+
+    def _read_questions(self) -> tuple[dict[str, list[Question]], dict[str, str]]:
+        questions: dict[str, list[Question]] = defaultdict(list)
+        aliases: dict[str, str] = {}
+        for annotation in self.questions:
+            path = self.root / annotation.path
+            for split, found in readers.read_questions(annotation.layout, path).items():
+                questions[split] += found
+            aliases |= readers.read_aliases(annotation.layout, path)
+        return questions, aliases
+
+    def _recipe(self) -> Dealing:
+        """The recipe as trained, where a checkpoint gave one."""
+        return Dealing(**self._trained["recipe"]) if self._trained else self.dealing
+
+
+def _mean_features(source: FrameSource, clips: Sequence[Clip]) -> np.ndarray:
+    return np.stack([source.frames(clip.id).astype(np.float32).mean(0) for clip in clips])

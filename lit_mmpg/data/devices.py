@@ -1,0 +1,191 @@
+"""Dealing: which device holds which clip.
+
+Clips are dealt by a column of the clip list, by clusters of their features, or by a Dirichlet mixture over either. Every
+clip of a split is dealt to exactly one device of each group, so no clip is lost and none counts twice in a group.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lit_mmpg.data.corpus import Device, DeviceTable
+from lit_mmpg.data.records import SPLITS, Clip
+from lit_mmpg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """Recipe of a device table.
+
+    Attributes:
+        kind: ``column``: one device per value of ``column``, some values held out as unseen devices. ``clusters``: the
+            same with k-means clusters of the clips' mean features as values. ``dirichlet``: each device draws a mixture
+            over the values of ``column`` (or over clusters, where ``column`` is ``clusters``).
+        column: Column of the clip list. Clips with a blank value are dealt evenly.
+        clusters: Number of clusters.
+        concentration: Concentration of the Dirichlet mixtures: small values make devices one-sided.
+        train_devices: Number of training devices (``dirichlet``).
+        val_devices: Number of unseen validation devices (``dirichlet``).
+        test_devices: Number of unseen test devices (``dirichlet``).
+        unseen_share: Share of the values held out for validation, and again for test (``column``, ``clusters``).
+        seed: Seed of the dealing, apart from the seed of the training.
+    """
+
+    kind: Literal["column", "clusters", "dirichlet"] = "dirichlet"
+    column: str = "category"
+    clusters: int = 20
+    concentration: float = 0.3
+    train_devices: int = 64
+    val_devices: int = 16
+    test_devices: int = 24
+    unseen_share: float = 0.2
+    seed: int = 0
+
+
+def cluster_values(features: np.ndarray, fit: np.ndarray, clusters: int, seed: int) -> list[str]:
+    """Name of the k-means cluster of each clip.
+
+    Args:
+        features: ``[clips, D]`` mean frame features.
+        fit: ``[clips]`` bool, the clips on which the clusters are fitted (training clips only).
+        clusters: Number of clusters.
+        seed: Seed of k-means.
+
+    Returns:
+        ``cluster00`` ... per clip.
+    """
+    from sklearn.cluster import KMeans
+
+    count = min(clusters, int(fit.sum()))
+    model = KMeans(count, n_init=3, random_state=seed).fit(features[fit].astype(np.float32))
+    return [f"cluster{label:02d}" for label in model.predict(features.astype(np.float32))]
+
+
+def _values(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]) -> list[str]:
+    if dealing.kind == "clusters" or dealing.column == "clusters":
+        train = np.array([clip.split == "train" for clip in clips])
+        fit = train if train.any() else np.ones(len(clips), bool)
+        return cluster_values(mean_features(), fit, dealing.clusters, dealing.seed)
+    known = sorted({name for clip in clips for name in clip.columns})
+    if dealing.column not in known:
+        raise UserError(
+            f"data.dealing.column: the clip list has no column '{dealing.column}' (it has {', '.join(known) or 'none'}); "
+            "name one of them, or deal by 'clusters'"
+        )
+    return [clip.columns.get(dealing.column, "") for clip in clips]
+
+
+def _draw(rng: np.random.Generator, weights: np.ndarray) -> int:
+    return int(rng.choice(len(weights), p=weights / weights.sum()))
+
+
+def _describe(mixture: np.ndarray, values: Sequence[str]) -> dict[str, str]:
+    top = [i for i in np.argsort(-mixture)[:3] if mixture[i] >= 0.05]
+    return {"mixture": ", ".join(f"{values[i]} {mixture[i]:.0%}" for i in top) or "even"}
+
+
+def _deal_dirichlet(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing, splits: set[str]) -> DeviceTable:
+    names = sorted(set(values) - {""})
+    column = {name: i for i, name in enumerate(names)}
+    groups = [
+        ("train", "train", "train", dealing.train_devices),
+        ("val", "val", "val", dealing.val_devices),
+        ("test_unseen", "test", "test", dealing.test_devices),
+    ]
+    devices: list[Device] = []
+    mixtures: dict[str, np.ndarray] = {}
+    first: dict[str, int] = {}
+    for group, split, prefix, count in groups:
+        if split not in splits:
+            continue
+        # Each group has its own stream, so that the number of training devices does not change the test devices.
+        rng = np.random.default_rng([dealing.seed, zlib.crc32(group.encode())])
+        mixtures[group] = rng.dirichlet(np.full(max(len(names), 1), dealing.concentration), size=count)
+        first[group] = len(devices)
+        devices += [Device(f"{prefix}{i:03d}", _describe(m, names)) for i, m in enumerate(mixtures[group])]
+    if "train" in mixtures and "test" in splits:
+        mixtures["test_seen"], first["test_seen"] = mixtures["train"], first["train"]
+    split_of = {"train": "train", "val": "val", "test_seen": "test", "test_unseen": "test"}
+    timelines: dict[str, dict[int, tuple[str, ...]]] = {}
+    for group, mixture in mixtures.items():
+        rng = np.random.default_rng([dealing.seed, 1, zlib.crc32(group.encode())])
+        rows: dict[int, list[str]] = defaultdict(list)
+        for clip, value in zip(clips, values, strict=True):
+            if clip.split != split_of[group]:
+                continue
+            weights = mixture[:, column[value]] + 1e-9 if value in column else np.ones(len(mixture))
+            rows[first[group] + _draw(rng, weights)].append(clip.id)
+        # The timeline's order must not follow the clip list, whose order may say something about the content.
+        timelines[group] = {d: tuple(rng.permutation(rows[d]).tolist()) for d in sorted(rows)}
+    return DeviceTable(tuple(devices), timelines, {})
+
+
+def _deal_column(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing, splits: set[str]) -> DeviceTable:
+    names = sorted(set(values) - {""})
+    if splits == {"test"}:
+        held = {"test": names, "val": [], "train": []}
+    else:
+        order = np.random.default_rng([dealing.seed, 2]).permutation(len(names))
+        share = max(1, round(dealing.unseen_share * len(names)))
+        if len(names) < 2 * share + 1:
+            raise UserError(
+                f"data.dealing: {len(names)} values of '{dealing.column}' are too few to hold out {share} for validation "
+                f"and {share} for test; lower data.dealing.unseen_share or deal by 'dirichlet'"
+            )
+        held = {
+            "val": [names[i] for i in order[:share]],
+            "test": [names[i] for i in order[share : 2 * share]],
+            "train": [names[i] for i in order[2 * share :]],
+        }
+    devices = tuple(Device(name, {"value": name}) for part in ("train", "val", "test") for name in sorted(held[part]))
+    index = {device.id: i for i, device in enumerate(devices)}
+    plan = [
+        ("train", "train", "train"),
+        ("val", "val", "val"),
+        ("test_seen", "test", "train"),
+        ("test_unseen", "test", "test"),
+    ]
+    timelines: dict[str, dict[int, tuple[str, ...]]] = {}
+    for group, split, owner in plan:
+        owners = sorted(held[owner])
+        if not owners or split not in splits:
+            continue
+        rng = np.random.default_rng([dealing.seed, 3, zlib.crc32(group.encode())])
+        rows: dict[int, list[str]] = defaultdict(list)
+        for clip, value in zip(clips, values, strict=True):
+            if clip.split != split:
+                continue
+            if value in owners:
+                rows[index[value]].append(clip.id)
+            elif value == "":
+                rows[index[owners[int(rng.integers(len(owners)))]]].append(clip.id)
+        timelines[group] = {d: tuple(rng.permutation(rows[d]).tolist()) for d in sorted(rows)}
+    return DeviceTable(devices, timelines, {})
+
+
+def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]) -> DeviceTable:
+    """Deal clips to devices.
+
+    Args:
+        clips: All clips.
+        dealing: The recipe.
+        mean_features: Returns ``[clips, D]`` mean frame features; called only where clusters are needed.
+
+    Returns:
+        The device table, with the recipe inside. The same clips and recipe always give the same table.
+
+    Raises:
+        UserError: If the column does not exist, or too few values are left to hold some out.
+    """
+    splits = {clip.split for clip in clips} & set(SPLITS)
+    values = _values(clips, dealing, mean_features)
+    dealer = _deal_dirichlet if dealing.kind == "dirichlet" else _deal_column
+    table = dealer(clips, values, dealing, splits)
+    recipe: dict[str, Any] = asdict(dealing)
+    return DeviceTable(table.devices, table.timelines, recipe)

@@ -1,0 +1,41 @@
+"""The list of clips: a table ``video, split`` with any further columns, which devices can be dealt by.
+
+MSR-VTT's own JSON is read too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_mmpg.data.readers.files import read_rows, require_path
+from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_clips
+from lit_mmpg.data.records import SPLITS, Clip
+from lit_mmpg.errors import UserError
+
+
+def read_clips(path: str | Path) -> list[Clip]:
+    """All clips, in the order of the file; further columns (``category``, ``num_frames``, ...) are kept as text.
+
+    Args:
+        path: A CSV file, or the JSON (file or folder) of the layout ``msrvtt_captions``.
+
+    Raises:
+        UserError: If the file is missing or malformed, a split is unknown, a clip occurs twice, or none is listed.
+    """
+    path = require_path(path, "clip list")
+    if path.is_dir() or path.suffix == ".json":
+        listed = read_msrvtt_clips(path)
+        if not listed:
+            raise UserError(f"{path}: 'videos' lists no clips")
+        return listed
+    clips: dict[str, Clip] = {}
+    for line, row in read_rows(path, ("video", "split")):
+        video, split = row.pop("video"), row.pop("split")
+        if split not in SPLITS:
+            raise UserError(f"{path}, line {line}: split '{split}' is unknown; one of {', '.join(SPLITS)} is needed")
+        if video in clips:
+            raise UserError(f"{path}, line {line}: video '{video}' is listed a second time; delete one of the lines")
+        clips[video] = Clip(video, split, row)
+    if not clips:
+        raise UserError(f"{path}: no clips listed below the header")
+    return list(clips.values())

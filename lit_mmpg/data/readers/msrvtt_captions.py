@@ -1,0 +1,50 @@
+"""Layout ``msrvtt_captions``: the JSON of MSR-VTT (Xu et al., CVPR 2016).
+
+``videos`` lists ``video_id, category, url, "start time", "end time", split, id`` with the splits ``train``,
+``validate`` and ``test``; ``sentences`` lists ``video_id, caption, sen_id``. The release is either one file or a
+folder with ``train_val_videodatainfo.json`` and ``test_videodatainfo.json``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_mmpg.data.readers.files import json_entries, read_json, require_path, split_files
+from lit_mmpg.data.records import SPLITS, Caption, Clip
+from lit_mmpg.errors import UserError
+
+FILES = {"train and val": "train_val_videodatainfo.json", "test": "test_videodatainfo.json"}
+SPLIT_NAMES = {"validate": "val"}
+
+
+def read_msrvtt_captions(path: Path) -> list[Caption]:
+    """All sentences, in the order of the file."""
+    return [
+        Caption(str(entry["video_id"]), str(entry["caption"]).strip())
+        for file, content in _contents(path)
+        for _, entry in json_entries(file, content.get("sentences"), ("video_id", "caption"), "sentences")
+    ]
+
+
+def read_msrvtt_clips(path: Path) -> list[Clip]:
+    """All videos with their split; ``category`` (a number) becomes a column where it is given."""
+    clips = []
+    for file, content in _contents(path):
+        for number, entry in json_entries(file, content.get("videos"), ("video_id", "split"), "videos"):
+            split = SPLIT_NAMES.get(str(entry["split"]), str(entry["split"]))
+            if split not in SPLITS:
+                raise UserError(f"{file}, 'videos', entry {number}: split '{split}' is unknown (train, validate, test)")
+            columns = {"category": str(entry["category"])} if "category" in entry else {}
+            clips.append(Clip(str(entry["video_id"]), split, columns))
+    return clips
+
+
+def _contents(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    path = require_path(path, "layout msrvtt_captions")
+    files = [path] if path.is_file() else list(split_files(path, FILES, "layout msrvtt_captions").values())
+    contents = [(file, read_json(file)) for file in files]
+    for file, content in contents:
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: an object with 'videos' and 'sentences' is needed")
+    return contents

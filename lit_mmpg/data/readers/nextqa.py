@@ -1,0 +1,52 @@
+"""Layouts ``nextqa_mc`` and ``nextqa_oe``: folders with ``{train,val,test}.csv`` (Xiao et al., CVPR 2021).
+
+Both have ``video, frame_count, width, height, question, answer, qid, type``; multiple choice adds ``a0`` to ``a4``,
+and its ``answer`` is the index of the correct one. A ``qid`` counts within its video, so a question's id is
+``video_qid``, as in the benchmark's own result files. Further reference answers, which some releases of the
+open-ended test have, are not read: a question has one answer here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_mmpg.data.readers.files import read_rows, split_files
+from lit_mmpg.data.readers.options import choice_question
+from lit_mmpg.data.records import SPLITS, Question
+
+COLUMNS = ("video", "question", "answer", "qid", "type")
+OPTION_COLUMNS = ("a0", "a1", "a2", "a3", "a4")
+
+
+def read_nextqa_mc(path: Path) -> dict[str, list[Question]]:
+    """Multiple-choice questions of each split file that exists."""
+    return {
+        split: [
+            choice_question(
+                file,
+                line,
+                row,
+                OPTION_COLUMNS,
+                clip=row["video"],
+                question_id=f"{row['video']}_{row['qid']}",
+                type_name=row["type"],
+            )
+            for line, row in read_rows(file, (*COLUMNS, *OPTION_COLUMNS))
+        ]
+        for split, file in _files(path, "nextqa_mc").items()
+    }
+
+
+def read_nextqa_oe(path: Path) -> dict[str, list[Question]]:
+    """Open-ended questions of each split file that exists."""
+    return {
+        split: [
+            Question(row["video"], row["question"], row["answer"], f"{row['video']}_{row['qid']}", row["type"])
+            for _, row in read_rows(file, COLUMNS)
+        ]
+        for split, file in _files(path, "nextqa_oe").items()
+    }
+
+
+def _files(path: Path, layout: str) -> dict[str, Path]:
+    return split_files(path, {s: f"{s}.csv" for s in SPLITS}, f"layout {layout}")

@@ -1,0 +1,85 @@
+"""Layouts ``tgif_qa_{action,transition,frameqa,count}``: a folder with ``{Train,Test}_{task}_question.csv``.
+
+The files are tab-separated (Jang et al., CVPR 2017).
+
+Action and transition are multiple choice: ``gif_name, question, a1 .. a5, answer, vid_id, key``, where ``answer``
+counts the options from 0. Count has ``gif_name, question, answer, vid_id, key``; frameqa adds ``type`` (0 object,
+1 number, 2 colour, 3 location) and ``description``. A clip's name is ``gif_name``; feature files often use ``key``,
+which is therefore its alias. The id of a question is ``vid_id``.
+
+There is no validation file. A tenth of the training GIFs, chosen by a hash of their names and hence the same on
+every machine and for every task, becomes ``val`` (a choice of ours: the benchmark leaves it open).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from lit_mmpg.data.readers.files import read_rows, split_files
+from lit_mmpg.data.readers.options import choice_question
+from lit_mmpg.data.records import Question
+
+TASKS = ("action", "transition", "frameqa", "count")
+OPTION_COLUMNS = ("a1", "a2", "a3", "a4", "a5")
+FRAMEQA_TYPES = {"0": "object", "1": "number", "2": "color", "3": "location"}
+VALIDATION_ONE_IN = 10
+
+
+def reader(task: str) -> Callable[[Path], dict[str, list[Question]]]:
+    """The reader of one task."""
+
+    def read(path: Path) -> dict[str, list[Question]]:
+        result: dict[str, list[Question]] = {}
+        for part, file in _files(path, task).items():
+            for question in _questions(file, task):
+                split = "val" if part == "train" and is_validation(question.clip) else part
+                result.setdefault(split, []).append(question)
+            result.setdefault(part, [])
+        return result
+
+    return read
+
+
+def aliases_reader(task: str) -> Callable[[Path], dict[str, str]]:
+    """The reader of one task's second names: ``gif_name`` -> ``key``."""
+
+    def read(path: Path) -> dict[str, str]:
+        files = _files(path, task).values()
+        rows = (row for file in files for _, row in read_rows(file, ("gif_name",), delimiter="\t"))
+        return {row["gif_name"]: row["key"] for row in rows if row.get("key")}
+
+    return read
+
+
+def is_validation(gif_name: str) -> bool:
+    """Whether a training GIF is held out for validation."""
+    return int.from_bytes(hashlib.sha256(gif_name.encode()).digest()[:8], "big") % VALIDATION_ONE_IN == 0
+
+
+def _files(path: Path, task: str) -> dict[str, Path]:
+    names = {split: f"{split.capitalize()}_{task}_question.csv" for split in ("train", "test")}
+    return split_files(path, names, f"layout tgif_qa_{task}")
+
+
+def _questions(file: Path, task: str) -> list[Question]:
+    columns = ("gif_name", "question", "answer", "vid_id")
+    if task in ("action", "transition"):
+        return [
+            choice_question(
+                file, line, row, OPTION_COLUMNS, clip=row["gif_name"], question_id=row["vid_id"], type_name=task
+            )
+            for line, row in read_rows(file, (*columns, *OPTION_COLUMNS), delimiter="\t")
+        ]
+    required = (*columns, "type") if task == "frameqa" else columns
+    return [
+        Question(
+            row["gif_name"],
+            row["question"],
+            row["answer"],
+            row["vid_id"],
+            FRAMEQA_TYPES.get(row["type"], row["type"]) if task == "frameqa" else task,
+        )
+        for _, row in read_rows(file, required, delimiter="\t")
+    ]

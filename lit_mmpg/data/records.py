@@ -1,0 +1,84 @@
+"""What a data set is made of, whatever its layout on disk: clips, questions and captions.
+
+No torch here: readers, dealing and the ideal observer work on these plain records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video clip.
+
+    Attributes:
+        id: Name of the clip; unique in its data set and the key into the frame source.
+        split: ``train``, ``val`` or ``test``.
+        columns: Further columns of the clip list (for example ``category``), as text; blank when unknown.
+    """
+
+    id: str
+    split: str
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one clip.
+
+    Attributes:
+        clip: Id of the clip.
+        text: The question.
+        answer: The correct answer, as text; for multiple choice equal to ``options[correct]``.
+        id: Id of the question, unique within its split.
+        type: Question type for the breakdown of metrics; blank when unknown.
+        options: Candidate answers of a multiple-choice question; empty for an open-ended one.
+        correct: Index of the correct option; -1 for an open-ended question.
+    """
+
+    clip: str
+    text: str
+    answer: str
+    id: str
+    type: str = ""
+    options: tuple[str, ...] = ()
+    correct: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence that describes one clip.
+
+    Attributes:
+        clip: Id of the clip.
+        text: The sentence.
+        extra: True for a sentence that may be trained on but is never a retrieval query
+            (for example the description of a single shot).
+    """
+
+    clip: str
+    text: str
+    extra: bool = False
+
+
+class FrameSource(Protocol):
+    """Where the frames of the clips come from: features from a file, or rendered pixels."""
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of one frame: ``(D,)`` for features, ``(3, H, W)`` for uint8 pixels."""
+
+    def ids(self) -> list[str]:
+        """Ids of all clips that have frames."""
+
+    def num_frames(self, clip: str) -> int:
+        """Number of frames T of one clip."""
+
+    def frames(self, clip: str) -> np.ndarray:
+        """All frames of one clip, ``[T, *frame_shape]``; float16/float32 features or uint8 pixels."""

@@ -1,0 +1,162 @@
+"""Evaluation of several methods on several groups of devices: metrics, intervals and result rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_mmpg.batch import Batch
+from lit_mmpg.device.outputs import Outputs
+from lit_mmpg.metrics.accuracy import DeviceAccuracy
+from lit_mmpg.metrics.retrieval import RECALL_AT, RetrievalMetrics, recall_probability
+from lit_mmpg.metrics.statistics import cluster_bootstrap, paired_cluster_bootstrap
+
+PRIMARY = {"open_ended": "accuracy", "multiple_choice": "accuracy", "retrieval": "t2v/mean_log_rank"}
+"""The one metric of each task on which claims stand."""
+
+
+@dataclass(frozen=True)
+class ItemResults:
+    """Results of single items, sorted by (device, item), so that methods can be compared pair by pair.
+
+    Attributes:
+        device: ``[n]`` device index.
+        clip: ``[n]`` clip index.
+        item: ``[n]`` index of the item in its split.
+        values: Metric name -> ``[n]``, whose mean is the metric.
+    """
+
+    device: np.ndarray
+    clip: np.ndarray
+    item: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one adaptation, counted on the serialised messages; 0 for a method that sends nothing."""
+
+    upload_bytes: float = 0.0
+    download_bytes: float = 0.0
+
+
+class Evaluation(nn.Module):
+    """Collects the answers of methods on groups of devices.
+
+    Args:
+        task: The task.
+        groups: Names of the groups of devices.
+        methods: Names of the methods.
+        kinds: Names of the question types.
+        item_clip: ``[items]`` clip index of each item of the split.
+    """
+
+    def __init__(
+        self, task: str, groups: Sequence[str], methods: Sequence[str], kinds: Sequence[str], item_clip: np.ndarray
+    ) -> None:
+        super().__init__()
+        self.task, self.groups, self.methods, self.item_clip = task, list(groups), list(methods), item_clip
+
+        def metric() -> nn.Module:
+            return RetrievalMetrics() if task == "retrieval" else DeviceAccuracy(kinds)
+
+        self.metrics = nn.ModuleList(metric() for _ in self.groups for _ in self.methods)
+
+    def _metric(self, group: str, method: str) -> nn.Module:
+        return self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]
+
+    def update(self, group: str, method: str, batch: Batch, outputs: Outputs) -> None:
+        """Add one batch."""
+        metric = self._metric(group, method)
+        mask = batch.text_mask
+        device = batch.device.unsqueeze(1)
+        if isinstance(metric, DeviceAccuracy):
+            assert outputs.logits is not None
+            correct = outputs.logits.argmax(-1) == batch.answer
+            metric.update(correct[mask], device.expand_as(mask)[mask], batch.kind[mask], batch.item[mask])
+            return
+        assert isinstance(metric, RetrievalMetrics) and outputs.video is not None and outputs.text is not None
+        clip_mask = batch.clip >= 0
+        rows = torch.arange(len(batch), device=mask.device).unsqueeze(1)
+        metric.update(
+            outputs.text[mask],
+            outputs.video[clip_mask],
+            batch.clip[rows, batch.text_clip][mask],
+            batch.clip[clip_mask],
+            device.expand_as(mask)[mask],
+            device.expand_as(clip_mask)[clip_mask],
+            batch.item[mask],
+        )
+
+    def compute(self, group: str, method: str) -> dict[str, float]:
+        """All metrics of one method on one group."""
+        return {name: float(value) for name, value in self._metric(group, method).compute().items()}
+
+    def items(self, group: str, method: str) -> ItemResults:
+        """Results of single items; under several processes all of them have to call this."""
+        metric = self._metric(group, method)
+
+        def array(tensor: Tensor) -> np.ndarray:
+            return tensor.detach().cpu().numpy()
+
+        if isinstance(metric, DeviceAccuracy):
+            answered = metric.items()
+            item = array(answered.item)
+            return ItemResults(
+                array(answered.device),
+                self.item_clip[item],
+                item,
+                {"accuracy": array(answered.correct).astype(np.float64)},
+            )
+        assert isinstance(metric, RetrievalMetrics)
+        ranked = metric.per_query()["t2v"]
+        values = {"t2v/mean_log_rank": array(ranked.rank.log())}
+        values |= {f"t2v/R@{k}": array(recall_probability(ranked.bounds, k)) for k in RECALL_AT}
+        return ItemResults(array(ranked.device), array(ranked.clip), array(ranked.query), values)
+
+    def rows(self, costs: Mapping[str, Cost], baseline: str | None = None) -> list[dict[str, object]]:
+        """Result rows: every metric of every method and group, with an interval over devices where items have values.
+
+        Args:
+            costs: Cost of each method.
+            baseline: Method against which the paired difference of the primary metric is reported.
+
+        Returns:
+            Rows with ``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``.
+        """
+        rows: list[dict[str, object]] = []
+        for group in self.groups:
+            reference = self.items(group, baseline) if baseline else None
+            for method in self.methods:
+                items = self.items(group, method)
+                cost = costs.get(method, Cost())
+
+                def row(metric: str, value: float, low: float | None, high: float | None) -> dict[str, object]:
+                    finite = low is not None and np.isfinite(low)
+                    return {
+                        "method": method,
+                        "split": group,
+                        "metric": metric,
+                        "value": value,
+                        "low": low if finite else None,
+                        "high": high if finite else None,
+                        "seeds": 1,
+                        "upload_bytes": cost.upload_bytes,
+                        "download_bytes": cost.download_bytes,
+                    }
+
+                for name, value in self.compute(group, method).items():
+                    if name in items.values:
+                        interval = cluster_bootstrap(items.values[name], items.device)
+                        rows.append(row(name, value, interval.low, interval.high))
+                    else:
+                        rows.append(row(name, value, None, None))
+                if reference is not None and method != baseline:
+                    name = PRIMARY[self.task]
+                    gain = paired_cluster_bootstrap(items.values[name], reference.values[name], items.device)
+                    rows.append(row(f"{name}_minus_{baseline}", gain.value, gain.low, gain.high))
+        return rows

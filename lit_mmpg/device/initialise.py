@@ -1,0 +1,80 @@
+"""Start values of the device model that come from the training data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from lit_mmpg.data.vocabulary import word_vectors
+from lit_mmpg.device.closed_form import caption_initialisation
+from lit_mmpg.device.encoders import StandardiseFeatures
+from lit_mmpg.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.model import DeviceModel
+
+
+@dataclass(frozen=True)
+class InitialisationConfig:
+    """Where the start values come from.
+
+    Attributes:
+        projection: ``random``, or ``captions``: the frame projection starts as a reduced-rank ridge regression from
+            frame features to the TF-IDF captions of the training clips (features only).
+        words: ``random``; ``ppmi``: word vectors from the co-occurrence of words in the training sentences; or
+            ``captions``: those that belong to the caption ridge (retrieval then starts from the ridge's ranking).
+        ridge_strength: Penalty of the ridge.
+    """
+
+    projection: Literal["random", "captions"] = "random"
+    words: Literal["random", "ppmi", "captions"] = "random"
+    ridge_strength: float = 3e4
+
+
+def _copy(target: torch.Tensor, values: np.ndarray) -> None:
+    target.data.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(target.dtype))
+
+
+def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfig) -> None:
+    """Set feature statistics, frame projection, word vectors and answer prior from the training data.
+
+    Args:
+        model: A fresh device model.
+        data: The data, set up.
+        config: What starts from where.
+
+    Raises:
+        UserError: If captions are asked for and there are none, or frames are pixels.
+    """
+    width = model.config.width
+    if isinstance(model.encoder, StandardiseFeatures):
+        mean, std = data.feature_statistics()
+        _copy(model.encoder.mean, mean)
+        _copy(model.encoder.std, std)
+    if "captions" in (config.projection, config.words):
+        if not isinstance(model.encoder, StandardiseFeatures):
+            raise UserError("model.initialisation: 'captions' needs frame features, this data has pixels; use 'random'")
+        features, captions = data.caption_pairs()
+        if not captions:
+            raise UserError(
+                "model.initialisation: 'captions' needs captions of the training clips (data.captions); use 'random'"
+            )
+        start = caption_initialisation(
+            (features - mean) / std, captions, data.training_sentences(), data.vocabulary, width, config.ridge_strength
+        )
+        if config.projection == "captions":
+            _copy(model.frame_projection.weight, start.weight)
+            _copy(model.frame_projection.bias, start.bias)
+        if config.words == "captions":
+            _copy(model.text_encoder.embedding.weight, start.words)
+    if config.words == "ppmi":
+        vectors = word_vectors(data.training_sentences(), data.vocabulary, width, seed=0)
+        _copy(model.text_encoder.embedding.weight, vectors * np.sqrt(width))
+    if data.task == "open_ended":
+        # From the prior over answers the head need not learn first what is frequent.
+        count = np.bincount(data.items("train").answer + 1, minlength=len(data.answers) + 1)[1:]
+        _copy(model.head.bias, np.log((count + 0.5) / (count.sum() + 0.5 * len(count))))

@@ -1,0 +1,86 @@
+"""Stage 1: the static global device model, trained on the clips of all training devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
+from lit_mmpg.device.initialise import InitialisationConfig, initialise
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig
+from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+
+def random_frames(frames: Frames, count: int) -> Frames:
+    """At most ``count`` random real frames of each clip, in temporal order."""
+    if count >= frames.mask.shape[-1]:
+        return frames
+    score = torch.rand(frames.mask.shape, device=frames.mask.device).masked_fill(~frames.mask, 2.0)
+    index = score.argsort(dim=-1)[..., :count].sort(dim=-1).values
+    mask = frames.mask.gather(-1, index)
+    # Padding sorts between real frames when a clip is short; real frames have to come first.
+    order = (~mask).to(torch.int8).argsort(dim=-1, stable=True)
+    index, mask = index.gather(-1, order), mask.gather(-1, order)
+    tail = frames.values.shape[frames.mask.dim() :]
+    spread = index.reshape(*index.shape, *(1 for _ in tail)).expand(*index.shape, *tail)
+    return Frames(frames.values.gather(frames.mask.dim() - 1, spread), mask)
+
+
+class DeviceModule(AnsweringModule):
+    """Trains the static device model.
+
+    Args:
+        network: Sizes of the device model.
+        optimiser: Optimiser settings.
+        initialisation: Start values that come from the training data.
+        train_frames: Train on this many random frames of each clip (0: on all): cheaper, and augmentation.
+        label_smoothing: Share of the probability spread over all answers (open-ended questions).
+    """
+
+    half = "device"
+
+    def __init__(
+        self,
+        network: DeviceModelConfig = DeviceModelConfig(),
+        optimiser: OptimiserConfig = OptimiserConfig(),
+        initialisation: InitialisationConfig = InitialisationConfig(),
+        train_frames: int = 0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(optimiser, label_smoothing)
+        self.network_config = network
+        self.initialisation, self.train_frames = initialisation, train_frames
+        self.network: DeviceModel
+
+    def build(self, meta: dict[str, Any], data: DeviceData | None) -> None:
+        """Create the device model."""
+        self.network = DeviceModel(shapes_of(meta), self.network_config)
+        if data is not None:
+            initialise(self.network, data, self.initialisation)
+
+    @property
+    def methods(self) -> list[str]:
+        """One method: the static model, or the floor that never sees a frame."""
+        return ["text_only" if self.network_config.blind else "static"]
+
+    def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
+        """Answers of the static model."""
+        return {
+            method: answer_batch(self.network, batch, self.network.encode(batch.frames.values)) for method in methods
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of the task."""
+        if self.train_frames:
+            batch = replace(batch, frames=random_frames(batch.frames, self.train_frames))
+        outputs = answer_batch(self.network, batch, self.network.encode(batch.frames.values))
+        loss = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss

@@ -1,0 +1,236 @@
+"""Codecs: how float arrays become the few bytes that cross the network, and float32 again.
+
+========  ====================================================  ============================================
+name      what is sent for an array ``x``                       error of one value
+========  ====================================================  ============================================
+``fp32``  ``x`` as float32                                      none (float32 input)
+``fp16``  ``x`` as float16                                      <= 2^-11 |x|, or 2^-25 below 2^-14
+``int8``  ``x`` as int8 and ``x:scale`` as float32              <= scale / 2; scale < max |x| / 127 * (1 + 2^-16)
+========  ====================================================  ============================================
+
+``int8`` is symmetric with one scale for each index of one axis ("per channel"). The scale keeps every axis, with length
+1 where it is shared, so an encoded tensor says for itself which axis that is. Encoding what was decoded gives the same
+bytes again with each of the three. Another codec is one :func:`register` call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from lit_mmpg.link.errors import LinkError
+
+PART_SEPARATOR = ":"
+"""Between the name of a tensor and the name of an additional part of it; tensor names may not hold it."""
+
+_INT8_MAX = 127
+_SCALE_BITS = 17  # 127 * scale then fits float32's 24 bits exactly, which makes encode(decode(x)) exact
+_SMALLEST = 2.0**-100  # smaller magnitudes become zero: their scales would be subnormal
+
+
+class Codec(Protocol):
+    """One way to send an array.
+
+    ``encode`` gets a finite float32 array and returns its parts by name; the main part is called ``""``. ``decode``
+    gets parts that nobody has checked, returns float32 in the shape of the original and raises
+    :class:`~lit_mmpg.link.errors.LinkError` for anything that its ``encode`` cannot have made. What it allocates must
+    stay in proportion to the bytes that it was given.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the message header."""
+
+    def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
+        """Parts of ``array``; ``axis`` is as in :func:`encode`. Raises ValueError for values out of range."""
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Float32 array from ``parts``."""
+
+
+def _single(parts: Mapping[str, np.ndarray], dtype: str) -> np.ndarray:
+    if set(parts) != {""}:
+        raise LinkError(f"has parts {sorted(parts)}, expected the values alone")
+    if parts[""].dtype != np.dtype(dtype):
+        raise LinkError(f"has type {parts[''].dtype}, expected {dtype}")
+    return parts[""].astype(np.float32)
+
+
+class Fp32:
+    """Values as they are."""
+
+    name = "fp32"
+
+    def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
+        """See :class:`Codec`."""
+        return {"": array.astype(np.float32)}
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        return _single(parts, "float32")
+
+
+class Fp16:
+    """Values rounded to half precision; magnitudes of 65520 and more are refused."""
+
+    name = "fp16"
+
+    def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
+        """See :class:`Codec`."""
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ValueError(f"largest magnitude {np.abs(array).max():g} does not fit fp16 (65504); use fp32 or int8")
+        return {"": half}
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        return _single(parts, "float16")
+
+
+class Int8:
+    """Symmetric 8-bit integers, -127 to 127, rounded half to even, with float32 scales along one axis."""
+
+    name = "int8"
+
+    def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
+        """See :class:`Codec`."""
+        shared = _shared_axes(array.shape, axis)
+        exact = array.astype(np.float64)
+        largest = np.max(np.abs(exact), axis=shared, keepdims=True, initial=0.0)
+        scale = _round_up(np.where(largest < _SMALLEST, 0.0, largest / _INT8_MAX))
+        if (scale * _INT8_MAX > np.finfo(np.float32).max).any():
+            raise ValueError(f"largest magnitude {largest.max():g} does not fit int8 with float32 scales")
+        values = np.rint(exact / np.where(scale > 0, scale, np.inf))
+        return {"": values.astype(np.int8), "scale": scale.astype(np.float32)}
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        if set(parts) != {"", "scale"}:
+            raise LinkError(f"has parts {sorted(parts)}, expected the values and their scale")
+        values, scale = parts[""], parts["scale"]
+        if values.dtype != np.int8 or scale.dtype != np.float32:
+            raise LinkError(f"has types {values.dtype} and {scale.dtype}, expected int8 and float32")
+        ones = (1,) * values.ndim
+        if scale.shape not in {ones, *((*ones[:i], n, *ones[i + 1 :]) for i, n in enumerate(values.shape))}:
+            raise LinkError(f"has values of shape {values.shape} but scales of shape {scale.shape}")
+        if not np.isfinite(scale).all() or (scale < 0).any():
+            raise LinkError("has a scale that is negative, NaN or infinite")
+        if (values == -128).any():
+            raise LinkError("holds -128, which symmetric int8 does not use")
+        with np.errstate(over="ignore"):
+            return np.asarray(values * scale, dtype=np.float32)
+
+
+def _shared_axes(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """Axes over which one scale is shared: all but the one that has its own scales."""
+    if axis is None:
+        if len(shape) < 2:
+            return tuple(range(len(shape)))
+        axis = shape.index(min(shape))
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"has no axis {axis}, its shape is {shape}")
+    return tuple(i for i in range(len(shape)) if i != axis % len(shape))
+
+
+def _round_up(scale: np.ndarray) -> np.ndarray:
+    """Next number with ``_SCALE_BITS`` significant bits, so that no value divided by its scale exceeds 127."""
+    mantissa, exponent = np.frexp(scale)
+    rounded: np.ndarray = np.ldexp(np.ceil(np.ldexp(mantissa, _SCALE_BITS)), exponent - _SCALE_BITS)
+    return rounded
+
+
+_CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Fp16(), Int8())}
+
+
+def register(codec: Codec) -> None:
+    """Make a codec known by its name.
+
+    Raises:
+        ValueError: If the name is taken by another codec.
+    """
+    if _CODECS.setdefault(codec.name, codec) is not codec:
+        raise ValueError(f"a codec called {codec.name!r} is registered already")
+
+
+def codec_names() -> tuple[str, ...]:
+    """Names of the registered codecs, sorted."""
+    return tuple(sorted(_CODECS))
+
+
+def get_codec(name: str) -> Codec:
+    """The codec of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in _CODECS:
+        raise ValueError(f"unknown codec {name!r}; known: {', '.join(codec_names())}")
+    return _CODECS[name]
+
+
+def encode(codec: str, tensors: Mapping[str, np.ndarray], axis: int | None = None) -> dict[str, np.ndarray]:
+    """Encode named arrays.
+
+    Args:
+        codec: Name of a registered codec.
+        tensors: Floating-point arrays of any shape; names without ``:``.
+        axis: Axis whose indices have a scale each, in every array. None: for each array its shortest axis (the first of
+            equals; the rank of a low-rank factor), and a single scale for vectors and scalars.
+
+    Returns:
+        Encoded arrays, contiguous and ready for safetensors: ``name``, and ``name:part`` for each additional part.
+
+    Raises:
+        ValueError: If the codec is unknown, or an array is not floating point, holds NaN or infinity, or is out of the
+            codec's range.
+    """
+    chosen, encoded = get_codec(codec), {}
+    for name, tensor in tensors.items():
+        if not name or PART_SEPARATOR in name or name == "__metadata__":
+            raise ValueError(f"tensor name {name!r} is empty or reserved")
+        array = np.asarray(tensor)
+        if array.dtype.kind != "f":
+            raise ValueError(f"tensor {name} has type {array.dtype}, expected floating point")
+        with np.errstate(over="ignore"):
+            array = np.array(array, dtype=np.float32, order="C")
+        if not np.isfinite(array).all():
+            raise ValueError(f"tensor {name} holds NaN, infinity or a magnitude beyond float32")
+        try:
+            parts = chosen.encode(array, axis)
+        except ValueError as error:
+            raise ValueError(f"tensor {name}: {error}") from error
+        for part, value in parts.items():
+            encoded[f"{name}{PART_SEPARATOR}{part}" if part else name] = np.asarray(value, order="C")
+    return encoded
+
+
+def decode(codec: str, encoded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverse of :func:`encode`, for arrays that nobody has checked.
+
+    Returns:
+        Float32 arrays by name, in the shapes of the originals.
+
+    Raises:
+        LinkError: If the codec is unknown, a part is missing, unknown, or of a wrong type or shape, or a value decodes
+            to NaN or infinity.
+    """
+    if codec not in _CODECS:
+        raise LinkError(f"unknown codec {codec!r}; known here: {', '.join(codec_names())}")
+    grouped: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in encoded.items():
+        name, separator, part = key.partition(PART_SEPARATOR)
+        if not name or (separator and not part):
+            raise LinkError(f"tensor name {key!r} is malformed")
+        grouped.setdefault(name, {})[part] = value
+    decoded = {}
+    for name, parts in grouped.items():
+        try:
+            decoded[name] = _CODECS[codec].decode(parts)
+        except LinkError as error:
+            raise LinkError(f"tensor {name} ({codec}) {error}") from error
+        if not np.isfinite(decoded[name]).all():
+            raise LinkError(f"tensor {name} ({codec}) holds NaN or infinity")
+    return decoded

@@ -1,0 +1,104 @@
+"""ParameterSpec: the names, shapes and order of the parameters that the cloud generates for a device.
+
+The adaptor, the link, the exported graph, the engines and the fine-tuning baseline all read this one object.
+No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterEntry:
+    """One generated tensor.
+
+    Attributes:
+        name: ``<layer>.<part>``, for example ``frame_projection.u``.
+        shape: Shape for one device, without a batch dimension.
+        dtype: NumPy name of the type in which the device computes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """Ordered description of one device's dynamic parameters."""
+
+    entries: tuple[ParameterEntry, ...]
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.entries]
+        if len(set(names)) != len(names):
+            raise ValueError(f"parameter names repeat: {names}")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[ParameterEntry]:
+        return iter(self.entries)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in order."""
+        return tuple(entry.name for entry in self.entries)
+
+    @property
+    def size(self) -> int:
+        """Total number of values for one device."""
+        return sum(entry.size for entry in self.entries)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data for a manifest or a message header."""
+        return [{"name": e.name, "shape": list(e.shape), "dtype": e.dtype} for e in self.entries]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Mapping[str, Any]]) -> ParameterSpec:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            UserError: If a field is missing or of the wrong kind.
+        """
+        try:
+            return cls(
+                tuple(ParameterEntry(str(d["name"]), tuple(int(n) for n in d["shape"]), str(d["dtype"])) for d in data)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"parameter specification is malformed ({error}); export the bundle again") from error
+
+    def digest(self) -> str:
+        """SHA-256 of the specification, hexadecimal: two halves that disagree on it must not talk."""
+        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+
+    def validate(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Check one device's tensors against the specification.
+
+        Raises:
+            ValueError: If a tensor is missing, unknown, of another shape, or holds NaN or infinity.
+        """
+        if set(tensors) != set(self.names):
+            missing, unknown = set(self.names) - set(tensors), set(tensors) - set(self.names)
+            raise ValueError(f"parameters do not match: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        for entry in self.entries:
+            array = tensors[entry.name]
+            if tuple(array.shape) != entry.shape:
+                raise ValueError(f"parameter {entry.name} has shape {tuple(array.shape)}, expected {entry.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"parameter {entry.name} holds NaN or infinity")

@@ -1,0 +1,1 @@
+"""The verbs fit, validate, test and predict: configuration, checkpoints and Lightning runs."""

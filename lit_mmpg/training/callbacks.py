@@ -1,0 +1,155 @@
+"""Callbacks that every run has, whatever its configuration says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_mmpg.tracking.logger import MLflowLogger
+from lit_mmpg.tracking.store import CHECKPOINTS_TAG, git_commit
+
+
+class ExactResume(Callback):
+    """Lets a resumed run end with the same weights as one that was never interrupted.
+
+    Torch is seeded at each training batch from (seed, batch number, rank), so that the same dropout masks and samples
+    are drawn, and the position in the interrupted epoch is restored where Lightning has missed it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the loader's position; say from which step the run goes on."""
+        loop = trainer.fit_loop
+        # A module that asks for estimated_stepping_batches makes Lightning set up the loader before it has read its
+        # saved position, which it then never uses.
+        if loop._combined_loader_states_to_load and loop._data_fetcher is not None:
+            loop._load_combined_loader_states()
+            iter(loop._data_fetcher)
+        if trainer.global_step and trainer.is_global_zero:
+            print(f"resumed at step {trainer.global_step}", flush=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed."""
+        number = trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + number) * 4_099 + trainer.global_rank)
+
+
+class PlainProgress(Callback):
+    """One line per validation, for output that is not a terminal."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print epoch, step and validation metrics."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        metrics = {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
+        # Only headlines: neither training losses nor the breakdown by kind.
+        values = "  ".join(f"val/{name} {value:.4g}" for name, value in sorted(metrics.items()) if "/" not in name)
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  {values}", flush=True
+        )
+
+
+class RunRecord(Callback):
+    """Writes into the checkpoint and into MLflow what belongs to a run.
+
+    Args:
+        config: Complete configuration of the run.
+        tags: Further tags of the run.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        self.config = dict(config)
+        self.tags = dict(tags)
+        self.text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Record configuration, code, data and devices; the data module is set up by now."""
+        logger = _logger(trainer)
+        if logger is None:
+            return
+        client, run_id = logger.experiment, logger.run_id
+        logger.log_config(self.config)
+        client.log_text(run_id, self.text, "config.yaml")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        tags = dict(self.tags) | {
+            "half": getattr(pl_module, "half", None),
+            "task": data.meta.get("task"),
+            "lit_mmpg.data_fingerprint": data.fingerprint,
+            "mlflow.source.git.commit": git_commit(),
+        }
+        for key, value in tags.items():
+            if value is not None:
+                client.set_tag(run_id, key, value)
+        client.log_text(run_id, json.dumps(data.device_table.to_json(), indent=1), "devices.json")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record where the checkpoints lie, so that an interrupted run is found again, and where it went on."""
+        logger, checkpoints = _logger(trainer), trainer.checkpoint_callback
+        if logger is not None and isinstance(checkpoints, ModelCheckpoint):
+            logger.experiment.set_tag(logger.run_id, CHECKPOINTS_TAG, os.path.abspath(str(checkpoints.dirpath)))
+        if logger is not None and trainer.global_step:
+            logger.experiment.set_tag(logger.run_id, "lit_mmpg.resumed_at_step", str(trainer.global_step))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the configuration and the run into the checkpoint."""
+        logger = _logger(trainer)
+        checkpoint.setdefault("lit_mmpg", {}).update(
+            config=self.text,
+            run_id=logger.run_id if logger else None,
+            tracking_uri=logger.uri if logger else None,
+        )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best checkpoint and the figures with the run."""
+        logger, checkpoints = _logger(trainer), trainer.checkpoint_callback
+        if logger is not None and isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_path:
+            logger.experiment.log_artifact(logger.run_id, checkpoints.best_model_path, "checkpoints")
+        _log_figures(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the rows of the verb validate."""
+        if trainer.state.fn == "validate":
+            _log_results(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the rows of the verb test."""
+        _log_results(trainer, pl_module)
+
+
+def _logger(trainer: Trainer) -> MLflowLogger | None:
+    """MLflow logger of the first process; None in the others and where tracking is off."""
+    if not trainer.is_global_zero:
+        return None
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
+
+
+def _log_results(trainer: Trainer, pl_module: LightningModule) -> None:
+    logger = _logger(trainer)
+    if logger is None:
+        return
+    rows = list(pl_module.result_rows)  # type: ignore[arg-type]
+    logger.experiment.log_text(logger.run_id, json.dumps({"rows": rows}, indent=2), "rows.json")
+    metrics: dict[str, float] = {}
+    for row in rows:
+        name = f"{row['split']}/{row['metric']}/{row['method']}"
+        metrics |= {name: row["value"]} | {f"{name}/{key}": row.get(key) for key in ("low", "high")}
+        metrics |= {f"{key}/{row['method']}": row.get(key) for key in ("upload_bytes", "download_bytes")}
+    logger.log_metrics({name: float(value) for name, value in metrics.items() if value is not None})
+    _log_figures(trainer, pl_module)
+
+
+def _log_figures(trainer: Trainer, pl_module: LightningModule) -> None:
+    logger = _logger(trainer)
+    if logger is None:
+        return
+    for name, figure in pl_module.figures().items():  # type: ignore[operator]
+        logger.experiment.log_figure(logger.run_id, figure, f"figures/{name}.png")

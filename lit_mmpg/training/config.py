@@ -1,0 +1,253 @@
+"""Experiment files: where they are found and how they compose. No torch here, so a wrong path is answered at once.
+
+An experiment file names its groups by files relative to itself, or writes them out, or both::
+
+    data: ../data/personal_clips.yaml
+    trainer: [../trainer/cpu.yaml, {max_epochs: 8}]   # merged from left to right
+
+``${NAME}`` in a value stands for the environment variable NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lit_mmpg
+from lit_mmpg.errors import UserError
+
+GROUPS = ("data", "model", "trainer")
+"""Keys of an experiment file whose value may be a file."""
+
+OPTIONS = {
+    "fit": {
+        "ckpt_path": "checkpoint to go on from; 'last' finds the interrupted run of this same configuration",
+        "device_stage": "configuration of the device half, trained first when the model names no device_ckpt",
+    },
+    "validate": {"ckpt_path": "checkpoint to measure", "output": "JSON file for the rows of the table"},
+    "test": {"ckpt_path": "checkpoint to measure", "output": "JSON file for the rows of the table"},
+    "predict": {
+        "ckpt_path": "checkpoint that answers",
+        "output": "CSV or JSONL file for the answers",
+        "device": "id of the one device to answer for; all unseen devices when not given",
+    },
+}
+"""Options of each verb beside those of the model, the data, the trainer and the tracking."""
+
+ALL_OPTIONS = {option for options in OPTIONS.values() for option in options}
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass
+class Request:
+    """What was asked on the command line.
+
+    Attributes:
+        verb: fit, validate, test or predict.
+        config: The composed configuration files.
+        flags: All other arguments, to be parsed over the configuration.
+        options: Values of the verb's own options, None where not given.
+        name: Name of the configuration: stem of its last file, or the verb.
+    """
+
+    verb: str
+    config: dict[str, Any]
+    flags: list[str]
+    options: dict[str, str | None] = field(default_factory=dict)
+    name: str = ""
+
+    def overridden(self) -> set[str]:
+        """Dotted keys that the flags set, without ``init_args``."""
+        return {_short(flag[2:].split("=", 1)[0].split(".")) for flag in self.flags if flag.startswith("--")}
+
+    def derive(self, path: Path) -> Request:
+        """Request for the device stage: its own file over this one's, with the flags that concern both stages."""
+        inherited = {key: value for key, value in self.config.items() if key != "model"}
+        request = Request("fit", inherited | load_config(path), _without_model(self.flags), name=self.name)
+        request.options = dict.fromkeys(OPTIONS["fit"]) | {"ckpt_path": self.options["ckpt_path"]}
+        return request
+
+    def arguments(self) -> list[str]:
+        """Arguments for the parser: the configuration, then the flags.
+
+        Raises:
+            UserError: If a value needs an environment variable that is not set.
+        """
+        config = _interpolate(self.config, (), self.overridden())
+        return [f"--config={json.dumps(config)}", *self.flags]
+
+
+def read_request(verb: str, argv: Sequence[str]) -> Request:
+    """Split the command line into configuration files, the verb's own options and other flags.
+
+    Raises:
+        UserError: If a file is missing or malformed.
+    """
+    parser = argparse.ArgumentParser(prog=f"lit-mmpg {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    for option in OPTIONS[verb]:
+        parser.add_argument(f"--{option}")
+    try:
+        known, flags = parser.parse_known_args(list(argv))
+    except SystemExit as error:
+        raise UserError(f"an option of 'lit-mmpg {verb}' lacks its value; see lit-mmpg {verb} --help") from error
+    config: dict[str, Any] = {}
+    for name in known.config:
+        config = merge(config, load_config(find_config(name)))
+    options = {option: getattr(known, option) or config.pop(option, None) for option in OPTIONS[verb]}
+    # An experiment file serves every verb: what concerns only another verb is no mistake.
+    config = {key: value for key, value in config.items() if key not in ALL_OPTIONS}
+    name = Path(known.config[-1]).stem if known.config else verb
+    return Request(verb, config, flags, options, name)
+
+
+def shipped_configs() -> Path:
+    """Folder of the configuration files that come with the package, installed or in a checkout."""
+    package = Path(lit_mmpg.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str, folder: Path | None = None) -> Path:
+    """Path of a configuration file.
+
+    Args:
+        name: Path relative to the folder, or ``configs/...`` for a file that comes with the package.
+        folder: Where to look first; the current directory when None.
+
+    Raises:
+        UserError: If there is no such file; names the nearest one.
+    """
+    path = (folder or Path()) / name
+    if path.is_file():
+        return path
+    relative = Path(name)
+    if relative.parts[:1] == ("configs",):
+        shipped = shipped_configs().joinpath(*relative.parts[1:])
+        if shipped.is_file():
+            return shipped
+        if not path.parent.is_dir():
+            path = shipped
+    raise UserError(f"configuration file {name} does not exist{nearest(path)}")
+
+
+def check_checkpoint(name: str) -> None:
+    """Check that a checkpoint file exists.
+
+    Raises:
+        UserError: If there is no such file; names the nearest one.
+    """
+    if not Path(name).is_file():
+        raise UserError(f"checkpoint {name} does not exist{nearest(Path(name))}")
+
+
+def nearest(path: Path) -> str:
+    """Hint with the most similar existing name in the same folder, or the first folder that is missing."""
+    missing = path
+    while missing.parent != missing and not missing.parent.is_dir():
+        missing = missing.parent
+    if not missing.parent.is_dir():
+        return ""
+    names = sorted(entry.name for entry in missing.parent.iterdir())
+    close = get_close_matches(missing.name, names, n=1, cutoff=0.5)
+    return (
+        f"; did you mean {missing.parent / close[0]}?"
+        if close
+        else f" (there is no '{missing.name}' in {missing.parent})"
+    )
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read one configuration file and the group files that it names.
+
+    Raises:
+        UserError: If a file is missing or is not YAML with a mapping at the top.
+    """
+    config = _read_yaml(path)
+    for group in GROUPS:
+        if group in config:
+            config[group] = _compose(config[group], path, group)
+    if config.get("device_stage"):
+        config["device_stage"] = str(find_config(config["device_stage"], path.parent).absolute())
+    return config
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Deep merge in which ``over`` wins; another class_path replaces the whole section."""
+    if "class_path" in over and over["class_path"] != base.get("class_path"):
+        return dict(over)
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _compose(value: Any, path: Path, group: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        return _read_yaml(find_config(value, path.parent))
+    if isinstance(value, list):
+        composed: dict[str, Any] = {}
+        for part in value:
+            composed = merge(composed, _compose(part, path, group))
+        return composed
+    if isinstance(value, dict):
+        return value
+    raise UserError(f"{path}: '{group}' must be a file, a mapping or a list of these, not {value!r}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold a mapping such as 'trainer: ...' at the top")
+    return config
+
+
+def _interpolate(value: Any, key: tuple[str, ...], overridden: set[str]) -> Any:
+    if isinstance(value, dict):
+        # A value that a flag replaces need not be resolvable.
+        return {
+            name: _interpolate(entry, (*key, str(name)), overridden)
+            for name, entry in value.items()
+            if not (isinstance(entry, str) and _short((*key, str(name))) in overridden)
+        }
+    if isinstance(value, list):
+        return [_interpolate(entry, key, overridden) for entry in value]
+    if isinstance(value, str):
+        for variable in _VARIABLE.findall(value):
+            if variable not in os.environ:
+                flag = _short(key)
+                raise UserError(
+                    f"'{flag}' is {value}, but the environment variable {variable} is not set; "
+                    f"set it or pass --{flag} VALUE"
+                )
+        return _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
+    return value
+
+
+def _short(key: Sequence[str]) -> str:
+    return ".".join(part for part in key if part != "init_args")
+
+
+def _without_model(flags: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    dropping = False
+    for flag in flags:
+        if flag.startswith("--"):
+            dropping = flag.split("=", 1)[0].split(".")[0] == "--model"
+        if not dropping:
+            kept.append(flag)
+    return kept

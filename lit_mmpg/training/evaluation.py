@@ -1,0 +1,120 @@
+"""Measuring a checkpoint, and answering with it: what is not said on the command line comes from the checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.errors import UserError
+from lit_mmpg.report import print_rows, write_rows
+from lit_mmpg.tracking.logger import flatten
+from lit_mmpg.tracking.store import find_run, open_store, store_uri
+from lit_mmpg.training.config import Request, merge
+from lit_mmpg.training.lightning_cli import CLI, Run
+
+
+def measure(request: Request) -> None:
+    """Validate or test a checkpoint: a child run, a table, and rows in a file.
+
+    Raises:
+        UserError: If the checkpoint is not usable or contradicts what was asked.
+    """
+    cli, path = _restore(request)
+    getattr(cli.trainer, request.verb)(
+        cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False
+    )
+    if cli.trainer.is_global_zero:
+        rows = list(cli.model.result_rows)
+        print_rows(rows)
+        if request.options["output"]:
+            write_rows(rows, request.options["output"])
+
+
+def answer(request: Request) -> None:
+    """Write the answers of a checkpoint: the dicts that the module's predict_step returns, one per line.
+
+    Raises:
+        UserError: If the checkpoint is not usable or contradicts what was asked.
+    """
+    cli, path = _restore(request)
+    cli.datamodule.predict_device = request.options["device"]
+    batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    rows = [row for batch in _flat(batches) for row in batch]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts: list[Any] = [None] * cli.trainer.world_size
+        torch.distributed.all_gather_object(parts, rows)
+        rows = [row for part in parts for row in part]
+    if cli.trainer.is_global_zero:
+        target = Path(str(request.options["output"]))
+        _write(rows, target)
+        print(f"{len(rows)} answers: {target}")
+
+
+def _restore(request: Request) -> tuple[CLI, str]:
+    """Data, model and trainer for a checkpoint, and its path."""
+    path = str(request.options["ckpt_path"])
+    checkpoint = read_checkpoint(path)
+    ours = checkpoint["lit_mmpg"]
+    if "config" not in ours:
+        raise UserError(f"{path} does not say how it was configured; name a checkpoint that 'lit-mmpg fit' wrote")
+    trained = yaml.safe_load(ours["config"])
+    kept = {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+    request.config = merge(kept, {key: value for key, value in request.config.items() if value is not None})
+    cli = CLI(request)
+    _check_model(cli.record["model"], kept["model"], path)
+    cli.build(_run(request, cli, ours))
+    cli.datamodule.use_meta(ours["data"])
+    cli.model.on_load_checkpoint(checkpoint)  # builds the networks as trained, before the data is looked at
+    return cli, path
+
+
+def _check_model(asked: dict[str, Any], trained: dict[str, Any], path: str) -> None:
+    if asked["class_path"].split(".")[-1] != trained["class_path"].split(".")[-1]:
+        raise UserError(f"{path} holds a {trained['class_path']}, not a {asked['class_path']}; leave --model out")
+    asked_values, trained_values = flatten(asked), flatten(trained)
+    for name, value in trained_values.items():
+        # What the checkpoint does not mention is newer than it, and at its default.
+        if name != "device_ckpt" and name in asked_values and asked_values[name] != value:
+            raise UserError(
+                f"--model.{name} is {asked_values[name]}, but {path} was trained with {value}; leave --model.{name} out"
+            )
+
+
+def _run(request: Request, cli: CLI, ours: dict[str, Any]) -> Run:
+    """A child of the run that trained the checkpoint, where that run can be found."""
+    run_id, uri = ours.get("run_id"), cli.tracking.uri or ours.get("tracking_uri")
+    parent = find_run(store_uri(uri), run_id) if run_id and cli.config["trainer"]["logger"] is not False else None
+    if parent is None:
+        return Run(
+            tags={"lit_mmpg.note": f"the training run {run_id} was not found in {uri}", **_checkpoint_tag(request)}
+        )
+    experiment = open_store(store_uri(uri)).get_experiment(parent.info.experiment_id).name
+    return Run({"mlflow.parentRunId": str(run_id), **_checkpoint_tag(request)}, store_uri(uri), experiment)
+
+
+def _checkpoint_tag(request: Request) -> dict[str, str]:
+    return {"lit_mmpg.checkpoint": str(Path(str(request.options["ckpt_path"])).absolute())}
+
+
+def _flat(batches: Any) -> list[Any]:
+    """Predictions of all loaders in one list (with several loaders Lightning nests one list per loader)."""
+    if batches and batches[0] and isinstance(batches[0][0], list):
+        return [batch for loader in batches for batch in loader]
+    return list(batches or [])
+
+
+def _write(rows: list[dict[str, Any]], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("w", encoding="utf-8", newline="") as file:
+        if target.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else ["item"])
+            writer.writeheader()
+            writer.writerows(rows)

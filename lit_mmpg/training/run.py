@@ -1,0 +1,75 @@
+"""The verbs fit, validate, test and predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.training.config import Request, check_checkpoint, read_request
+
+
+def fit(argv: Sequence[str]) -> int:
+    """Train one half, or the device half and then the cloud half."""
+    request = read_request("fit", argv)
+    if request.options["ckpt_path"] not in (None, "last"):
+        check_checkpoint(str(request.options["ckpt_path"]))
+    if not _asks_help(request):
+        request.arguments()  # an unset variable is answered before torch is imported
+        from lit_mmpg.training.stages import train
+
+        train(request)
+    return 0
+
+
+def validate(argv: Sequence[str]) -> int:
+    """Measure a checkpoint on the validation devices."""
+    return _measure(read_request("validate", argv))
+
+
+def test(argv: Sequence[str]) -> int:
+    """Measure a checkpoint on the test devices."""
+    return _measure(read_request("test", argv))
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Write a checkpoint's answers."""
+    request = read_request("predict", argv)
+    if not _asks_help(request):
+        _check_checkpoint(request)
+        output = str(request.options["output"] or "")
+        if not output.endswith((".csv", ".jsonl")):
+            raise UserError("predict writes its answers to a file; name it with --output FILE.csv or FILE.jsonl")
+        from lit_mmpg.training.evaluation import answer
+
+        answer(request)
+    return 0
+
+
+def _measure(request: Request) -> int:
+    if not _asks_help(request):
+        _check_checkpoint(request)
+        output = request.options["output"]
+        if output is not None and not output.endswith(".json"):
+            raise UserError(f"--output {output}: rows are written as JSON; name a file that ends in .json")
+        from lit_mmpg.training.evaluation import measure
+
+        measure(request)
+    return 0
+
+
+def _check_checkpoint(request: Request) -> None:
+    """Cheap checks first: importing torch takes seconds, a typing mistake should not."""
+    path = request.options["ckpt_path"]
+    if path is None:
+        raise UserError(f"{request.verb} needs a checkpoint; name it with --ckpt_path FILE.ckpt")
+    check_checkpoint(path)
+
+
+def _asks_help(request: Request) -> bool:
+    """Print the help of the verb, or of one class (``--model.help CLASS``), if that is what was asked."""
+    if not request.overridden() & {"help", "model.help", "data.help", "print_config"} and "-h" not in request.flags:
+        return False
+    from lit_mmpg.training.lightning_cli import CLI
+
+    CLI(request)
+    return True

@@ -1,0 +1,105 @@
+"""The device model: parameters are arguments, padding says nothing, devices do not mix, all tasks answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_mmpg.batch import frame_positions
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+from lit_mmpg.errors import UserError
+
+LAYERS = {
+    "open_ended": ("frame_projection", "fusion", "head"),
+    "multiple_choice": ("frame_projection", "fusion", "head"),
+    "retrieval": ("frame_projection", "head"),
+}
+TASKS = list(LAYERS)
+
+
+def build(task: str, form: str = "low_rank", frame: tuple[int, ...] = (6,)) -> DeviceModel:
+    torch.manual_seed(0)
+    shapes = Shapes(task, frame, words=11, answers=5)  # type: ignore[arg-type]
+    config = DeviceModelConfig(width=16, encoder_features=8, encoder_channels=4, heads=2)
+    return DeviceModel(shapes, config, DynamicConfig(LAYERS[task], form, rank=2)).eval()  # type: ignore[arg-type]
+
+
+def inputs(task: str, lead: tuple[int, ...], frames: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    options = 3 if task == "multiple_choice" else 1
+    mask = torch.ones(*lead, frames, dtype=torch.bool)
+    mask[..., -2:] = False
+    return torch.randn(*lead, frames, 6), mask, torch.randint(1, 11, (*lead, options, 4))
+
+
+def parameters(model: DeviceModel, lead: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+    return tuple(0.5 * torch.randn(*lead, *entry.shape) for entry in model.spec)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shapes_of_the_answers(task: str) -> None:
+    model = build(task)
+    out = model(*inputs(task, (2, 3)))
+    assert out.shape == {"open_ended": (2, 3, 5), "multiple_choice": (2, 3, 3), "retrieval": (2, 3)}[task]
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("form", ["full", "low_rank", "core", "basis"])
+@pytest.mark.parametrize("task", TASKS)
+def test_batched_devices_equal_single_devices(task: str, form: str) -> None:
+    model = build(task, form)
+    frames, mask, text = inputs(task, (3, 4))
+    personal = parameters(model, (3,))
+    together = model(frames, mask, text, personal)
+    for g in range(3):
+        alone = model(frames[g], mask[g], text[g], tuple(p[g] for p in personal))
+        torch.testing.assert_close(together[g], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(together, model(frames, mask, text), atol=1e-3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_padded_frames_say_nothing(task: str) -> None:
+    model = build(task)
+    frames, mask, text = inputs(task, (2,))
+    changed = torch.where(mask.unsqueeze(-1), frames, 100 * torch.randn_like(frames))
+    torch.testing.assert_close(model(frames, mask, text), model(changed, mask, text))
+    torch.testing.assert_close(model(frames, mask, text), model(frames[:, :3], mask[:, :3], text), atol=1e-5, rtol=1e-5)
+
+
+def test_padded_words_say_nothing() -> None:
+    model = build("open_ended")
+    frames, mask, text = inputs("open_ended", (2,))
+    padded = torch.nn.functional.pad(text, (0, 3))
+    torch.testing.assert_close(model(frames, mask, text), model(frames, mask, padded), atol=1e-5, rtol=1e-5)
+
+
+def test_pixels_and_features_share_everything_behind_the_encoder() -> None:
+    model = build("open_ended", frame=(3, 32, 32))
+    pixels = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    assert model(pixels, mask, torch.randint(1, 11, (2, 1, 4))).shape == (2, 5)
+
+
+def test_the_order_of_frames_matters() -> None:
+    model = build("open_ended")
+    torch.nn.init.normal_(model.time.weight)  # zero at first: time has to be learnt
+    torch.nn.init.normal_(model.temporal[2].weight)  # type: ignore[index]
+    frames, mask, text = inputs("open_ended", (2,))
+    mask[:] = True
+    assert not torch.allclose(model(frames, mask, text), model(frames.flip(1), mask, text), atol=1e-4)
+
+
+def test_the_blind_model_ignores_the_frames() -> None:
+    shapes = Shapes("open_ended", (6,), words=11, answers=5)
+    model = DeviceModel(shapes, DeviceModelConfig(width=16, heads=2, blind=True)).eval()
+    frames, mask, text = inputs("open_ended", (2,))
+    torch.testing.assert_close(model(frames, mask, text), model(torch.randn_like(frames), mask, text))
+
+
+def test_a_dynamic_layer_that_the_task_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"fusion.*retrieval"):
+        DeviceModel(Shapes("retrieval", (6,), 11), DeviceModelConfig(width=16), DynamicConfig(("fusion",)))
+
+
+def test_positions_run_from_zero_to_one() -> None:
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    assert frame_positions(mask).tolist() == [[0.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]

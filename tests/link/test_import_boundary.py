@@ -1,0 +1,64 @@
+"""The link runs on boards without torch, and importing the package costs nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import lit_mmpg
+
+ROOT = Path(lit_mmpg.__file__).parents[1]
+
+BLOCKER = """
+import importlib, pkgutil, sys
+
+class Blocker:
+    blocked = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.blocked:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import torch
+except ImportError as error:
+    assert "blocked" in str(error), error
+else:
+    raise SystemExit("the blocker does not block")
+
+package = importlib.import_module("lit_mmpg.link")
+names = [m.name for m in pkgutil.walk_packages(package.__path__, "lit_mmpg.link.")]
+assert {"lit_mmpg.link.codecs", "lit_mmpg.link.messages"} <= set(names), names
+for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors"]:
+    importlib.import_module(name)
+assert not Blocker.blocked & set(sys.modules)
+print("imported", len(names))
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_link_and_parameters_import_with_torch_blocked():
+    result = run(BLOCKER)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("imported")
+
+
+def test_importing_the_package_imports_neither_torch_nor_numpy():
+    code = """
+        import sys
+        before = set(sys.modules)
+        import lit_mmpg
+        print(sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+    """
+    result = run(textwrap.dedent(code))
+    assert result.returncode == 0, result.stderr
+    assert "'lit_mmpg'" in result.stdout
+    for name in ("torch", "numpy", "lightning", "mlflow"):
+        assert f"'{name}'" not in result.stdout

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from lit_mmpg import __version__, cli
+from lit_mmpg.errors import UserError
+
+BLOCK = "import sys; sys.modules.update(dict.fromkeys(['torch', 'lightning', 'mlflow', 'jsonargparse']));"
+
+
+def fail_plainly(argv: list[str]) -> int:
+    raise UserError(f"{argv[0]} is missing; make it")
+
+
+def fail_wrapped(argv: list[str]) -> int:
+    try:
+        fail_plainly(argv)
+    except UserError as error:
+        raise ValueError("a library's own words") from error
+    return 0
+
+
+def fail_badly(argv: list[str]) -> int:
+    raise KeyError(argv[0])
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fail_plainly", "fail_wrapped", "fail_badly"):
+        monkeypatch.setitem(cli.VERBS, name, cli.Verb(f"{__name__}:{name}", "for the test"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[fail_badly.__module__])
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(option: str) -> None:
+    code = f"{BLOCK} from lit_mmpg.cli import main; sys.exit(main(['{option}']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("usage: lit-mmpg" if option == "--help" else __version__) in done.stdout
+
+
+def test_module_entry() -> None:
+    done = subprocess.run([sys.executable, "-m", "lit_mmpg", "--version"], capture_output=True, text=True)
+    assert done.stdout.split() == ["lit-mmpg", __version__]
+
+
+def test_help_lists_every_verb_and_every_verb_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == list(cli.VERBS)
+    missing = [v.target for v in cli.VERBS.values() if find_spec(v.target.split(":")[0]) is None]
+    assert not missing
+
+
+def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predicct"]) == 2
+    assert capsys.readouterr().err == "error: there is no verb 'predicct'; did you mean 'predict'?\n"
+
+
+@pytest.mark.parametrize("verb", ["fail_plainly", "fail_wrapped"])
+def test_user_error_is_one_line(verb: str, verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.argv)
+    assert cli.main([verb, "folder"]) == 2
+    assert capsys.readouterr().err == "error: folder is missing; make it\n"
+    assert sys.argv == before
+
+
+def test_defects_keep_their_traceback(verbs: None) -> None:
+    with pytest.raises(KeyError):
+        cli.main(["fail_badly", "x"])

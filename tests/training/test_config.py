@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.training.config import find_config, load_config, merge, read_request, shipped_configs
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "data/clips.yaml": {"class_path": "Clips", "init_args": {"root": "${CLIPS_ROOT}/all", "batch": {"size": 4}}},
+        "trainer/slow.yaml": {"max_epochs": 100, "accelerator": "cpu"},
+        "experiment/device.yaml": {"model": {"class_path": "Device"}, "trainer": {"max_epochs": 5}},
+        "experiment/both.yaml": {
+            "device_stage": "device.yaml",
+            "model": {"class_path": "Cloud"},
+            "data": ["../data/clips.yaml", {"init_args": {"batch": {"shuffle": True}}}],
+            "trainer": ["../trainer/slow.yaml", {"max_epochs": 2}],
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def test_groups_compose_relative_to_the_file(folder: Path) -> None:
+    config = load_config(Path("experiment/both.yaml"))
+    assert config["trainer"] == {"max_epochs": 2, "accelerator": "cpu"}
+    assert config["data"]["init_args"] == {"root": "${CLIPS_ROOT}/all", "batch": {"size": 4, "shuffle": True}}
+    assert config["device_stage"] == str(folder / "experiment/device.yaml")
+
+
+def test_another_class_replaces_the_arguments() -> None:
+    base = {"class_path": "A", "init_args": {"x": 1}}
+    assert merge(base, {"init_args": {"y": 2}}) == {"class_path": "A", "init_args": {"x": 1, "y": 2}}
+    assert merge(base, {"class_path": "B"}) == {"class_path": "B"}
+
+
+def test_later_files_and_the_device_stage(folder: Path) -> None:
+    Path("mine.yaml").write_text("{trainer: {max_epochs: 7}, ckpt_path: x.ckpt}")
+    flags = ["--model.width", "3", "--data.root", "here", "--model=Other", "--seed_everything=4"]
+    request = read_request("fit", ["--config", "experiment/both.yaml", "-c", "mine.yaml", *flags])
+    assert request.config["trainer"]["max_epochs"] == 7
+    assert request.options == {"ckpt_path": "x.ckpt", "device_stage": str(folder / "experiment/device.yaml")}
+    assert request.flags == flags
+    device = request.derive(Path(str(request.options["device_stage"])))
+    assert device.flags == ["--data.root", "here", "--seed_everything=4"]
+    assert device.config["model"] == {"class_path": "Device"}
+    assert device.config["data"] == request.config["data"]
+    assert device.config["trainer"] == {"max_epochs": 5}
+
+
+def test_variables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLIPS_ROOT", raising=False)
+    asked = ["--config", "experiment/both.yaml"]
+    with pytest.raises(UserError, match=r"CLIPS_ROOT is not set; set it or pass --data\.root"):
+        read_request("fit", asked).arguments()
+    for flag in (["--data.root=x"], ["--data.init_args.root", "x"]):
+        config = json.loads(read_request("fit", asked + flag).arguments()[0].removeprefix("--config="))
+        assert "root" not in config["data"]["init_args"]
+    monkeypatch.setenv("CLIPS_ROOT", "/clips")
+    config = json.loads(read_request("fit", asked).arguments()[0].removeprefix("--config="))
+    assert config["data"]["init_args"]["root"] == "/clips/all"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("experiment/boht.yaml", r"experiment/boht\.yaml does not exist; did you mean experiment/both\.yaml\?"),
+        ("experimnt/both.yaml", r"did you mean experiment\?"),
+        ("configs/trainer/defalt.yaml", r"did you mean .*configs/trainer/default\.yaml\?"),
+    ],
+)
+def test_wrong_path_names_the_nearest(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_config(name)
+
+
+def test_shipped_files_are_found_from_anywhere_but_the_own_come_first(folder: Path) -> None:
+    assert find_config("configs/trainer/default.yaml") == shipped_configs() / "trainer/default.yaml"
+    own = folder / "configs/trainer/default.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    assert find_config("configs/trainer/default.yaml").absolute() == own
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "trainer: 3", ""])
+def test_malformed_file(folder: Path, text: str) -> None:
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_config(Path("bad.yaml"))
+
+
+def test_every_shipped_file_is_a_mapping() -> None:
+    for path in shipped_configs().rglob("*.yaml"):
+        assert load_config(path), path
