@@ -39,7 +39,7 @@ test: install lint ## lint and run every test (no network needed after the insta
 	@$(BIN)/python -m pytest
 
 demo: install ## train and compare on the embedded data, print one table (a few minutes)
-	@$(BIN)/lit-mmpg compare --config configs/experiment/demo.yaml --output outputs/demo/summary.json
+	@$(BIN)/lit-mmpg compare --config configs/experiment/compare_demo.yaml --output outputs/demo/summary.json
 	@echo "Rows: outputs/demo/summary.json. Runs, configs and plots: make ui  (or $(BIN)/lit-mmpg ui)"
 
 ui: install ## open the recorded runs in MLflow's web page (HOST=..., PORT=...)

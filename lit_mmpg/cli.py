@@ -32,7 +32,7 @@ VERBS = {
     "validate": Verb("lit_mmpg.training.run:validate", "measure a checkpoint on the validation devices"),
     "test": Verb("lit_mmpg.training.run:test", "measure a checkpoint on the test devices, on its own or on other data"),
     "predict": Verb("lit_mmpg.training.run:predict", "write a checkpoint's answers or ranks"),
-    "devices": Verb("lit_mmpg.data.inspect:main", "show the devices, their clips and their shift"),
+    "devices": Verb("lit_mmpg.training.devices:main", "show the devices, their clips and their shift"),
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }

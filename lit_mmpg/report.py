@@ -1,4 +1,4 @@
-"""Result rows: one readable table on the screen, exact values in a JSON file."""
+"""Result rows: one readable table on the screen, every metric and exact values in a JSON file."""
 
 from __future__ import annotations
 
@@ -15,34 +15,85 @@ from rich.table import Table
 Row = Mapping[str, Any]
 """``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``; None where not measured."""
 
+SHOWN = {
+    "accuracy": "accuracy",
+    "accuracy_macro": "macro",
+    "accuracy_worst_decile": "worst decile",
+    "accuracy_minus_static": "minus static",
+    "t2v/mean_log_rank": "mean log-rank",
+    "t2v/R@1": "R@1",
+    "t2v/R@5": "R@5",
+    "t2v/R@10": "R@10",
+    "t2v/MedR": "MedR",
+    "v2t/R@10": "v2t R@10",
+    "t2v/mean_log_rank_minus_static": "log-rank minus static",
+}
+"""Metrics that have a column on the screen, and its title; all others are in the JSON file."""
+
+FRACTIONS = ("accuracy", "t2v/R@", "v2t/R@", "local_t2v/R@", "local_v2t/R@")
+
 
 def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
-    """Print rows as a table.
+    """Print one line per method and split, one column per important metric.
 
     Args:
-        rows: Result rows; the interval is left out where ``low`` or ``high`` is None.
+        rows: Result rows.
         title: Line above the table.
     """
-    table = Table(title=title)
-    for column in ("method", "split", "metric"):
-        table.add_column(column, overflow="fold")
-    for column in ("value", "95 % interval", "seeds", "upload", "download"):
-        table.add_column(column, justify="right", no_wrap=True)
+    lines: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        low, high = row.get("low"), row.get("high")
+        lines.setdefault((str(row["split"]), str(row["method"])), {})[str(row["metric"])] = row
+    columns = [metric for metric in SHOWN if any(metric in line for line in lines.values())]
+    table = Table(title=title, caption=_caption(rows), caption_justify="left")
+    table.add_column("split", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for metric in columns:
+        table.add_column(SHOWN[metric], justify="right")
+    table.add_column("up", justify="right", no_wrap=True)
+    table.add_column("down", justify="right", no_wrap=True)
+    previous = None
+    for (split, method), line in lines.items():
+        if previous not in (None, split):
+            table.add_section()
+        previous = split
+        first = next(iter(line.values()))
         table.add_row(
-            str(row["method"]),
-            str(row["split"]),
-            str(row["metric"]),
-            format_value(row["value"]),
-            "" if low is None or high is None else f"{format_value(low)} to {format_value(high)}",
-            "" if row.get("seeds") is None else str(row["seeds"]),
-            format_bytes(row.get("upload_bytes")),
-            format_bytes(row.get("download_bytes")),
+            split,
+            method,
+            *(format_row(line[metric]) if metric in line else "" for metric in columns),
+            format_bytes(first.get("upload_bytes")),
+            format_bytes(first.get("download_bytes")),
         )
     # Outside a terminal nothing is cut to 80 columns.
     console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    Console(width=None if console.is_terminal else 180).print(table)
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    seeds = sorted({int(row["seeds"]) for row in rows if row.get("seeds")})
+    if not seeds:
+        return ""
+    over = "devices" if seeds[-1] == 1 else "devices and clips"
+    return (
+        f"Seeds: {seeds[-1]}. [low, high]: 95 % bootstrap interval over {over}. "
+        "up, down: bytes of the messages of one adaptation."
+    )
+
+
+def format_row(row: Row) -> str:
+    """A value with its interval; fractions in per cent, differences of fractions in points."""
+    metric = str(row["metric"])
+    scale = 100.0 if metric.startswith(FRACTIONS) else 1.0
+    sign = "+" if "_minus_" in metric else ""
+
+    def number(value: float | None) -> str:
+        if value is None:
+            return "n/a"
+        return f"{value * scale:{sign}.1f}" if scale == 100.0 else f"{value:{sign}.3g}"
+
+    text = number(row["value"])
+    low, high = row.get("low"), row.get("high")
+    return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]"
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
@@ -57,11 +108,6 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-def format_value(value: float | None) -> str:
-    """Four significant digits; ``n/a`` for None."""
-    return "n/a" if value is None else f"{value:.4g}"
 
 
 def format_bytes(count: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_mmpg.report import format_bytes, print_rows, write_rows
+from lit_mmpg.report import format_bytes, format_row, print_rows, write_rows
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -23,11 +23,28 @@ def test_bytes_for_people(count: int | None, text: str) -> None:
     assert format_bytes(count) == text
 
 
-def test_table_shows_value_interval_and_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    print_rows([row(), row(method="cdc_mmpg", low=None)])
-    lines = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
-    assert ["0.5123" in line and "1.5 KiB" in line and "n/a" in line for line in lines] == [True, True]
-    assert ["0.4 to 0.6" in line for line in lines] == [True, False]
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "51.2 [40.0, 60.0]"),
+        ({"low": None}, "51.2"),
+        ({"metric": "accuracy_minus_static", "value": 0.0511, "low": -0.01, "high": 0.12}, "+5.1 [-1.0, +12.0]"),
+        ({"metric": "t2v/MedR", "value": 23.0, "low": None}, "23"),
+        ({"metric": "t2v/R@10", "value": 1.0, "low": None}, "100.0"),
+        ({"metric": "t2v/mean_log_rank", "value": 2.7183, "low": 2.5, "high": 3.0}, "2.72 [2.5, 3]"),
+        ({"value": None, "low": None}, "n/a"),
+    ],
+)
+def test_values_for_people(changes: dict[str, Any], text: str) -> None:
+    assert format_row(row(**changes)) == text
+
+
+def test_one_line_per_method_and_split(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows([row(), row(metric="accuracy_macro", value=0.4, low=None), row(method="cdc_mmpg", low=None)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "test_unseen" in line]
+    assert len(lines) == 2
+    assert "51.2 [40.0, 60.0]" in lines[0] and "40.0 " in lines[0] and "1.5 KiB" in lines[0]
+    assert "cdc_mmpg" in lines[1] and "[" not in lines[1]
 
 
 def test_json_is_exact_and_replaces_the_file(tmp_path: Path) -> None:

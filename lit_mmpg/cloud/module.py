@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
 
 
+CURVE = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Numbers of anchors at which a test measures the reconstruction."""
+
+
 @dataclass(frozen=True)
 class AnchorConfig:
     """What a device uploads of each clip of its context.
@@ -91,7 +95,7 @@ class CloudModule(AnsweringModule):
         label_smoothing: Share of the probability spread over all answers (open-ended questions).
     """
 
-    half = "cloud"
+    half_name = "cloud"
     needs_context = True
 
     def __init__(
@@ -116,7 +120,7 @@ class CloudModule(AnsweringModule):
         self.pool: ContextPool
         self.adaptor: FastDomainAdaptor
         self._exchange: Exchange | None = None
-        self._reconstruction_errors: dict[str, list[float]] = {}
+        self._reconstruction: dict[tuple[str, int], list[float]] = {}
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -268,7 +272,7 @@ class CloudModule(AnsweringModule):
         """Fresh metrics and byte counts."""
         super().on_test_epoch_start()
         self._open_link()
-        self._reconstruction_errors = {}
+        self._reconstruction = {}
 
     def _open_link(self) -> None:
         both = nn.ModuleList(m for m in (self.network, self.reasoner, self.pool, self.adaptor) if m is not None)
@@ -302,10 +306,40 @@ class CloudModule(AnsweringModule):
         cost = Cost(self._exchange.upload_bytes, self._exchange.download_bytes)
         return {"cdc_mmpg": cost, "shuffled_device": cost}
 
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect answers, and reconstruction errors for several numbers of anchors."""
+        super().test_step(batch, batch_idx, dataloader_idx)
+        if self.reasoner is not None and dataloader_idx == 0:
+            self._measure_reconstruction(batch.context)
+
+    def _measure_reconstruction(self, context: Frames) -> None:
+        """Squared errors of the reasoner and of what needs no reasoner, summed over frames, for several K."""
+        assert self.reasoner is not None
+        projected = self.network.project(self.network.encode(context.values))
+        weight = context.mask.unsqueeze(-1).to(projected.dtype)
+        times = frame_positions(context.mask)
+        for count in [k for k in CURVE if k <= context.mask.shape[-1]]:
+            anchors, at, valid = select_anchors(projected, context.mask, count, self.anchor_config.rule)
+            mean = (anchors.sum(-2) / valid.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-2)
+            gap = (times.unsqueeze(-1) - at.unsqueeze(-2)).abs().masked_fill(~valid.unsqueeze(-2), 9.0).argmin(-1)
+            nearest = anchors.gather(-2, gap.unsqueeze(-1).expand(*gap.shape, anchors.shape[-1]))
+            guesses = {
+                "reasoner (ADR)": self.reasoner(anchors, at, valid, times, context.mask).mean,
+                "nearest anchor": nearest,
+                "mean of the anchors": mean.expand_as(projected),
+            }
+            for name, guess in guesses.items():
+                error = ((guess - projected).square() * weight).sum().item()
+                total = self._reconstruction.setdefault((name, count), [0.0, 0.0])
+                total[0] += error
+                total[1] += float(weight.sum()) * projected.shape[-1]
+
     def figures(self) -> dict[str, Figure]:
         """Adds the reconstruction quality against the number of anchors."""
         figures = dict(super().figures())
+        if self._reconstruction:
+            counts = sorted({count for _, count in self._reconstruction})
+            names = dict.fromkeys(name for name, _ in self._reconstruction)
+            errors = {n: [self._reconstruction[n, k][0] / self._reconstruction[n, k][1] for k in counts] for n in names}
+            figures["reconstruction"] = reconstruction_curve(counts, errors)
         return figures
-
-
-__all__ = ["AnchorConfig", "CloudConfig", "CloudModule", "LossConfig", "reconstruction_curve"]

@@ -7,7 +7,7 @@ interrupted training goes on exactly where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.records import FrameSource
+from lit_mmpg.errors import UserError
 
 ContextRule = Literal["device", "clip"]
 
@@ -45,6 +46,17 @@ class BatchShape:
     eval_devices: int = 8
     eval_clips: int = 8
 
+    def check(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            UserError: If one is below 1.
+        """
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"data.batch.{entry.name} is {value}; it must be at least 1")
+
 
 @dataclass(frozen=True)
 class Items:
@@ -67,16 +79,23 @@ class Items:
 
 @dataclass(frozen=True)
 class Query:
-    """One device with the clips it is asked about and the clips it has seen before."""
+    """One device with the clips it is asked about and the clips it has seen before.
+
+    Attributes:
+        device: Index of the device.
+        clips: Clips it is asked about.
+        context: Clips it has seen before, oldest first.
+        foreign: Context of another device; ``None`` where nobody wants it.
+    """
 
     device: int
     clips: tuple[int, ...]
     context: tuple[int, ...]
-    foreign: tuple[int, ...] = ()
+    foreign: tuple[int, ...] | None = None
 
 
 def subsample(count: int, most: int) -> np.ndarray:
-    """Indices of at most ``most`` frames spread evenly over ``count``, first and last included."""
+    """Indices of at most ``most`` of ``count`` frames, spread evenly from the first to the last."""
     if count <= most:
         return np.arange(count)
     return np.round(np.linspace(0, count - 1, most)).astype(np.int64)
@@ -195,13 +214,12 @@ class Collator:
         clips = [q.clips for q in queries]
         frames = self.frames(clips, width)
         if self.with_context:
-            context = self.frames([q.context for q in queries], max(1, max(len(q.context) for q in queries)))
+            context = self._contexts([q.context for q in queries])
         else:
             empty = Frames(frames.values[:, :0], frames.mask[:, :0])
             context = empty
-        foreign = None
-        if self.with_context and queries[0].foreign:
-            foreign = self.frames([q.foreign for q in queries], max(len(q.foreign) for q in queries))
+        others = [q.foreign for q in queries if q.foreign is not None]
+        foreign = self._contexts(others) if self.with_context and others else None
         return Batch(
             frames=frames,
             context=context,
@@ -217,9 +235,12 @@ class Collator:
             foreign=foreign,
         )
 
+    def _contexts(self, groups: Sequence[Sequence[int]]) -> Frames:
+        return self.frames(groups, max(1, *map(len, groups)))
+
 
 def _choose_context(
-    pool: np.ndarray, queries: Sequence[int], count: int, rng: np.random.Generator | None
+    pool: np.ndarray, queries: np.ndarray, count: int, rng: np.random.Generator | None
 ) -> tuple[int, ...]:
     """``count`` clips of ``pool`` (oldest first) without the queries: the most recent, or a random draw in training."""
     rest = pool[~np.isin(pool, queries)]
@@ -253,13 +274,16 @@ class TrainBatches:
         self.timelines = timelines
         by_clip = collate.items.by_clip
         self.asked = {d: np.array([c for c in clips if c in by_clip], np.int64) for d, clips in timelines.items()}
-        self.groups = sum(-(-len(clips) // shape.clips) for clips in self.asked.values())
+        alone = shape.context == "clip"
+        # A row of the batch is a device with some of its clips, or one clip where each is its own context.
+        self._rows = sum(len(clips) if alone else -(-len(clips) // shape.clips) for clips in self.asked.values())
+        self._rows_per_process = shape.devices * (shape.clips if alone else 1)
         self.epoch = 0
         self.start = 0
         self._position = 0
 
     def __len__(self) -> int:
-        return max(1, -(-self.groups // (self.shape.devices * self.world)))
+        return max(1, -(-self._rows // (self._rows_per_process * self.world)))
 
     @property
     def sampler(self) -> TrainBatches:
@@ -275,9 +299,10 @@ class TrainBatches:
         return {"epoch": self.epoch, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue an interrupted epoch; a position at its end means that the next one starts afresh."""
-        self.epoch = int(state["epoch"])
-        self.start = int(state["position"]) % len(self)
+        """Continue an interrupted epoch, or start the next one if it was at its end."""
+        finished, self.start = divmod(int(state["position"]), len(self))
+        self.epoch = int(state["epoch"]) + finished
+        self._position = self.start
 
     def _queries(self, epoch: int) -> list[Query]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -297,8 +322,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         queries = self._queries(self.epoch)
-        per_process = self.shape.devices * (self.shape.clips if self.shape.context == "clip" else 1)
-        step = per_process * self.world
+        step = self._rows_per_process * self.world
         total = len(self)
         # The last batch is filled from the start of the order, so that all processes take the same number of steps.
         order = np.resize(np.arange(len(queries)), total * step)
@@ -373,7 +397,7 @@ class EvalBatches:
                 asked = np.array([c for c in asked if c in by_clip], np.int64)
                 if len(asked):
                     contexts.append((device, _choose_context(pool, asked, shape.context_clips, None), asked))
-        foreign = self._foreign(contexts) if with_foreign else [()] * len(contexts)
+        foreign = self._foreign(contexts) if with_foreign else [None] * len(contexts)
         self.queries: list[Query] = []
         for (device, context, asked), other in zip(contexts, foreign, strict=True):
             for start in range(0, len(asked), shape.eval_clips):
@@ -385,10 +409,10 @@ class EvalBatches:
         self.queries = [query for query in self.queries if query.device == device]
 
     @staticmethod
-    def _foreign(contexts: Sequence[tuple[int, tuple[int, ...], np.ndarray]]) -> list[tuple[int, ...]]:
+    def _foreign(contexts: Sequence[tuple[int, tuple[int, ...], np.ndarray]]) -> list[tuple[int, ...] | None]:
         """For each context that of the next other device in the list, cyclically: fixed, so repeatable."""
         count = len(contexts)
-        chosen = []
+        chosen: list[tuple[int, ...] | None] = []
         for i, (device, own, _) in enumerate(contexts):
             others = ((i + k) % count for k in range(1, count))
             chosen.append(next((contexts[j][1] for j in others if contexts[j][0] != device and contexts[j][1]), own))

@@ -24,6 +24,9 @@ from lit_mmpg.data.records import Caption, Clip, FrameSource, Question
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 
+Texts = Sequence[Question | Caption]
+"""The text items of a split: questions, or captions."""
+
 Task = Literal["open_ended", "multiple_choice", "retrieval"]
 
 
@@ -123,7 +126,7 @@ class DeviceData(L.LightningDataModule, ABC):
             self._items[split] = self._build_items(texts[split])
         self._check_splits(stage)
 
-    def _texts(self, split: str, split_of: dict[str, str]) -> list[Question] | list[Caption]:
+    def _texts(self, split: str, split_of: dict[str, str]) -> Texts:
         if self.task == "retrieval":
             # Extra sentences teach, but are never asked.
             return [c for c in self.corpus.captions if split_of[c.clip] == split and (split == "train" or not c.extra)]
@@ -139,10 +142,10 @@ class DeviceData(L.LightningDataModule, ABC):
                 sentences.append(" ".join([question.text, *question.options]) if question.options else question.text)
         return sentences
 
-    def _fit_vocabulary(self, train: Sequence[Question] | Sequence[Caption]) -> None:
+    def _fit_vocabulary(self, train: Texts) -> None:
         self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
         answers = [q.answer for q in train if isinstance(q, Question)] if self.task == "open_ended" else []
-        self.answers = AnswerList.build(answers, self.max_answers)
+        self.answers = AnswerList.build(answers, self.max_answers) if answers else AnswerList(())
         self.kinds = sorted({q.type for q in train if isinstance(q, Question)}) or [""]
 
     def _restore(self, meta: dict[str, Any], stage: str | None) -> None:
@@ -181,7 +184,7 @@ class DeviceData(L.LightningDataModule, ABC):
                     f"split '{split}' has no clip with {what}; check the clip list and the annotation files"
                 )
 
-    def _build_items(self, texts: Sequence[Question] | Sequence[Caption]) -> Items:
+    def _build_items(self, texts: Texts) -> Items:
         kind_of = {name: i for i, name in enumerate(self.kinds)}
         rows: list[list[list[int]]] = []
         answer = np.zeros(len(texts), np.int64)
@@ -216,7 +219,15 @@ class DeviceData(L.LightningDataModule, ABC):
         """The text items of a split."""
         return self._items[split]
 
-    def texts(self, split: str) -> list[Question] | list[Caption]:
+    def item_clips(self, split: str) -> np.ndarray:
+        """``[items]`` index of the clip that each item of a split is about."""
+        items = self.items(split)
+        clips = np.zeros(len(items.answer), np.int64)
+        for clip, indices in items.by_clip.items():
+            clips[indices] = clip
+        return clips
+
+    def texts(self, split: str) -> Texts:
         """The questions or captions behind the items of a split, in the order of their indices."""
         return self._texts(split, {clip.id: clip.split for clip in self.corpus.clips})
 
@@ -424,8 +435,9 @@ class VideoData(DeviceData):
         names = {clip.id for clip in clips}
         asked = readers.resolve_ids([q for split in questions.values() for q in split], names | known, aliases)
         told = readers.resolve_ids(captions, names | known, aliases)
-        asked, told = self._in_list(asked, names), self._in_list(told, names)
-        kept = check_coverage([clip.id for clip in clips], source, self.drop_missing)
+        kept = check_coverage(names | {q.clip for q in asked} | {c.clip for c in told}, source, self.drop_missing)
+        self._check_listed(kept - names)
+        kept &= names
         clips = [clip for clip in clips if clip.id in kept]
         table = deal(clips, self._recipe(), lambda: _mean_features(source, clips))
         paths = [self.root / self.features, *(self.root / a.path for a in [*self.questions, *self.captions])]
@@ -439,6 +451,13 @@ class VideoData(DeviceData):
             devices=table,
             fingerprint=readers.fingerprint_files(paths),
         )
+
+    def _check_listed(self, unlisted: set[str]) -> None:
+        if unlisted and not self.drop_missing:
+            raise UserError(
+                f"{self.root / (self.clip_list or '')}: {len(unlisted)} videos in the annotations are not in the clip list, "
+                f"first {', '.join(sorted(unlisted)[:5])}; add them, or leave them out with --data.drop_missing true"
+            )
 
     def _read_questions(self) -> tuple[dict[str, list[Question]], dict[str, str]]:
         questions: dict[str, list[Question]] = defaultdict(list)

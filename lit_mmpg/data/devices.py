@@ -1,7 +1,8 @@
 """Dealing: which device holds which clip.
 
-Clips are dealt by a column of the clip list, by clusters of their features, or by a Dirichlet mixture over either. Every
-clip of a split is dealt to exactly one device of each group, so no clip is lost and none counts twice in a group.
+Clips are dealt by a column of the clip list, by clusters of their features, or by a Dirichlet mixture over either. No
+clip counts twice in a group. With Dirichlet mixtures every clip of a split is dealt in each group of that split; with
+one device per value, clips whose value belongs to the unseen devices of another split are left out.
 """
 
 from __future__ import annotations
@@ -75,10 +76,20 @@ def _values(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[],
     known = sorted({name for clip in clips for name in clip.columns})
     if dealing.column not in known:
         raise UserError(
-            f"data.dealing.column: the clip list has no column '{dealing.column}' (it has {', '.join(known) or 'none'}); "
-            "name one of them, or deal by 'clusters'"
+            f"data.dealing.column: the clip list has no column '{dealing.column}' "
+            f"(it has {', '.join(known) or 'none'}); name one of them, or deal by 'clusters'"
         )
     return [clip.columns.get(dealing.column, "") for clip in clips]
+
+
+def _check(dealing: Dealing) -> None:
+    for name in ("clusters", "train_devices", "val_devices", "test_devices"):
+        if getattr(dealing, name) < 1:
+            raise UserError(f"data.dealing.{name} is {getattr(dealing, name)}; it must be at least 1")
+    if not 0 < dealing.concentration < float("inf"):
+        raise UserError(f"data.dealing.concentration is {dealing.concentration}; it must be above 0")
+    if not 0 < dealing.unseen_share < 0.5:
+        raise UserError(f"data.dealing.unseen_share is {dealing.unseen_share}; it must be between 0 and 0.5")
 
 
 def _draw(rng: np.random.Generator, weights: np.ndarray) -> int:
@@ -134,8 +145,9 @@ def _deal_column(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing,
         order = np.random.default_rng([dealing.seed, 2]).permutation(len(names))
         share = max(1, round(dealing.unseen_share * len(names)))
         if len(names) < 2 * share + 1:
+            dealt_by = "clusters" if dealing.kind == "clusters" else dealing.column
             raise UserError(
-                f"data.dealing: {len(names)} values of '{dealing.column}' are too few to hold out {share} for validation "
+                f"data.dealing: {len(names)} values of '{dealt_by}' are too few to hold out {share} for validation "
                 f"and {share} for test; lower data.dealing.unseen_share or deal by 'dirichlet'"
             )
         held = {
@@ -181,8 +193,9 @@ def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np
         The device table, with the recipe inside. The same clips and recipe always give the same table.
 
     Raises:
-        UserError: If the column does not exist, or too few values are left to hold some out.
+        UserError: If a setting is out of range, the column does not exist, or too few values are left to hold some out.
     """
+    _check(dealing)
     splits = {clip.split for clip in clips} & set(SPLITS)
     values = _values(clips, dealing, mean_features)
     dealer = _deal_dirichlet if dealing.kind == "dirichlet" else _deal_column

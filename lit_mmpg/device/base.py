@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +63,8 @@ class AnsweringModule(L.LightningModule):
         label_smoothing: See :func:`lit_mmpg.device.outputs.task_loss`.
     """
 
-    half: str
+    half_name: str
+    """``device`` or ``cloud``."""
     network_config: DeviceModelConfig
     """Sizes of the device model; a cloud half takes them from the checkpoint of the device half."""
     monitor = ("val/score", "max")
@@ -133,15 +133,15 @@ class AnsweringModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the data decided, so that the checkpoint stands alone."""
         checkpoint.setdefault("lit_mmpg", {}).update(
-            {"data": self.meta, "half": self.half, "network": asdict(self.network_config)}
+            {"data": self.meta, "half": self.half_name, "network": asdict(self.network_config)}
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the half and build the networks where the trainer has not."""
         stored = checkpoint.get("lit_mmpg", {})
-        if stored.get("half") != self.half:
+        if stored.get("half") != self.half_name:
             raise UserError(
-                f"the checkpoint holds the {stored.get('half', 'unknown')} half, this is the {self.half} half; "
+                f"the checkpoint holds the {stored.get('half', 'unknown')} half, this is the {self.half_name} half; "
                 "name a checkpoint of this half (ckpt_path), or give the device half as model.init_args.device_ckpt"
             )
         if self.meta is None:
@@ -166,12 +166,9 @@ class AnsweringModule(L.LightningModule):
         return {}
 
     def _start(self, groups: list[str], split: str, methods: list[str]) -> None:
-        items = self.data.items(split)
-        clip = np.zeros(len(items.answer), np.int64)
-        for c, indices in items.by_clip.items():
-            clip[indices] = c
         kinds = [kind or "unknown" for kind in self.data.kinds]
-        self.evaluation = Evaluation(self.data.task, groups, methods, kinds, clip).to(self.device)
+        clips = self.data.item_clips(split)
+        self.evaluation = Evaluation(self.data.task, groups, methods, kinds, clips).to(self.device)
 
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""

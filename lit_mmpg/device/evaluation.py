@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lit_mmpg.batch import Batch
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.metrics.accuracy import DeviceAccuracy
 from lit_mmpg.metrics.retrieval import RECALL_AT, RetrievalMetrics, recall_probability
-from lit_mmpg.metrics.statistics import cluster_bootstrap, paired_cluster_bootstrap
+from lit_mmpg.metrics.statistics import Interval, cluster_bootstrap, paired_cluster_bootstrap
 
 PRIMARY = {"open_ended": "accuracy", "multiple_choice": "accuracy", "retrieval": "t2v/mean_log_rank"}
 """The one metric of each task on which claims stand."""
@@ -66,8 +66,10 @@ class Evaluation(nn.Module):
 
         self.metrics = nn.ModuleList(metric() for _ in self.groups for _ in self.methods)
 
-    def _metric(self, group: str, method: str) -> nn.Module:
-        return self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]
+    def _metric(self, group: str, method: str) -> DeviceAccuracy | RetrievalMetrics:
+        metric = self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]
+        assert isinstance(metric, DeviceAccuracy | RetrievalMetrics)
+        return metric
 
     def update(self, group: str, method: str, batch: Batch, outputs: Outputs) -> None:
         """Add one batch."""
@@ -79,7 +81,7 @@ class Evaluation(nn.Module):
             correct = outputs.logits.argmax(-1) == batch.answer
             metric.update(correct[mask], device.expand_as(mask)[mask], batch.kind[mask], batch.item[mask])
             return
-        assert isinstance(metric, RetrievalMetrics) and outputs.video is not None and outputs.text is not None
+        assert outputs.video is not None and outputs.text is not None
         clip_mask = batch.clip >= 0
         rows = torch.arange(len(batch), device=mask.device).unsqueeze(1)
         metric.update(
@@ -112,7 +114,6 @@ class Evaluation(nn.Module):
                 item,
                 {"accuracy": array(answered.correct).astype(np.float64)},
             )
-        assert isinstance(metric, RetrievalMetrics)
         ranked = metric.per_query()["t2v"]
         values = {"t2v/mean_log_rank": array(ranked.rank.log())}
         values |= {f"t2v/R@{k}": array(recall_probability(ranked.bounds, k)) for k in RECALL_AT}
@@ -133,30 +134,27 @@ class Evaluation(nn.Module):
             reference = self.items(group, baseline) if baseline else None
             for method in self.methods:
                 items = self.items(group, method)
-                cost = costs.get(method, Cost())
-
-                def row(metric: str, value: float, low: float | None, high: float | None) -> dict[str, object]:
-                    finite = low is not None and np.isfinite(low)
-                    return {
-                        "method": method,
-                        "split": group,
-                        "metric": metric,
-                        "value": value,
-                        "low": low if finite else None,
-                        "high": high if finite else None,
-                        "seeds": 1,
-                        "upload_bytes": cost.upload_bytes,
-                        "download_bytes": cost.download_bytes,
-                    }
-
+                identity = {"method": method, "split": group}
+                sent = asdict(costs.get(method, Cost()))
                 for name, value in self.compute(group, method).items():
-                    if name in items.values:
-                        interval = cluster_bootstrap(items.values[name], items.device)
-                        rows.append(row(name, value, interval.low, interval.high))
-                    else:
-                        rows.append(row(name, value, None, None))
+                    known = items.values.get(name)
+                    interval = (
+                        Interval(value, np.nan, np.nan) if known is None else cluster_bootstrap(known, items.device)
+                    )
+                    rows.append(identity | {"metric": name} | interval_fields(interval) | {"seeds": 1} | sent)
                 if reference is not None and method != baseline:
                     name = PRIMARY[self.task]
                     gain = paired_cluster_bootstrap(items.values[name], reference.values[name], items.device)
-                    rows.append(row(f"{name}_minus_{baseline}", gain.value, gain.low, gain.high))
+                    rows.append(
+                        identity | {"metric": f"{name}_minus_{baseline}"} | interval_fields(gain) | {"seeds": 1} | sent
+                    )
         return rows
+
+
+def interval_fields(interval: Interval) -> dict[str, float | None]:
+    """``value``, ``low`` and ``high`` of a row; bounds are ``None`` where there are none."""
+    return {
+        "value": interval.value,
+        "low": interval.low if np.isfinite(interval.low) else None,
+        "high": interval.high if np.isfinite(interval.high) else None,
+    }

@@ -44,7 +44,7 @@ class DeviceModule(AnsweringModule):
         label_smoothing: Share of the probability spread over all answers (open-ended questions).
     """
 
-    half = "device"
+    half_name = "device"
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ class RunRecord(Callback):
         client.log_text(run_id, self.text, "config.yaml")
         data = trainer.datamodule  # type: ignore[attr-defined]
         tags = dict(self.tags) | {
-            "half": getattr(pl_module, "half", None),
+            "half": getattr(pl_module, "half_name", None),
             "task": data.meta.get("task"),
             "lit_mmpg.data_fingerprint": data.fingerprint,
             "mlflow.source.git.commit": git_commit(),

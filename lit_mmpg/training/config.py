@@ -35,6 +35,7 @@ OPTIONS = {
     },
     "validate": {"ckpt_path": "checkpoint to measure", "output": "JSON file for the rows of the table"},
     "test": {"ckpt_path": "checkpoint to measure", "output": "JSON file for the rows of the table"},
+    "devices": {"output": "JSON file for the rows of the table"},
     "predict": {
         "ckpt_path": "checkpoint that answers",
         "output": "CSV or JSONL file for the answers",

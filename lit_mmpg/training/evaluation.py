@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -18,14 +20,24 @@ from lit_mmpg.tracking.store import find_run, open_store, store_uri
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
 
+if TYPE_CHECKING:
+    from lit_mmpg.device.base import AnsweringModule
 
-def measure(request: Request) -> None:
-    """Validate or test a checkpoint: a child run, a table, and rows in a file.
+
+def measure(request: Request, tags: Mapping[str, str] | None = None) -> AnsweringModule:
+    """Validate or test a checkpoint in a child run of the one that trained it.
+
+    Args:
+        request: What was asked.
+        tags: Further tags of the MLflow run.
+
+    Returns:
+        The module, which holds the result rows.
 
     Raises:
         UserError: If the checkpoint is not usable or contradicts what was asked.
     """
-    cli, path = _restore(request)
+    cli, path = _restore(request, tags)
     getattr(cli.trainer, request.verb)(
         cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False
     )
@@ -34,6 +46,7 @@ def measure(request: Request) -> None:
         print_rows(rows)
         if request.options["output"]:
             write_rows(rows, request.options["output"])
+    return cli.model
 
 
 def answer(request: Request) -> None:
@@ -56,7 +69,7 @@ def answer(request: Request) -> None:
         print(f"{len(rows)} answers: {target}")
 
 
-def _restore(request: Request) -> tuple[CLI, str]:
+def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[CLI, str]:
     """Data, model and trainer for a checkpoint, and its path."""
     path = str(request.options["ckpt_path"])
     checkpoint = read_checkpoint(path)
@@ -68,7 +81,8 @@ def _restore(request: Request) -> tuple[CLI, str]:
     request.config = merge(kept, {key: value for key, value in request.config.items() if value is not None})
     cli = CLI(request)
     _check_model(cli.record["model"], kept["model"], path)
-    cli.build(_run(request, cli, ours))
+    run = _run(request, cli, ours)
+    cli.build(replace(run, tags={**run.tags, **(tags or {})}))
     cli.datamodule.use_meta(ours["data"])
     cli.model.on_load_checkpoint(checkpoint)  # builds the networks as trained, before the data is looked at
     return cli, path

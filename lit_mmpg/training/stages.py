@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,37 @@ from lit_mmpg.training.config import Request
 from lit_mmpg.training.lightning_cli import CLI, Run, first_process
 
 
-def train(request: Request) -> None:
+def train(request: Request, tags: Mapping[str, str] | None = None) -> str:
     """Run the stages that a request asks for.
+
+    Args:
+        request: What was asked.
+        tags: Further tags of the MLflow runs.
+
+    Returns:
+        The best checkpoint of the last stage.
 
     Raises:
         UserError: If the configuration is wrong, or there is nothing to resume.
     """
     device_stage, resume = request.options["device_stage"], request.options["ckpt_path"]
     if device_stage is None or "model.device_ckpt" in request.overridden() or _device_ckpt(request.config):
-        _Stage(request, "stage").run(resume)
-        return
+        return _Stage(request, "stage", tags).run(resume)
     CLI(request)  # a mistake in the cloud half's settings is answered before the device half trains
-    device = _Stage(request.derive(Path(device_stage)), "device")
+    device = _Stage(request.derive(Path(device_stage)), "device", tags)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
     checkpoint = device.run(resume, reuse=True)
     request.flags.append(f"--model.device_ckpt={checkpoint}")
-    tags = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
+    source = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.
-    _Stage(request, "cloud", tags).run(resume, begin=True)
+    return _Stage(request, "cloud", {**(tags or {}), **source}).run(resume, begin=True)
 
 
 class _Stage:
     """One training run."""
 
-    def __init__(self, request: Request, name: str, tags: dict[str, str] | None = None) -> None:
+    def __init__(self, request: Request, name: str, tags: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.cli = CLI(request)
         self.digest = _digest(self.cli.record)

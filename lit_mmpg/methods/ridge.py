@@ -1,0 +1,73 @@
+"""Closed-form retrieval baseline: ridge regression from mean frame features to TF-IDF captions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lit_mmpg.batch import Batch
+from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
+from lit_mmpg.device.evaluation import PRIMARY, Evaluation
+from lit_mmpg.device.outputs import Outputs
+from lit_mmpg.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+STRENGTHS = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
+"""Penalties among which the validation clips choose."""
+
+
+class RidgeBaseline:
+    """Ridge regression as a retrieval method; deterministic.
+
+    Args:
+        data: A data module for retrieval over frame features, set up for ``fit``.
+
+    Raises:
+        UserError: If the data has another task, or pixels.
+    """
+
+    def __init__(self, data: DeviceData) -> None:
+        if data.task != "retrieval" or len(data.corpus.frames.frame_shape) != 1:
+            raise UserError(
+                "the ridge baseline needs data.task 'retrieval' and frame features; leave it out of the comparison"
+            )
+        self.data = data
+        self.mean, self.std = data.feature_statistics()
+        features, captions = data.caption_pairs()
+        self.tfidf = fit_tfidf([c.text for c in data.texts("train")])
+        targets = self.tfidf.transform(captions).toarray()
+        fits = {s: fit_ridge((features - self.mean) / self.std, targets, s) for s in STRENGTHS}
+        scores = {s: self._score(ridge) for s, ridge in fits.items()}
+        self.strength = min(scores, key=lambda s: scores[s])
+        self.ridge = fits[self.strength]
+
+    def _score(self, ridge: Ridge) -> float:
+        """Primary metric on validation; lower is better."""
+        evaluation = self.evaluate(["val"], ridge)
+        return evaluation.compute("val", "ridge")[PRIMARY["retrieval"]]
+
+    def evaluate(self, groups: list[str], ridge: Ridge | None = None) -> Evaluation:
+        """Answers on groups of devices."""
+        split = "val" if groups == ["val"] else "test"
+        evaluation = Evaluation("retrieval", groups, ["ridge"], self.data.kinds, self.data.item_clips(split))
+        for group in groups:
+            for batch in self.data.eval_batches(group, with_context=False):
+                evaluation.update(group, "ridge", batch, self._respond(batch, ridge or self.ridge, split))
+        return evaluation
+
+    def _respond(self, batch: Batch, ridge: Ridge, split: str) -> Outputs:
+        weight = batch.frames.mask.unsqueeze(-1).double()
+        mean = (batch.frames.values * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+        video = ridge.predict((mean.numpy() - self.mean) / self.std)
+        texts = self.data.texts(split)
+        sentences = [texts[i].text for i in batch.item.flatten().tolist()]
+        text = self.tfidf.transform(sentences).toarray().reshape(*batch.item.shape, -1)
+
+        def unit(values: np.ndarray) -> torch.Tensor:
+            return torch.nn.functional.normalize(torch.from_numpy(values).float(), dim=-1)
+
+        return Outputs(video=unit(video), text=unit(text))

@@ -1,0 +1,119 @@
+"""``lit-mmpg devices``: who holds which clips, what sets the devices apart, and how much there is to adapt to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lit_mmpg.data.observer import room
+from lit_mmpg.errors import UserError
+from lit_mmpg.report import write_rows
+from lit_mmpg.training.config import read_request
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+DEFAULT = "configs/experiment/demo_device.yaml"
+"""Shown when no configuration is named: the embedded data."""
+
+SHOWN = 6
+"""Devices of each group on the screen; all of them are in the output file."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the device table of a configuration.
+
+    Raises:
+        UserError: If the configuration or its data is wrong.
+    """
+    request = read_request("devices", argv)
+    if not request.config and not request.overridden():
+        request = read_request("devices", ["--config", DEFAULT, *argv])
+    output = request.options["output"]
+    if output is not None and not output.endswith(".json"):
+        raise UserError(f"--output {output}: rows are written as JSON; name a file that ends in .json")
+    from lit_mmpg.training.lightning_cli import CLI
+
+    cli = CLI(request)
+    data: DeviceData = cli.parser.instantiate_classes(cli.config).data
+    with Progress(transient=True) as progress:
+        progress.add_task("reading or rendering the clips", total=None)
+        data.setup("devices")
+    rows = device_rows(data)
+    _print(rows, data)
+    if output:
+        write_rows(rows, output)
+        print(f"rows: {Path(output)}")
+    return 0
+
+
+def device_rows(data: DeviceData) -> list[dict[str, Any]]:
+    """One row per group and device: number of clips, of frames and of text items, and its shift."""
+    corpus = data.corpus
+    rows = []
+    for group, timelines in corpus.devices.timelines.items():
+        by_clip = data.items(group.split("_")[0]).by_clip
+        index = {name: i for i, name in enumerate(data.clip_ids)}
+        for device, clips in timelines.items():
+            entry = corpus.devices.devices[device]
+            rows.append(
+                {
+                    "group": group,
+                    "device": entry.id,
+                    "clips": len(clips),
+                    "frames": sum(corpus.frames.num_frames(clip) for clip in clips),
+                    "items": sum(len(by_clip.get(index[clip], ())) for clip in clips),
+                    "shift": dict(entry.shift),
+                }
+            )
+    return rows
+
+
+def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
+    console = Console()
+    wide = Console(width=None if console.is_terminal else 180)
+    table = Table(title=f"{type(data).__name__}, task {data.task}, data {data.fingerprint[:12]}")
+    for name in ("group", "device"):
+        table.add_column(name, no_wrap=True)
+    for name in ("clips", "frames", "captions" if data.task == "retrieval" else "questions"):
+        table.add_column(name, justify="right")
+    table.add_column("shift")
+    groups = {group: [row for row in rows if row["group"] == group] for group in data.device_table.timelines}
+    for group, own in groups.items():
+        for row in own[:SHOWN]:
+            shift = "; ".join(f"{name} {value}" for name, value in row["shift"].items())
+            table.add_row(group, row["device"], *(str(row[n]) for n in ("clips", "frames", "items")), shift)
+        if len(own) > SHOWN:
+            table.add_row(group, f"... {len(own) - SHOWN} more")
+        table.add_section()
+    wide.print(table)
+    for group, own in groups.items():
+        print(f"{group}: {len(own)} devices, {sum(row['clips'] for row in own)} clips")
+    if any(len(own) > SHOWN for own in groups.values()):
+        print("All devices: --output FILE.json")
+    for line in room_lines(data):
+        print(line)
+
+
+def room_lines(data: DeviceData) -> list[str]:
+    """The computed room for adaptation, where the data's generative model is known."""
+    from lit_mmpg.data.datamodule import PersonalClipsData
+
+    if not isinstance(data, PersonalClipsData) or data.task != "open_ended":
+        return []
+    result = room(data.clips)
+    accuracy = {name: 100 * values["overall"] for name, values in result["accuracy"].items()}
+    lines = [f"knows the clip and {c} earlier ones: {accuracy[f'history_{c}']:.1f} %" for c in (1, 4, 8, 16)]
+    return [
+        f"Ideal observers of the open-ended questions ({result['samples']:,} sampled devices, perfect perception):",
+        f"  knows the clip alone (device-blind): {accuracy['blind']:.1f} %",
+        *(f"  {line}" for line in lines),
+        f"  knows the device: {accuracy['knows']:.1f} %",
+        f"  room for adaptation: {result['room_points']['overall']:.1f} points "
+        f"(standard error {result['room_se_points']['overall']:.1f})",
+    ]
