@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Row = Mapping[str, Any]
@@ -44,7 +45,7 @@ def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
     for row in rows:
         lines.setdefault((str(row["split"]), str(row["method"])), {})[str(row["metric"])] = row
     columns = [metric for metric in SHOWN if any(metric in line for line in lines.values())]
-    table = Table(title=title, caption=_caption(rows), caption_justify="left")
+    table = Table(title=title, caption=escape(_caption(rows)), caption_justify="left")
     table.add_column("split", no_wrap=True)
     table.add_column("method", no_wrap=True)
     for metric in columns:
@@ -60,7 +61,7 @@ def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
         table.add_row(
             split,
             method,
-            *(format_row(line[metric]) if metric in line else "" for metric in columns),
+            *(escape(format_row(line[metric])) if metric in line else "" for metric in columns),
             format_bytes(first.get("upload_bytes")),
             format_bytes(first.get("download_bytes")),
         )

@@ -188,9 +188,7 @@ def _cell(path: Path, arguments: list[str], fresh: bool, name: str) -> Cell:
             return kept
     tags = {"lit_mmpg.comparison": path.parent.name, "lit_mmpg.cell": name}
     checkpoint = train(read_request("fit", [*arguments, f"--tracking.run_name={name}"]), tags)
-    module = measure(
-        read_request("test", ["--ckpt_path", checkpoint, f"--tracking.run_name={name} test"]), tags, quiet=True
-    )
+    module = measure(read_request("test", ["--ckpt_path", checkpoint, f"--tracking.run_name={name} test"]), tags)
     cell = Cell(_rows(module), item_values(module.evaluation, module.methods), checkpoint)
     _save(path, digest, cell)
     return cell
