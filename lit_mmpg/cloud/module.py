@@ -274,6 +274,10 @@ class CloudModule(AnsweringModule):
         self._open_link()
         self._reconstruction = {}
 
+    def on_predict_start(self) -> None:
+        """Answers come from parameters that have crossed the link, too."""
+        self._open_link()
+
     def _open_link(self) -> None:
         both = nn.ModuleList(m for m in (self.network, self.reasoner, self.pool, self.adaptor) if m is not None)
         self._exchange = Exchange(self.link, self.network.spec, state_digest(both))

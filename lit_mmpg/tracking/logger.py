@@ -96,6 +96,11 @@ class MLflowLogger(MLFlowLogger):
         """Nothing: the whole configuration is recorded once, by :meth:`log_config`."""
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record metrics; MLflow allows no ``@`` in their names, so ``R@10`` becomes ``R_at_10``."""
+        super().log_metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step)
+
+    @rank_zero_only
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Record a configuration as parameters; long values are cut, values that are already there are kept."""
         known = self.experiment.get_run(self.run_id).data.params

@@ -1,0 +1,76 @@
+"""Shared runs: each pair of halves is trained once per test session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lit_mmpg.cli import main
+from tests.integration import tiny
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished two-stage fit in a folder of its own."""
+
+    folder: Path
+    root: Path
+    config: Path
+    device: Path
+    cloud: Path
+
+
+def best_checkpoint(folder: Path, half: str) -> Path:
+    """The best checkpoint of the only run of one half in a folder."""
+    from lit_mmpg.checkpoint import read_checkpoint
+
+    found = [p for p in folder.glob("outputs/*/*/checkpoints/best.ckpt") if _half(read_checkpoint(p)) == half]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def _half(checkpoint: dict) -> str:
+    return str(checkpoint["lit_mmpg"]["half"])
+
+
+def write_experiment(folder: Path, root: Path, task: str, epochs: int = 1, **cloud: object) -> Path:
+    """Device and cloud configuration for a task; returns the cloud half's, which names the other as its first stage."""
+    data = tiny.data_config(root, task)
+    layers = {"dynamic": {"layers": ["frame_projection", "head"], "form": "low_rank", "rank": 2}}
+    trainer = tiny.trainer_config(max_epochs=epochs)
+    tiny.write_config(folder / "device.yaml", data=data, model=tiny.device_config(), trainer=trainer)
+    return tiny.write_config(
+        folder / "both.yaml",
+        data=data,
+        model=tiny.cloud_config(**(layers | cloud)),
+        trainer=trainer,
+        device_stage="device.yaml",
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Trained]]:
+    """Train both halves for a task on the tiny data, once."""
+    done: dict[str, Trained] = {}
+
+    def train(task: str) -> Trained:
+        if task not in done:
+            folder = tmp_path_factory.mktemp(task)
+            root = tiny.build_root(folder / "data")
+            config = write_experiment(folder, root, task)
+            before = Path.cwd()
+            os.chdir(folder)
+            try:
+                assert main(["fit", "--config", str(config)]) == 0
+            finally:
+                os.chdir(before)
+            done[task] = Trained(
+                folder, root, config, best_checkpoint(folder, "device"), best_checkpoint(folder, "cloud")
+            )
+        return done[task]
+
+    yield train

@@ -1,0 +1,91 @@
+"""A fit that is killed in mid-epoch goes on in the same run and ends with the weights of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_mmpg.checkpoint import read_checkpoint
+from tests.integration import tiny
+from tests.integration.conftest import Trained
+
+Train = Callable[[str], Trained]
+EPOCHS = 4
+
+
+def command(config: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "lit_mmpg", "fit", "--config", str(config), "--save_every_n_steps=1", *more]
+
+
+def final_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, int]:
+    (path,) = folder.glob("outputs/*/*/checkpoints/last.ckpt")
+    checkpoint = read_checkpoint(path)
+    return checkpoint["state_dict"], checkpoint["lit_mmpg"]["run_id"], checkpoint["global_step"]
+
+
+def kill_in_mid_epoch(folder: Path, config: Path, steps_per_epoch: int) -> int:
+    """Kill the fit once a checkpoint inside its second epoch is on disk; returns that checkpoint's step."""
+    environment = os.environ | {"LIT_MMPG_TEST_STEP_SECONDS": "0.3"}
+    process = subprocess.Popen(
+        command(config), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 120
+    step = 0
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in folder.glob("outputs/*/*/checkpoints/last.ckpt"):
+            try:
+                step = int(read_checkpoint(path)["global_step"])
+            except Exception:  # being written at this moment
+                continue
+        if step > steps_per_epoch and step % steps_per_epoch:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the fit ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return step
+
+
+@pytest.mark.parametrize("half", ["device", "cloud"])
+def test_killed_and_resumed_equals_uninterrupted(half: str, trained: Train, tmp_path: Path) -> None:
+    run = trained("open_ended")
+    network = {"width": 16, "heads": 2, "dropout": 0.2, "frame_dropout": 0.2}
+    model = tiny.device_config(network=network) if half == "device" else tiny.cloud_config(run.device)
+    # One batch per device group: several steps an epoch; the sleep leaves time to kill it there.
+    batch = {"devices": 1, "clips": 2, "items_per_clip": 2, "context_clips": 3, "max_frames": 4, "max_words": 8}
+    data = tiny.data_config(run.root, batch=batch)
+    slow = {"class_path": "tests.integration.slow.Slow"}
+    trainer = tiny.trainer_config(max_epochs=EPOCHS, callbacks=[slow])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    os.environ.update(environment)
+    configs = {}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        configs[name] = tiny.write_config(tmp_path / name / "run.yaml", data=data, model=model, trainer=trainer)
+
+    subprocess.run(command(configs["whole"]), cwd=tmp_path / "whole", check=True, capture_output=True, timeout=120)
+    expected, _, steps = final_weights(tmp_path / "whole")
+    killed_at = kill_in_mid_epoch(tmp_path / "killed", configs["killed"], steps // EPOCHS)
+    _, run_id, _ = final_weights(tmp_path / "killed")
+    done = subprocess.run(
+        command(configs["killed"], "--ckpt_path=last"),
+        cwd=tmp_path / "killed",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (resumed_at,) = [int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "resumed at step" in line]
+    assert resumed_at >= killed_at > 0
+    weights, resumed_run_id, resumed_steps = final_weights(tmp_path / "killed")
+    assert resumed_run_id == run_id and resumed_steps == steps
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name

@@ -1,0 +1,164 @@
+"""The verbs on real, tiny data: both halves are trained, tested on their own and on other data, and tracked."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.cli import main
+from tests.integration import tiny
+from tests.integration.conftest import Trained, write_experiment
+
+Train = Callable[[str], Trained]
+PRIMARY = {"open_ended": "accuracy", "retrieval": "t2v/mean_log_rank"}
+
+
+def rows_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+def client_of(trained: Trained) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{trained.folder / 'mlruns' / 'mlflow.db'}")
+
+
+@pytest.mark.parametrize("task", list(PRIMARY))
+def test_a_checkpoint_is_tested_without_naming_a_config(
+    task: str, trained: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(task)
+    monkeypatch.chdir(run.folder)
+    assert main(["test", "--ckpt_path", str(run.cloud), "--output", "rows.json"]) == 0
+    rows = rows_of(run.folder / "rows.json")
+    assert {row["method"] for row in rows} == {"cdc_mmpg", "static", "shuffled_device"}
+    assert {row["split"] for row in rows} == {"test_unseen", "test_seen"}
+    keys = {"method", "split", "metric", "value", "low", "high", "seeds", "upload_bytes", "download_bytes"}
+    assert all(set(row) == keys for row in rows)
+    own = [row for row in rows if row["method"] == "cdc_mmpg" and row["metric"] == PRIMARY[task]]
+    assert len(own) == 2 and all(row["upload_bytes"] > 500 and row["download_bytes"] > 500 for row in own)
+    assert all(row["upload_bytes"] == row["download_bytes"] == 0 for row in rows if row["method"] == "static")
+    assert "cdc_mmpg" in capsys.readouterr().out
+
+
+def test_other_data_is_tested_with_vocabulary_and_answers_as_trained(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("open_ended")
+    other = tiny.build_root(tmp_path / "other", seed=5, first=500)
+    monkeypatch.chdir(run.folder)
+    assert main(["test", "--ckpt_path", str(run.cloud), f"--data.root={other}", "--output", "other.json"]) == 0
+    rows = rows_of(run.folder / "other.json")
+    assert {row["split"] for row in rows} == {"test_unseen"}  # all of its devices are new
+    checkpoint = read_checkpoint(run.cloud)["lit_mmpg"]
+    client = client_of(run)
+    parent = client.get_run(checkpoint["run_id"])
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{checkpoint['run_id']}'")
+    prints = {child.data.tags["lit_mmpg.data_fingerprint"] for child in children}
+    assert prints - {parent.data.tags["lit_mmpg.data_fingerprint"]}
+
+
+def test_a_contradicting_model_flag_is_an_error(
+    trained: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(run.folder)
+    assert main(["test", "--ckpt_path", str(run.cloud), "--model.anchors.count=1"]) == 2
+    assert "anchors" in capsys.readouterr().err
+
+
+def test_validate_prints_the_own_method(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(run.folder)
+    assert main(["validate", "--ckpt_path", str(run.cloud), "--output", "val.json"]) == 0
+    assert {row["method"] for row in rows_of(run.folder / "val.json")} == {"cdc_mmpg"}
+
+
+@pytest.mark.parametrize("task", list(PRIMARY))
+def test_predict_writes_every_answer_once(task: str, trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(task)
+    monkeypatch.chdir(run.folder)
+    assert main(["predict", "--ckpt_path", str(run.cloud), "--output", "answers.csv"]) == 0
+    with (run.folder / "answers.csv").open(newline="") as file:
+        answers = list(csv.DictReader(file))
+    key = "question" if task == "open_ended" else "caption"
+    asked = [(row["clip"], row[key]) for row in answers]
+    assert len(asked) == len(set(asked)) == 2 * tiny.COUNTS["test"]
+    device = answers[0]["device"]
+    assert main(["predict", "--ckpt_path", str(run.cloud), "--output", "one.jsonl", "--device", device]) == 0
+    one = [json.loads(line) for line in (run.folder / "one.jsonl").read_text().splitlines()]
+    assert len(one) == sum(row["device"] == device for row in answers) > 0
+    assert {row["device"] for row in one} == {device}
+
+
+def test_multiple_choice_on_the_embedded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = {
+        "train_devices": 4,
+        "val_devices": 2,
+        "test_devices": 2,
+        "train_clips": 6,
+        "seen_clips": 2,
+        "unseen_clips": 4,
+        "image_size": 24,
+    }
+    batch = {"devices": 2, "clips": 2, "items_per_clip": 3, "context_clips": 2}
+    data = {"class_path": "PersonalClipsData", "init_args": {"task": "multiple_choice", "clips": clips, "batch": batch}}
+    network = {"width": 16, "heads": 2, "encoder_features": 8, "encoder_channels": 4}
+    trainer = tiny.trainer_config()
+    tiny.write_config(tmp_path / "device.yaml", data=data, model=tiny.device_config(network=network), trainer=trainer)
+    losses = {"alignment": 0.1}  # the embedded data has clean twins
+    model = tiny.cloud_config(losses=losses, freeze_static=False)
+    config = tiny.write_config(
+        tmp_path / "both.yaml", data=data, model=model, trainer=trainer, device_stage="device.yaml"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(config)]) == 0
+    cloud = next(p for p in tmp_path.glob("outputs/*/*/checkpoints/best.ckpt") if is_cloud(p))
+    assert main(["test", "--ckpt_path", str(cloud), "--output", "rows.json"]) == 0
+    # Trained jointly, the static layers alone are no method of their own.
+    assert {row["method"] for row in rows_of(tmp_path / "rows.json")} == {"cdc_mmpg", "shuffled_device"}
+
+
+def is_cloud(path: Path) -> bool:
+    return read_checkpoint(path)["lit_mmpg"]["half"] == "cloud"
+
+
+def test_an_adaptor_that_learnt_nothing_answers_as_the_static_model(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = trained("open_ended").device
+    config = write_experiment(
+        tmp_path, trained("open_ended").root, "open_ended", optimiser={"learning_rate": 0.0, "weight_decay": 0.0}
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(config), f"--model.device_ckpt={device}"]) == 0
+    cloud = next(p for p in tmp_path.glob("outputs/*/*/checkpoints/best.ckpt"))
+    assert main(["test", "--ckpt_path", str(cloud), "--output", "rows.json"]) == 0
+    rows = rows_of(tmp_path / "rows.json")
+    values = {(r["method"], r["split"], r["metric"]): r["value"] for r in rows if "_minus_" not in r["metric"]}
+    for (method, split, metric), value in values.items():
+        assert value == values["static", split, metric], (method, split, metric)
+
+
+def test_a_run_is_recorded_whole(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(run.folder)
+    assert main(["test", "--ckpt_path", str(run.cloud)]) == 0
+    client = client_of(run)
+    run_id = read_checkpoint(run.cloud)["lit_mmpg"]["run_id"]
+    recorded = client.get_run(run_id)
+    artifacts = {a.path for a in client.list_artifacts(run_id)}
+    assert {"config.yaml", "devices.json", "checkpoints"} <= artifacts
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.params["model.dynamic.form"] == "low_rank"
+    assert recorded.data.tags["half"] == "cloud" and recorded.data.tags["task"] == "open_ended"
+    assert len(recorded.data.tags["lit_mmpg.data_fingerprint"]) == 64
+    assert recorded.data.tags["lit_mmpg.device_run_id"] == read_checkpoint(run.device)["lit_mmpg"]["run_id"]
+    assert {"val/accuracy", "val/upload_bytes", "val/download_bytes"} <= set(recorded.data.metrics)
+    children = client.search_runs([recorded.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    figures = {a.path for child in children for a in client.list_artifacts(child.info.run_id, "figures")}
+    assert {"figures/reconstruction.png", "figures/per_device_test_unseen.png"} <= figures
