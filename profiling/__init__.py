@@ -1,0 +1,1 @@
+"""Measurements of speed. Nothing outside this package imports it."""
