@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,24 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
         close = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1)
         hint = f"; did you mean '{folder / close[0]}'?" if close else ""
         raise UserError(f"checkpoint '{path}' does not exist{hint}")
+    if not zipfile.is_zipfile(path):  # torn files lose the directory at their end
+        raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint; copy it again")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint '{path}' holds more than tensors and plain data and is not loaded; use a checkpoint of lit-mmpg"
+            f"checkpoint '{path}' holds more than tensors and plain data and is not loaded; "
+            "use a checkpoint that 'lit-mmpg fit' wrote"
         ) from error
     except Exception as error:
-        raise UserError(
-            f"checkpoint '{path}' is damaged or not a checkpoint ({str(error).splitlines()[0]}); copy it again"
-        ) from error
-    if not isinstance(checkpoint, dict) or "half" not in checkpoint.get("lit_mmpg", {}):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint ({reason}); copy it again") from error
+    ours = checkpoint.get("lit_mmpg") if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not {"half", "data"} <= set(ours):
         raise UserError(f"checkpoint '{path}' was not written by lit-mmpg; name one that 'lit-mmpg fit' wrote")
-    found = checkpoint["lit_mmpg"]["half"]
-    if half is not None and found != half:
+    if half is not None and ours["half"] != half:
         raise UserError(
-            f"checkpoint '{path}' holds the {found} half, expected the {half} half; name a checkpoint of the {half} half"
+            f"checkpoint '{path}' holds the {ours['half']} half, expected the {half} half; "
+            f"name a checkpoint of the {half} half"
         )
     return checkpoint

@@ -1,8 +1,8 @@
 """AnchorFrame Distribution Reasoner (ADR): from a few anchor frames to the distribution of the whole clip's features.
 
 Reconstruction: the paper names the module and its purpose; the equations here are ours. A conditional variational model
-per clip: a posterior that sees all frames (training only), a prior that sees the anchors, and a decoder that places a mean
-and a variance at every frame time.
+per clip: a posterior that sees all frames (training only), a prior that sees the anchors, and a decoder that places a
+mean and a variance at every frame time.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ class TrainBatches:
         self._position = 0
 
     def __len__(self) -> int:
-        return max(1, -(-self._rows // (self._rows_per_process * self.world)))
+        return -(-self._rows // (self._rows_per_process * self.world))
 
     @property
     def sampler(self) -> TrainBatches:
@@ -300,7 +300,7 @@ class TrainBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue an interrupted epoch, or start the next one if it was at its end."""
-        finished, self.start = divmod(int(state["position"]), len(self))
+        finished, self.start = divmod(int(state["position"]), max(1, len(self)))
         self.epoch = int(state["epoch"]) + finished
         self._position = self.start
 
@@ -419,7 +419,7 @@ class EvalBatches:
         return chosen
 
     def __len__(self) -> int:
-        return max(1, -(-len(self.queries) // (self.shape.eval_devices * self.world)))
+        return -(-len(self.queries) // (self.shape.eval_devices * self.world))
 
     def __iter__(self) -> Iterator[Batch]:
         by_clip = self.collate.items.by_clip

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
@@ -20,7 +21,7 @@ from lit_mmpg.data.corpus import Corpus, DeviceTable
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import check_coverage, open_features
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.data.records import Caption, Clip, FrameSource, Question
+from lit_mmpg.data.records import SPLITS, Caption, Clip, FrameSource, Question
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 
@@ -28,6 +29,14 @@ Texts = Sequence[Question | Caption]
 """The text items of a split: questions, or captions."""
 
 Task = Literal["open_ended", "multiple_choice", "retrieval"]
+
+STAGE_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "fit": {"train": ("train",), "val": ("val",)},
+    "validate": {"val": ("val",)},
+    "test": {"test": ("test_unseen", "test_seen")},
+    "predict": {"test": ("test_unseen",)},
+}
+"""Stage -> split -> groups of devices of which one must have something to ask."""
 
 
 class DeviceData(L.LightningDataModule, ABC):
@@ -54,6 +63,7 @@ class DeviceData(L.LightningDataModule, ABC):
         self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
         self._corpus: Corpus | None = None
         self._trained: dict[str, Any] | None = None
+        self._texts: dict[str, Texts] = {}
         self._items: dict[str, Items] = {}
         self.predict_device: str | None = None
         """Id of the one device to answer for; ``None`` for all unseen test devices."""
@@ -109,29 +119,41 @@ class DeviceData(L.LightningDataModule, ABC):
         return self.corpus.devices
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the corpus, the vocabulary and the answer list; check that they fit the checkpoint and the stage."""
+        """Build the corpus, the vocabulary and the answer list; check that they fit the checkpoint and the stage.
+
+        Raises:
+            UserError: If the data is faulty, or does not fit the checkpoint or the stage.
+        """
         if self._items:
             return
+        self.batch.check()
         corpus = self.corpus
         self.clip_ids = [clip.id for clip in corpus.clips]
         self._clip_index = {name: i for i, name in enumerate(self.clip_ids)}
-        split_of = {clip.id: clip.split for clip in corpus.clips}
-        texts = {split: self._texts(split, split_of) for split in ("train", "val", "test")}
+        self._texts = self._choose_texts()
         if self._trained is not None:
-            self._restore(self._trained, stage)
-        else:
-            self._fit_vocabulary(texts["train"])
-        self._check_answers(texts, stage)
-        for split in ("train", "val", "test"):
-            self._items[split] = self._build_items(texts[split])
-        self._check_splits(stage)
+            self._restore(self._trained)
+        self._check_groups(stage)
+        if self._trained is None:
+            self._fit_vocabulary(self._texts["train"])
+        self._check_answers(stage)
+        self._items = {split: self._build_items(texts) for split, texts in self._texts.items()}
 
-    def _texts(self, split: str, split_of: dict[str, str]) -> Texts:
+    def _choose_texts(self) -> dict[str, Texts]:
+        """The text items of the task, by split."""
+        chosen: dict[str, list[Question | Caption]] = {split: [] for split in SPLITS}
+        split_of = {clip.id: clip.split for clip in self.corpus.clips}
         if self.task == "retrieval":
-            # Extra sentences teach, but are never asked.
-            return [c for c in self.corpus.captions if split_of[c.clip] == split and (split == "train" or not c.extra)]
-        wants_options = self.task == "multiple_choice"
-        return [q for q in self.corpus.questions if split_of[q.clip] == split and bool(q.options) == wants_options]
+            for caption in self.corpus.captions:
+                # Extra sentences teach, but are never asked.
+                if split_of[caption.clip] == "train" or not caption.extra:
+                    chosen[split_of[caption.clip]].append(caption)
+        else:
+            wants_options = self.task == "multiple_choice"
+            for question in self.corpus.questions:
+                if bool(question.options) == wants_options:
+                    chosen[split_of[question.clip]].append(question)
+        return dict(chosen)
 
     def training_sentences(self) -> list[str]:
         """Every sentence of the training clips, whatever the task: the vocabulary and word vectors stand on them."""
@@ -146,9 +168,12 @@ class DeviceData(L.LightningDataModule, ABC):
         self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
         answers = [q.answer for q in train if isinstance(q, Question)] if self.task == "open_ended" else []
         self.answers = AnswerList.build(answers, self.max_answers) if answers else AnswerList(())
-        self.kinds = sorted({q.type for q in train if isinstance(q, Question)}) or [""]
+        self.kinds = self._found_kinds() or [""]
 
-    def _restore(self, meta: dict[str, Any], stage: str | None) -> None:
+    def _found_kinds(self) -> list[str]:
+        return sorted({q.type for texts in self._texts.values() for q in texts if isinstance(q, Question)})
+
+    def _restore(self, meta: dict[str, Any]) -> None:
         if meta["task"] != self.task:
             raise UserError(
                 f"the checkpoint was trained for task '{meta['task']}', data.task is '{self.task}'; use the same"
@@ -156,32 +181,47 @@ class DeviceData(L.LightningDataModule, ABC):
         shape = tuple(meta["frame_shape"])
         if shape != tuple(self.corpus.frames.frame_shape):
             raise UserError(
-                f"the frames of this data have shape {tuple(self.corpus.frames.frame_shape)}, the checkpoint was trained on "
-                f"{shape}; extract features with the same encoder (data.features)"
+                f"{self._where()}: the frames have shape {tuple(self.corpus.frames.frame_shape)}, the checkpoint was "
+                f"trained on {shape}; extract features with the same encoder (data.features)"
+            )
+        if self.batch.max_words > meta["max_words"]:
+            raise UserError(
+                f"data.batch.max_words is {self.batch.max_words}, the checkpoint was trained with {meta['max_words']}; "
+                "longer texts are beyond it"
             )
         self.vocabulary = Vocabulary.from_json(meta["vocabulary"])
         self.answers = AnswerList.from_json(meta["answers"])
-        self.kinds = list(meta["kinds"])
+        self.kinds = [*meta["kinds"], *(kind for kind in self._found_kinds() if kind not in meta["kinds"])]
 
-    def _check_answers(self, texts: dict[str, Any], stage: str | None) -> None:
+    def _where(self) -> str:
+        """What the data is called in messages."""
+        return "data"
+
+    def _check_answers(self, stage: str | None) -> None:
         if self.task != "open_ended":
             return
-        if self._trained is None and texts["train"]:
-            self.answers.check_coverage([q.answer for q in texts["train"]])
+        given = {split: [q.answer for q in texts if isinstance(q, Question)] for split, texts in self._texts.items()}
+        if self._trained is None and given["train"]:
+            self.answers.check_coverage(given["train"])
         elif self._trained is not None and stage == "test":
-            warning = self.answers.coverage_warning([q.answer for q in texts["test"]])
+            warning = self.answers.coverage_warning(given["test"])
             if warning:
-                L.pytorch.utilities.rank_zero_warn(warning)
+                rank_zero_warn(f"{self._where()}: {warning}")
 
-    def _check_splits(self, stage: str | None) -> None:
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}.get(
-            stage or "", ()
-        )
-        for split in needed:
-            if not self._items[split].by_clip:
-                what = "captions" if self.task == "retrieval" else f"{self.task.replace('_', '-')} questions"
+    def _check_groups(self, stage: str | None) -> None:
+        """Check that the stage has something to ask: in the splits, and on the devices to which they were dealt."""
+        what = "captions" if self.task == "retrieval" else f"{self.task.replace('_', '-')} questions"
+        for split, groups in STAGE_GROUPS.get(stage or "", {}).items():
+            asked = {text.clip for text in self._texts[split]}
+            if not asked:
                 raise UserError(
-                    f"split '{split}' has no clip with {what}; check the clip list and the annotation files"
+                    f"{self._where()}: split '{split}' has no clip with {what}; add some to the clip list and to the "
+                    "annotation files"
+                )
+            timelines = [clips for group in groups for clips in self.device_table.timelines.get(group, {}).values()]
+            if asked.isdisjoint(clip for clips in timelines for clip in clips):
+                raise UserError(
+                    f"{self._where()}: no device of group '{groups[0]}' has a clip with {what}; change data.dealing"
                 )
 
     def _build_items(self, texts: Texts) -> Items:
@@ -229,7 +269,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def texts(self, split: str) -> Texts:
         """The questions or captions behind the items of a split, in the order of their indices."""
-        return self._texts(split, {clip.id: clip.split for clip in self.corpus.clips})
+        return self._texts[split]
 
     def feature_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation ``[D]`` of the frame features of the training clips."""
@@ -240,7 +280,7 @@ class DeviceData(L.LightningDataModule, ABC):
                 frames = source.frames(clip.id).astype(np.float64)
                 count, total, square = count + len(frames), total + frames.sum(0), square + np.square(frames).sum(0)
         if not count:
-            raise UserError("split 'train' has no clips; check the clip list")
+            raise UserError(f"{self._where()}: split 'train' has no clips; add some to the clip list")
         mean = np.asarray(total) / count
         variance = np.asarray(square) / count - np.square(mean)
         return mean, np.sqrt(np.maximum(variance, 0)) + 1e-3
@@ -347,7 +387,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
 
 class PersonalClipsData(DeviceData):
-    """The embedded default data: rendered clips of devices that differ by camera, by what they film and by what they mean.
+    """The embedded default data: rendered clips of devices that differ in camera, in what they film and what they mean.
 
     Args:
         clips: Settings of the generator.
@@ -393,8 +433,8 @@ class VideoData(DeviceData):
     Args:
         root: Folder of the data set.
         features: Frame features, relative to the root: HDF5 or a folder of ``.npy``.
-        clips: CSV with the columns ``video`` and ``split``, relative to the root; where it is missing from the layout,
-            the annotation files decide the splits.
+        clips: CSV with the columns ``video`` and ``split``, relative to the root; without it the questions decide the
+            splits.
         questions: Questions.
         captions: Captions; more than one file may be given.
         dealing: How clips are dealt to devices.
@@ -432,11 +472,11 @@ class VideoData(DeviceData):
             clips = readers.read_clips(self.root / self.clip_list)
         else:
             clips = readers.clips_of_questions(questions)
-        known = set(source.ids()) | ({clip.id for clip in clips} if self.clip_list else set())
-        clips = readers.resolve_ids(clips, known, aliases)
+        clips = readers.resolve_ids(clips, source.ids(), aliases)
         names = {clip.id for clip in clips}
-        asked = readers.resolve_ids([q for split in questions.values() for q in split], names | known, aliases)
-        told = readers.resolve_ids(captions, names | known, aliases)
+        known = names | set(source.ids())
+        asked = readers.resolve_ids([q for split in questions.values() for q in split], known, aliases)
+        told = readers.resolve_ids(captions, known, aliases)
         kept = check_coverage(names | {q.clip for q in asked} | {c.clip for c in told}, source, self.drop_missing)
         self._check_listed(kept - names)
         kept &= names
@@ -456,9 +496,15 @@ class VideoData(DeviceData):
 
     def _check_listed(self, unlisted: set[str]) -> None:
         if unlisted and not self.drop_missing:
+            first = ", ".join(sorted(unlisted)[:5])
+            if self.clip_list is None:
+                raise UserError(
+                    f"{self.root}: no question says to which split {len(unlisted)} videos with captions belong, first "
+                    f"{first}; name a clip list (data.clips), or leave them out with --data.drop_missing true"
+                )
             raise UserError(
-                f"{self.root / (self.clip_list or '')}: {len(unlisted)} videos in the annotations are not in the clip list, "
-                f"first {', '.join(sorted(unlisted)[:5])}; add them, or leave them out with --data.drop_missing true"
+                f"{self.root / self.clip_list}: {len(unlisted)} videos in the annotations are not in the clip list, "
+                f"first {first}; add them, or leave them out with --data.drop_missing true"
             )
 
     def _read_questions(self) -> tuple[dict[str, list[Question]], dict[str, str]]:
@@ -473,7 +519,18 @@ class VideoData(DeviceData):
 
     def _recipe(self) -> Dealing:
         """The recipe as trained, where a checkpoint gave one."""
-        return Dealing(**self._trained["recipe"]) if self._trained else self.dealing
+        if self._trained is None:
+            return self.dealing
+        recipe = self._trained["recipe"]
+        if set(recipe) != {entry.name for entry in dataclasses.fields(Dealing)}:
+            raise UserError(
+                f"{self._where()}: the checkpoint was trained on data that is dealt in another way "
+                f"({recipe.get('kind', 'unknown')}); name data of that kind (data.class_path), or train on this data"
+            )
+        return Dealing(**recipe)
+
+    def _where(self) -> str:
+        return f"data.root {self.root}"
 
 
 def _mean_features(source: FrameSource, clips: Sequence[Clip]) -> np.ndarray:

@@ -97,6 +97,8 @@ def _draw(rng: np.random.Generator, weights: np.ndarray) -> int:
 
 
 def _describe(mixture: np.ndarray, values: Sequence[str]) -> dict[str, str]:
+    if not values:
+        return {"mixture": "even"}
     top = [i for i in np.argsort(-mixture)[:3] if mixture[i] >= 0.05]
     return {"mixture": ", ".join(f"{values[i]} {mixture[i]:.0%}" for i in top) or "even"}
 

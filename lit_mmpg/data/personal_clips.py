@@ -13,7 +13,8 @@ What sets a device apart:
   share the rest evenly), and its usual room is ``usual_room`` (three in five, the other rooms share the rest).
 
 The last point is what a single clip cannot tell, and the only one: given one perfectly perceived clip, "mine" is right
-with probability 3/5 whatever the clip shows, while the parameters of a device with another meaning do worse than that. A device's unlabelled history tells it: its most frequent colour and room.
+with probability 3/5 whatever the clip shows, while the parameters of a device with another meaning do worse than that.
+A device's unlabelled history tells it: its most frequent colour and room.
 Six open-ended questions are asked about every clip, and two of them depend on it: the room for adaptation, computed in
 :mod:`lit_mmpg.data.observer` and stated at :class:`PersonalClipsConfig`.
 

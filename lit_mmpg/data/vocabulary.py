@@ -68,7 +68,9 @@ class Vocabulary:
         if max_size is not None:
             ranked = ranked[: max(0, max_size - NUM_SPECIAL)]
         if not ranked:
-            raise UserError(f"no word occurs {min_count} times in the {len(documents)} training texts; lower min_count")
+            raise UserError(
+                f"no word occurs {min_count} times in the {len(documents)} training texts; lower data.min_count"
+            )
         index = {word: i + NUM_SPECIAL for i, word in enumerate(ranked)}
         frequency = [0] * (len(ranked) + 1)
         for document in documents:
@@ -173,7 +175,7 @@ class AnswerList:
         if covered < minimum:
             raise UserError(
                 f"the answer list ({len(self)} answers) covers {covered:.1%} of the training answers, "
-                f"at least {minimum:.0%} is needed; allow more answers, or give the list that belongs to this data"
+                f"at least {minimum:.0%} is needed; raise data.max_answers"
             )
 
     def coverage_warning(self, test_answers: Iterable[str], minimum: float = 0.5) -> str | None:

@@ -13,17 +13,16 @@ from lit_mmpg.data.vocabulary import Vocabulary, tokenize
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-MAX_TERMS = 5_000
+MAX_TERMS = 10_000
 """Most terms of the TF-IDF space: the closed form holds a dense clips x terms matrix."""
 
 
-def fit_tfidf(sentences: Sequence[str]) -> TfidfVectorizer:
-    """TF-IDF of training sentences; terms in fewer than two of them are left out where there are enough sentences."""
+def fit_tfidf(sentences: Sequence[str], min_count: int = 1) -> TfidfVectorizer:
+    """TF-IDF of training sentences, of the terms that stand in at least ``min_count`` of them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    rare = 2 if len(sentences) >= 100 else 1
     return TfidfVectorizer(
-        tokenizer=tokenize, token_pattern=None, lowercase=False, min_df=rare, max_features=MAX_TERMS
+        tokenizer=tokenize, token_pattern=None, lowercase=False, min_df=min_count, max_features=MAX_TERMS
     ).fit(sentences)
 
 
@@ -96,7 +95,8 @@ def caption_initialisation(
         width: Width H.
         strength: Ridge penalty.
     """
-    tfidf = fit_tfidf(sentences)
+    # A word that is seen once has a column that fits noise; the few dimensions here are better spent elsewhere.
+    tfidf = fit_tfidf(sentences, min_count=2 if len(sentences) >= 100 else 1)
     ridge = fit_ridge(features.astype(np.float64), tfidf.transform(captions).toarray(), strength)
     _, directions = np.linalg.eigh(ridge.fitted.T @ ridge.fitted)
     rank = min(width - 1, directions.shape[1])

@@ -11,8 +11,8 @@ core        ``core [r, r]``, ``c [out]``                  ``W x + b + P core (Q^
 basis       ``coefficients [r]``                          ``W x + b + P (coefficients * (Q^T x)) + S coefficients``
 =========== ============================================= ==============================================
 
-``W, b`` are static. ``P [out, r]``, ``Q [in, r]`` and ``S [out, r]`` are static too: they are trained with the cloud half
-and shipped with the device model, so that only a few numbers travel.
+``W, b`` are static. ``P [out, r]``, ``Q [in, r]`` and ``S [out, r]`` are static too: they are trained with the cloud
+half and shipped with the device model, so that only a few numbers travel.
 """
 
 from __future__ import annotations

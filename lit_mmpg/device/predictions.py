@@ -20,8 +20,8 @@ TOP = 5
 def predictions(data: DeviceData, batch: Batch, outputs: Outputs) -> list[dict[str, object]]:
     """Rows for the items of a batch.
 
-    Questions: the answer with its probability. Captions: the best clips among those that the same device was asked about
-    in this batch, best first, and the rank of the right one.
+    Questions: the answer with its probability. Captions: the best clips among those that the same device was asked
+    about in this batch, best first, and the rank of the right one.
 
     Args:
         data: The data module.

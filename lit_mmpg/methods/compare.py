@@ -243,7 +243,7 @@ def _baseline(arguments: list[str]) -> Cell:
     from lit_mmpg.training.lightning_cli import CLI
 
     cli = CLI(read_request("fit", arguments))
-    data = cli.parser.instantiate_classes(cli.config).data
+    data = cli.parser.instantiate(cli.config).data
     data.setup("fit")
     ridge = RidgeBaseline(data)
     evaluation = ridge.evaluate(data.test_groups)
@@ -295,8 +295,10 @@ def _aggregate_method(
             interval = _interval(values, cells[0].items[f"{key}|device"], cells[0].items[f"{key}|clip"])
             if static is not None and label != "static" and first["metric"] in ("accuracy", "t2v/mean_log_rank"):
                 reference = [_static_items(cell, first["split"], first["metric"]) for cell in static]
+                # A deterministic baseline has one cell; it is held against every seed of the static model.
+                pairs = range(max(len(values), len(reference)))
                 gain = _interval(
-                    [a - b for a, b in zip(values, reference * (len(values) // len(reference)), strict=False)],
+                    [values[i % len(values)] - reference[i % len(reference)] for i in pairs],
                     cells[0].items[f"{key}|device"],
                     cells[0].items[f"{key}|clip"],
                 )

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_mmpg.training.lightning_cli import CLI
 
     cli = CLI(request)
-    data: DeviceData = cli.parser.instantiate_classes(cli.config).data
+    data: DeviceData = cli.parser.instantiate(cli.config).data
     with Progress(transient=True) as progress:
         progress.add_task("reading or rendering the clips", total=None)
         data.setup("devices")

@@ -23,6 +23,9 @@ from lit_mmpg.training.lightning_cli import CLI, Run
 if TYPE_CHECKING:
     from lit_mmpg.device.base import AnsweringModule
 
+if TYPE_CHECKING:
+    from lit_mmpg.device.base import AnsweringModule
+
 
 def measure(request: Request, tags: Mapping[str, str] | None = None) -> AnsweringModule:
     """Validate or test a checkpoint in a child run of the one that trained it.
@@ -100,20 +103,15 @@ def _check_model(asked: dict[str, Any], trained: dict[str, Any], path: str) -> N
             )
 
 
-def _run(request: Request, cli: CLI, ours: dict[str, Any]) -> Run:
+def _run(request: Request, cli: CLI, ours: dict[str, Any], tags: Mapping[str, str]) -> Run:
     """A child of the run that trained the checkpoint, where that run can be found."""
+    tags = {**tags, "lit_mmpg.checkpoint": str(Path(str(request.options["ckpt_path"])).absolute())}
     run_id, uri = ours.get("run_id"), cli.tracking.uri or ours.get("tracking_uri")
     parent = find_run(store_uri(uri), run_id) if run_id and cli.config["trainer"]["logger"] is not False else None
     if parent is None:
-        return Run(
-            tags={"lit_mmpg.note": f"the training run {run_id} was not found in {uri}", **_checkpoint_tag(request)}
-        )
+        return Run({"lit_mmpg.note": f"the training run {run_id} was not found in {uri}", **tags})
     experiment = open_store(store_uri(uri)).get_experiment(parent.info.experiment_id).name
-    return Run({"mlflow.parentRunId": str(run_id), **_checkpoint_tag(request)}, store_uri(uri), experiment)
-
-
-def _checkpoint_tag(request: Request) -> dict[str, str]:
-    return {"lit_mmpg.checkpoint": str(Path(str(request.options["ckpt_path"])).absolute())}
+    return Run({"mlflow.parentRunId": str(run_id), **tags}, store_uri(uri), experiment)
 
 
 def _flat(batches: Any) -> list[Any]:

@@ -52,7 +52,7 @@ class _Stage:
         self.name = name
         self.cli = CLI(request)
         self.digest = _digest(self.cli.record)
-        self.tags = {DIGEST_TAG: self.digest, **(tags or {})}
+        self.tags = {**(tags or {}), DIGEST_TAG: self.digest}
 
     def run(self, resume: str | None, reuse: bool = False, begin: bool = False) -> str:
         """Train, and return the best checkpoint.
