@@ -48,7 +48,7 @@ def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfi
         config: What starts from where.
 
     Raises:
-        UserError: If captions are asked for and there are none, or frames are pixels.
+        UserError: If captions are asked for and there are none, frames are pixels, or the penalty is not above 0.
     """
     width = model.config.width
     if isinstance(model.encoder, StandardiseFeatures):
@@ -63,6 +63,8 @@ def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfi
             raise UserError(
                 "model.initialisation: 'captions' needs captions of the training clips (data.captions); use 'random'"
             )
+        if config.ridge_strength <= 0:
+            raise UserError(f"model.initialisation.ridge_strength is {config.ridge_strength:g}; it must be above 0")
         start = caption_initialisation(
             (features - mean) / std, captions, data.training_sentences(), data.vocabulary, width, config.ridge_strength
         )

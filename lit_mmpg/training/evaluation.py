@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,6 @@ from lit_mmpg.tracking.logger import flatten
 from lit_mmpg.tracking.store import find_run, open_store, store_uri
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
-
-if TYPE_CHECKING:
-    from lit_mmpg.device.base import AnsweringModule
 
 if TYPE_CHECKING:
     from lit_mmpg.device.base import AnsweringModule
@@ -84,8 +80,7 @@ def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[C
     request.config = merge(kept, {key: value for key, value in request.config.items() if value is not None})
     cli = CLI(request)
     _check_model(cli.record["model"], kept["model"], path)
-    run = _run(request, cli, ours)
-    cli.build(replace(run, tags={**run.tags, **(tags or {})}))
+    cli.build(_run(request, cli, ours, tags or {}))
     cli.datamodule.use_meta(ours["data"])
     cli.model.on_load_checkpoint(checkpoint)  # builds the networks as trained, before the data is looked at
     return cli, path

@@ -97,7 +97,7 @@ class Stage:
 
     def __init__(self, module: AnsweringModule, data: DeviceData) -> None:
         self.module, self.data = module, data
-        _Runner(module, data)
+        self.runner = _Runner(module, data)  # the module refers to it weakly
         data.setup("fit")
         module.setup("fit")
         configured = module.configure_optimizers()
@@ -116,7 +116,7 @@ class Stage:
         loss.backward()
         self.optimiser.step()
         self.scheduler.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Stages:
         cloud: Stage 2 over the untrained device half of stage 1 (the values of the weights do not matter for time).
         pixels: Batches with pixels, context included.
         features: The same batches with encoded frames.
-        encode_once_s: Seconds to encode all frames once.
+        encode_once_s: Seconds to encode all frames once (and to gather these batches).
     """
 
     static: Stage
@@ -159,20 +159,19 @@ def build_stages(configs: Mapping[str, dict[str, Any]]) -> Stages:
         static.module.on_save_checkpoint(checkpoint)
         torch.save(checkpoint, module.device_ckpt)
         cloud = Stage(module, _instance(DeviceData, configs["data"]))
+    cloud.data.encode_once(None)
+    pixels = _first(cloud.loader())
+    module.setup("fit")  # encoded frames again
     start = time.perf_counter()
-    cloud.loader()
-    encode_once_s = time.perf_counter() - start
     features = _first(cloud.loader())
-    twin = Stage(module, _instance(DeviceData, configs["data"]))
-    twin.data.encode_once(None)
-    pixels = _first(twin.loader())
+    encode_once_s = time.perf_counter() - start
     return Stages(static, cloud, pixels, features, encode_once_s)
 
 
 def _instance(base: type, config: dict[str, Any]) -> Any:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "it")
-    return parser.instantiate_classes(parser.parse_object({"it": config})).it
+    return parser.instantiate(parser.parse_object({"it": config})).it
 
 
 def _first(loader: TrainBatches) -> list[Batch]:

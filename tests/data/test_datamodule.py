@@ -257,7 +257,9 @@ def test_a_dealing_that_leaves_a_group_without_questions(tmp_path: Path) -> None
         except UserError as error:
             messages.append(str(error))
     assert messages and len(messages) < len(dealings)
-    assert all("no device of group 'val' has a clip with open-ended questions; change data.dealing" in m for m in messages)
+    assert all(
+        "no device of group 'val' has a clip with open-ended questions; change data.dealing" in m for m in messages
+    )
 
 
 @pytest.mark.parametrize(("stage", "split"), [("fit", "train"), ("fit", "val"), ("validate", "val"), ("test", "test")])

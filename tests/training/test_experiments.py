@@ -3,11 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lit_mmpg.training.config import read_request, shipped_configs
+from lit_mmpg.methods.compare import read_comparison
+from lit_mmpg.training.config import find_config, read_request, shipped_configs
 from lit_mmpg.training.lightning_cli import CLI
 
-EXPERIMENTS = sorted((shipped_configs() / "experiment").glob("*.yaml"))
+FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
+COMPARISONS = [path for path in FILES if "runs" in yaml.safe_load(path.read_text())]
+EXPERIMENTS = [path for path in FILES if path not in COMPARISONS]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -18,3 +22,18 @@ def test_every_shipped_experiment_parses(path: Path, tmp_path: Path, monkeypatch
     stage = request.options["device_stage"]
     if stage is not None:
         assert CLI(request.derive(Path(stage))).record["model"]["class_path"] == "lit_mmpg.device.module.DeviceModule"
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_every_run_of_a_shipped_comparison_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_MMPG_DATA", str(tmp_path))
+    comparison = read_comparison(str(path))
+    assert comparison.runs and comparison.seeds
+    for run in comparison.runs.values():
+        CLI(read_request("fit", ["--config", str(find_config(run.config, path.parent)), *run.flags]))
+
+
+def test_every_shipped_group_file_is_used() -> None:
+    named = " ".join(path.read_text() for path in FILES)
+    groups = [p for folder in ("data", "model") for p in (shipped_configs() / folder).glob("*.yaml")]
+    assert groups and all(f"../{path.parent.name}/{path.name}" in named for path in groups)

@@ -1,0 +1,88 @@
+"""The comparison on tiny data: cells are trained once, and rows are means over seeds with paired gains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lit_mmpg.cli import main
+from lit_mmpg.errors import UserError
+from lit_mmpg.methods.compare import Cell, Comparison, TrainedRun, aggregate, read_comparison
+from tests.integration import tiny
+from tests.integration.conftest import write_experiment
+
+
+def write(folder: Path, **content: object) -> Path:
+    return tiny.write_config(folder / "compare.yaml", **content)
+
+
+def test_cells_are_trained_once_and_a_changed_flag_trains_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tiny.build_root(tmp_path / "data")
+    write_experiment(tmp_path, root, "retrieval")
+    runs = {
+        "static": {"config": "device.yaml"},
+        "cdc_mmpg": {"config": "both.yaml", "device_half": "static", "also": ["shuffled_device"]},
+    }
+    config = write(tmp_path, seeds=[0, 1], runs=runs, baselines=["ridge"])
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "--config", str(config), "--output", "rows.json"]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"static", "cdc_mmpg", "shuffled_device", "ridge"}
+    assert {row["seeds"] for row in rows if row["method"] != "ridge"} == {2}
+    gains = [r for r in rows if r["metric"] == "t2v/mean_log_rank_minus_static"]
+    assert {r["method"] for r in gains} == {"cdc_mmpg", "shuffled_device", "ridge"}
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
+    assert main([*arguments, "--seeds", "1", "--model.optimiser.learning_rate=0.001"]) == 0
+    assert "finished before" not in capsys.readouterr().out
+
+
+def test_rows_are_means_over_seeds_and_gains_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    device, clip = np.repeat(np.arange(5), 8), np.arange(40)
+
+    def cell(method: str, values: np.ndarray) -> Cell:
+        row = {"method": method, "split": "test_unseen", "metric": "accuracy", "value": values.mean(), "own": True}
+        items = {"accuracy": values, "device": device, "clip": clip}
+        sent = {"upload_bytes": 10.0, "download_bytes": 20.0}
+        return Cell([row | sent], {f"{method}|test_unseen|{k}": v for k, v in items.items()})
+
+    static = [rng.random(40) for _ in range(3)]
+    ours = [values + 0.1 + 0.01 * rng.random(40) for values in static]
+    runs = {"static": TrainedRun("a"), "ours": TrainedRun("b", device_half="static")}
+    comparison = Comparison(Path("c"), (0, 1, 2), runs)
+    rows = aggregate(
+        comparison, {"static": [cell("static", v) for v in static], "ours": [cell("cdc_mmpg", v) for v in ours]}
+    )
+    by = {(r["method"], r["metric"]): r for r in rows}
+    assert by["ours", "accuracy"]["value"] == pytest.approx(np.mean(ours))
+    gain = by["ours", "accuracy_minus_static"]
+    assert gain["value"] == pytest.approx(np.mean(ours) - np.mean(static))
+    # The methods differ far less from each other than items do: only a paired interval is this narrow.
+    assert gain["high"] - gain["low"] < 0.01 < by["ours", "accuracy"]["high"] - by["ours", "accuracy"]["low"]
+    assert gain["seeds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"seeds": [0]}, "runs"),
+        ({"runs": {"a": {"config": "device.yaml", "flag": []}}}, "flag"),
+        ({"runs": {"a": {"config": "missing.yaml"}}}, "missing.yaml"),
+        ({"runs": {"a": {"config": "device.yaml", "device_half": "b"}}}, "no earlier run"),
+        ({"runs": {"a": {"config": "device.yaml"}}, "baselines": ["rigde"]}, "ridge"),
+        ({"runs": {"a": {"config": "device.yaml"}}, "seed": [1]}, "seed"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(content: dict, said: str, tmp_path: Path) -> None:
+    tiny.write_config(tmp_path / "device.yaml", trainer={})
+    with pytest.raises(UserError, match=said):
+        read_comparison(str(write(tmp_path, **content)))
