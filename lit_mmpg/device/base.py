@@ -122,12 +122,11 @@ class AnsweringModule(L.LightningModule):
                 f"the checkpoint was trained on frames of shape {tuple(trained['frame_shape'])}, the data has "
                 f"{tuple(data['frame_shape'])}; extract the features with the same encoder (data.features)"
             )
-        for name, what in (("vocabulary", "vocabulary"), ("answers", "answer list")):
+        for name, size, what in (("vocabulary", "words", "vocabulary"), ("answers", "answer_count", "answer list")):
             if trained[name] != data[name]:
                 raise UserError(
-                    f"the {what} of the checkpoint ({trained['words'] if name == 'vocabulary' else trained['answer_count']} "
-                    f"entries) is not that of the training data ({data['words'] if name == 'vocabulary' else data['answer_count']} "
-                    "entries); train both halves on the same data, or train the device half again"
+                    f"the {what} of the checkpoint ({trained[size]} entries) is not that of the training data "
+                    f"({data[size]} entries); train both halves on the same data, or train the device half again"
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -126,8 +126,8 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lit-mmpg compare",
-        description="Train and test several methods with the same seeds and print one table. Finished cells are kept in "
-        "outputs/compare and not repeated. Flags such as --data.root FOLDER or --trainer.max_epochs N go to every run.",
+        description="Train and test several methods with the same seeds and print one table. Finished cells are kept "
+        "in outputs/compare and not repeated. Flags such as --data.root FOLDER go to every run.",
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", required=True, help="comparison file")

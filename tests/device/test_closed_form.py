@@ -50,10 +50,20 @@ def test_ridge_is_that_of_scikit_learn() -> None:
     np.testing.assert_allclose(fit_ridge(wide, y[:5], STRENGTH).weight, theirs.coef_.T, rtol=1e-7, atol=1e-10)
 
 
-def test_rare_terms_are_left_out_where_there_is_enough_text() -> None:
-    many = ["the heron glows"] * 99 + ["the kettle glows"]
-    assert set(fit_tfidf(many).vocabulary_) == {"the", "heron", "glows"}
-    assert set(fit_tfidf(many[-3:]).vocabulary_) == {"the", "heron", "glows", "kettle"}
+def test_every_term_counts_unless_it_is_rare() -> None:
+    sentences = ["the heron glows"] * 2 + ["the kettle glows"]
+    assert set(fit_tfidf(sentences).vocabulary_) == {"the", "heron", "glows", "kettle"}
+    assert set(fit_tfidf(sentences, min_count=2).vocabulary_) == {"the", "heron", "glows"}
+
+
+def test_a_word_that_is_seen_once_gets_no_vector_where_there_is_enough_text() -> None:
+    features, captions = make_pairs(100)
+    captions[0] += " zeppelin"
+    vocabulary = Vocabulary.build(captions)
+    words = caption_initialisation(features, captions, captions, vocabulary, 8, STRENGTH).words
+    assert not words[vocabulary.index("zeppelin")].any() and words[vocabulary.index("heron")].any()
+    words = caption_initialisation(features[:9], captions[:9], captions[:9], vocabulary, 8, STRENGTH).words
+    assert words[vocabulary.index("zeppelin")].any()
 
 
 def start_values(width: int) -> tuple[np.ndarray, list[str], Vocabulary, CaptionInitialisation]:

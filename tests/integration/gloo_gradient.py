@@ -1,4 +1,4 @@
-"""Run by a test in two processes: the contrastive loss over gathered embeddings against one process on the whole batch."""
+"""Run by a test: the contrastive loss over embeddings gathered from two processes, and in one on the whole batch."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class ToyData(L.LightningDataModule):
 
 
 class ToyDevice(L.LightningModule):
-    half = "device"
+    half_name = "device"
     monitor = ("val/loss", "min")
 
     def __init__(self, width: int = 8) -> None:
@@ -103,7 +103,7 @@ class ToyDevice(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         marker = Path("kill")
-        if marker.exists() and f"{self.half} {self.global_step}" == marker.read_text():
+        if marker.exists() and f"{self.half_name} {self.global_step}" == marker.read_text():
             marker.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         loss = nn.functional.binary_cross_entropy_with_logits(self.net(batch[0]), batch[1])
@@ -122,7 +122,7 @@ class ToyDevice(L.LightningModule):
 
     def _rows(self, split: str) -> None:
         value = float(self.trainer.callback_metrics[f"{split}/loss"])
-        row = {"method": self.half, "split": split, "metric": "loss", "value": value, "low": None, "high": None}
+        row = {"method": self.half_name, "split": split, "metric": "loss", "value": value, "low": None, "high": None}
         self.result_rows = [row | {"seeds": 1, "upload_bytes": 100, "download_bytes": 13312}]
 
     def on_validation_epoch_end(self) -> None:
@@ -141,7 +141,7 @@ class ToyDevice(L.LightningModule):
         return {"line": figure}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.setdefault("lit_mmpg", {}).update(data=self.trainer.datamodule.meta, half=self.half)
+        checkpoint.setdefault("lit_mmpg", {}).update(data=self.trainer.datamodule.meta, half=self.half_name)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert (
@@ -151,7 +151,7 @@ class ToyDevice(L.LightningModule):
 
 
 class ToyCloud(ToyDevice):
-    half = "cloud"
+    half_name = "cloud"
 
     def __init__(self, device_ckpt: str | None = None, gain: float = 1.0) -> None:
         super().__init__()
