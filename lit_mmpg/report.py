@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 Row = Mapping[str, Any]
@@ -49,7 +51,7 @@ def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
     table.add_column("split", no_wrap=True)
     table.add_column("method", no_wrap=True)
     for metric in columns:
-        table.add_column(SHOWN[metric], justify="right")
+        table.add_column(SHOWN[metric], justify="right", overflow="fold")
     table.add_column("up", justify="right", no_wrap=True)
     table.add_column("down", justify="right", no_wrap=True)
     previous = None
@@ -65,9 +67,13 @@ def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
             format_bytes(first.get("upload_bytes")),
             format_bytes(first.get("download_bytes")),
         )
-    # Outside a terminal nothing is cut to 80 columns.
     console = Console()
-    Console(width=None if console.is_terminal else 180).print(table)
+    if not console.is_terminal:
+        console = Console(width=180)
+    elif Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:
+        # Too narrow: numbers may stand below each other, but none is cut.
+        table.box, table.pad_edge, table.padding = box.SIMPLE, False, (0, 0, 1, 0)
+    console.print(table)
 
 
 def _caption(rows: Sequence[Row]) -> str:

@@ -90,6 +90,9 @@ class Exchange:
     ) -> tuple[Tensor, ...]:
         """Parameters for each device as it would load them.
 
+        A device without a context sends nothing: it gets what the cloud generates from nothing, which is the same for
+        all devices and needs no message.
+
         Args:
             anchors: What the devices know.
             device_ids: Their names.
@@ -98,26 +101,31 @@ class Exchange:
         Returns:
             Tensors of the specification with leading dimension B.
         """
-        uploads = [self._upload(anchors, b, name) for b, name in enumerate(device_ids)]
-        received = [Upload.from_bytes(data) for data in uploads]
+        known = (anchors.num_frames > 0).any(-1).tolist()
+        uploads = {b: self._upload(anchors, b, name) for b, name in enumerate(device_ids) if known[b]}
+        received = {b: Upload.from_bytes(data) for b, data in uploads.items()}
         device = anchors.features.device
 
-        def stack(arrays: list[np.ndarray], like: Tensor) -> Tensor:
+        def stack(arrays: dict[int, np.ndarray], like: Tensor) -> Tensor:
             result = torch.zeros_like(like)
-            for b, array in enumerate(arrays):
+            for b, array in arrays.items():
                 result[b, : len(array)] = torch.from_numpy(array).to(device=device, dtype=like.dtype)
             return result
 
         arrived = Anchors(
-            stack([u.anchors for u in received], anchors.features),
-            stack([u.positions for u in received], anchors.times),
-            stack([u.anchor_mask for u in received], anchors.mask),
-            stack([u.num_frames for u in received], anchors.num_frames),
+            stack({b: u.anchors for b, u in received.items()}, anchors.features),
+            stack({b: u.positions for b, u in received.items()}, anchors.times),
+            stack({b: u.anchor_mask for b, u in received.items()}, anchors.mask),
+            stack({b: u.num_frames for b, u in received.items()}, anchors.num_frames),
         )
         generated = generate(arrived)
         loaded = []
-        for b, upload in enumerate(received):
+        for b in range(len(device_ids)):
             own = {e.name: t[b].detach().cpu().numpy() for e, t in zip(self.spec, generated, strict=True)}
+            if b not in received:
+                loaded.append(own)
+                continue
+            upload = received[b]
             data = Download.answer(upload, self.spec, own, codec=self.link.download_codec).to_bytes()
             download = Download.from_bytes(data)
             download.check_answers(upload)

@@ -6,6 +6,7 @@ interrupted training goes on exactly where it stopped.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -16,6 +17,8 @@ import torch
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.records import FrameSource
 from lit_mmpg.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 ContextRule = Literal["device", "clip"]
 
@@ -114,6 +117,7 @@ class EncodedFrames(FrameSource):
         lengths = {clip: source.num_frames(clip) for clip in source.ids()}
         self._start = dict(zip(lengths, np.cumsum([0, *lengths.values()][:-1]).tolist(), strict=True))
         self._length = lengths
+        _log.info("encoding %d frames of %d clips once, for the whole training", sum(lengths.values()), len(lengths))
         parts: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
         for clip in lengths:

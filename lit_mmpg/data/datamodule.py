@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -24,6 +25,8 @@ from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.data.records import SPLITS, Caption, Clip, FrameSource, Question
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 Texts = Sequence[Question | Caption]
 """The text items of a split: questions, or captions."""
@@ -465,6 +468,7 @@ class VideoData(DeviceData):
     def build_corpus(self) -> Corpus:
         """Read the files, check that they fit together and deal the clips."""
         readers.require_path(self.root, "data.root")
+        _log.info("reading clips, annotations and features from %s", self.root)
         source = open_features(self.root / self.features)
         questions, aliases = self._read_questions()
         captions = [c for a in self.captions for c in readers.read_captions(a.layout, self.root / a.path)]

@@ -307,6 +307,8 @@ def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corp
     cache = None if cache_dir is None else Path(cache_dir) / f"personal_clips_{config.digest()[:24]}.bin"
     pixels = _read_cache(cache, (total, 3, config.image_size, config.image_size)) if cache else None
     if pixels is None:
+        kept = f", kept in {cache_dir} for the next time" if cache else ""
+        _log.info("rendering %d clips, %d frames%s", len(num_frames), total, kept)
         pixels = _film(config, members, latents, total)
         if cache:
             _write_cache(cache, pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,8 @@ from lit_mmpg.errors import UserError
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.model import DeviceModel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfi
             )
         if config.ridge_strength <= 0:
             raise UserError(f"model.initialisation.ridge_strength is {config.ridge_strength:g}; it must be above 0")
+        _log.info("fitting the closed-form start to %d captioned clips", len(captions))
         start = caption_initialisation(
             (features - mean) / std, captions, data.training_sentences(), data.vocabulary, width, config.ridge_strength
         )

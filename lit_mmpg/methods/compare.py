@@ -156,6 +156,8 @@ def main(argv: Sequence[str]) -> int:
         cells[name] = [_baseline(["--config", str(_config(comparison, first)), *flags])]
     rows = aggregate(comparison, cells)
     print_rows(rows, title=comparison.path.stem)
+    for line in _room(comparison, flags, rows):
+        print(line)
     if options.output:
         write_rows(rows, options.output)
         print(f"rows with every metric: {options.output}")
@@ -217,6 +219,22 @@ def _digest(arguments: Sequence[str]) -> str:
     if request.options.get("device_stage"):
         content.append(Path(str(request.options["device_stage"])).read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _room(comparison: Comparison, flags: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The computed room for adaptation, where it is known, and the share of it that each method recovers."""
+    from lit_mmpg.training.devices import room_lines
+    from lit_mmpg.training.lightning_cli import CLI
+
+    first = next(iter(comparison.runs.values()))
+    cli = CLI(read_request("fit", ["--config", str(_config(comparison, first)), *flags]))
+    lines, points = room_lines(cli.parser.instantiate(cli.config).data)
+    for row in rows:
+        wanted = (row["split"], row["metric"]) == ("test_unseen", "accuracy_minus_static")
+        if points and wanted and row["method"] in comparison.runs:
+            gain = 100 * row["value"]
+            lines.append(f"  {row['method']} recovers {gain:+.1f} points of it on unseen devices ({gain / points:.0%})")
+    return lines
 
 
 def _save(path: Path, digest: str, cell: Cell) -> None:

@@ -21,6 +21,8 @@ SQLITE = "sqlite:///"
 DIGEST_TAG = "lit_mmpg.config_digest"
 CHECKPOINTS_TAG = "lit_mmpg.checkpoints"
 
+_log = logging.getLogger(__name__)
+
 
 def store_uri(uri: str | None = None) -> str:
     """Absolute address of a store.
@@ -62,6 +64,9 @@ def open_store(uri: str, experiment: str | None = None) -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         with _lock(uri):
+            file = database(uri)
+            if file is not None and not file.exists():
+                _log.info("making the MLflow store %s (once; takes some seconds)", file)
             client = MlflowClient(uri)
             if experiment is not None:
                 _ensure_experiment(client, uri, experiment)

@@ -43,21 +43,6 @@ class ExactResume(Callback):
         torch.manual_seed((self.seed * 1_000_003 + number) * 4_099 + trainer.global_rank)
 
 
-class PlainProgress(Callback):
-    """One line per validation, for output that is not a terminal."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print epoch, step and validation metrics."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
-            return
-        metrics = {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
-        # Only headlines: neither training losses nor the breakdown by kind.
-        values = "  ".join(f"val/{name} {value:.4g}" for name, value in sorted(metrics.items()) if "/" not in name)
-        print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  {values}", flush=True
-        )
-
-
 class RunRecord(Callback):
     """Writes into the checkpoint and into MLflow what belongs to a run.
 

@@ -96,24 +96,25 @@ def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
         print(f"{group}: {len(own)} devices, {sum(row['clips'] for row in own)} clips")
     if any(len(own) > SHOWN for own in groups.values()):
         print("All devices: --output FILE.json")
-    for line in room_lines(data):
+    for line in room_lines(data)[0]:
         print(line)
 
 
-def room_lines(data: DeviceData) -> list[str]:
-    """The computed room for adaptation, where the data's generative model is known."""
+def room_lines(data: DeviceData) -> tuple[list[str], float | None]:
+    """The computed room for adaptation, where the data's generative model is known: text, and points of accuracy."""
     from lit_mmpg.data.datamodule import PersonalClipsData
 
     if not isinstance(data, PersonalClipsData) or data.task != "open_ended":
-        return []
+        return [], None
     result = room(data.clips)
     accuracy = {name: 100 * values["overall"] for name, values in result["accuracy"].items()}
-    lines = [f"knows the clip and {c} earlier ones: {accuracy[f'history_{c}']:.1f} %" for c in (1, 4, 8, 16)]
-    return [
+    points = float(result["room_points"]["overall"])
+    history = ", ".join(f"{c}: {accuracy[f'history_{c}']:.1f} %" for c in (1, 4, 8, 16))
+    lines = [
         f"Ideal observers of the open-ended questions ({result['samples']:,} sampled devices, perfect perception):",
         f"  knows the clip alone (device-blind): {accuracy['blind']:.1f} %",
-        *(f"  {line}" for line in lines),
+        f"  knows so many earlier clips too: {history}",
         f"  knows the device: {accuracy['knows']:.1f} %",
-        f"  room for adaptation: {result['room_points']['overall']:.1f} points "
-        f"(standard error {result['room_se_points']['overall']:.1f})",
+        f"  room for adaptation: {points:.1f} points (standard error {result['room_se_points']['overall']:.1f})",
     ]
+    return lines, points

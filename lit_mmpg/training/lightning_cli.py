@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,8 +21,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.tracking.logger import MLflowLogger, Tracking
-from lit_mmpg.training.callbacks import ExactResume, PlainProgress, RunRecord
+from lit_mmpg.training.callbacks import ExactResume, RunRecord
 from lit_mmpg.training.config import OPTIONS, Request
+from lit_mmpg.training.console import Bar, Lines, speak
 
 CLASSES = ("lit_mmpg.data.datamodule", "lit_mmpg.device.module", "lit_mmpg.cloud.module")
 """Modules whose classes a configuration may name without their module."""
@@ -35,6 +36,9 @@ _UNHELPFUL = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.* is deprecated.*",
+    ".*``instantiate_classes`` was deprecated.*",
+    # Metrics that are logged at the end of an epoch are computed over all processes already.
+    ".*when logging on epoch level in distributed setting.*",
 )
 
 
@@ -65,6 +69,14 @@ class Run:
     run_id: str | None = None
 
 
+class Best(ModelCheckpoint):
+    """Keeps the best checkpoint. Lightning tells callbacks apart by class and settings: these are not the user's."""
+
+
+class Last(ModelCheckpoint):
+    """Keeps the latest checkpoint, for resuming."""
+
+
 class CLI(LightningCLI):
     """Parses one verb's configuration and flags; :meth:`build` then makes data, model and trainer.
 
@@ -83,6 +95,7 @@ class CLI(LightningCLI):
 
     def __init__(self, request: Request) -> None:
         _silence()
+        speak()
         for module in CLASSES:
             # jsonargparse resolves short class names among the classes that are imported.
             import_module(module)
@@ -137,18 +150,22 @@ class CLI(LightningCLI):
         """Trainer with our logger and callbacks beside the configured ones."""
         config = self.config_init["trainer"]
         terminal = sys.stdout.isatty()
-        callbacks: list[Callback] = [*(config["callbacks"] or []), ExactResume(self.config["seed_everything"])]
-        if not terminal and config["enable_progress_bar"] is not False:
-            callbacks.append(PlainProgress())
+        keep = self.verb == "fit" and config["enable_checkpointing"] is not False
+        # Ours come first: the first ModelCheckpoint is the trainer's checkpoint_callback, whose best checkpoint counts.
+        callbacks: list[Callback] = [*(self._checkpoints() if keep else []), *(config["callbacks"] or [])]
+        callbacks.append(ExactResume(self.config["seed_everything"]))
+        bar = terminal and config["enable_progress_bar"] is not False
+        if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(Bar())
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(Lines())
         callbacks.append(RunRecord(self.record, self.run.tags))
-        if self.verb == "fit" and config["enable_checkpointing"] is not False:
-            callbacks += self._checkpoints()
         try:
             return super().instantiate_trainer(
                 logger=self._loggers(config["logger"]),
                 callbacks=callbacks,
-                enable_progress_bar=terminal and config["enable_progress_bar"] is not False,
-                enable_model_summary=terminal and config["enable_model_summary"] is not False,
+                enable_progress_bar=bar,
+                enable_model_summary=config["enable_model_summary"] is True,
                 **kwargs,
             )
         except (ValueError, MisconfigurationException) as error:
@@ -156,12 +173,9 @@ class CLI(LightningCLI):
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         monitor, mode = self.model.monitor
-        # The first of them is the trainer's checkpoint_callback: the one whose best checkpoint counts.
         return [
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
-            ModelCheckpoint(
-                filename="last", every_n_train_steps=self.config["save_every_n_steps"], enable_version_counter=False
-            ),
+            Best(filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
+            Last(filename="last", every_n_train_steps=self.config["save_every_n_steps"], enable_version_counter=False),
         ]
 
     def _loggers(self, configured: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, runs_of, store_uri
 from lit_mmpg.training.config import Request
 from lit_mmpg.training.lightning_cli import CLI, Run, first_process
+
+_log = logging.getLogger(__name__)
 
 
 def train(request: Request, tags: Mapping[str, str] | None = None) -> str:
@@ -80,6 +83,7 @@ class _Stage:
             read_checkpoint(checkpoint)
         self.cli.build(Run(tags=self.tags, run_id=run_id))
         trainer = self.cli.trainer
+        _log.info("%s half: preparing the data", getattr(self.cli.model, "half_name", self.name))
         trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=checkpoint, weights_only=True)
         callback = trainer.checkpoint_callback
         found_best = getattr(callback, "best_model_path", "")

@@ -61,11 +61,11 @@ class LayerCase:
 
 
 LAYER_CASES = (
-    LayerCase("frame projection 128 -> 64, one clip of 16 frames", 128, 64, 16),
-    LayerCase("head 64 -> 22, one question", 64, 22, 1),
-    LayerCase("frame projection 1280 -> 256, one clip of 16 frames", 1280, 256, 16),
+    LayerCase("128 -> 64, 16 frames", 128, 64, 16),
+    LayerCase("64 -> 22, 1 question", 64, 22, 1),
+    LayerCase("1280 -> 256, 16 frames", 1280, 256, 16),
 )
-"""The dynamic layers of the demo, and the projection of wide features; one sample (clip, question) per device."""
+"""Frame projection and head of the demo, and the projection of wide features; one clip or question per device."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def compare_all(devices: Sequence[int], rounds: int) -> list[dict[str, object]]:
     for count in devices:
         torch.manual_seed(0)
         problem = model_problem(count)
-        rows += compare("device model, one clip, one question", problem, implementations(problem), rounds)
+        rows += compare("device model", problem, implementations(problem), rounds)
         for case in LAYER_CASES:
             problem = layer_problem(case, count)
             rows += compare(case.name, problem, implementations(problem), rounds)

@@ -354,32 +354,8 @@ def print_result(result: Mapping[str, Any]) -> None:
     console = Console()
     console = Console(width=None if console.is_terminal else 160)
     console.print(", ".join(f"{key} {value}" for key, value in result["environment"].items()), highlight=False)
-    for comparison in dict.fromkeys(row["comparison"] for row in result["rows"]):
-        table = Table(title=comparison, caption="ratio: how many times as long as the reference", caption_justify="left")
-        for title in ("case", "devices", "part", "implementation", "ms", "reference", "ms"):
-            table.add_column(title, justify="right" if title in ("devices", "ms") else "left")
-        table.add_column("ratio [10 %, 90 %]", justify="right", no_wrap=True)
-        table.add_column("target")
-        previous = None
-        for row in result["rows"]:
-            if row["comparison"] != comparison:
-                continue
-            group = (row["case"], row["devices"], row["part"])
-            if comparison == "dynamic layers" and previous not in (None, group):
-                table.add_section()
-            previous = group
-            table.add_row(
-                row["case"],
-                str(row["devices"]),
-                row["part"],
-                row["implementation"],
-                f"{row['median_ms']:.2f}",
-                row["reference"],
-                f"{row['reference_median_ms']:.2f}",
-                f"{row['ratio_median']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
-                f"{row['target']} {'met' if row['target_met'] else 'MISSED'}" if row["target"] else "",
-            )
-        console.print(table)
+    console.print(_steps_table([row for row in result["rows"] if row["comparison"] == "training step"]))
+    console.print(_layers_table([row for row in result["rows"] if row["comparison"] == "dynamic layers"]))
     table = Table(title="data loading, apart from the steps")
     for title in ("stage", "ms per batch", "encoding once, s", "steps per epoch"):
         table.add_column(title, justify="left" if title == "stage" else "right")
@@ -388,6 +364,56 @@ def print_result(result: Mapping[str, Any]) -> None:
         table.add_row(row["stage"], f"{row['batch_ms']:.1f}", once, str(row["steps_per_epoch"]))
     console.print(table)
     console.print(f"hyper-nn: {result['hyper_nn']}", highlight=False)
+
+
+def _steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="training step: forward, backward and optimiser")
+    for title in ("frames", "cloud, ms", "static, ms"):
+        table.add_column(title, justify="left" if title == "frames" else "right")
+    table.add_column("cloud / static [10 %, 90 %]", justify="right")
+    table.add_column("target")
+    for row in rows:
+        table.add_row(
+            row["case"], f"{row['median_ms']:.1f}", f"{row['reference_median_ms']:.1f}", _ratio(row), _target(row)
+        )
+    return table
+
+
+def _layers_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    lines: dict[tuple[str, int, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["case"], row["devices"], row["part"]), {})[row["implementation"]] = row
+    columns = list(dict.fromkeys(row["implementation"] for row in rows))
+    table = Table(
+        title="batched dynamic layers: how many times as long the others take [10 %, 90 %]",
+        caption=f"Target: functional_call takes >= {layers.LOOP_TARGET:g} times as long.",
+        caption_justify="left",
+    )
+    for title in ("case", "devices", "part", "batched, ms", *columns):
+        table.add_column(title, justify="left" if title in ("case", "part") else "right")
+    previous = None
+    for (case, devices, part), line in lines.items():
+        if previous not in (None, devices):
+            table.add_section()
+        previous = devices
+        first = next(iter(line.values()))
+        cells = [_ratio(line[name]) + _mark(line[name]) if name in line else "" for name in columns]
+        table.add_row(case, str(devices), part, f"{first['reference_median_ms']:.2f}", *cells)
+    return table
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    digits = 2 if row["ratio_high"] < 10 else 1
+    low, high = f"{row['ratio_low']:.{digits}f}", f"{row['ratio_high']:.{digits}f}"
+    return f"{row['ratio_median']:.{digits}f} [{low}, {high}]"
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    return " missed" if row["target_met"] is False else ""
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    return f"{row['target']} {'met' if row['target_met'] else 'missed'}" if row["target"] else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

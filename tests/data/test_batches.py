@@ -54,7 +54,7 @@ def make_items(asked: Iterable[int], per_clip: int = 3, extra_per_clip: int = 0,
     tokens[:, :, 0] = 2 + np.arange(len(extra))[:, None]
     tokens[1::2, :, 1] = 2 + np.arange(1, len(extra), 2)[:, None]
     number = np.arange(len(extra))
-    return Items(tokens, number % 5 - 1, number % 3, np.array(extra, bool), by_clip)
+    return Items(tokens, (number + 1) % 5 - 1, number % 3, np.array(extra, bool), by_clip)
 
 
 def make_collator(items: Items, shape: BatchShape = SHAPE, with_context: bool = True) -> Collator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from lit_mmpg.cli import main
 from tests.integration import tiny
 from tests.integration.conftest import Trained, write_experiment
 
-Train = Callable[[str], Trained]
+
+@pytest.fixture(scope="module")
+def run(trained: Callable[[str], Trained]) -> Trained:
+    return trained("open_ended")
 
 
 @pytest.fixture
@@ -23,12 +29,21 @@ def root(tmp_path: Path) -> Path:
     return tiny.build_root(tmp_path / "data")
 
 
+def one_error(capsys: pytest.CaptureFixture[str], *said: str) -> None:
+    """One line that starts with ``error:`` and says these things; no traceback, and no step was taken."""
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in captured.err, captured.err
+    assert all(part in lines[0] for part in said), lines[0]
+    assert "epoch 1" not in captured.out
+
+
 def fit(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch, *flags: str, **data: Any) -> int:
     config = tiny.write_config(
         folder / "run.yaml",
         data=tiny.data_config(root, **data),
         model=tiny.device_config(),
-        trainer=tiny.trainer_config(),
+        trainer=tiny.trainer_config(logger=False),
     )
     monkeypatch.chdir(folder)
     return main(["fit", "--config", str(config), *flags])
@@ -44,9 +59,9 @@ def overwrite(file: h5py.File, name: str, values: np.ndarray) -> None:
     file[name] = values
 
 
-def nan_in_one(file: h5py.File) -> None:
+def spoil_one(file: h5py.File, value: float) -> None:
     values = file["clip003"][:]
-    values[1, 2] = np.nan
+    values[1, 2] = value
     overwrite(file, "clip003", values)
 
 
@@ -60,9 +75,18 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def no_validation(root: Path) -> None:
-    text = (root / "clips.csv").read_text().replace(",val,", ",train,")
+def nothing(root: Path) -> None:
+    """The configuration is at fault, not the files."""
+
+
+def empty_split(root: Path, split: str, other: str) -> None:
+    text = (root / "clips.csv").read_text().replace(f",{split},", f",{other},")
     (root / "clips.csv").write_text(text)
+
+
+def unlist_one(root: Path) -> None:
+    lines = (root / "clips.csv").read_text().splitlines(keepends=True)
+    (root / "clips.csv").write_text("".join(lines[:1] + lines[2:]))
 
 
 def rare_answers(root: Path) -> None:
@@ -75,33 +99,85 @@ def rare_answers(root: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[str]]] = {
-    "features are missing": (lambda r: (r / "features.h5").unlink(), {}, ["features.h5"]),
-    "features are misspelt": (lambda r: None, {"features": "featurs.h5"}, ["featurs.h5", "features.h5"]),
+    "features are missing": (lambda r: (r / "features.h5").unlink(), {}, ["features.h5 does not exist"]),
+    "features are misspelt": (nothing, {"features": "featurs.h5"}, ["data/featurs.h5", "did you mean", "features.h5?"]),
+    "the clip list is misspelt": (nothing, {"clips": "clip.csv"}, ["data/clip.csv", "did you mean", "clips.csv?"]),
+    "questions are missing": (lambda r: shutil.rmtree(r / "qa"), {}, ["data/qa does not exist"]),
     "videos have no features": (
         lambda r: change_features(r, lambda f: [f.pop(f"clip{i:03d}") for i in range(7)] and None),
         {},
-        ["7 of 40", "clip000, clip001, clip002, clip003, clip004", "drop_missing"],
+        ["features.h5", "7 of 40", "first clip000, clip001, clip002, clip003, clip004;", "--data.drop_missing true"],
     ),
-    "features hold NaN": (lambda r: change_features(r, nan_in_one), {}, ["features.h5", "clip003", "NaN"]),
-    "features are truncated": (lambda r: truncate(r / "features.h5"), {}, ["features.h5"]),
+    "a video is not listed": (unlist_one, {}, ["clips.csv", "1 videos", "clip000", "--data.drop_missing true"]),
+    "features hold NaN": (
+        lambda r: change_features(r, lambda f: spoil_one(f, np.nan)),
+        {},
+        ["features.h5", "clip003", "NaN", "extract them again"],
+    ),
+    "features hold infinity": (
+        lambda r: change_features(r, lambda f: spoil_one(f, -np.inf)),
+        {},
+        ["features.h5", "clip003", "infinite", "extract them again"],
+    ),
+    "features are truncated": (
+        lambda r: truncate(r / "features.h5"),
+        {},
+        ["features.h5", "not a complete HDF5 file", "copy or extract it again"],
+    ),
     "a dimension differs": (
         lambda r: change_features(r, lambda f: overwrite(f, "clip001", np.zeros((3, 9), np.float32))),
         {},
-        ["features.h5", "clip001"],
+        ["features.h5", "clip001", "same encoder"],
     ),
-    "a split is empty": (no_validation, {}, ["'val'"]),
-    "a column is missing": (lambda r: without_column(r / "qa" / "train.csv", "answer"), {}, ["train.csv", "answer"]),
-    "the clip list lacks a column": (lambda r: without_column(r / "clips.csv", "split"), {}, ["clips.csv", "split"]),
+    "no clip is for training": (
+        lambda r: empty_split(r, "train", "test"),
+        {},
+        ["data.root", "split 'train' has no clip with open-ended questions", "clip list"],
+    ),
+    "no clip is for validation": (
+        lambda r: empty_split(r, "val", "train"),
+        {},
+        ["data.root", "split 'val' has no clip with open-ended questions", "clip list"],
+    ),
+    "no question is multiple-choice": (
+        nothing,
+        {"task": "multiple_choice"},
+        ["data.root", "split 'train' has no clip with multiple-choice questions"],
+    ),
+    "a column is missing": (
+        lambda r: without_column(r / "qa" / "train.csv", "answer"),
+        {},
+        ["train.csv", "column 'answer' is missing", "found: video, question, qid, type"],
+    ),
+    "captions lack a column": (
+        lambda r: without_column(r / "captions.csv", "caption"),
+        {},
+        ["captions.csv", "column 'caption' is missing"],
+    ),
+    "the clip list lacks a column": (
+        lambda r: without_column(r / "clips.csv", "split"),
+        {},
+        ["clips.csv", "column 'split' is missing"],
+    ),
     "a layout is unknown": (
-        lambda r: None,
+        nothing,
         {"questions": [{"layout": "qa_cvs", "path": "qa"}]},
         ["qa_cvs", "did you mean 'qa_csv'"],
     ),
-    "the answer list is too short": (rare_answers, {"max_answers": 5}, ["answers", "%"]),
+    "the answer list is too short": (
+        rare_answers,
+        {"max_answers": 5},
+        ["5 answers", "10.4% of the training answers", "at least 50%", "data.max_answers"],
+    ),
     "the dealing column does not exist": (
-        lambda r: None,
+        nothing,
         {"dealing": {"kind": "dirichlet", "column": "catgory"}},
-        ["catgory", "category"],
+        ["data.dealing.column", "catgory", "category"],
+    ),
+    "a group has no device": (
+        nothing,
+        {"dealing": {"column": "category", "val_devices": 0}},
+        ["data.dealing.val_devices is 0"],
     ),
 }
 
@@ -113,23 +189,21 @@ def test_a_mistake_in_the_data_is_answered_before_training(
     spoil, data, said = MISTAKES[mistake]
     spoil(root)
     assert fit(tmp_path, root, monkeypatch, **data) == 2
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in captured.err
-    assert all(part in lines[0] for part in said), lines[0]
-    assert not list(tmp_path.glob("outputs/*/*/checkpoints/*"))
+    one_error(capsys, *said)
+    assert not list(tmp_path.glob("outputs/**/*.ckpt"))
 
 
 def test_a_missing_root_names_the_nearest(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(tmp_path, root, monkeypatch, f"--data.root={root}x") == 2
-    assert str(root) in capsys.readouterr().err
+    one_error(capsys, "data.root", f"{root}x does not exist", f"did you mean {root}?")
 
 
 def test_clips_without_features_can_be_dropped(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_features(root, lambda f: f.pop("clip000") and None)
     assert fit(tmp_path, root, monkeypatch, "--data.drop_missing=true") == 0
+    assert list(tmp_path.glob("outputs/**/best.ckpt"))
 
 
 def test_an_unset_variable_is_one_clear_error(
@@ -137,45 +211,43 @@ def test_an_unset_variable_is_one_clear_error(
 ) -> None:
     monkeypatch.delenv("LIT_MMPG_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", "configs/experiment/msrvtt_qa.yaml"]) == 2
-    message = capsys.readouterr().err
-    assert "LIT_MMPG_DATA" in message and "--data.root" in message
+    for name in ("msrvtt_qa", "msrvtt_retrieval", "msrvtt_qa_device"):
+        assert main(["fit", "--config", f"configs/experiment/{name}.yaml"]) == 2
+        one_error(capsys, "'data.root'", "LIT_MMPG_DATA is not set", "--data.root")
 
 
 def test_other_features_than_the_checkpoint_was_trained_on(
-    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained("open_ended")
     other = tiny.build_root(tmp_path / "wide", dim=tiny.FEATURES + 4)
     monkeypatch.chdir(tmp_path)
-    assert main(["test", "--ckpt_path", str(run.cloud), f"--data.root={other}"]) == 2
-    message = capsys.readouterr().err
-    assert f"({tiny.FEATURES + 4},)" in message and f"({tiny.FEATURES},)" in message
+    for argv in (["test"], ["predict", "--output", "answers.csv"], ["validate"]):
+        assert main([*argv, "--ckpt_path", str(run.cloud), f"--data.root={other}"]) == 2
+        one_error(capsys, str(other), f"({tiny.FEATURES + 4},)", f"({tiny.FEATURES},)", "data.features")
+    config = write_experiment(tmp_path, other, "open_ended")
+    assert main(["fit", "--config", str(config), f"--model.device_ckpt={run.device}"]) == 2
+    one_error(capsys, f"({tiny.FEATURES + 4},)", f"({tiny.FEATURES},)", "data.features")
 
 
 def test_unknown_answers_of_other_data_count_as_wrong_and_are_announced(
-    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = trained("open_ended")
     other = tiny.build_root(tmp_path / "other")
     path = other / "qa" / "test.csv"
     with path.open(newline="") as file:
         rows = [row | {"answer": "unheard of"} for row in csv.DictReader(file)]
     tiny.write_rows(path, list(rows[0]), [list(row.values()) for row in rows])
     monkeypatch.chdir(tmp_path)
-    with pytest.warns(UserWarning, match=r"answers"):
+    with pytest.warns(UserWarning, match=r"covers 0.0% of these answers; answers outside the list count as wrong"):
         assert main(["test", "--ckpt_path", str(run.cloud), f"--data.root={other}", "--output", "rows.json"]) == 0
-    import json
-
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["value"] for row in rows if row["metric"] == "accuracy"} == {0.0}
 
 
 @pytest.mark.parametrize("way", ["device_ckpt", "ckpt_path"])
 def test_a_checkpoint_of_the_other_half(
-    way: str, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    way: str, run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained("open_ended")
     if way == "device_ckpt":
         config = write_experiment(tmp_path, run.root, "open_ended")
         flags = [f"--model.device_ckpt={run.cloud}"]
@@ -184,45 +256,70 @@ def test_a_checkpoint_of_the_other_half(
         flags = ["--ckpt_path", str(run.cloud)]
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", str(config), *flags]) == 2
-    message = capsys.readouterr().err
-    assert "cloud half" in message and "device half" in message
+    one_error(capsys, "cloud half", "device half")
+
+
+def test_a_model_that_the_checkpoint_does_not_hold(
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--config", str(run.folder / "device.yaml"), "--ckpt_path", str(run.cloud)]) == 2
+    one_error(capsys, str(run.cloud), "CloudModule", "DeviceModule", "leave --model out")
+
+
+def test_a_test_split_without_questions(
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.build_root(tmp_path / "other", {"train": 24, "val": 8})
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--ckpt_path", str(run.cloud), f"--data.root={other}"]) == 2
+    one_error(capsys, str(other), "split 'test' has no clip with open-ended questions")
+
+
+def test_texts_longer_than_the_checkpoint_knows(
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--ckpt_path", str(run.cloud), "--data.batch.max_words=12"]) == 2
+    one_error(capsys, "data.batch.max_words is 12", "trained with 8")
 
 
 def test_another_vocabulary_in_stage_two(
-    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained("open_ended")
     other = tiny.build_root(tmp_path / "other")
     path = other / "qa" / "train.csv"
     path.write_text(path.read_text().replace("which paint covers", "which lacquer hides"))
     config = write_experiment(tmp_path, other, "open_ended")
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", str(config), f"--model.device_ckpt={run.device}"]) == 2
-    assert "vocabulary" in capsys.readouterr().err
+    one_error(capsys, "the vocabulary of the checkpoint", "train the device half again")
 
 
 def test_a_device_that_the_table_does_not_know(
-    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained("open_ended")
     monkeypatch.chdir(tmp_path)
     arguments = ["predict", "--ckpt_path", str(run.cloud), "--output", "a.csv", "--device", "test00"]
     assert main(arguments) == 2
-    message = capsys.readouterr().err
-    assert "test00" in message and "did you mean" in message
+    one_error(capsys, "--device test00", "did you mean 'test00")
+    assert not Path("a.csv").exists()
 
 
-@pytest.mark.parametrize("kind", ["missing", "torn", "pickled"])
+SAID = {"missing": "does not exist", "torn": "damaged", "pickled": "more than tensors", "foreign": "not written by"}
+
+
+@pytest.mark.parametrize("kind", SAID)
 def test_a_checkpoint_that_is_none(
-    kind: str, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import torch
-
     path = tmp_path / "some.ckpt"
     if kind == "torn":
-        path.write_bytes(trained("open_ended").cloud.read_bytes()[:5000])
+        path.write_bytes(run.cloud.read_bytes()[:5000])
     elif kind == "pickled":
         torch.save({"lit_mmpg": Path("x")}, path)
+    elif kind == "foreign":
+        torch.save({"state_dict": {}}, path)
     monkeypatch.chdir(tmp_path)
     assert main(["test", "--ckpt_path", str(path)]) == 2
-    assert "some.ckpt" in capsys.readouterr().err
+    one_error(capsys, "some.ckpt", SAID[kind])

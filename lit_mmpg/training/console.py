@@ -1,0 +1,93 @@
+"""What a run says while it runs: one line per long phase, one per epoch, and a bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_mmpg.report import SHOWN, format_row
+
+
+class Spoken(logging.Handler):
+    """Prints the package's log as plain lines: information to stdout, warnings to stderr; rank 0 alone speaks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        if getattr(rank_zero_only, "rank", 0):
+            return
+        warned = record.levelno >= logging.WARNING
+        # Looked up at each call: whoever redirects the streams is heard.
+        print(
+            f"warning: {record.getMessage()}" if warned else record.getMessage(),
+            file=sys.stderr if warned else sys.stdout,
+            flush=True,
+        )
+
+
+def speak() -> None:
+    """Let the package's long phases say what they do."""
+    logger = logging.getLogger("lit_mmpg")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, Spoken) for handler in logger.handlers):
+        logger.addHandler(Spoken())
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar, with the training loss alone beside it and with epochs counted from 1."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # type: ignore[override]
+        """Metrics beside the bar; those of the validation have a line of their own."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.removeprefix("train/"): value for name, value in metrics.items() if name.startswith("train/")}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return _epoch(current_epoch, self.trainer)
+
+
+class Lines(Callback):
+    """What is trained, and then one line per validation."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the size of what is trained, and of an epoch."""
+        if not trainer.is_global_zero:
+            return
+        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        total, trained = sum(size for size, _ in sizes), sum(size for size, grad in sizes if grad)
+        print(
+            f"{_half(pl_module)}: {total:,} parameters, {'all' if trained == total else f'{trained:,}'} trained, "
+            f"{trainer.num_training_batches} steps an epoch",
+            flush=True,
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print epoch, step and the headline metrics of the validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = {name: metrics[f"val/{name}"] for name in SHOWN if f"val/{name}" in metrics}
+        if not shown:
+            monitored = str(pl_module.monitor[0])  # type: ignore[index, union-attr]
+            shown = {monitored: metrics[monitored]} if monitored in metrics else {}
+        values = "  ".join(
+            f"{SHOWN.get(name, name)} {format_row({'metric': name, 'value': value})}" for name, value in shown.items()
+        )
+        loss = f"  train loss {metrics['train/loss']:.4g}" if "train/loss" in metrics else ""
+        print(
+            f"{_half(pl_module)}: {_epoch(trainer.current_epoch, trainer)}  "
+            f"step {trainer.global_step}{loss}  validation: {values}",
+            flush=True,
+        )
+
+
+def _half(pl_module: LightningModule) -> str:
+    return f"{getattr(pl_module, 'half_name', type(pl_module).__name__)} half"
+
+
+def _epoch(epoch: int, trainer: Trainer) -> str:
+    """``epoch 1/8``; without the total where the run is limited by steps or time."""
+    return f"epoch {epoch + 1}" + (f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else "")
