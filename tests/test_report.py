@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def test_one_line_per_method_and_split(capsys: pytest.CaptureFixture[str]) -> No
     assert len(lines) == 2
     assert "51.2 [40.0, 60.0]" in lines[0] and "40.0 " in lines[0] and "1.5 KiB" in lines[0]
     assert "cdc_mmpg" in lines[1] and "[" not in lines[1]
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_narrow_terminal_cuts_no_number(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the output for a terminal
+    monkeypatch.setenv("COLUMNS", str(columns))
+    metrics = ("accuracy", "accuracy_macro", "accuracy_worst_decile", "accuracy_minus_static")
+    print_rows([row(method="shuffled_device", metric=metric) for metric in metrics])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= columns
+    assert "\u2026" not in text
+    assert text.count("[40.0,") == 3 and text.count("[+40.0,") == 1 and text.count("60.0]") == 4
+    for whole in ("test_unseen", "shuffled_device", "+51.2", "1.5 KiB"):
+        assert whole in text
 
 
 def test_json_is_exact_and_replaces_the_file(tmp_path: Path) -> None:

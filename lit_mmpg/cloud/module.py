@@ -134,7 +134,13 @@ class CloudModule(AnsweringModule):
                     "name its config as device_stage"
                 )
             stored = read_checkpoint(self.device_ckpt, half="device")
-            self.check_meta(stored["lit_mmpg"]["data"], meta)
+            trained = stored["lit_mmpg"]["data"]
+            self.check_meta(trained, meta)
+            if trained["max_words"] != meta["max_words"]:
+                raise UserError(
+                    f"data.batch.max_words is {meta['max_words']}, the device half was trained with "
+                    f"{trained['max_words']}; use the same"
+                )
             self.network_config = DeviceModelConfig(**stored["lit_mmpg"]["network"])
             state = {k.removeprefix("network."): v for k, v in stored["state_dict"].items() if k.startswith("network.")}
         self.network = DeviceModel(shapes_of(meta), self.network_config, self.dynamic)
@@ -341,7 +347,7 @@ class CloudModule(AnsweringModule):
     def figures(self) -> dict[str, Figure]:
         """Adds the reconstruction quality against the number of anchors."""
         figures = dict(super().figures())
-        if self._reconstruction:
+        if any(weight for _, weight in self._reconstruction.values()):
             counts = sorted({count for _, count in self._reconstruction})
             names = dict.fromkeys(name for name, _ in self._reconstruction)
             errors = {n: [self._reconstruction[n, k][0] / self._reconstruction[n, k][1] for k in counts] for n in names}

@@ -61,7 +61,8 @@ def answer(request: Request) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * cli.trainer.world_size
         torch.distributed.all_gather_object(parts, rows)
-        rows = [row for part in parts for row in part]
+        # Processes repeat queries so that all take the same number of steps.
+        rows = list({json.dumps(row): row for part in parts for row in part}.values())
     if cli.trainer.is_global_zero:
         target = Path(str(request.options["output"]))
         _write(rows, target)

@@ -35,6 +35,7 @@ _UNHELPFUL = (
     ".*args parameter is intended to run from within Python.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*in eval mode at the start of training.*",
+    ".*dirpath has changed from.*",
     ".*LeafSpec.* is deprecated.*",
     ".*``instantiate_classes`` was deprecated.*",
     # Metrics that are logged at the end of an epoch are computed over all processes already.

@@ -2,21 +2,21 @@
 
     python -m profiling.benchmarks.training_step [--output FILE.json] [--threads 1] [--with-hyper-nn]
 
-What is compared takes turns in one process (A B A B ...) after a check that it computes the same. A ratio is the median of
-the ratios within the rounds; its range goes from the 10th to the 90th percentile.
+What is compared takes turns in one process (A B A B ...) after a check that it computes the same. A ratio is the median
+of the ratios within the rounds; its range goes from the 10th to the 90th percentile.
 
 The JSON file holds:
 
 ``environment``
     ``cpu``, ``cores``, ``threads`` (of torch), ``python``, ``torch``, ``lightning``, ``system``.
 ``rows``
-    One entry per pair: ``comparison`` (``training step`` or ``dynamic layers``), ``case``, ``devices`` (in the batch), ``part``
-    (``step``: forward, backward and optimiser; ``forward``; ``forward+backward``), ``implementation``, ``median_ms``,
-    ``reference``, ``reference_median_ms``, ``ratio_median``, ``ratio_low``, ``ratio_high`` (implementation over reference),
-    ``rounds``, ``target`` and ``target_met`` (null where there is no target).
+    One entry per pair: ``comparison`` (``training step`` or ``dynamic layers``), ``case``, ``devices`` (in the batch),
+    ``part`` (``step``: forward, backward and optimiser; ``forward``; ``forward+backward``), ``implementation``,
+    ``median_ms``, ``reference``, ``reference_median_ms``, ``ratio_median``, ``ratio_low``, ``ratio_high``
+    (implementation over reference), ``rounds``, ``target`` and ``target_met`` (null where there is no target).
 ``data``
-    Per stage: ``stage``, ``batch_ms`` (median time to gather one batch, no part of the steps), ``encode_once_s`` (to encode
-    all frames before the first epoch; null where pixels are handed out), ``steps_per_epoch``.
+    Per stage: ``stage``, ``batch_ms`` (median time to gather one batch, no part of the steps), ``encode_once_s`` (to
+    encode all frames before the first epoch; null where pixels are handed out), ``steps_per_epoch``.
 ``hyper_nn``
     ``measured``, ``skipped: ...`` or ``failed: ...`` with the reason.
 """
@@ -182,7 +182,8 @@ def check_stages(stages: Stages) -> None:
     """Check, before any step, that all that is timed answers the same.
 
     The static model on pixels, the same on encoded frames, and the device model with the parameters that the untrained
-    cloud half generates give the same scores; batches of the static stage's own loader hold the same questions and clips.
+    cloud half generates give the same scores; batches of the static stage's own loader hold the same questions and
+    clips.
 
     Raises:
         AssertionError: If not.
@@ -215,7 +216,7 @@ def check_stages(stages: Stages) -> None:
 def compare_steps(stages: Stages, rounds: int) -> list[dict[str, object]]:
     """Time a step of the cloud stage against a step of the static stage.
 
-    As run, the cloud stage gets frames that were encoded once and the static stage encodes (and learns to encode) pixels.
+    As run, the cloud stage gets frames that were encoded once; the static stage encodes (and learns to encode) pixels.
     The other rows give both the same kind of frames; from pixels the cloud stage then also encodes the context clips.
     """
     check_stages(stages)
@@ -298,7 +299,7 @@ def measure_data(stages: Stages, most: int = 24) -> list[dict[str, object]]:
 def run_hyper_nn(threads: int, rounds: int, devices: Sequence[int]) -> list[dict[str, object]]:
     """Make an environment with hyper-nn (once) and compare with it there.
 
-    The environment adds hyper-nn, jax and flax to the packages of this one and leaves this one as it is: torch is the same.
+    The environment adds hyper-nn, jax and flax to the packages of this one and leaves this one as it is: same torch.
 
     Raises:
         UserError: If the environment cannot be made or the comparison fails there.
@@ -336,7 +337,8 @@ def environment() -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = info.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,

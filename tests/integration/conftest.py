@@ -52,6 +52,24 @@ def write_experiment(folder: Path, root: Path, task: str, epochs: int = 1, **clo
     )
 
 
+def pixel_data(task: str = "open_ended") -> dict:
+    """Data of very few, very small rendered clips."""
+    clips = {
+        "train_devices": 4,
+        "val_devices": 2,
+        "test_devices": 2,
+        "train_clips": 6,
+        "seen_clips": 2,
+        "unseen_clips": 4,
+        "image_size": 24,
+    }
+    batch = {"devices": 2, "clips": 2, "items_per_clip": 3, "context_clips": 2}
+    return {"class_path": "PersonalClipsData", "init_args": {"task": task, "clips": clips, "batch": batch}}
+
+
+PIXEL_NETWORK = {"width": 16, "heads": 2, "encoder_features": 8, "encoder_channels": 4}
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Trained]]:
     """Train both halves for a task on the tiny data, once."""

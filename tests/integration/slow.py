@@ -1,12 +1,16 @@
-"""A callback that makes steps long enough to be interrupted."""
+"""Callbacks of the tests: steps long enough to be interrupted, and a record of what was trained on."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_mmpg.batch import Batch
 
 
 class Slow(Callback):
@@ -14,3 +18,15 @@ class Slow(Callback):
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         time.sleep(float(os.environ.get("LIT_MMPG_TEST_STEP_SECONDS", 0)))
+
+
+class Record(Callback):
+    """Appends the epoch and the clips and items of each training batch to a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        entry = {"epoch": trainer.current_epoch, "clips": batch.clip.tolist(), "items": batch.item.tolist()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")

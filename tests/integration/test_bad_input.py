@@ -296,6 +296,16 @@ def test_another_vocabulary_in_stage_two(
     one_error(capsys, "the vocabulary of the checkpoint", "train the device half again")
 
 
+def test_another_length_of_texts_in_stage_two(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", "--config", str(run.config), f"--model.device_ckpt={run.device}"]
+    assert main([*arguments, "--data.batch.max_words=5"]) == 2
+    assert "max_words" in capsys.readouterr().err
+
+
 def test_a_device_that_the_table_does_not_know(
     run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_mmpg.cli import main
 from tests.integration.conftest import Trained, write_experiment
 
 Train = Callable[[str], Trained]
@@ -28,20 +29,29 @@ def lit_mmpg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("task", ["open_ended", "retrieval"])
 def test_both_stages_train_in_two_processes(task: str, trained: Train, tmp_path: Path) -> None:
     config = write_experiment(tmp_path, trained(task).root, task)
-    lit_mmpg(tmp_path, "fit", "--config", str(config), *DDP)
+    done = lit_mmpg(tmp_path, "fit", "--config", str(config), *DDP)
+    assert "sync_dist" not in done.stderr
+    # One of the processes speaks, not both.
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "preparing" in line] == [
+        "device half",
+        "cloud half",
+    ]
     checkpoints = sorted(tmp_path.glob("outputs/*/*/checkpoints/best.ckpt"))
     assert len(checkpoints) == 2  # one run per stage, however many processes
     for path in checkpoints:
         assert torch.load(path, weights_only=True)["global_step"] > 0
 
 
-@pytest.mark.parametrize("task", ["open_ended", "retrieval"])
-def test_two_processes_measure_what_one_measures(task: str, trained: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "verb"), [("open_ended", "test"), ("retrieval", "test"), ("retrieval", "validate")])
+def test_two_processes_measure_what_one_measures(
+    task: str, verb: str, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained(task)
-    rows = []
-    for name, flags in (("one", ()), ("two", DDP)):
-        lit_mmpg(run.folder, "test", "--ckpt_path", str(run.cloud), "--output", str(tmp_path / f"{name}.json"), *flags)
-        rows.append(json.loads((tmp_path / f"{name}.json").read_text())["rows"])
+    monkeypatch.chdir(run.folder)
+    arguments = [verb, "--ckpt_path", str(run.cloud), "--output"]
+    assert main([*arguments, str(tmp_path / "one.json")]) == 0
+    lit_mmpg(run.folder, *arguments, str(tmp_path / "two.json"), *DDP)
+    rows = [json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("one", "two")]
     one, two = ({(r["method"], r["split"], r["metric"]): r for r in table} for table in rows)
     assert one.keys() == two.keys()
     for key, row in one.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.cli import main
 from tests.integration import tiny
-from tests.integration.conftest import Trained
+from tests.integration.conftest import PIXEL_NETWORK, Trained, pixel_data
 
 Train = Callable[[str], Trained]
 EPOCHS = 4
@@ -89,3 +91,40 @@ def test_killed_and_resumed_equals_uninterrupted(half: str, trained: Train, tmp_
     assert resumed_run_id == run_id and resumed_steps == steps
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
+
+
+@pytest.mark.parametrize("half", ["device", "cloud"])
+def test_going_on_from_any_step_trains_on_the_same_batches(
+    half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On pixels, which the cloud half encodes once."""
+    monkeypatch.chdir(tmp_path)
+    data = pixel_data()
+    model = tiny.device_config(network=PIXEL_NETWORK | {"dropout": 0.2})
+    if half == "cloud":
+        tiny.write_config(Path("device.yaml"), data=data, model=model, trainer=tiny.trainer_config())
+        assert main(["fit", "--config", "device.yaml"]) == 0
+        (device,) = Path("outputs/device").glob("*/checkpoints/best.ckpt")
+        model = tiny.cloud_config(device.absolute())
+
+    def fit(name: str, *more: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+        record = {"class_path": "tests.integration.slow.Record", "init_args": {"path": f"{name}.jsonl"}}
+        every = {"dirpath": "every", "filename": "{step}", "every_n_train_steps": 1, "save_top_k": -1}
+        keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": every}
+        trainer = tiny.trainer_config(max_epochs=3, callbacks=[record, *([keep] if name == "whole" else [])])
+        config = tiny.write_config(Path(f"{name}.yaml"), data=data, model=model, trainer=trainer)
+        assert main(["fit", "--config", str(config), "--save_every_n_steps=1", *more]) == 0
+        (last,) = Path(f"outputs/{name}").glob("*/checkpoints/last.ckpt")
+        batches = [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
+        return read_checkpoint(last)["state_dict"], batches
+
+    expected, batches = fit("whole")
+    length = len(batches) // 3
+    orders = [[batch["clips"] for batch in batches if batch["epoch"] == epoch] for epoch in range(3)]
+    assert len({json.dumps(order) for order in orders}) == 3
+    assert length > 3
+    for step in (2, length, length + 2):  # in mid-epoch, at the end of an epoch, in the middle of a later one
+        weights, later = fit(f"from{step}", "--ckpt_path", f"every/step={step}.ckpt")
+        assert later == batches[step:]
+        for name, value in expected.items():
+            assert torch.equal(weights[name], value), (step, name)

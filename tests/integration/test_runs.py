@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
+from lit_mmpg.tracking.store import git_commit
 from tests.integration import tiny
-from tests.integration.conftest import Trained, write_experiment
+from tests.integration.conftest import PIXEL_NETWORK, Trained, pixel_data, write_experiment
 
 Train = Callable[[str], Trained]
 PRIMARY = {"open_ended": "accuracy", "retrieval": "t2v/mean_log_rank"}
@@ -62,6 +71,31 @@ def test_other_data_is_tested_with_vocabulary_and_answers_as_trained(
     assert prints - {parent.data.tags["lit_mmpg.data_fingerprint"]}
 
 
+def test_words_and_answers_that_training_never_saw_change_no_index(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("open_ended")
+    other = tiny.build_root(tmp_path / "other", seed=5, first=500)
+    monkeypatch.chdir(run.folder)
+    argv = ["predict", "--ckpt_path", str(run.cloud), f"--data.root={other}", "--output"]
+    assert main([*argv, "plain.jsonl"]) == 0
+    for split in ("train", "val", "test"):  # alphabetically first: a vocabulary built anew would shift
+        file = other / "qa" / f"{split}.csv"
+        lines = file.read_text().splitlines()
+        clip = lines[1].split(",")[0]
+        extra = [f"{clip},aa ab ac which aardvark,aaa {n},{split}-{n},paint" for n in range(9)]
+        file.write_text("\n".join([*lines, *extra]) + "\n")
+    assert main([*argv, "more.jsonl"]) == 0
+    plain, more = (
+        {row["id"]: row for row in map(json.loads, (run.folder / name).read_text().splitlines())}
+        for name in ("plain.jsonl", "more.jsonl")
+    )
+    new = [row for key, row in more.items() if key not in plain]
+    assert len(new) == 9 and not any(row["correct"] for row in new)
+    assert all(more[key] == row for key, row in plain.items())
+    assert {row["prediction"] for row in more.values()} <= set(tiny.COLOURS) | set(tiny.SHAPES)
+
+
 def test_a_contradicting_model_flag_is_an_error(
     trained: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,20 +130,11 @@ def test_predict_writes_every_answer_once(task: str, trained: Train, monkeypatch
 
 
 def test_multiple_choice_on_the_embedded_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = {
-        "train_devices": 4,
-        "val_devices": 2,
-        "test_devices": 2,
-        "train_clips": 6,
-        "seen_clips": 2,
-        "unseen_clips": 4,
-        "image_size": 24,
-    }
-    batch = {"devices": 2, "clips": 2, "items_per_clip": 3, "context_clips": 2}
-    data = {"class_path": "PersonalClipsData", "init_args": {"task": "multiple_choice", "clips": clips, "batch": batch}}
-    network = {"width": 16, "heads": 2, "encoder_features": 8, "encoder_channels": 4}
+    data = pixel_data("multiple_choice")
     trainer = tiny.trainer_config()
-    tiny.write_config(tmp_path / "device.yaml", data=data, model=tiny.device_config(network=network), trainer=trainer)
+    tiny.write_config(
+        tmp_path / "device.yaml", data=data, model=tiny.device_config(network=PIXEL_NETWORK), trainer=trainer
+    )
     losses = {"alignment": 0.1}  # the embedded data has clean twins
     model = tiny.cloud_config(losses=losses, freeze_static=False)
     config = tiny.write_config(
@@ -142,6 +167,9 @@ def test_an_adaptor_that_learnt_nothing_answers_as_the_static_model(
     values = {(r["method"], r["split"], r["metric"]): r["value"] for r in rows if "_minus_" not in r["metric"]}
     for (method, split, metric), value in values.items():
         assert value == values["static", split, metric], (method, split, metric)
+    for name, checkpoint in (("cloud", cloud), ("device", device)):
+        assert main(["predict", "--ckpt_path", str(checkpoint), "--output", f"{name}.csv"]) == 0
+    assert Path("cloud.csv").read_text() == Path("device.csv").read_text()
 
 
 def test_a_run_is_recorded_whole(trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +182,14 @@ def test_a_run_is_recorded_whole(trained: Train, monkeypatch: pytest.MonkeyPatch
     artifacts = {a.path for a in client.list_artifacts(run_id)}
     assert {"config.yaml", "devices.json", "checkpoints"} <= artifacts
     assert recorded.info.status == "FINISHED"
+    texts = {}
+    for name in ("config.yaml", "devices.json"):
+        texts[name] = yaml.safe_load(Path(client.download_artifacts(run_id, name)).read_text())
+    assert texts["config.yaml"]["data"]["init_args"]["root"] == str(run.root)
+    assert len(texts["devices.json"]["devices"]) == 8
+    stored = read_checkpoint(client.download_artifacts(run_id, "checkpoints/best.ckpt"))["lit_mmpg"]
+    assert (stored["run_id"], stored["half"]) == (run_id, "cloud")
+    assert recorded.data.tags.get("mlflow.source.git.commit") == git_commit()
     assert recorded.data.params["model.dynamic.form"] == "low_rank"
     assert recorded.data.tags["half"] == "cloud" and recorded.data.tags["task"] == "open_ended"
     assert len(recorded.data.tags["lit_mmpg.data_fingerprint"]) == 64
@@ -162,3 +198,29 @@ def test_a_run_is_recorded_whole(trained: Train, monkeypatch: pytest.MonkeyPatch
     children = client.search_runs([recorded.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     figures = {a.path for child in children for a in client.list_artifacts(child.info.run_id, "figures")}
     assert {"figures/reconstruction.png", "figures/per_device_test_unseen.png"} <= figures
+    child = next(c for c in children if client.list_artifacts(c.info.run_id, "figures"))
+    png = Path(client.download_artifacts(child.info.run_id, "figures/per_device_test_unseen.png"))
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_web_page_of_the_store_answers(trained: Train) -> None:
+    run = trained("open_ended")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "lit_mmpg", "ui", "--port", str(port)]
+    page = subprocess.Popen(command, cwd=run.folder, stdout=-1, stderr=-2, text=True, start_new_session=True)
+    address, status, deadline = f"http://127.0.0.1:{port}/", 0, time.monotonic() + 90
+    try:
+        while status != 200 and time.monotonic() < deadline and page.poll() is None:
+            try:
+                with urllib.request.urlopen(address, timeout=10) as answer:
+                    status, text = answer.status, answer.read().decode()
+            except OSError:
+                time.sleep(0.2)
+        assert page.poll() is None, page.communicate()[0]
+        assert status == 200 and "mlflow" in text.lower()
+    finally:
+        os.killpg(page.pid, signal.SIGTERM)
+        output, _ = page.communicate(timeout=30)
+    assert output.startswith(f"MLflow: http://127.0.0.1:{port}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -219,3 +221,37 @@ def test_two_processes_train_both_stages(trained: Path, tmp_path: Path) -> None:
     assert {run.info.status for run in (device, cloud)} == {"FINISHED"}
     assert done.stdout.count("best checkpoint:") == 2
     assert torch.load(best(tmp_path, cloud).with_name("last.ckpt"), weights_only=True)["global_step"] == 30
+
+
+def test_a_terminal_shows_a_bar_and_no_noise(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOY_ROOT": "root", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lit_mmpg", "fit", "--config", "toy.yaml"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    parts = []
+    try:
+        while part := os.read(ours, 65536):
+            parts.append(part)
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(parts).decode())
+    assert "\u2501" in text
+    for said in ("device half: preparing the data", "cloud half: epoch 2/2  step 32", "best checkpoint: outputs/toy/"):
+        assert said in text
+    for noise in ("FLOPs", "v_num", "weights_only", "Warning", "TPU", "litlogger"):
+        assert noise not in text
+
+
+def test_a_pipe_gets_one_line_per_epoch(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "toy.yaml", "--tracking.experiment=pipe", "--trainer.max_epochs=2"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [line.split("  ")[:2] for line in lines if "epoch 1/" in line or "epoch 2/" in line] == [
+        [f"{half} half: epoch {epoch}/2", f"step {16 * epoch}"] for half in ("device", "cloud") for epoch in (1, 2)
+    ]
+    assert len(lines) == 10
+    assert printed.err == ""
