@@ -297,7 +297,10 @@ def test_another_vocabulary_in_stage_two(
 
 
 def test_another_length_of_texts_in_stage_two(
-    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Callable[[str], Trained],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = trained("open_ended")
     monkeypatch.chdir(tmp_path)
