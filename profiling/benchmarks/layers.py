@@ -23,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -246,7 +247,7 @@ def compare(
 
     rows: list[dict[str, object]] = []
     for part, act in (("forward", forward), ("forward+backward", both)):
-        timings = interleave({n: lambda r=run, a=act: a(r) for n, run in candidates.items()}, rounds)
+        timings = interleave({n: partial(act, run) for n, run in candidates.items()}, rounds)
         for other in candidates:
             if other == BATCHED:
                 continue

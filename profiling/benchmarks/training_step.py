@@ -354,7 +354,7 @@ def environment() -> dict[str, object]:
 def print_result(result: Mapping[str, Any]) -> None:
     """Print the tables."""
     console = Console()
-    console = Console(width=None if console.is_terminal else 160)
+    console = Console(width=None if console.is_terminal else 190)
     console.print(", ".join(f"{key} {value}" for key, value in result["environment"].items()), highlight=False)
     console.print(_steps_table([row for row in result["rows"] if row["comparison"] == "training step"]))
     console.print(_layers_table([row for row in result["rows"] if row["comparison"] == "dynamic layers"]))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
+from lit_mmpg.device.model import DeviceModelConfig
+from lit_mmpg.device.module import DeviceModule
+from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from tests.integration import tiny
 from tests.integration.conftest import Trained, write_experiment
 
 Train = Callable[[str], Trained]
@@ -21,7 +28,8 @@ DDP = ("--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=c
 
 def lit_mmpg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "lit_mmpg", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -59,15 +67,43 @@ def test_two_processes_measure_what_one_measures(
             assert two[key][field] == pytest.approx(row[field], abs=1e-6), key
 
 
-def test_gradients_with_gathered_negatives_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "tests.integration.gloo_gradient", str(port), str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
-    assert one.keys() == two.keys() and one
-    for name, gradient in one.items():
-        torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+def test_gradients_with_gathered_negatives_equal_one_process_on_the_whole_batch(trained: Train, tmp_path: Path) -> None:
+    run = trained("retrieval")
+    record = {"class_path": "tests.integration.slow.FirstStep", "init_args": {"folder": "first"}}
+    still = {"width": 16, "heads": 2, "dropout": 0.0, "frame_dropout": 0.0, "frame_noise": 0.0, "word_dropout": 0.0}
+    config = tiny.write_config(
+        tmp_path / "run.yaml",
+        data=tiny.data_config(run.root, "retrieval"),
+        model=tiny.device_config(network=still),
+        trainer=tiny.trainer_config(max_steps=1, callbacks=[record]),
+    )
+    lit_mmpg(tmp_path, "fit", "--config", str(config), *DDP)
+    first = [torch.load(tmp_path / "first" / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    module = DeviceModule(DeviceModelConfig(**still))
+    (path,) = tmp_path.glob("outputs/*/*/checkpoints/best.ckpt")
+    module.on_load_checkpoint(read_checkpoint(path))  # makes the network
+    module.load_state_dict(first[0]["weights"])
+    batches, outputs = [], []
+    for saved in first:
+        frames = Frames(*saved["frames"])
+        batches.append(Batch(frames, frames, **saved["batch"]))
+        outputs.append(answer_batch(module.network, batches[-1], module.network.encode(frames.values)))
+    assert not set(batches[0].clip[batches[0].clip >= 0].tolist()) >= set(
+        batches[1].clip[batches[1].clip >= 0].tolist()
+    )
+    joined = replace(
+        batches[0],
+        **{
+            name: torch.cat([getattr(b, name) for b in batches])
+            for name in ("text_mask", "text_clip", "clip", "device")
+        },
+    )
+    video, text = (torch.cat([getattr(o, name) for o in outputs]) for name in ("video", "text"))
+    task_loss(module.network, joined, Outputs(video=video, text=text)).backward()
+    alone = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    for rank in range(2):
+        assert alone.keys() == first[rank]["gradients"].keys()
+        for name, gradient in alone.items():
+            torch.testing.assert_close(first[rank]["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    assert max(float(gradient.abs().max()) for gradient in alone.values()) > 1e-3
