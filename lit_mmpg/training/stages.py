@@ -42,6 +42,11 @@ def train(request: Request, tags: Mapping[str, str] | None = None) -> str:
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
     checkpoint = device.run(resume, reuse=True)
+    if not checkpoint:
+        raise UserError(
+            "the device half ended without a validation, so it has no best checkpoint for the cloud half; train for at "
+            "least one epoch (--trainer.max_epochs), or validate more often (--trainer.val_check_interval)"
+        )
     request.flags.append(f"--model.device_ckpt={checkpoint}")
     source = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.

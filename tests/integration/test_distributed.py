@@ -75,7 +75,7 @@ def test_gradients_with_gathered_negatives_equal_one_process_on_the_whole_batch(
         tmp_path / "run.yaml",
         data=tiny.data_config(run.root, "retrieval"),
         model=tiny.device_config(network=still),
-        trainer=tiny.trainer_config(max_steps=1, callbacks=[record]),
+        trainer=tiny.trainer_config(callbacks=[record]),
     )
     lit_mmpg(tmp_path, "fit", "--config", str(config), *DDP)
     first = [torch.load(tmp_path / "first" / f"{rank}.pt", weights_only=True) for rank in range(2)]

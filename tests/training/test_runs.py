@@ -158,6 +158,8 @@ def test_mistakes_are_one_clear_error(trained: Path, capsys: pytest.CaptureFixtu
     )
     assert "invalid strategy name" in fails(capsys, "test", "--ckpt_path", checkpoint, "--trainer.strategy=foo")
     assert "max_epochs" in fails(capsys, "fit", "--config", "toy.yaml", "--trainer.max_epochs=many")
+    short = ("--tracking.experiment=short", "--trainer.max_steps=1")
+    assert "without a validation" in fails(capsys, "fit", "--config", "toy.yaml", *short)
     # Before the device half trains, not after it.
     assert "width" in fails(capsys, "fit", "--config", "toy.yaml", "--model.width=3")
     assert "already finished" in fails(capsys, "fit", "--config", "toy.yaml", "--ckpt_path", "last")
