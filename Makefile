@@ -38,8 +38,9 @@ format: install ## let ruff rewrite what it can
 test: install lint ## lint and run every test (no network needed after the install)
 	@$(BIN)/python -m pytest
 
+# One thread: the demo's tensors are small, and waiting threads cost more than they bring on 2 cores.
 demo: install ## train and compare on the embedded data, print one table (a few minutes)
-	@$(BIN)/lit-mmpg compare --config configs/experiment/compare_demo.yaml --output outputs/demo/summary.json
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lit-mmpg compare --config configs/experiment/compare_demo.yaml --output outputs/demo/summary.json
 	@echo "Rows: outputs/demo/summary.json. Runs, configs and plots: make ui  (or $(BIN)/lit-mmpg ui)"
 
 ui: install ## open the recorded runs in MLflow's web page (HOST=..., PORT=...)
