@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -36,6 +38,7 @@ _UNHELPFUL = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*in eval mode at the start of training.*",
     ".*dirpath has changed from.*",
+    ".*torch.distributed.nn.functional.all_gather is deprecated.*",
     ".*LeafSpec.* is deprecated.*",
     ".*``instantiate_classes`` was deprecated.*",
     # Metrics that are logged at the end of an epoch are computed over all processes already.
@@ -213,3 +216,10 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _UNHELPFUL:
         warnings.filterwarnings("ignore", message)
+
+
+@atexit.register
+def _leave_group() -> None:
+    """Leave the group of processes; threads of gloo that are alive at the very end abort a run that has succeeded."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

