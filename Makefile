@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.1
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test lint format demo ui clean
+.PHONY: help install test soak lint format demo ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ format: install ## let ruff rewrite what it can
 
 test: install lint ## lint and run every test (no network needed after the install)
 	@$(BIN)/python -m pytest
+
+soak: install ## long fuzzing, left out of make test
+	@$(BIN)/python -m pytest -m soak
 
 # One thread: the demo's tensors are small, and waiting threads cost more than they bring on 2 cores.
 demo: install ## train and compare on the embedded data, print one table (a few minutes)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, nearest
+
+
+def require_checkpoint(path: str | Path) -> Path:
+    """The path, if a file is there: the cheap check, before torch is imported.
+
+    Raises:
+        UserError: If there is no such file; names the nearest one.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"checkpoint {path} does not exist{nearest(Path(path))}")
+    return Path(path)
 
 
 def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]:
@@ -26,12 +36,7 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
     """
     import torch
 
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        close = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=1)
-        hint = f"; did you mean '{folder / close[0]}'?" if close else ""
-        raise UserError(f"checkpoint '{path}' does not exist{hint}")
+    path = require_checkpoint(path)
     if not zipfile.is_zipfile(path):  # torn files lose the directory at their end
         raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint; copy it again")
     try:

@@ -1,6 +1,9 @@
-"""The one exception for mistakes that the person at the keyboard can mend."""
+"""The one exception for mistakes that the person at the keyboard can mend, and the hint at what was meant."""
 
 from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -20,3 +23,19 @@ def find_user_error(error: BaseException) -> UserError | None:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def nearest(path: Path) -> str:
+    """Hint with the most similar existing name in the same folder, or the first folder that is missing."""
+    missing = path
+    while missing.parent != missing and not missing.parent.is_dir():
+        missing = missing.parent
+    if not missing.parent.is_dir():
+        return ""
+    names = sorted(entry.name for entry in missing.parent.iterdir())
+    close = get_close_matches(missing.name, names, n=1, cutoff=0.5)
+    return (
+        f"; did you mean {missing.parent / close[0]}?"
+        if close
+        else f" (there is no '{missing.name}' in {missing.parent})"
+    )

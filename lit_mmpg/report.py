@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from lit_mmpg.errors import UserError
+
 Row = Mapping[str, Any]
 """``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``; None where not measured."""
 
@@ -67,10 +69,11 @@ def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
             format_bytes(first.get("upload_bytes")),
             format_bytes(first.get("download_bytes")),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    elif Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:
+    console = wide_console()
+    if (
+        console.is_terminal
+        and Measurement.get(console, console.options.update(width=1000), table).maximum > console.width
+    ):
         # Too narrow: numbers may stand below each other, but none is cut.
         table.box, table.pad_edge, table.padding = box.SIMPLE, False, (0, 0, 1, 0)
     console.print(table)
@@ -101,6 +104,22 @@ def format_row(row: Row) -> str:
     text = number(row["value"])
     low, high = row.get("low"), row.get("high")
     return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]"
+
+
+def check_output(path: str | None) -> None:
+    """Check the file that was named for the rows, before anything is computed.
+
+    Raises:
+        UserError: If it is no JSON file.
+    """
+    if path is not None and not path.endswith(".json"):
+        raise UserError(f"--output {path}: rows are written as JSON; name a file that ends in .json")
+
+
+def wide_console() -> Console:
+    """The terminal; or, in a pipe or a file, lines wide enough that nothing is cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:

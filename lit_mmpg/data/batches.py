@@ -220,8 +220,7 @@ class Collator:
         if self.with_context:
             context = self._contexts([q.context for q in queries])
         else:
-            empty = Frames(frames.values[:, :0], frames.mask[:, :0])
-            context = empty
+            context = Frames(frames.values[:, :0], frames.mask[:, :0])
         others = [q.foreign for q in queries if q.foreign is not None]
         foreign = self._contexts(others) if self.with_context and others else None
         return Batch(

@@ -65,6 +65,7 @@ class Evaluation(nn.Module):
             return RetrievalMetrics() if task == "retrieval" else DeviceAccuracy(kinds)
 
         self.metrics = nn.ModuleList(metric() for _ in self.groups for _ in self.methods)
+        self._items: dict[tuple[str, str], ItemResults] = {}
 
     def _metric(self, group: str, method: str) -> DeviceAccuracy | RetrievalMetrics:
         metric = self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]
@@ -73,6 +74,7 @@ class Evaluation(nn.Module):
 
     def update(self, group: str, method: str, batch: Batch, outputs: Outputs) -> None:
         """Add one batch."""
+        self._items.pop((group, method), None)
         metric = self._metric(group, method)
         mask = batch.text_mask
         device = batch.device.unsqueeze(1)
@@ -100,6 +102,12 @@ class Evaluation(nn.Module):
 
     def items(self, group: str, method: str) -> ItemResults:
         """Results of single items; under several processes all of them have to call this."""
+        # Rows, figures and comparisons all ask, and ranking every gallery is the costly part.
+        if (group, method) not in self._items:
+            self._items[group, method] = self._collect(group, method)
+        return self._items[group, method]
+
+    def _collect(self, group: str, method: str) -> ItemResults:
         metric = self._metric(group, method)
 
         def array(tensor: Tensor) -> np.ndarray:

@@ -28,15 +28,16 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import print_rows, write_rows
+from lit_mmpg.report import check_output, print_rows, write_rows
 from lit_mmpg.training.config import find_config, read_request
 
 if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
     from lit_mmpg.device.evaluation import Evaluation
 
 BASELINES = ("ridge",)
-CELL_VERSION = 1
+CELL_VERSION = 2
 """Raise it when cells of an older version must not be reused."""
 
 
@@ -135,11 +136,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", help="JSON file for the rows of the table")
     parser.add_argument("--fresh", action="store_true", help="repeat cells that are finished")
     options, flags = parser.parse_known_args(list(argv))
-    if options.output and not options.output.endswith(".json"):
-        raise UserError(f"--output {options.output}: rows are written as JSON; name a file that ends in .json")
+    check_output(options.output)
     comparison = read_comparison(options.config)
     seeds = tuple(options.seeds or comparison.seeds)
     folder = Path("outputs/compare") / comparison.path.stem
+    fingerprint = _data(comparison, flags).fingerprint
     cells: dict[str, list[Cell]] = {}
     total = len(seeds) * len(comparison.runs)
     for s, seed in enumerate(seeds):
@@ -147,16 +148,16 @@ def main(argv: Sequence[str]) -> int:
         for r, (name, run) in enumerate(comparison.runs.items()):
             print(f"[{s * len(comparison.runs) + r + 1}/{total}] {name}, seed {seed}", flush=True)
             arguments = _arguments(comparison, run, seed, flags, finished)
-            cell = _cell(folder / f"{name}-seed{seed}", arguments, options.fresh, f"{name} seed {seed}")
+            digest = _digest(arguments, fingerprint)
+            cell = _cell(folder / f"{name}-seed{seed}", arguments, digest, options.fresh, f"{name} seed {seed}")
             finished[name] = cell.checkpoint
             cells.setdefault(name, []).append(cell)
     for name in comparison.baselines:
         print(f"baseline {name}", flush=True)
-        first = next(iter(comparison.runs.values()))
-        cells[name] = [_baseline(["--config", str(_config(comparison, first)), *flags])]
+        cells[name] = [_baseline(_data(comparison, flags))]
     rows = aggregate(comparison, cells)
     print_rows(rows, title=comparison.path.stem)
-    for line in _room(comparison, flags, rows):
+    for line in _room(_data(comparison, flags), comparison.runs, rows):
         print(line)
     if options.output:
         write_rows(rows, options.output)
@@ -177,12 +178,19 @@ def _arguments(
     return arguments
 
 
-def _cell(path: Path, arguments: list[str], fresh: bool, name: str) -> Cell:
+def _data(comparison: Comparison, flags: Sequence[str]) -> DeviceData:
+    """The data that all runs share, as the first one names it; not set up."""
+    from lit_mmpg.training.lightning_cli import CLI
+
+    first = next(iter(comparison.runs.values()))
+    return CLI(read_request("fit", ["--config", str(_config(comparison, first)), *flags])).data()
+
+
+def _cell(path: Path, arguments: list[str], digest: str, fresh: bool, name: str) -> Cell:
     """Results of a run, from its file where the same run is already finished."""
     from lit_mmpg.training.evaluation import measure
     from lit_mmpg.training.stages import train
 
-    digest = _digest(arguments)
     if not fresh:
         kept = _load(path, digest)
         if kept is not None:
@@ -212,26 +220,23 @@ def item_values(evaluation: Evaluation | None, methods: Sequence[str]) -> dict[s
     return values
 
 
-def _digest(arguments: Sequence[str]) -> str:
-    """Digest of everything that decides a cell: the composed configuration, the flags and the device half."""
+def _digest(arguments: Sequence[str], fingerprint: str) -> str:
+    """Digest of what decides a cell: the resolved configuration of both halves, the flags and the data's content."""
     request = read_request("fit", arguments)
-    content: list[Any] = [CELL_VERSION, request.config, request.flags]
-    if request.options.get("device_stage"):
-        content.append(Path(str(request.options["device_stage"])).read_text(encoding="utf-8"))
+    content: list[Any] = [CELL_VERSION, fingerprint, request.arguments()]
+    if request.options["device_stage"]:
+        content.append(request.derive(Path(request.options["device_stage"])).arguments())
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _room(comparison: Comparison, flags: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _room(data: DeviceData, runs: Mapping[str, TrainedRun], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The computed room for adaptation, where it is known, and the share of it that each method recovers."""
     from lit_mmpg.training.devices import room_lines
-    from lit_mmpg.training.lightning_cli import CLI
 
-    first = next(iter(comparison.runs.values()))
-    cli = CLI(read_request("fit", ["--config", str(_config(comparison, first)), *flags]))
-    lines, points = room_lines(cli.parser.instantiate(cli.config).data)
+    lines, points = room_lines(data)
     for row in rows:
         wanted = (row["split"], row["metric"]) == ("test_unseen", "accuracy_minus_static")
-        if points and wanted and row["method"] in comparison.runs:
+        if points and wanted and row["method"] in runs:
             gain = 100 * row["value"]
             lines.append(f"  {row['method']} recovers {gain:+.1f} points of it on unseen devices ({gain / points:.0%})")
     return lines
@@ -256,12 +261,9 @@ def _load(path: Path, digest: str) -> Cell | None:
         return None
 
 
-def _baseline(arguments: list[str]) -> Cell:
+def _baseline(data: DeviceData) -> Cell:
     from lit_mmpg.methods.ridge import RidgeBaseline
-    from lit_mmpg.training.lightning_cli import CLI
 
-    cli = CLI(read_request("fit", arguments))
-    data = cli.parser.instantiate(cli.config).data
     data.setup("fit")
     ridge = RidgeBaseline(data)
     evaluation = ridge.evaluate(data.test_groups)
@@ -291,7 +293,7 @@ def aggregate(comparison: Comparison, cells: Mapping[str, Sequence[Cell]]) -> li
 def _aggregate_method(
     label: str, wanted: str | None, cells: Sequence[Cell], static: Sequence[Cell] | None
 ) -> list[dict[str, Any]]:
-    from lit_mmpg.device.evaluation import interval_fields
+    from lit_mmpg.device.evaluation import PRIMARY, interval_fields
     from lit_mmpg.metrics.statistics import Interval
 
     def mine(row: Mapping[str, Any]) -> bool:
@@ -311,7 +313,7 @@ def _aggregate_method(
         if f"{key}|{first['metric']}" in cells[0].items:
             values = [cell.items[f"{key}|{first['metric']}"] for cell in cells]
             interval = _interval(values, cells[0].items[f"{key}|device"], cells[0].items[f"{key}|clip"])
-            if static is not None and label != "static" and first["metric"] in ("accuracy", "t2v/mean_log_rank"):
+            if static is not None and label != "static" and first["metric"] in PRIMARY.values():
                 reference = [_static_items(cell, first["split"], first["metric"]) for cell in static]
                 # A deterministic baseline has one cell; it is held against every seed of the static model.
                 pairs = range(max(len(values), len(reference)))

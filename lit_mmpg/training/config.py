@@ -16,14 +16,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import lit_mmpg
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, nearest
 
 GROUPS = ("data", "model", "trainer")
 """Keys of an experiment file whose value may be a file."""
@@ -140,32 +139,6 @@ def find_config(name: str, folder: Path | None = None) -> Path:
         if not path.parent.is_dir():
             path = shipped
     raise UserError(f"configuration file {name} does not exist{nearest(path)}")
-
-
-def check_checkpoint(name: str) -> None:
-    """Check that a checkpoint file exists.
-
-    Raises:
-        UserError: If there is no such file; names the nearest one.
-    """
-    if not Path(name).is_file():
-        raise UserError(f"checkpoint {name} does not exist{nearest(Path(name))}")
-
-
-def nearest(path: Path) -> str:
-    """Hint with the most similar existing name in the same folder, or the first folder that is missing."""
-    missing = path
-    while missing.parent != missing and not missing.parent.is_dir():
-        missing = missing.parent
-    if not missing.parent.is_dir():
-        return ""
-    names = sorted(entry.name for entry in missing.parent.iterdir())
-    close = get_close_matches(missing.name, names, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {missing.parent / close[0]}?"
-        if close
-        else f" (there is no '{missing.name}' in {missing.parent})"
-    )
 
 
 def load_config(path: Path) -> dict[str, Any]:

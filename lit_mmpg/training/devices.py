@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from lit_mmpg.data.observer import room
-from lit_mmpg.errors import UserError
-from lit_mmpg.report import write_rows
+from lit_mmpg.report import check_output, wide_console, write_rows
 from lit_mmpg.training.config import read_request
 
 if TYPE_CHECKING:
@@ -35,12 +33,10 @@ def main(argv: Sequence[str]) -> int:
     if not request.config and not request.overridden():
         request = read_request("devices", ["--config", DEFAULT, *argv])
     output = request.options["output"]
-    if output is not None and not output.endswith(".json"):
-        raise UserError(f"--output {output}: rows are written as JSON; name a file that ends in .json")
+    check_output(output)
     from lit_mmpg.training.lightning_cli import CLI
 
-    cli = CLI(request)
-    data: DeviceData = cli.parser.instantiate(cli.config).data
+    data = CLI(request).data()
     with Progress(transient=True) as progress:
         progress.add_task("reading or rendering the clips", total=None)
         data.setup("devices")
@@ -55,10 +51,10 @@ def main(argv: Sequence[str]) -> int:
 def device_rows(data: DeviceData) -> list[dict[str, Any]]:
     """One row per group and device: number of clips, of frames and of text items, and its shift."""
     corpus = data.corpus
+    index = {name: i for i, name in enumerate(data.clip_ids)}
     rows = []
     for group, timelines in corpus.devices.timelines.items():
         by_clip = data.items(group.split("_")[0]).by_clip
-        index = {name: i for i, name in enumerate(data.clip_ids)}
         for device, clips in timelines.items():
             entry = corpus.devices.devices[device]
             rows.append(
@@ -75,8 +71,6 @@ def device_rows(data: DeviceData) -> list[dict[str, Any]]:
 
 
 def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
-    console = Console()
-    wide = Console(width=None if console.is_terminal else 180)
     table = Table(title=f"{type(data).__name__}, task {data.task}, data {data.fingerprint[:12]}")
     for name in ("group", "device"):
         table.add_column(name, no_wrap=True)
@@ -91,7 +85,7 @@ def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
         if len(own) > SHOWN:
             table.add_row(group, f"... {len(own) - SHOWN} more")
         table.add_section()
-    wide.print(table)
+    wide_console().print(table)
     for group, own in groups.items():
         print(f"{group}: {len(own)} devices, {sum(row['clips'] for row in own)} clips")
     if any(len(own) > SHOWN for own in groups.values()):

@@ -10,7 +10,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -26,6 +26,9 @@ from lit_mmpg.tracking.logger import MLflowLogger, Tracking
 from lit_mmpg.training.callbacks import ExactResume, RunRecord
 from lit_mmpg.training.config import OPTIONS, Request
 from lit_mmpg.training.console import Bar, Lines, speak
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
 
 CLASSES = ("lit_mmpg.data.datamodule", "lit_mmpg.device.module", "lit_mmpg.cloud.module")
 """Modules whose classes a configuration may name without their module."""
@@ -136,6 +139,10 @@ class CLI(LightningCLI):
             parser.add_argument(
                 "--save_every_n_steps", type=int, default=50, help="a killed run loses at most this many training steps"
             )
+
+    def data(self) -> DeviceData:
+        """The configured data module alone, not set up."""
+        return self.parser.instantiate(self.config).data  # type: ignore[no-any-return]
 
     def instantiate_classes(self) -> None:
         """Nothing yet: which run goes on decides how the trainer is made."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
-from lit_mmpg.training.config import Request, check_checkpoint, read_request
+from lit_mmpg.report import check_output
+from lit_mmpg.training.config import Request, read_request
 
 
 def fit(argv: Sequence[str]) -> int:
     """Train one half, or the device half and then the cloud half."""
     request = read_request("fit", argv)
     if request.options["ckpt_path"] not in (None, "last"):
-        check_checkpoint(str(request.options["ckpt_path"]))
+        require_checkpoint(str(request.options["ckpt_path"]))
     if not _asks_help(request):
         request.arguments()  # an unset variable is answered before torch is imported
         from lit_mmpg.training.stages import train
@@ -48,9 +50,7 @@ def predict(argv: Sequence[str]) -> int:
 def _measure(request: Request) -> int:
     if not _asks_help(request):
         _check_checkpoint(request)
-        output = request.options["output"]
-        if output is not None and not output.endswith(".json"):
-            raise UserError(f"--output {output}: rows are written as JSON; name a file that ends in .json")
+        check_output(request.options["output"])
         from lit_mmpg.training.evaluation import measure
 
         measure(request)
@@ -62,7 +62,7 @@ def _check_checkpoint(request: Request) -> None:
     path = request.options["ckpt_path"]
     if path is None:
         raise UserError(f"{request.verb} needs a checkpoint; name it with --ckpt_path FILE.ckpt")
-    check_checkpoint(path)
+    require_checkpoint(path)
 
 
 def _asks_help(request: Request) -> bool:

@@ -19,7 +19,7 @@ def write(folder: Path, **content: object) -> Path:
     return tiny.write_config(folder / "compare.yaml", **content)
 
 
-def test_cells_are_trained_once_and_a_changed_flag_trains_again(
+def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tiny.build_root(tmp_path / "data")
@@ -41,6 +41,10 @@ def test_cells_are_trained_once_and_a_changed_flag_trains_again(
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("finished before") == 4
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
+    captions = root / "captions.csv"
+    captions.write_text(captions.read_text().replace("rests upon", "stands on"))
+    assert main([*arguments, "--seeds", "0"]) == 0
+    assert "finished before" not in capsys.readouterr().out
     assert main([*arguments, "--seeds", "1", "--model.optimiser.learning_rate=0.001"]) == 0
     assert "finished before" not in capsys.readouterr().out
 
