@@ -23,7 +23,7 @@ install: $(STAMP) ## make .venv and install the package with all that runs here 
 $(STAMP): pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.14 with venv found; name one: make install PYTHON=/path/to/python3"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[train,video,serve,rtx,dev]'
 	@touch $(STAMP)
 
 lint: install ## ruff and mypy
