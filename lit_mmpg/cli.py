@@ -34,6 +34,7 @@ VERBS = {
     "predict": Verb("lit_mmpg.training.run:predict", "write a checkpoint's answers or ranks"),
     "devices": Verb("lit_mmpg.training.devices:main", "show the devices, their clips and their shift"),
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
+    "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }
 

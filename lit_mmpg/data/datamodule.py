@@ -338,13 +338,16 @@ class DeviceData(L.LightningDataModule, ABC):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return TrainBatches(self._timelines("train"), collate, self.batch, seed, *self._ranks())
 
-    def eval_batches(self, group: str, with_context: bool = True, with_foreign: bool = False) -> EvalBatches:
-        """Evaluation batches of one group of the device table."""
+    def eval_batches(
+        self, group: str, with_context: bool = True, with_foreign: bool = False, context_clips: int | None = None
+    ) -> EvalBatches:
+        """Evaluation batches of one group of the device table; ``context_clips`` replaces the configured number."""
         split = {"train": "train", "val": "val"}.get(group, "test")
         history = self._timelines("train") if group == "test_seen" else None
         collate = self._collator(split, with_context, False)
+        shape = self.batch if context_clips is None else dataclasses.replace(self.batch, context_clips=context_clips)
         return EvalBatches(
-            self._timelines(group), history, collate, self.batch, with_foreign and with_context, *self._ranks()
+            self._timelines(group), history, collate, shape, with_foreign and with_context, *self._ranks()
         )
 
     def val_dataloader(self) -> EvalBatches:

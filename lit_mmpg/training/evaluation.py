@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.report import print_rows, write_rows
 from lit_mmpg.tracking.logger import flatten
 from lit_mmpg.tracking.store import find_run, open_store, store_uri
-from lit_mmpg.training.config import Request, merge
+from lit_mmpg.training.config import Request, merge, read_request
 from lit_mmpg.training.lightning_cli import CLI, Run
 
 if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
 
 
@@ -67,6 +68,23 @@ def answer(request: Request) -> None:
         target = Path(str(request.options["output"]))
         _write(rows, target)
         print(f"{len(rows)} answers: {target}")
+
+
+def restore(checkpoint: str | Path, flags: Sequence[str] = ()) -> tuple[AnsweringModule, DeviceData]:
+    """A checkpoint's module with its weights, and its data, set up: for work outside a trainer; nothing is recorded.
+
+    Args:
+        checkpoint: The file.
+        flags: Flags as for ``lit-mmpg test``.
+
+    Raises:
+        UserError: If the checkpoint is not usable or contradicts a flag.
+    """
+    request = read_request("test", ["--ckpt_path", str(checkpoint), *flags, "--trainer.logger=false"])
+    cli, path = _restore(request)
+    cli.datamodule.setup(None)
+    cli.model.load_state_dict(read_checkpoint(path)["state_dict"])
+    return cli.model.eval(), cli.datamodule
 
 
 def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[CLI, str]:

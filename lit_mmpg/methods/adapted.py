@@ -1,0 +1,304 @@
+"""Measuring a method on a finished checkpoint: options chosen on validation, then the test devices, once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
+from lit_mmpg.errors import UserError
+from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject, rows
+from lit_mmpg.methods.episodes import Episodes, Group, query_view
+from lit_mmpg.methods.registry import find_method
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdaptationCost:
+    """What one adaptation and one answered clip cost.
+
+    Attributes:
+        upload_bytes: Bytes up, counted on the serialised messages.
+        download_bytes: Bytes down.
+        per: What the bytes are for: one ``adaptation`` (of a device), or one ``clip`` that is asked about.
+        adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
+            and convolutions, from what the data holds: encoded features where it has no pixels).
+        adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
+        answer_flops: Operations on the device for a query clip with all its texts.
+        answer_s: Wall-clock seconds of the same, for a single device.
+        backward: Whether the adaptation needs a backward pass.
+        support_clips: Mean number of earlier clips that were used.
+        labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
+    """
+
+    upload_bytes: float = 0.0
+    download_bytes: float = 0.0
+    per: str = "adaptation"
+    adapt_flops: float = 0.0
+    adapt_s: float = 0.0
+    answer_flops: float = 0.0
+    answer_s: float = 0.0
+    backward: bool = False
+    support_clips: float = 0.0
+    labelled_items: float = 0.0
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Result of a method on a checkpoint.
+
+    Attributes:
+        name: Name of the row.
+        method: Name of the method.
+        setting: See :data:`lit_mmpg.methods.base.Setting`.
+        reason: Why it is n/a; ``None`` where it ran.
+        evaluation: Items and metrics of the test groups under ``name``; ``None`` where n/a.
+        rows: Result rows as ``lit-mmpg test`` writes them.
+        cost: What it costs; ``None`` where n/a.
+        chosen: Options that won on the validation devices.
+        sweep: One row per point of the grid: its options and the primary metric on validation.
+        seconds: Wall-clock seconds of the whole measurement.
+    """
+
+    name: str
+    method: str
+    setting: str
+    reason: str | None = None
+    evaluation: Evaluation | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    cost: AdaptationCost | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
+class Loaded:
+    """A finished checkpoint with the data it was trained on.
+
+    Attributes:
+        subject: The checkpoint.
+        data: The data, set up.
+        checkpoint: Its file.
+    """
+
+    subject: Subject
+    data: DeviceData
+    checkpoint: str
+
+
+def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
+    """Load a checkpoint of either half with its data; several methods may share the result.
+
+    Args:
+        checkpoint: File that ``lit-mmpg fit`` wrote.
+        flags: Further flags for the data, as for ``lit-mmpg test``.
+
+    Raises:
+        UserError: If the checkpoint or the data is not usable.
+    """
+    from lit_mmpg.training.evaluation import restore
+
+    module, data = restore(checkpoint, flags)
+    names = [device.id for device in data.device_table.devices]
+    return Loaded(Subject(module, names), data, str(checkpoint))
+
+
+def evaluate_adapted(
+    loaded: Loaded,
+    method: str,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> Adapted:
+    """Run a method on a checkpoint.
+
+    Args:
+        loaded: The checkpoint and its data.
+        method: Name of the method.
+        name: Name of the row; the method's when not given.
+        options: Values that replace those of the method's grid (a list: among these the validation devices choose),
+            and ``labels``: number of labelled clips of a supervised method.
+        seed: Seed of what the method draws.
+        groups: Groups of test devices; all when not given.
+
+    Returns:
+        The result; one with a reason and without numbers where the method is n/a.
+
+    Raises:
+        UserError: If the method or an option is unknown.
+    """
+    start = time.perf_counter()
+    kind = find_method(method)
+    asked = dict(options or {})
+    label = name or method
+    labels = asked.pop("labels", 16 if kind.knows == "labelled" else None)
+    unknown = set(asked) - set(kind.grid)
+    if unknown:
+        raise UserError(f"method '{method}' has no option {sorted(unknown)}; it has {', '.join(kind.grid) or 'none'}")
+    subject, data = loaded.subject, loaded.data
+    reason = kind.not_for(subject, data)
+    if reason is not None:
+        return Adapted(label, method, kind.setting, reason)
+    # Frames are encoded once for the sweep and the test together, unless the method works on pixels.
+    data.encode_once(_encoder(subject) if subject.pixels and not kind.needs_pixels else None)
+    try:
+        runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
+        reason = runner.too_few()
+        if reason is not None:
+            return Adapted(label, method, kind.setting, reason)
+        points = kind.points(asked)
+        sweep = runner.sweep(points) if len(points) > 1 else []
+        chosen = points[int(np.argmax([row["score"] for row in sweep]))] if sweep else points[0]
+        evaluation = runner.test(label, chosen, list(groups or data.test_groups))
+        cost = runner.cost(chosen, evaluation.groups[0])
+    finally:
+        data.encode_once(None)
+    found = evaluation.rows({label: Cost(cost.upload_bytes, cost.download_bytes)})
+    seconds = time.perf_counter() - start
+    return Adapted(label, method, kind.setting, None, evaluation, found, cost, chosen, sweep, seconds)
+
+
+def _encoder(subject: Subject) -> Callable[[np.ndarray], np.ndarray]:
+    @torch.inference_mode()
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        encoded: np.ndarray = subject.network.encode(torch.from_numpy(pixels)).numpy()
+        return encoded
+
+    return encode
+
+
+class _Runner:
+    """One method on one checkpoint and data."""
+
+    def __init__(
+        self, subject: Subject, data: DeviceData, method: AdaptationMethod, labels: int | None, seed: int
+    ) -> None:
+        self.subject, self.data, self.method, self.labels, self.seed = subject, data, method, labels, seed
+        self.support_clips = self.labelled_items = 0.0
+
+    def _episodes(self, group: str, at_once: int = 32) -> Episodes:
+        labelled = self.method.knows == "labelled"
+        return Episodes(self.data, group, labelled, self.labels if labelled else None, at_once, self.seed)
+
+    def too_few(self) -> str | None:
+        """Why a supervised method has too few labelled clips to live up to its name."""
+        if self.method.knows != "labelled" or self.labels is None:
+            return None
+        for group in ("val", *self.data.test_groups):
+            most, mean = self._episodes(group).clips
+            if mean < 0.75 * self.labels:
+                return f"devices of group {group} have {mean:.0f} earlier clips (at most {most}), not {self.labels}"
+        return None
+
+    def sweep(self, points: Sequence[Options]) -> list[dict[str, Any]]:
+        """Primary metric of each point on the validation devices; ``score`` is higher when better."""
+        labels = [str(i) for i in range(len(points))]
+        evaluation = self._evaluation(["val"], labels)
+        for group in self._episodes("val"):
+            support = self._support(group)
+            for label, options, state in zip(labels, points, self.method.adapt_all(support, points), strict=True):
+                self._answer("val", label, group, support, state, options, evaluation)
+        primary = PRIMARY[self.data.task]
+        sign = -1.0 if self.data.task == "retrieval" else 1.0
+        values = [evaluation.compute("val", label)[primary] for label in labels]
+        return [{**p, primary: v, "score": sign * v} for p, v in zip(points, values, strict=True)]
+
+    def test(self, name: str, options: Options, groups: list[str]) -> Evaluation:
+        """Answers on the test devices."""
+        evaluation = self._evaluation(groups, [name])
+        for g, group in enumerate(groups):
+            episodes = self._episodes(group)
+            items = []
+            for part in episodes:
+                support = self._support(part)
+                self._answer(group, name, part, support, self.method.adapt(support, options), options, evaluation)
+                items += [part.labelled_items] * len(part.support)
+            if g == 0 and self.method.knows != "nothing":
+                self.support_clips = episodes.clips[1]
+                self.labelled_items = float(np.mean(items)) if self.method.knows == "labelled" else 0.0
+        return evaluation
+
+    def _evaluation(self, groups: list[str], methods: list[str]) -> Evaluation:
+        kinds = [kind or "unknown" for kind in self.data.kinds]
+        split = "val" if groups == ["val"] else "test"
+        return Evaluation(self.data.task, groups, methods, kinds, self.data.item_clips(split))
+
+    def _support(self, group: Group) -> Episode:
+        return Episode(group.support, self.subject.personal(group.context, group.support.device))
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        group: str,
+        name: str,
+        part: Group,
+        support: Episode,
+        state: State,
+        options: Options,
+        evaluation: Evaluation,
+    ) -> None:
+        for batch, index in part.queries:
+            own = tuple(tensor[index] for tensor in support.parameters)
+            query = Episode(query_view(batch, self.data.task), own)
+            evaluation.update(group, name, batch, self.method.respond(query, rows(state, index), options))
+
+    def cost(self, options: Options, group: str) -> AdaptationCost:
+        """Operations and seconds of a single device, apart from the evaluation, which works on many at once."""
+        part = next(iter(self._episodes(group, at_once=1)))
+        support = self._support(part)
+        batch, index = part.queries[0]
+        first = _take(query_view(batch, self.data.task), index[:1])
+        clips = int((first.clip >= 0).sum())
+        query = Episode(first, support.parameters)
+        adapt_flops, adapt_s, state = _measured(lambda: self.method.adapt(support, options))
+        with torch.no_grad():
+            answer_flops, answer_s, _ = _measured(lambda: self.method.respond(query, state, options))
+        sent = self.method.sent_bytes()
+        return AdaptationCost(
+            upload_bytes=sent.upload_bytes,
+            download_bytes=sent.download_bytes,
+            per=self.method.bytes_per,
+            adapt_flops=adapt_flops,
+            adapt_s=adapt_s,
+            answer_flops=answer_flops / clips,
+            answer_s=answer_s / clips,
+            backward=self.method.backward,
+            support_clips=self.support_clips,
+            labelled_items=self.labelled_items,
+        )
+
+
+def _measured(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Operations, seconds (the second of two calls) and result of some work."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    start = time.perf_counter()
+    result = work()
+    return float(counter.get_total_flops()), time.perf_counter() - start, result
+
+
+def _take(batch: Batch, index: Tensor) -> Batch:
+    """Some rows of a batch."""
+
+    def take(value: Any) -> Any:
+        if isinstance(value, Frames):
+            return Frames(value.values[index], value.mask[index])
+        return value[index] if isinstance(value, Tensor) else value
+
+    return replace(batch, **{f.name: take(getattr(batch, f.name)) for f in fields(batch)})

@@ -1,0 +1,213 @@
+"""One interface for every way to adapt a finished checkpoint to a device.
+
+A *method* gets the same finished checkpoint as all its rivals and, for each device, the clips that the device has seen
+before (the *support*). It returns ordinary :class:`~lit_mmpg.device.outputs.Outputs` for the query batches, so that
+metrics, intervals and items are computed exactly as for a trained model. Work is split in two, as on a device: one
+adaptation per device (:meth:`AdaptationMethod.adapt`), which then serves any number of queries
+(:meth:`AdaptationMethod.respond`). Both are batched over devices.
+
+What a method may see is enforced, not trusted: query answers are always hidden, and so are the labels of the support
+unless the method is supervised (:mod:`lit_mmpg.methods.episodes`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.cloud.exchange import Exchange, state_digest
+from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.device.evaluation import Cost
+from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.device.outputs import Outputs, answer_batch
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.base import AnsweringModule
+
+Setting = Literal["floor", "episodic", "online", "transductive", "supervised", "control"]
+"""``floor``: looks at no device. ``episodic``: adapts once to the device's earlier, unlabelled clips. ``online``: goes
+on adapting while it answers. ``transductive``: answers a batch of queries together. ``supervised``: adapts to labelled
+clips of the device. ``control``: none that one would use, but one that a claim has to beat."""
+
+Known = Literal["nothing", "unlabelled", "labelled"]
+"""What a method is given of the device's earlier clips."""
+
+Options = Mapping[str, Any]
+"""One value for each name of a method's grid."""
+
+State = dict[str, Tensor]
+"""What one adaptation leaves on the devices: tensors with a leading dimension G, one row per device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Clips of some devices with the texts about them.
+
+    Attributes:
+        batch: The clips; labels that must not be seen are hidden.
+        parameters: Personal parameters that the cloud half generated for these devices, with leading dimension B;
+            empty where the checkpoint is a static device half.
+    """
+
+    batch: Batch
+    parameters: tuple[Tensor, ...] = ()
+
+
+class Subject:
+    """A finished checkpoint, whichever half it holds, as something that answers.
+
+    Args:
+        module: The module with its weights loaded.
+        names: Id of each device, as messages carry it.
+
+    Attributes:
+        network: The device model; never changed by a method.
+        cloud: The cloud half, where the checkpoint holds one.
+    """
+
+    def __init__(self, module: AnsweringModule, names: Sequence[str]) -> None:
+        self.module = module.eval()
+        self.network: DeviceModel = module.network  # type: ignore[assignment]
+        self.network.requires_grad_(False)
+        self.cloud = module if isinstance(module, CloudModule) else None
+        self._names = list(names)
+        self._exchange: Exchange | None = None
+        if self.cloud is not None:
+            self._exchange = Exchange(self.cloud.link, self.network.spec, state_digest(self.cloud))
+
+    @property
+    def task(self) -> str:
+        """Task of the checkpoint."""
+        return self.network.shapes.task
+
+    @property
+    def pixels(self) -> bool:
+        """Whether the device model takes pixels."""
+        return len(self.network.shapes.frame) == 3
+
+    @property
+    def upload_bytes(self) -> float:
+        """Mean bytes of the uploads so far."""
+        return self._exchange.upload_bytes if self._exchange else 0.0
+
+    @property
+    def download_bytes(self) -> float:
+        """Mean bytes of the downloads so far."""
+        return self._exchange.download_bytes if self._exchange else 0.0
+
+    @torch.no_grad()
+    def personal(self, context: Frames, device: Tensor) -> tuple[Tensor, ...]:
+        """Personal parameters from the devices' contexts through the link; nothing for a static half."""
+        if self.cloud is None or self._exchange is None:
+            return ()
+        anchors, _ = self.cloud.select(context)
+        return self._exchange(anchors, [self._names[int(d)] for d in device], self.cloud.generate)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Encoded frames ``[B, M, T, D]`` of a batch; pixels that are encoded already pass."""
+        return self.network.encode(batch.frames.values)
+
+    def answer(self, episode: Episode, features: Tensor | None = None) -> Outputs:
+        """Answers of the checkpoint as it is."""
+        encoded = self.features(episode.batch) if features is None else features
+        return answer_batch(self.network, episode.batch, encoded, episode.parameters)
+
+
+class AdaptationMethod(ABC):
+    """One way to adapt a finished checkpoint to devices.
+
+    Args:
+        subject: The checkpoint.
+        data: The data, set up; for what training data tells (statistics), never for labels of val or test clips.
+        seed: Seed of whatever the method draws.
+
+    Attributes:
+        name: Name of the method in files and tables.
+        paper: Where it comes from; "control" or "floor" for what is no method of a paper.
+        setting: See :data:`Setting`.
+        knows: What it is given of the device's earlier clips.
+        grid: Option -> values among which the validation devices choose.
+        backward: Whether a device needs a backward pass.
+        needs_pixels: Whether it has to see frames before the encoder.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    setting: ClassVar[Setting]
+    knows: ClassVar[Known] = "unlabelled"
+    grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    backward: ClassVar[bool] = False
+    needs_pixels: ClassVar[bool] = False
+
+    def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
+        self.subject, self.network, self.seed = subject, subject.network, seed
+
+    @classmethod
+    def not_for_task(cls, task: str) -> str | None:
+        """Why the method means nothing for a task; ``None`` where it applies."""
+        return None
+
+    @classmethod
+    def not_for(cls, subject: Subject, data: DeviceData) -> str | None:
+        """Why the method cannot be run on a checkpoint and data; ``None`` where it can."""
+        reason = cls.not_for_task(subject.task)
+        if reason is None and cls.needs_pixels and not subject.pixels:
+            return "the data has frame features, no pixels"
+        if reason is None and cls.knows == "labelled" and data.batch.context == "clip":
+            return "each clip is its own context, so a labelled context would be the answer"
+        return reason
+
+    @classmethod
+    def points(cls, chosen: Options | None = None) -> list[dict[str, Any]]:
+        """Points of the grid; values that are chosen beforehand replace theirs (a list narrows the grid)."""
+        axes = {name: tuple(values) for name, values in cls.grid.items()}
+        for name, value in (chosen or {}).items():
+            axes[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+    def adapt(self, support: Episode, options: Options) -> State:
+        """Adapt devices to their support, without looking at any query.
+
+        Args:
+            support: ``[G, C, ...]`` earlier clips of G devices and the texts about them.
+            options: One point of the grid.
+
+        Returns:
+            What each device keeps.
+        """
+        return {}
+
+    def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
+        """States for several points of the grid; a method whose points share work overrides this."""
+        for options in points:
+            yield self.adapt(support, options)
+
+    bytes_per: ClassVar[str] = "adaptation"
+    """What :meth:`sent_bytes` counts for: one ``adaptation`` of a device, or one ``clip`` that is asked about."""
+
+    def sent_bytes(self) -> Cost:
+        """Bytes of the messages: those of the checkpoint's own adaptation, unless the method sends something else."""
+        return Cost(self.subject.upload_bytes, self.subject.download_bytes)
+
+    @abstractmethod
+    def respond(self, query: Episode, state: State, options: Options) -> Outputs:
+        """Answer queries.
+
+        Args:
+            query: ``[B, M, ...]`` query clips with their texts.
+            state: Result of :meth:`adapt`, row b belongs to row b of the query.
+            options: The same point of the grid.
+        """
+
+
+def rows(state: State, index: Tensor) -> State:
+    """The rows of a state that belong to the rows of a query batch."""
+    return {name: tensor[index] for name, tensor in state.items()}

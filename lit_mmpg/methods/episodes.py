@@ -1,0 +1,152 @@
+"""Supports and queries: what each device has seen before, and what it is asked, with hidden labels hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.data.batches import Collator, Items, Query
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+
+def all_items(data: DeviceData) -> Items:
+    """The asked items of all splits in one list: a support may hold clips of another split than the queries.
+
+    Sentences that only teach are left out, so that labelled clips carry the same kind of texts as queries.
+    """
+    parts = [data.items(split) for split in ("train", "val", "test")]
+    options = max(part.tokens.shape[1] for part in parts)
+    tokens = [np.pad(part.tokens, ((0, 0), (0, options - part.tokens.shape[1]), (0, 0))) for part in parts]
+    by_clip: dict[int, np.ndarray] = {}
+    start = 0
+    for part in parts:
+        for clip, items in part.by_clip.items():
+            asked = items[~part.extra[items]]
+            if len(asked):
+                by_clip[clip] = asked + start
+        start += len(part.answer)
+    join = np.concatenate
+    return Items(
+        join(tokens),
+        join([p.answer for p in parts]),
+        join([p.kind for p in parts]),
+        join([p.extra for p in parts]),
+        by_clip,
+    )
+
+
+def hide_labels(batch: Batch, task: str, seed: int = 0) -> Batch:
+    """The batch without what is asked for.
+
+    Questions lose their answers. Texts of retrieval come in random order and lose their clips: past searches, not
+    labels.
+    """
+    if task != "retrieval":
+        return replace(batch, answer=torch.full_like(batch.answer, -1), item=torch.zeros_like(batch.item))
+    order = torch.rand(batch.text_mask.shape, generator=torch.Generator().manual_seed(seed))
+    order = order.masked_fill(~batch.text_mask.cpu(), 2.0).argsort(-1).to(batch.text.device)
+    text = batch.text.gather(1, order[..., None, None].expand_as(batch.text))
+    return replace(batch, text=text, text_clip=torch.zeros_like(batch.text_clip), item=torch.zeros_like(batch.item))
+
+
+def query_view(batch: Batch, task: str) -> Batch:
+    """What a method sees of a query batch: no answers; for retrieval not which clip a text is about."""
+    hidden = replace(batch, answer=torch.full_like(batch.answer, -1), item=torch.zeros_like(batch.item))
+    return replace(hidden, text_clip=torch.zeros_like(batch.text_clip)) if task == "retrieval" else hidden
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some devices, what they have seen before, and their queries.
+
+    Attributes:
+        support: ``[G, C, ...]`` earlier clips with the texts about them, as much of it as the method may know.
+        context: ``[G, C', ...]`` the clips from which a cloud half generates parameters.
+        queries: Pairs of a true query batch and the index ``[B]`` of its rows among the G devices.
+    """
+
+    support: Batch
+    context: Frames
+    queries: list[tuple[Batch, torch.Tensor]]
+
+    @property
+    def labelled_items(self) -> float:
+        """Mean number of texts about the support clips of a device."""
+        return float(self.support.text_mask.sum()) / len(self.support)
+
+
+class Episodes:
+    """The devices of one group of the device table, some at a time.
+
+    Args:
+        data: The data, set up.
+        group: Group of the device table.
+        labelled: Whether the method may know the labels of the support.
+        support_clips: Clips of the support; ``None``: as many as the context has.
+        at_once: Devices that adapt together.
+        seed: Seed of the order in which unlabelled searches are given.
+    """
+
+    def __init__(
+        self,
+        data: DeviceData,
+        group: str,
+        labelled: bool = False,
+        support_clips: int | None = None,
+        at_once: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.data, self.labelled, self.at_once, self.seed = data, labelled, at_once, seed
+        self.queries = data.eval_batches(group, with_context=False)
+        self.contexts = data.eval_batches(group)
+        self.supports = data.eval_batches(group, context_clips=support_clips)
+        self._collate = self.queries.collate
+        shape = self._collate.shape
+        self._supporter = Collator(all_items(data), self._collate.frames, None, shape, with_context=False)
+        self._keys: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for i, query in enumerate(self.supports.queries):
+            self._keys.setdefault((query.device, query.context), []).append(i)
+
+    @property
+    def clips(self) -> tuple[int, float]:
+        """Fewest and mean number of support clips of a device."""
+        counts = [len(context) for _, context in self._keys]
+        return min(counts, default=0), float(np.mean(counts)) if counts else 0.0
+
+    def __len__(self) -> int:
+        return -(-len(self._keys) // self.at_once)
+
+    def __iter__(self) -> Iterator[Group]:
+        keys = list(self._keys)
+        for start in range(0, len(keys), self.at_once):
+            yield self._group(keys[start : start + self.at_once])
+
+    def _group(self, keys: list[tuple[int, tuple[int, ...]]]) -> Group:
+        supports = [Query(device, clips, ()) for device, clips in keys]
+        by_clip: Mapping[int, np.ndarray] = self._supporter.items.by_clip
+        nothing = np.zeros(0, np.int64)
+        items = [[(p, int(i)) for p, c in enumerate(q.clips) for i in by_clip.get(c, nothing)] for q in supports]
+        support = self._supporter(supports, items)
+        if not self.labelled:
+            support = hide_labels(support, self.data.task, self.seed)
+        firsts = [self.contexts.queries[self._keys[key][0]] for key in keys]
+        collator = self.contexts.collate
+        context = collator([replace(q, clips=(), foreign=None) for q in firsts], [[] for _ in firsts]).context
+        return Group(support, context, list(self._query_batches(keys)))
+
+    def _query_batches(self, keys: list[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[Batch, torch.Tensor]]:
+        owned = [(g, i) for g, key in enumerate(keys) for i in self._keys[key]]
+        by_clip = self._collate.items.by_clip
+        step = self.queries.shape.eval_devices
+        for start in range(0, len(owned), step):
+            part = owned[start : start + step]
+            queries = [self.queries.queries[i] for _, i in part]
+            items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in by_clip[clip]] for q in queries]
+            yield self._collate(queries, items), torch.tensor([g for g, _ in part])

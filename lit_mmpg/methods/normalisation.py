@@ -1,0 +1,206 @@
+"""Peers that adapt normalisation: statistics of the device's own frames (AdaBN), and entropy minimisation (Tent)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_mmpg.batch import Frames
+from lit_mmpg.device.outputs import Outputs, answer_batch
+from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject
+from lit_mmpg.methods.hooks import input_replaced, output_replaced, over, watched
+from lit_mmpg.methods.objectives import entropy
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+SOURCE_CLIPS = 2000
+"""Training clips from which the statistics of the training data are taken, spread evenly."""
+
+
+def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and number of a device's frames.
+
+    Args:
+        values: ``[B, C, T, D]``.
+        mask: ``[B, C, T]``.
+
+    Returns:
+        ``[B, D]``, ``[B, D]`` (biased) and ``[B]``.
+    """
+    weight = mask.unsqueeze(-1).to(values.dtype)
+    count = weight.sum((1, 2))
+    mean = (values * weight).sum((1, 2)) / count.clamp(min=1)
+    variance = ((values - mean[:, None, None]).square() * weight).sum((1, 2)) / count.clamp(min=1)
+    return mean, variance, count.squeeze(-1)
+
+
+def training_frames(data: DeviceData, at_once: int = 64) -> Iterator[Frames]:
+    """Frames of training clips as training devices saw them, some clips at a time: ``[1, n, T, ...]``."""
+    collate = data.eval_batches("train", with_context=False)
+    pairs = [(query.device, clip) for query in collate.queries for clip in query.clips]
+    pairs = pairs[:: -(-len(pairs) // SOURCE_CLIPS)]
+    for start in range(0, len(pairs), at_once):
+        part = pairs[start : start + at_once]
+        frames = collate.collate.frames([[clip] for _, clip in part], 1)
+        yield Frames(frames.values.transpose(0, 1), frames.mask.transpose(0, 1))
+
+
+class SourceStatistics:
+    """Mean and variance of encoded and of projected frames over the training clips.
+
+    Attributes:
+        mean: Where -> ``[D]``.
+        variance: Where -> ``[D]``.
+    """
+
+    def __init__(self, subject: Subject, data: DeviceData) -> None:
+        count = 0.0
+        total: dict[str, Tensor] = {}
+        square: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for frames in training_frames(data):
+                for name, values in places(subject, frames.values).items():
+                    real = values[frames.mask].double()
+                    total[name] = total.get(name, torch.zeros(())) + real.sum(0)
+                    square[name] = square.get(name, torch.zeros(())) + real.square().sum(0)
+                count += float(frames.mask.sum())
+        self.mean = {name: (value / count).float() for name, value in total.items()}
+        self.variance = {
+            name: (square[name] / count - (total[name] / count).square()).clamp(min=0).float() for name in total
+        }
+
+
+def places(subject: Subject, values: Tensor, parameters: tuple[Tensor, ...] = ()) -> dict[str, Tensor]:
+    """Where statistics can be aligned: the encoded features, and the input of the norm after the projection."""
+    features = subject.network.encode(values)
+    with watched(subject.network.frame_norm) as seen:
+        subject.network.project(features, parameters)
+    return {"features": features, "projected": seen[0]}
+
+
+class FeatureStatistics(AdaptationMethod):
+    """AdaBN-style statistics: features are standardised by the device's own moments instead of the training data's.
+
+    Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation" (ICLR workshop 2017); the moments are
+    blended with those of training as in Schneider et al., "Improving robustness against common corruptions by
+    covariate shift adaptation" (NeurIPS 2020), who count the training statistics as ``prior`` samples. The device
+    model has no BatchNorm, so the moments are those of the encoded frames, or of what enters the projection's norm.
+    """
+
+    name = "adabn"
+    paper = "Li et al. 2017; Schneider et al. 2020"
+    setting = "episodic"
+    grid: ClassVar = {"where": ("features", "projected"), "prior": (0.0, 16.0, 64.0, 256.0, 1024.0)}
+
+    def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
+        super().__init__(subject, data, seed)
+        self.source = SourceStatistics(subject, data)
+
+    def adapt(self, support: Episode, options: Options) -> State:
+        """Scale and shift that bring the blended moments of the device to those of training."""
+        return next(iter(self.adapt_all(support, [options])))
+
+    @torch.no_grad()
+    def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
+        """The moments are taken once for all points."""
+        frames = support.batch.frames
+        found = {
+            name: moments(values, frames.mask)
+            for name, values in places(self.subject, frames.values, support.parameters).items()
+        }
+        for options in points:
+            mean, variance, count = found[options["where"]]
+            yield self._align(options["where"], mean, variance, count, float(options["prior"]))
+
+    def _align(self, where: str, mean: Tensor, variance: Tensor, count: Tensor, prior: float) -> State:
+        source_mean, source_variance = self.source.mean[where], self.source.variance[where]
+        # A device without frames keeps the training statistics, whatever the prior is.
+        share = torch.where(count > 0, count / (count + prior).clamp(min=1e-9), 0.0).unsqueeze(-1)
+        blended_mean = share * mean + (1 - share) * source_mean
+        blended_variance = share * variance + (1 - share) * source_variance
+        scale = ((source_variance + 1e-5) / (blended_variance + 1e-5)).sqrt()
+        return {"scale": scale, "shift": source_mean - scale * blended_mean}
+
+    def respond(self, query: Episode, state: State, options: Options) -> Outputs:
+        """Answers on the aligned features."""
+
+        def align(x: Tensor) -> Tensor:
+            return x * over(state["scale"], x) + over(state["shift"], x)
+
+        features = self.subject.features(query.batch)
+        if options["where"] == "features":
+            return self.subject.answer(query, align(features))
+        with input_replaced(self.network.frame_norm, align):
+            return self.subject.answer(query, features)
+
+
+class Tent(AdaptationMethod):
+    """Tent: minimise the entropy of the answers by the scale and shift of the normalisation layer alone.
+
+    Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 2021). The layer is the norm of the
+    frame projection. The entropy is that of the answers to questions about the device's earlier clips (without their
+    answers); for retrieval, of each earlier search over the earlier clips.
+    """
+
+    name = "tent"
+    paper = "Wang et al. 2021"
+    setting = "episodic"
+    backward = True
+    grid: ClassVar = {"learning_rate": (1e-3, 1e-2), "steps": (1, 4, 16)}
+
+    def adapt(self, support: Episode, options: Options) -> State:
+        """Scale and shift of the norm, ``[G, H]`` each, after some steps of Adam."""
+        return next(iter(self.adapt_all(support, [options])))
+
+    def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
+        """One trajectory per learning rate, of which the points take their steps."""
+        found: dict[tuple[float, int], State] = {}
+        with torch.no_grad():
+            features = self.subject.features(support.batch)
+        for rate in dict.fromkeys(float(p["learning_rate"]) for p in points):
+            steps = {int(p["steps"]) for p in points if float(p["learning_rate"]) == rate}
+            found |= {(rate, step): state for step, state in self._descend(support, features, rate, steps)}
+        for options in points:
+            yield found[float(options["learning_rate"]), int(options["steps"])]
+
+    def _descend(
+        self, support: Episode, features: Tensor, rate: float, wanted: set[int]
+    ) -> Iterator[tuple[int, State]]:
+        norm = self.network.frame_norm
+        devices = len(support.batch)
+        state = {
+            "weight": norm.weight.detach().repeat(devices, 1).requires_grad_(),
+            "bias": norm.bias.detach().repeat(devices, 1).requires_grad_(),
+        }
+        optimiser = torch.optim.Adam(state.values(), lr=rate)
+        for step in range(max(wanted) + 1):
+            if step in wanted:
+                yield step, {name: tensor.detach().clone() for name, tensor in state.items()}
+            if step == max(wanted):
+                return
+            with torch.enable_grad():
+                outputs = self._answer(support, features, state)
+                # Devices do not share anything that is adapted, so the gradient of the sum is that of each.
+                loss = entropy(self.network, support.batch, outputs).sum()
+                optimiser.zero_grad()
+                loss.backward()
+            optimiser.step()
+
+    def _answer(self, episode: Episode, features: Tensor, state: Mapping[str, Any]) -> Outputs:
+        norm = self.network.frame_norm
+
+        def personal(x: Tensor, _: Tensor) -> Tensor:
+            normal = F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+            return normal * over(state["weight"], x) + over(state["bias"], x)
+
+        with output_replaced(norm, personal):
+            return answer_batch(self.network, episode.batch, features, episode.parameters)
+
+    def respond(self, query: Episode, state: State, options: Options) -> Outputs:
+        """Answers with the device's own norm."""
+        return self._answer(query, self.subject.features(query.batch), state)

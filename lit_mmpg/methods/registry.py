@@ -1,0 +1,45 @@
+"""All methods by name, and what each applies to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from lit_mmpg.device.model import Task
+from lit_mmpg.errors import UserError
+from lit_mmpg.methods.base import AdaptationMethod
+from lit_mmpg.methods.normalisation import FeatureStatistics, Tent
+from lit_mmpg.methods.reference import Majority, Unadapted
+
+METHODS: dict[str, type[AdaptationMethod]] = {
+    method.name: method for method in (Unadapted, Majority, FeatureStatistics, Tent)
+}
+TASKS: tuple[str, ...] = get_args(Task)
+
+
+def find_method(name: str) -> type[AdaptationMethod]:
+    """A method by its name.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"there is no method '{name}'; known are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def applicability(methods: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The matrix of methods and tasks.
+
+    Args:
+        methods: Names; all when empty.
+
+    Returns:
+        One row per method: ``method, setting, knows, paper`` and for each task ``yes`` or the reason why it is n/a.
+    """
+    rows = []
+    for name in methods or METHODS:
+        method = find_method(name)
+        row = {"method": name, "setting": method.setting, "knows": method.knows, "paper": method.paper}
+        rows.append(row | {task: method.not_for_task(task) or "yes" for task in TASKS})
+    return rows

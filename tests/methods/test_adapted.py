@@ -1,0 +1,93 @@
+"""Measuring methods on a real, tiny checkpoint: the same numbers as the trained model's own test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lit_mmpg.cli import main
+from lit_mmpg.errors import UserError
+from lit_mmpg.methods.adapted import evaluate_adapted, load
+from lit_mmpg.methods.registry import METHODS, TASKS, applicability
+from tests.integration.conftest import Trained, trained  # noqa: F401
+from tests.methods.conftest import World
+
+Train = Callable[[str], Trained]
+
+
+@pytest.mark.parametrize("task", ["open_ended", "retrieval"])
+@pytest.mark.parametrize("half", ["device", "cloud"])
+def test_the_checkpoint_as_it_is_measures_what_its_own_test_measures(
+    task: str,
+    half: str,
+    trained: Train,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:
+    run = trained(task)
+    monkeypatch.chdir(run.folder)
+    checkpoint = str(getattr(run, half))
+    assert main(["test", "--ckpt_path", checkpoint, "--output", "own.json"]) == 0
+    wanted = {"device": "static", "cloud": "cdc_mmpg"}[half]
+    own = [row for row in json.loads(Path("own.json").read_text())["rows"] if row["method"] == wanted]
+    own = [row for row in own if "_minus_" not in row["metric"]]
+    result = evaluate_adapted(load(checkpoint), "unadapted", "as_it_is")
+    assert {row["method"] for row in result.rows} == {"as_it_is"}
+    found = {(row["split"], row["metric"]): row for row in result.rows}
+    assert len(found) == len(own)
+    for row in own:
+        mine = found[row["split"], row["metric"]]
+        assert mine["value"] == pytest.approx(row["value"], abs=1e-6), row
+        if half == "cloud":
+            assert mine["upload_bytes"] > 500 and mine["download_bytes"] > 500
+        else:
+            assert mine["upload_bytes"] == mine["download_bytes"] == 0
+
+
+def test_options_are_chosen_on_validation_devices_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = world("open_ended")
+    seen: list[str] = []
+    plain = loaded.data.eval_batches
+
+    def watched(group: str, *args: object, **kwargs: object) -> object:
+        seen.append(group)
+        return plain(group, *args, **kwargs)
+
+    monkeypatch.setattr(loaded.data, "eval_batches", watched)
+    result = evaluate_adapted(loaded, "tent", options={"learning_rate": [1e-3, 1e-2], "steps": 2})
+    first_test = seen.index("test_unseen")
+    assert set(seen[:first_test]) <= {"val", "train"} and "val" in seen[:first_test]
+    assert len(result.sweep) == 2
+    assert result.chosen["steps"] == 2
+    best = max(result.sweep, key=lambda row: row["score"])
+    assert result.chosen["learning_rate"] == best["learning_rate"]
+    assert result.cost is not None and result.cost.adapt_flops > result.cost.answer_flops > 0
+
+
+def test_unknown_methods_and_options_are_named(world: World) -> None:
+    with pytest.raises(UserError, match="no method 'tend'"):
+        evaluate_adapted(world("open_ended"), "tend")
+    with pytest.raises(UserError, match="has no option"):
+        evaluate_adapted(world("open_ended"), "tent", options={"rate": 1})
+
+
+def test_every_method_says_why_it_does_not_apply(world: World) -> None:
+    for row in applicability():
+        assert row["paper"] and row["setting"] and all(row[task] for task in TASKS)
+        for task in ("open_ended", "retrieval"):
+            loaded = world(task)
+            reason = METHODS[row["method"]].not_for(loaded.subject, loaded.data)
+            if row[task] != "yes":
+                assert reason == row[task]
+            if reason is not None:
+                result = evaluate_adapted(loaded, row["method"])
+                assert result.reason == reason and result.evaluation is None and not result.rows
+
+
+def test_the_matrix_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--output", str(tmp_path / "matrix.json")]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in METHODS) and "Wang et al. 2021" in shown
+    assert len(json.loads((tmp_path / "matrix.json").read_text())["rows"]) == len(METHODS)
