@@ -16,8 +16,11 @@ from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.methods.adapted import Loaded
 from lit_mmpg.methods.base import Subject
 from tests.integration import tiny
+from tests.integration.conftest import trained
 
 World = Callable[[str], Loaded]
+
+__all__ = ["trained"]
 
 
 def make_data(root, task: str) -> VideoData:

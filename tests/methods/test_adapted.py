@@ -12,7 +12,7 @@ from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.adapted import evaluate_adapted, load
 from lit_mmpg.methods.registry import METHODS, TASKS, applicability
-from tests.integration.conftest import Trained, trained  # noqa: F401
+from tests.integration.conftest import Trained
 from tests.methods.conftest import World
 
 Train = Callable[[str], Trained]
@@ -24,7 +24,7 @@ def test_the_checkpoint_as_it_is_measures_what_its_own_test_measures(
     task: str,
     half: str,
     trained: Train,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = trained(task)
     monkeypatch.chdir(run.folder)
