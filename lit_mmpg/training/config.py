@@ -40,6 +40,7 @@ OPTIONS = {
         "output": "CSV or JSONL file for the answers",
         "device": "id of the one device to answer for; all unseen devices when not given",
     },
+    "export": {},  # its own options are no part of a configuration
 }
 """Options of each verb beside those of the model, the data, the trainer and the tracking."""
 

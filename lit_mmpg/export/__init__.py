@@ -1,0 +1,1 @@
+"""From a checkpoint to the bundle that a device runs without torch."""

@@ -1,0 +1,79 @@
+"""Whether a graph is good enough: compared with the model on unseen devices with their own generated parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import onnx
+
+from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.export.graphs import GraphSpec
+from lit_mmpg.export.reference import expected_outputs
+from lit_mmpg.export.samples import DeviceSample
+from lit_mmpg.runtime.manifest import Acceptance
+from lit_mmpg.runtime.verify import LIMITS, Figures, compare
+
+
+def accept(
+    model: onnx.ModelProto,
+    precision: str,
+    spec: GraphSpec,
+    network: DeviceModel,
+    devices: Sequence[DeviceSample],
+    kind: str,
+    others: GraphSpec | None = None,
+) -> tuple[Acceptance, list[str]]:
+    """Run a graph under ONNX Runtime on unseen devices and compare it with the model.
+
+    Args:
+        model: The graph.
+        precision: Its precision, which sets the limits.
+        spec: What it should compute.
+        network: The device model.
+        devices: Devices that had no part in the calibration.
+        kind: ``data`` or ``synthetic``.
+        others: For embeddings, the graph of the other modality, by whose outputs they are compared.
+
+    Returns:
+        The figures, and what exceeds the limits in words.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    # Scores are compared within a row, so rows of all devices can be lined up; embeddings against their own gallery.
+    found: list[Figures] = []
+    for device in devices:
+        inputs = device.inputs[spec.role]
+        own = device.parameters if spec.personal else {}
+        expected = expected_outputs(spec, network, inputs, own)[spec.output]
+        (got,) = session.run([spec.output], {**inputs, **own})
+        gallery = None
+        if others is not None:
+            theirs = device.parameters if others.personal else {}
+            gallery = expected_outputs(others, network, device.inputs[others.role], theirs)[others.output]
+        found.append(compare(got, expected, gallery, choice=spec.output == "scores"))
+    figures = _mean(found)
+    problems = figures.problems(LIMITS[precision])
+    accepted = Acceptance(
+        source=kind,
+        devices=len(devices) if spec.personal and len(network.spec) else 0,
+        accepted=not problems,
+        **asdict(figures),
+    )
+    return accepted, problems
+
+
+def _mean(found: Sequence[Figures]) -> Figures:
+    """Root mean square of the errors, means of the rest, every row with the same weight."""
+    weights = np.array([f.samples for f in found], np.float64)
+
+    def mean(name: str) -> float | None:
+        known = [(getattr(f, name), f.samples) for f in found if getattr(f, name) is not None]
+        return float(np.average([v for v, _ in known], weights=[n for _, n in known])) if known else None
+
+    error = float(np.sqrt(np.average(np.square([f.error for f in found]), weights=weights)))
+    return Figures(int(weights.sum()), error, mean("top1_agreement"), mean("rank_correlation"))

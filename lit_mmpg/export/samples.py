@@ -1,0 +1,173 @@
+"""Devices with their clips, questions and generated parameters: what graphs are calibrated and checked on.
+
+Two sources. ``data``: validation devices for calibration and unseen test devices for acceptance, so no device serves
+both. ``synthetic``: clips drawn from the statistics of the training features, for a checkpoint whose data is not at
+hand; the manifest says which it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.errors import UserError
+from lit_mmpg.export.source import Source
+from lit_mmpg.runtime.bundle import Arrays
+
+ROWS = 16
+"""Most questions or clips of one device."""
+DEVICES = 24
+"""Most devices of one kind."""
+
+
+@dataclass(frozen=True)
+class DeviceSample:
+    """One device.
+
+    Attributes:
+        name: Its id.
+        parameters: What the cloud generates for it; empty for a static model.
+        inputs: Role -> inputs by name, without personal parameters.
+    """
+
+    name: str
+    parameters: Arrays
+    inputs: dict[str, Arrays]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Devices for calibration and other devices for acceptance.
+
+    Attributes:
+        source: ``data`` or ``synthetic``.
+        calibration: Devices whose activations set the scales of int8 graphs.
+        acceptance: Devices on which graphs are compared with the model; none of the others.
+    """
+
+    source: str
+    calibration: list[DeviceSample]
+    acceptance: list[DeviceSample]
+
+
+def draw_samples(source: Source, kind: str) -> Samples:
+    """Collect devices.
+
+    Args:
+        source: The checkpoint.
+        kind: ``data`` or ``synthetic``.
+
+    Raises:
+        UserError: If the data cannot be read.
+    """
+    if kind == "synthetic":
+        rng = np.random.default_rng(0)
+        devices = [_synthetic(source, i, rng) for i in range(2 * DEVICES)]
+        return Samples(kind, devices[:DEVICES], devices[DEVICES:])
+    try:
+        source.data.setup("test")
+    except UserError as error:
+        raise UserError(
+            f"{error}. Export compares its graphs on the data's unseen devices: say where the data is now "
+            "(--data.root FOLDER), or use clips drawn from the training statistics (--samples synthetic)"
+        ) from error
+    with_context = source.cloud is not None
+    groups = [list(_devices(source, source.data.eval_batches(g, with_context))) for g in ("val", "test_unseen")]
+    calibration, acceptance = (group[:DEVICES] for group in groups)
+    if not acceptance:
+        raise UserError("the data has no unseen test device with a question; use --samples synthetic")
+    return Samples(kind, calibration or acceptance, acceptance)
+
+
+@torch.inference_mode()
+def _devices(source: Source, batches: Any) -> Iterator[DeviceSample]:
+    """Each device of a group once, with the first of its contexts."""
+    seen: set[int] = set()
+    names = source.data.device_table.devices
+    for batch in batches:
+        for b in range(len(batch)):
+            device = int(batch.device[b])
+            context = batch.context.mask[b : b + 1]
+            if device in seen or (source.cloud is not None and not context.any()) or not batch.text_mask[b].any():
+                continue
+            seen.add(device)
+            own = Frames(batch.context.values[b : b + 1], context)
+            yield DeviceSample(names[device].id, _generate(source, own), _batch_inputs(source, batch, b))
+            if len(seen) == DEVICES:
+                return
+
+
+@torch.inference_mode()
+def _generate(source: Source, context: Frames) -> Arrays:
+    if source.cloud is None:
+        return {}
+    anchors, _ = source.cloud.select(context)
+    generated = source.cloud.generate(anchors)
+    return {e.name: t[0].numpy() for e, t in zip(source.network.spec, generated, strict=True)}
+
+
+def _batch_inputs(source: Source, batch: Batch, b: int) -> dict[str, Arrays]:
+    items = torch.nonzero(batch.text_mask[b]).flatten()[:ROWS]
+    clips = batch.text_clip[b, items]
+    if source.network.shapes.task == "retrieval":
+        clips = torch.nonzero(batch.frames.mask[b].any(-1)).flatten()[:ROWS]
+    values, mask = batch.frames.values[b, clips], batch.frames.mask[b, clips]
+    return role_inputs(source, values, mask, batch.text[b, items])
+
+
+def role_inputs(source: Source, values: Tensor, mask: Tensor, text: Tensor) -> dict[str, Arrays]:
+    """Inputs of every role for some clips of one device.
+
+    Args:
+        source: The checkpoint.
+        values: ``[R, T, ...]`` frames as the data has them.
+        mask: ``[R, T]``.
+        text: ``[R, O, L]``.
+    """
+    network = source.network
+    pixels = len(network.shapes.frame) == 3
+    features = network.encode(values) if pixels else values
+    clips = {"frames": features.numpy(), "frame_mask": mask.numpy()}
+    inputs: dict[str, Arrays] = {"project": {"features": features[mask].numpy()}}
+    if network.shapes.task == "retrieval":
+        inputs |= {"model": clips, "text": {"text": text[:, 0].numpy()}}
+    else:
+        inputs["model"] = clips | {"text": text.numpy()}
+    if pixels:
+        inputs["encode"] = {"pixels": values[mask].numpy()}
+    return inputs
+
+
+def _synthetic(source: Source, number: int, rng: np.random.Generator) -> DeviceSample:
+    shape, meta, shapes = source.data.batch, source.meta, source.network.shapes
+    options = 4 if shapes.task == "multiple_choice" else 1
+
+    def clips(count: int) -> Frames:
+        lengths = rng.integers(1, shape.max_frames + 1, count)
+        mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
+        size = (*mask.shape, *shapes.frame)
+        if len(shapes.frame) == 3:
+            tint = rng.uniform(40, 215, (1, 1, 3, 1, 1))
+            values: np.ndarray = np.clip(tint + rng.normal(0, 40, size), 0, 255).astype(np.uint8)
+        else:
+            state = source.network.encoder.state_dict()
+            mean, std = (state[name].numpy() for name in ("mean", "std"))
+            scale = std * (0.5 + rng.random(shapes.frame))
+            values = (mean + std * rng.normal(0, 0.5, shapes.frame) + scale * rng.standard_normal(size)).astype(
+                "float32"
+            )
+        return Frames(torch.from_numpy(values) * mask.reshape(*mask.shape, *(1 for _ in shapes.frame)), mask)
+
+    context, asked = clips(shape.context_clips), clips(ROWS)
+    text = rng.integers(1, shapes.words, (ROWS, options, meta["max_words"]))
+    text[np.arange(meta["max_words"]) >= rng.integers(1, meta["max_words"] + 1, (ROWS, options, 1))] = 0
+    with torch.inference_mode():
+        parameters = _generate(source, Frames(context.values[None], context.mask[None]))
+        inputs = role_inputs(source, asked.values, asked.mask, torch.from_numpy(text))
+    return DeviceSample(f"synthetic-{number:03d}", parameters, inputs)

@@ -1,0 +1,88 @@
+"""What is exported: a checkpoint with its networks, and the data on whose devices the graphs are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
+
+from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.cloud.exchange import state_digest
+from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.errors import UserError
+from lit_mmpg.training.config import Request, merge
+from lit_mmpg.training.lightning_cli import CLI, Run
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.base import AnsweringModule
+    from lit_mmpg.device.model import DeviceModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, ready to be exported.
+
+    Attributes:
+        path: The file.
+        module: The half that it holds, with its weights, in evaluation mode.
+        data: The data module as configured, not set up.
+        ours: What the checkpoint says about itself (``half``, ``data``, ``run_id``, ...).
+    """
+
+    path: Path
+    module: AnsweringModule
+    data: DeviceData
+    ours: dict[str, Any]
+
+    @property
+    def network(self) -> DeviceModel:
+        """The device model."""
+        return self.module.network  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def cloud(self) -> CloudModule | None:
+        """The cloud half; ``None`` for a checkpoint of the device half."""
+        return self.module if isinstance(self.module, CloudModule) else None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the checkpoint remembers of its data."""
+        return self.ours["data"]  # type: ignore[no-any-return]
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, as the messages of the link carry it."""
+        cloud = self.cloud
+        parts = [self.network] if cloud is None else [cloud.network, cloud.reasoner, cloud.pool, cloud.adaptor]
+        return state_digest(nn.ModuleList(part for part in parts if part is not None))
+
+
+def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
+    """Load a checkpoint of either half.
+
+    Args:
+        path: The file.
+        data_flags: ``--data...`` flags that win over the data configuration of the checkpoint.
+
+    Raises:
+        UserError: If the checkpoint or a flag is not usable.
+    """
+    checkpoint = read_checkpoint(path)
+    ours = checkpoint["lit_mmpg"]
+    if "config" not in ours:
+        raise UserError(f"{path} does not say how it was configured; name a checkpoint that 'lit-mmpg fit' wrote")
+    trained = yaml.safe_load(ours["config"])
+    kept = {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+    trainer = {"logger": False, "accelerator": "cpu", "devices": 1}
+    cli = CLI(Request("export", merge(kept, {"trainer": trainer}), list(data_flags), name=Path(path).name))
+    cli.build(Run())
+    cli.datamodule.use_meta(ours["data"])
+    module: AnsweringModule = cli.model
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.eval().requires_grad_(False)
+    return Source(Path(path), module, cli.datamodule, ours)

@@ -1,0 +1,114 @@
+"""``lit-mmpg export``: a checkpoint as a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lit_mmpg.checkpoint import require_checkpoint
+from lit_mmpg.errors import UserError
+from lit_mmpg.export.write import check_target
+from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.runtime.manifest import PRECISIONS
+
+if TYPE_CHECKING:
+    from lit_mmpg.export.bundle import Variant
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write a bundle and print what is in it.
+
+    Returns:
+        0, or 1 where a requested variant failed its acceptance and was left out.
+
+    Raises:
+        UserError: If the checkpoint, the data or the target is not usable.
+    """
+    options, flags = _parser().parse_known_args(list(argv))
+    unknown = [flag for flag in flags if flag.startswith("-") and not flag.startswith("--data")]
+    if unknown:
+        raise UserError(f"export has no option {unknown[0]}; see lit-mmpg export --help")
+    checkpoint, output = require_checkpoint(options.ckpt), Path(options.output)
+    check_target(output)
+    # Cheap checks come first: importing torch takes seconds, a typing mistake should not.
+    from lit_mmpg.export.bundle import write_bundle
+    from lit_mmpg.export.source import open_source
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, transient=True, console=wide_console()) as progress:
+        task = progress.add_task("loading the checkpoint", total=None)
+        source = open_source(checkpoint, flags)
+        variants = write_bundle(
+            source,
+            output,
+            options.precisions,
+            options.samples,
+            options.keep_failed,
+            lambda text: progress.update(task, description=text),
+        )
+    _print(variants, output)
+    return 0 if all(variant.written for variant in variants) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-mmpg export",
+        description="Write a checkpoint as a bundle that a device runs without torch. Every graph is compared with the "
+        "model on unseen devices with their generated parameters; one that is not good enough is reported and left out.",
+        epilog="--data.root FOLDER (and any other --data... flag) wins over the data configuration of the checkpoint.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt", required=True, help="checkpoint of either half that 'lit-mmpg fit' wrote")
+    parser.add_argument("--output", required=True, help="folder of the bundle; an older bundle there is replaced")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help=f"{', '.join(PRECISIONS)}"
+    )
+    parser.add_argument(
+        "--samples",
+        choices=("data", "synthetic"),
+        default="data",
+        help="what graphs are checked on: the data's unseen devices, or clips drawn from the training statistics",
+    )
+    parser.add_argument("--keep-failed", action="store_true", help="write variants that failed their acceptance, too")
+    return parser
+
+
+def _print(variants: Sequence[Variant], output: Path) -> None:
+    first = variants[0].info.acceptance
+    table = Table(
+        title=f"bundle {output}",
+        caption=f"error: relative to the spread of the outputs; compared on {first.samples} rows "
+        f"({first.source}, {first.devices or 'no'} sets of generated parameters).",
+        caption_justify="left",
+    )
+    for name in ("role", "precision"):
+        table.add_column(name, no_wrap=True)
+    for name in ("size", "nodes", "MACs", "error", "top-1 agreement", "rank correlation"):
+        table.add_column(name, justify="right")
+    table.add_column("result")
+    for variant in variants:
+        info, figures = variant.info, variant.info.acceptance
+        result = "ok" if not variant.problems else "; ".join(variant.problems)
+        if not variant.written:
+            result = f"left out: {result}"
+        table.add_row(
+            info.role,
+            info.precision,
+            format_bytes(info.bytes),
+            str(info.nodes),
+            f"{info.macs:,}",
+            f"{figures.error:.1e}",
+            _share(figures.top1_agreement),
+            "" if figures.rank_correlation is None else f"{figures.rank_correlation:.4f}",
+            result,
+        )
+    wide_console().print(table)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"

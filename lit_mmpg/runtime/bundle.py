@@ -1,0 +1,208 @@
+"""The device bundle: the folder that ``lit-mmpg export`` writes and a device reads. No torch.
+
+    manifest.json              what a device must know (:mod:`lit_mmpg.runtime.manifest`)
+    ROLE.onnx                  one graph per role in fp32
+    ROLE.PRECISION.onnx        the same in another precision
+    static.safetensors         personal parameters with which ``model`` equals the static model
+    reference.safetensors      sample inputs, parameters of several devices, and the outputs to expect
+    weights.safetensors        only with ``export --torch``: the device model for engines that need torch
+
+Nothing is trusted before its digest has been compared: a truncated copy or an edited file is refused at
+:meth:`Bundle.open`. The digests detect damage; they prove no origin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.parameters import ParameterSpec
+from lit_mmpg.runtime.manifest import ROLES, GraphInfo, Manifest
+
+MANIFEST = "manifest.json"
+STATIC = "static.safetensors"
+REFERENCE = "reference.safetensors"
+WEIGHTS = "weights.safetensors"
+STATIC_CASE = "static"
+"""Name of the reference case without personal parameters."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RoleReference:
+    """Sample inputs of one role and the outputs to expect.
+
+    Attributes:
+        inputs: Inputs by name, without personal parameters; R rows each.
+        outputs: Case -> outputs by name. Roles that take no personal parameters have the case ``static`` only.
+    """
+
+    inputs: Arrays = field(default_factory=dict)
+    outputs: dict[str, Arrays] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Contents of ``reference.safetensors``.
+
+    Attributes:
+        roles: Role -> its samples.
+        parameters: Case -> personal parameters by name; ``static`` is always there.
+    """
+
+    roles: dict[str, RoleReference]
+    parameters: dict[str, Arrays]
+
+    def to_tensors(self) -> Arrays:
+        """One flat mapping, as the file holds it: ``parameters/CASE/NAME``, ``ROLE/in/NAME``, ``ROLE/out/CASE/NAME``."""
+        flat: Arrays = {}
+        for case, arrays in self.parameters.items():
+            flat |= {f"parameters/{case}/{name}": array for name, array in arrays.items()}
+        for role, samples in self.roles.items():
+            flat |= {f"{role}/in/{name}": array for name, array in samples.inputs.items()}
+            for case, arrays in samples.outputs.items():
+                flat |= {f"{role}/out/{case}/{name}": array for name, array in arrays.items()}
+        return flat
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> Reference:
+        """Inverse of :meth:`to_tensors`.
+
+        Raises:
+            UserError: If a name fits no place.
+        """
+        roles: dict[str, RoleReference] = {}
+        parameters: dict[str, Arrays] = {STATIC_CASE: {}}
+        for key, array in tensors.items():
+            match key.split("/"):
+                case ["parameters", name, parameter]:
+                    parameters.setdefault(name, {})[parameter] = array
+                case [role, "in", name] if role in ROLES:
+                    roles.setdefault(role, RoleReference()).inputs[name] = array
+                case [role, "out", name, output] if role in ROLES:
+                    roles.setdefault(role, RoleReference()).outputs.setdefault(name, {})[output] = array
+                case _:
+                    raise UserError(f"{REFERENCE} holds an unknown entry '{key}'; export the bundle again")
+        return cls(roles, parameters)
+
+
+class Bundle:
+    """An opened bundle. Make one with :meth:`open`.
+
+    Args:
+        path: The folder.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle and verify every file in it.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            UserError: If the folder or a file is missing, truncated, edited, or written by a newer version.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserError(f"bundle {folder} is not a folder{nearest(folder)}; make one with 'lit-mmpg export'")
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise UserError(f"{folder} holds no {MANIFEST}, so it is no bundle; make one with 'lit-mmpg export'")
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is truncated or not JSON; copy the bundle again") from error
+        if not isinstance(data, dict):
+            raise UserError(f"{file} is not a manifest; copy the bundle again")
+        try:
+            manifest = Manifest.from_json(data)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+        bundle = cls(folder, manifest)
+        expected = {graph.file: graph.sha256 for graph in manifest.graphs} | manifest.files
+        for name, sha256 in expected.items():
+            bundle._verify(name, sha256)
+        return bundle
+
+    def _verify(self, name: str, sha256: str) -> None:
+        if Path(name).name != name:
+            raise UserError(f"{self.path}: the manifest names a file outside the bundle ('{name}'); refused")
+        file = self.path / name
+        if not file.is_file():
+            raise UserError(f"{self.path}: {name} is missing; copy the bundle again")
+        if file_digest(file) != sha256:
+            raise UserError(f"{file} is truncated or was edited (its digest differs); copy the bundle again")
+
+    @property
+    def spec(self) -> ParameterSpec:
+        """The personal parameters that ``model`` takes."""
+        return self.manifest.spec
+
+    @property
+    def roles(self) -> list[str]:
+        """Roles that have a graph."""
+        return list(dict.fromkeys(graph.role for graph in self.manifest.graphs))
+
+    def precisions(self, role: str = "model") -> list[str]:
+        """Precisions in which a role is there."""
+        return [graph.precision for graph in self.manifest.graphs if graph.role == role]
+
+    def info(self, role: str, precision: str = "fp32") -> GraphInfo:
+        """Description of a graph.
+
+        Raises:
+            UserError: If the bundle does not hold it.
+        """
+        for graph in self.manifest.graphs:
+            if (graph.role, graph.precision) == (role, precision):
+                return graph
+        if role not in self.roles:
+            more = " (export with --frame-encoder)" if role == "encode" else ""
+            raise UserError(f"{self.path} holds no graph for '{role}'{more}; it has {', '.join(self.roles)}")
+        raise UserError(
+            f"{self.path} holds '{role}' in {', '.join(self.precisions(role))}, not in {precision}; "
+            f"export with --precisions {precision}"
+        )
+
+    def graph(self, role: str, precision: str = "fp32") -> Path:
+        """Path of an ONNX file; raises as :meth:`info` does."""
+        return self.path / self.info(role, precision).file
+
+    def reference(self) -> Reference:
+        """Sample inputs and the outputs to expect."""
+        return Reference.from_tensors(self._tensors(REFERENCE))
+
+    def static_parameters(self) -> Arrays:
+        """Parameters with which ``model`` equals the static model ("not adapted yet"); empty for a static bundle."""
+        return self._tensors(STATIC) if len(self.spec) else {}
+
+    def _tensors(self, name: str) -> Arrays:
+        if name not in self.manifest.files:
+            raise UserError(f"{self.path} holds no {name}; export the bundle again")
+        try:
+            return safetensors_numpy.load_file(self.path / name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.path / name} cannot be read ({error}); copy the bundle again") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

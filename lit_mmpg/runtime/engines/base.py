@@ -1,0 +1,179 @@
+"""What all engines share: checks around ``activate``, ``infer``, ``deactivate`` and the swap of personal parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Arrays, Bundle
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of an engine. Each engine has its own subclass, whose ``__post_init__`` rejects what cannot work.
+
+    Attributes:
+        personalise: How personal parameters reach the engine, one of the engine's ``ways``.
+    """
+
+    personalise: str = "inputs"
+
+    @classmethod
+    def from_options(cls, engine: str, options: Mapping[str, Any]) -> Self:
+        """A config from keyword options.
+
+        Raises:
+            UserError: If an option does not exist or does not fit.
+        """
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise UserError(f"engine '{engine}' has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return cls(**options)
+
+
+class Engine(ABC):
+    """One graph of a bundle, made ready to run on this machine.
+
+    Use it as a context manager, or call :meth:`activate` and :meth:`deactivate`. Public verbs check; the verbs with a
+    leading underscore do the work.
+
+    Args:
+        bundle: The bundle.
+        role: Which graph.
+        precision: In which precision.
+        config: Options; the engine's defaults when None.
+
+    Raises:
+        UserError: If the bundle lacks the graph, or the options do not fit the engine, before anything runs.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[EngineConfig]] = EngineConfig
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8_weight", "int8")
+    ways: ClassVar[tuple[str, ...]] = ("inputs",)
+    """Ways in which personal parameters can reach the engine: ``inputs`` of the graph, or values inside it that are
+    replaced by ``rebind``, ``refit`` or ``reload``."""
+
+    def __init__(self, bundle: Bundle, role: str, precision: str = "fp32", config: EngineConfig | None = None) -> None:
+        if precision not in self.precisions:
+            raise UserError(f"engine '{self.name}' runs {', '.join(self.precisions)}, not {precision}")
+        self.bundle, self.role, self.precision = bundle, role, precision
+        self.info = bundle.info(role, precision)
+        self.config = config or self.config_class()
+        if self.config.personalise not in self.ways:
+            raise UserError(
+                f"engine '{self.name}' personalises by {', '.join(self.ways)}, not by '{self.config.personalise}'"
+            )
+        names = set(bundle.spec.names)
+        self.inputs = tuple(info for info in self.info.inputs if info.name not in names)
+        """Inputs that :meth:`infer` takes."""
+        self.personal = len(self.inputs) < len(self.info.inputs)
+        """Whether the graph takes personal parameters."""
+        self.active = False
+        self._static = bundle.static_parameters() if self.personal else {}
+        self.parameters: Arrays = dict(self._static)
+        """Personal parameters in use."""
+
+    @classmethod
+    @abstractmethod
+    def requirements(cls) -> str | None:
+        """Why this machine cannot run the engine, with the remedy; ``None`` where it can."""
+
+    def activate(self) -> None:
+        """Load or build; after that :meth:`infer` can be called.
+
+        Raises:
+            UserError: If this machine cannot run the engine.
+        """
+        if self.active:
+            return
+        reason = self.requirements()
+        if reason:
+            raise UserError(f"engine '{self.name}' cannot run here: {reason}")
+        self._activate()
+        self.active = True
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run the graph.
+
+        Args:
+            inputs: One array for each of ``self.inputs``, in its type; personal parameters are already loaded.
+
+        Returns:
+            Outputs by name.
+        """
+        return self._infer(inputs)
+
+    def load_parameters(self, parameters: Mapping[str, np.ndarray] | None) -> None:
+        """Swap the personal parameters.
+
+        Args:
+            parameters: One array for each entry of the ParameterSpec; ``None`` goes back to the static model.
+
+        Raises:
+            ValueError: If they do not match the specification; the former ones then stay in use.
+            UserError: If the graph takes none.
+        """
+        if not self.personal:
+            if parameters:
+                raise UserError(f"'{self.role}' of {self.bundle.path} takes no personal parameters")
+            return
+        chosen = self._static if parameters is None else parameters
+        self.bundle.spec.validate(chosen)
+        arrays = {e.name: np.ascontiguousarray(chosen[e.name], dtype=e.dtype) for e in self.bundle.spec}
+        if self.active:
+            self._load_parameters(arrays)
+        self.parameters = arrays
+
+    def deactivate(self) -> None:
+        """Free what :meth:`activate` made."""
+        if self.active:
+            self.active = False
+            self._deactivate()
+
+    def __enter__(self) -> Self:
+        self.activate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.deactivate()
+
+    @property
+    def engine_bytes(self) -> int | None:
+        """Size of what the engine loads or has built, in bytes; ``None`` where it is not known."""
+        return self.info.bytes
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.bundle.graph(self.role, self.precision)
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and settings that belong in a report."""
+        return {"engine": self.name, "precision": self.precision, "personalise": self.config.personalise}
+
+    @abstractmethod
+    def _activate(self) -> None:
+        """Load or build, with ``self.parameters``."""
+
+    @abstractmethod
+    def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Run."""
+
+    @abstractmethod
+    def _load_parameters(self, parameters: Arrays) -> None:
+        """Swap the parameters of an active engine."""
+
+    @abstractmethod
+    def _deactivate(self) -> None:
+        """Free."""
