@@ -42,7 +42,7 @@ class Source:
     @property
     def network(self) -> DeviceModel:
         """The device model."""
-        return self.module.network  # type: ignore[attr-defined, no-any-return]
+        return self.module.network  # type: ignore[return-value]
 
     @property
     def cloud(self) -> CloudModule | None:

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg export",
         description="Write a checkpoint as a bundle that a device runs without torch. Every graph is compared with the "
-        "model on unseen devices with their generated parameters; one that is not good enough is reported and left out.",
+        "model on unseen devices with their generated parameters; one that is not good enough is left out and said.",
         epilog="--data.root FOLDER (and any other --data... flag) wins over the data configuration of the checkpoint.",
         allow_abbrev=False,
     )

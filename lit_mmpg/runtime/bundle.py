@@ -63,7 +63,7 @@ class Reference:
     parameters: dict[str, Arrays]
 
     def to_tensors(self) -> Arrays:
-        """One flat mapping, as the file holds it: ``parameters/CASE/NAME``, ``ROLE/in/NAME``, ``ROLE/out/CASE/NAME``."""
+        """One flat mapping, as in the file: ``parameters/CASE/NAME``, ``ROLE/in/NAME``, ``ROLE/out/CASE/NAME``."""
         flat: Arrays = {}
         for case, arrays in self.parameters.items():
             flat |= {f"parameters/{case}/{name}": array for name, array in arrays.items()}

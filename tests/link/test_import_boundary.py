@@ -1,4 +1,4 @@
-"""The link runs on boards without torch, and importing the package costs nothing."""
+"""The link and the runtime run on boards without torch, and importing the package costs nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCKER = """
 import importlib, pkgutil, sys
 
 class Blocker:
-    blocked = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
+    blocked = {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "transformers"}
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.blocked:
             raise ImportError(f"{name} is blocked")
@@ -28,9 +28,10 @@ except ImportError as error:
 else:
     raise SystemExit("the blocker does not block")
 
-package = importlib.import_module("lit_mmpg.link")
-names = [m.name for m in pkgutil.walk_packages(package.__path__, "lit_mmpg.link.")]
+packages = [importlib.import_module(name) for name in ("lit_mmpg.link", "lit_mmpg.runtime")]
+names = [m.name for package in packages for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 assert {"lit_mmpg.link.codecs", "lit_mmpg.link.messages"} <= set(names), names
+assert {"lit_mmpg.runtime.bundle", "lit_mmpg.runtime.engines.onnx_runtime"} <= set(names), names
 for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors"]:
     importlib.import_module(name)
 assert not Blocker.blocked & set(sys.modules)
@@ -44,7 +45,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_link_and_parameters_import_with_torch_blocked():
+def test_link_runtime_and_parameters_import_with_torch_blocked():
     result = run(BLOCKER)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("imported")
