@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lit_mmpg.batch import Batch, Frames
-from lit_mmpg.data.records import FrameSource
+from lit_mmpg.data.records import FilmedFrames, FrameSource, subsample
 from lit_mmpg.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -89,19 +89,14 @@ class Query:
         clips: Clips it is asked about.
         context: Clips it has seen before, oldest first.
         foreign: Context of another device; ``None`` where nobody wants it.
+        foreign_device: Index of that device.
     """
 
     device: int
     clips: tuple[int, ...]
     context: tuple[int, ...]
     foreign: tuple[int, ...] | None = None
-
-
-def subsample(count: int, most: int) -> np.ndarray:
-    """Indices of at most ``most`` of ``count`` frames, spread evenly from the first to the last."""
-    if count <= most:
-        return np.arange(count)
-    return np.round(np.linspace(0, count - 1, most)).astype(np.int64)
+    foreign_device: int = -1
 
 
 class EncodedFrames(FrameSource):
@@ -148,18 +143,38 @@ class EncodedFrames(FrameSource):
 
 
 class FrameGatherer:
-    """Copies the frames of chosen clips into padded arrays."""
+    """Copies the frames of chosen clips into padded arrays.
 
-    def __init__(self, source: FrameSource, clip_ids: Sequence[str], max_frames: int) -> None:
-        self.source, self.clip_ids, self.max_frames = source, clip_ids, max_frames
+    Args:
+        source: Where the frames are.
+        clip_ids: Id of each clip index.
+        max_frames: Clips with more frames are subsampled evenly to this many.
+        filmed: What each device sees of a clip, where devices that share clips see different frames.
+    """
 
-    def __call__(self, groups: Sequence[Sequence[int]], width: int) -> Frames:
-        """Gather ``[B][<= width]`` clip indices (-1 or missing: padding) into ``Frames [B, width, T, ...]``."""
+    def __init__(
+        self, source: FrameSource, clip_ids: Sequence[str], max_frames: int, filmed: FilmedFrames | None = None
+    ) -> None:
+        self.source, self.clip_ids, self.max_frames, self.filmed = source, clip_ids, max_frames, filmed
+
+    def _frames(self, device: int, clip: int) -> np.ndarray:
+        if self.filmed is not None:
+            return self.filmed.filmed(device, self.clip_ids[clip])
+        return self.source.frames(self.clip_ids[clip])
+
+    def __call__(self, groups: Sequence[Sequence[int]], width: int, devices: Sequence[int] | None = None) -> Frames:
+        """Gather ``[B][<= width]`` clip indices (-1 or missing: padding) into ``Frames [B, width, T, ...]``.
+
+        Args:
+            groups: Clip indices of each row.
+            width: Clips per row.
+            devices: ``[B]`` indices of the devices that film; needed where ``filmed`` is given.
+        """
         arrays: dict[tuple[int, int], np.ndarray] = {}
         for b, clips in enumerate(groups):
             for m, clip in enumerate(clips):
                 if clip >= 0:
-                    frames = self.source.frames(self.clip_ids[clip])
+                    frames = self._frames(-1 if devices is None else devices[b], clip)
                     if len(frames) > self.max_frames:
                         frames = frames[subsample(len(frames), self.max_frames)]
                     arrays[b, m] = frames
@@ -215,14 +230,15 @@ class Collator:
         clip = np.full((len(queries), width), -1, np.int64)
         for b, query in enumerate(queries):
             clip[b, : len(query.clips)] = query.clips
-        clips = [q.clips for q in queries]
-        frames = self.frames(clips, width)
+        clips, devices = [q.clips for q in queries], [q.device for q in queries]
+        frames = self.frames(clips, width, devices)
         if self.with_context:
-            context = self._contexts([q.context for q in queries])
+            context = self._contexts([q.context for q in queries], devices)
         else:
             context = Frames(frames.values[:, :0], frames.mask[:, :0])
         others = [q.foreign for q in queries if q.foreign is not None]
-        foreign = self._contexts(others) if self.with_context and others else None
+        owners = [q.foreign_device for q in queries if q.foreign is not None]
+        foreign = self._contexts(others, owners) if self.with_context and others else None
         return Batch(
             frames=frames,
             context=context,
@@ -238,8 +254,8 @@ class Collator:
             foreign=foreign,
         )
 
-    def _contexts(self, groups: Sequence[Sequence[int]]) -> Frames:
-        return self.frames(groups, max(1, *map(len, groups)))
+    def _contexts(self, groups: Sequence[Sequence[int]], devices: Sequence[int]) -> Frames:
+        return self.frames(groups, max(1, *map(len, groups)), devices)
 
 
 def _choose_context(
@@ -400,25 +416,28 @@ class EvalBatches:
                 asked = np.array([c for c in asked if c in by_clip], np.int64)
                 if len(asked):
                     contexts.append((device, _choose_context(pool, asked, shape.context_clips, None), asked))
-        foreign = self._foreign(contexts) if with_foreign else [None] * len(contexts)
+        nobody: tuple[tuple[int, ...] | None, int] = (None, -1)
+        foreign = self._foreign(contexts) if with_foreign else [nobody] * len(contexts)
         self.queries: list[Query] = []
         for (device, context, asked), other in zip(contexts, foreign, strict=True):
             for start in range(0, len(asked), shape.eval_clips):
                 part = asked[start : start + shape.eval_clips]
-                self.queries.append(Query(device, tuple(part.tolist()), context, other))
+                self.queries.append(Query(device, tuple(part.tolist()), context, *other))
 
     def keep_device(self, device: int) -> None:
         """Leave out the queries of all other devices."""
         self.queries = [query for query in self.queries if query.device == device]
 
     @staticmethod
-    def _foreign(contexts: Sequence[tuple[int, tuple[int, ...], np.ndarray]]) -> list[tuple[int, ...] | None]:
+    def _foreign(
+        contexts: Sequence[tuple[int, tuple[int, ...], np.ndarray]],
+    ) -> list[tuple[tuple[int, ...] | None, int]]:
         """For each context that of the next other device in the list, cyclically: fixed, so repeatable."""
         count = len(contexts)
-        chosen: list[tuple[int, ...] | None] = []
+        chosen: list[tuple[tuple[int, ...] | None, int]] = []
         for i, (device, own, _) in enumerate(contexts):
-            others = ((i + k) % count for k in range(1, count))
-            chosen.append(next((contexts[j][1] for j in others if contexts[j][0] != device and contexts[j][1]), own))
+            others = (contexts[(i + k) % count] for k in range(1, count))
+            chosen.append(next(((c, d) for d, c, _ in others if d != device and c), (own, device)))
         return chosen
 
     def __len__(self) -> int:

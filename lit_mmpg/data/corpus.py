@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lit_mmpg.data.records import Caption, Clip, FrameSource, Question
+from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Question
 
-GROUPS = ("train", "val", "test_seen", "test_unseen")
+GROUPS = ("train", "val", "test_seen", "test_unseen", "test_clean")
 """``train``: training devices and clips. ``val``: unseen devices, validation clips. ``test_seen``: training devices,
-test clips. ``test_unseen``: devices never seen in training, test clips."""
+test clips. ``test_unseen``: devices never seen in training, test clips. ``test_clean``: unseen devices without any
+shift, test clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +40,20 @@ class DeviceTable:
         timelines: For each group, device index -> ids of its clips, oldest first. The recent clips that serve as
             context are taken from the same timeline, in that order.
         recipe: The settings that dealt the clips; enough to deal another data set in the same way.
+        histories: For a group whose context does not come from its timeline: device index -> ids of the clips that the
+            device has seen before, oldest first.
     """
 
     devices: tuple[Device, ...]
     timelines: dict[str, dict[int, tuple[str, ...]]]
     recipe: dict[str, Any] = field(default_factory=dict)
+    histories: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids = [device.id for device in self.devices]
         if len(set(ids)) != len(ids):
             raise ValueError("device ids repeat")
-        unknown = set(self.timelines) - set(GROUPS)
+        unknown = {*self.timelines, *self.histories} - set(GROUPS)
         if unknown:
             raise ValueError(f"unknown device groups {sorted(unknown)}")
 
@@ -69,7 +73,8 @@ class DeviceTable:
         return {
             "recipe": self.recipe,
             "devices": [asdict(device) for device in self.devices],
-            "timelines": {g: {str(i): list(c) for i, c in rows.items()} for g, rows in self.timelines.items()},
+            "timelines": _rows_to_json(self.timelines),
+            **({"histories": _rows_to_json(self.histories)} if self.histories else {}),
         }
 
     @classmethod
@@ -77,13 +82,22 @@ class DeviceTable:
         """Inverse of :meth:`to_json`."""
         return cls(
             devices=tuple(Device(d["id"], dict(d["shift"]), int(d["camera"])) for d in data["devices"]),
-            timelines={g: {int(i): tuple(clips) for i, clips in rows.items()} for g, rows in data["timelines"].items()},
+            timelines=_rows_from_json(data["timelines"]),
             recipe=dict(data["recipe"]),
+            histories=_rows_from_json(data.get("histories", {})),
         )
 
     def digest(self) -> str:
         """SHA-256 of the table, hexadecimal."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _rows_to_json(table: dict[str, dict[int, tuple[str, ...]]]) -> dict[str, dict[str, list[str]]]:
+    return {group: {str(i): list(clips) for i, clips in rows.items()} for group, rows in table.items()}
+
+
+def _rows_from_json(data: dict[str, Any]) -> dict[str, dict[int, tuple[str, ...]]]:
+    return {group: {int(i): tuple(clips) for i, clips in rows.items()} for group, rows in data.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,7 @@ class Corpus:
         questions: All questions, of all splits.
         captions: All captions, of all splits.
         devices: The device table.
+        filmed: What each device sees, where devices share clips; ``frames`` then are the clips before any camera.
         clean: Source of the same frames before the simulated cameras, where such twins exist.
         facts: Further printable facts about the corpus (``lit-mmpg devices`` shows them).
         fingerprint: SHA-256 over the content of the source files (or the generator's settings).
@@ -108,4 +123,5 @@ class Corpus:
     devices: DeviceTable
     fingerprint: str
     clean: FrameSource | None = None
+    filmed: FilmedFrames | None = None
     facts: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from lit_mmpg.data.corpus import Corpus, DeviceTable
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import check_coverage, open_features
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.data.records import SPLITS, Caption, Clip, FrameSource, Question
+from lit_mmpg.data.records import SPLITS, Caption, Clip, ClipIndex, FilmedFrames, FrameSource, Question
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 
@@ -36,7 +36,7 @@ Task = Literal["open_ended", "multiple_choice", "retrieval"]
 STAGE_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "fit": {"train": ("train",), "val": ("val",)},
     "validate": {"val": ("val",)},
-    "test": {"test": ("test_unseen", "test_seen")},
+    "test": {"test": ("test_unseen", "test_seen", "test_clean")},
     "predict": {"test": ("test_unseen",)},
 }
 """Stage -> split -> groups of devices of which one must have something to ask."""
@@ -52,6 +52,9 @@ class DeviceData(L.LightningDataModule, ABC):
         min_count: Words rarer than this in the training texts are unknown.
         max_vocabulary: Most words of the vocabulary.
     """
+
+    gallery: Literal["mixed", "device"] = "mixed"
+    """Where retrieval ranks: among the clips of all devices, or (where devices share clips) among those of its own."""
 
     def __init__(
         self,
@@ -308,7 +311,16 @@ class DeviceData(L.LightningDataModule, ABC):
         self._encoded = {}
 
     def _timelines(self, group: str) -> dict[int, np.ndarray]:
-        rows = self.corpus.devices.timelines.get(group, {})
+        return self._indices(self.corpus.devices.timelines.get(group, {}))
+
+    def _histories(self, group: str) -> dict[int, np.ndarray] | None:
+        """Clips that may serve as context, for the groups whose context does not come from their own timelines."""
+        rows = self.corpus.devices.histories.get(group)
+        if rows is not None:
+            return self._indices(rows)
+        return self._timelines("train") if group == "test_seen" else None
+
+    def _indices(self, rows: Mapping[int, Sequence[str]]) -> dict[int, np.ndarray]:
         return {d: np.array([self._clip_index[c] for c in clips], np.int64) for d, clips in rows.items() if clips}
 
     def _module_wants(self, what: str, default: bool) -> bool:
@@ -319,15 +331,16 @@ class DeviceData(L.LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
-        def gather(source: FrameSource) -> FrameGatherer:
+        def gather(source: FrameSource, filmed: FilmedFrames | None = None) -> FrameGatherer:
             if self._frame_encoder is not None:
                 if id(source) not in self._encoded:
                     self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
                 source = self._encoded[id(source)]
-            return FrameGatherer(source, self.clip_ids, self.batch.max_frames)
+            return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 
         clean = gather(self.corpus.clean) if with_clean and self.corpus.clean is not None else None
-        return Collator(self._items[split], gather(self.corpus.frames), clean, self.batch, with_context)
+        frames = gather(self.corpus.frames, self.corpus.filmed)
+        return Collator(self._items[split], frames, clean, self.batch, with_context)
 
     def train_dataloader(self) -> TrainBatches:
         """Training batches; the context and the clean twins are gathered only for a module that wants them."""
@@ -343,11 +356,15 @@ class DeviceData(L.LightningDataModule, ABC):
     ) -> EvalBatches:
         """Evaluation batches of one group of the device table; ``context_clips`` replaces the configured number."""
         split = {"train": "train", "val": "val"}.get(group, "test")
-        history = self._timelines("train") if group == "test_seen" else None
         collate = self._collator(split, with_context, False)
         shape = self.batch if context_clips is None else dataclasses.replace(self.batch, context_clips=context_clips)
         return EvalBatches(
-            self._timelines(group), history, collate, shape, with_foreign and with_context, *self._ranks()
+            self._timelines(group),
+            self._histories(group),
+            collate,
+            shape,
+            with_foreign and with_context,
+            *self._ranks(),
         )
 
     def val_dataloader(self) -> EvalBatches:
@@ -362,7 +379,7 @@ class DeviceData(L.LightningDataModule, ABC):
         foreign = self._trained is not None and self._trained["fingerprint"] != self.fingerprint
         return [
             group
-            for group in (("test_unseen",) if foreign else ("test_unseen", "test_seen"))
+            for group in ("test_unseen", *(() if foreign else ("test_seen",)), "test_clean")
             if any(c in asked for clips in self._timelines(group).values() for c in clips)
         ]
 
@@ -473,6 +490,24 @@ class VideoData(DeviceData):
         readers.require_path(self.root, "data.root")
         _log.info("reading clips, annotations and features from %s", self.root)
         source = open_features(self.root / self.features)
+        clips, asked, told = self._read(source)
+        table = deal(clips, self._recipe(), lambda: _mean_features(source, clips))
+        return Corpus(
+            clips=clips,
+            frames=source,
+            questions=asked,
+            captions=told,
+            devices=table,
+            fingerprint=readers.fingerprint_files(self._files()),
+        )
+
+    def _files(self) -> list[Path]:
+        """Everything that decides the content of the data."""
+        names = [self.features, *(a.path for a in [*self.questions, *self.captions])]
+        return [self.root / name for name in [*names, *([self.clip_list] if self.clip_list else [])]]
+
+    def _read(self, source: ClipIndex) -> tuple[list[Clip], list[Question], list[Caption]]:
+        """Clips, questions and captions that fit together and have frames."""
         questions, aliases = self._read_questions()
         captions = [c for a in self.captions for c in readers.read_captions(a.layout, self.root / a.path)]
         if self.clip_list:
@@ -487,18 +522,10 @@ class VideoData(DeviceData):
         kept = check_coverage(names | {q.clip for q in asked} | {c.clip for c in told}, source, self.drop_missing)
         self._check_listed(kept - names)
         kept &= names
-        clips = [clip for clip in clips if clip.id in kept]
-        table = deal(clips, self._recipe(), lambda: _mean_features(source, clips))
-        paths = [self.root / self.features, *(self.root / a.path for a in [*self.questions, *self.captions])]
-        if self.clip_list:
-            paths.append(self.root / self.clip_list)
-        return Corpus(
-            clips=clips,
-            frames=source,
-            questions=[q for q in asked if q.clip in kept],
-            captions=[c for c in told if c.clip in kept],
-            devices=table,
-            fingerprint=readers.fingerprint_files(paths),
+        return (
+            [clip for clip in clips if clip.id in kept],
+            [q for q in asked if q.clip in kept],
+            [c for c in told if c.clip in kept],
         )
 
     def _check_listed(self, unlisted: set[str]) -> None:

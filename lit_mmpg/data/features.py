@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lit_mmpg.data.readers.files import fingerprint_files, require_path
-from lit_mmpg.data.records import FrameSource
+from lit_mmpg.data.records import ClipIndex, FrameSource
 from lit_mmpg.errors import UserError
 
 __all__ = ["FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
@@ -110,7 +110,7 @@ def open_features(path: str | Path) -> FeatureStore:
     return _open_folder(path) if path.is_dir() else _open_hdf5(path)
 
 
-def check_coverage(clip_ids_needed: Iterable[str], source: FrameSource, drop_missing: bool) -> set[str]:
+def check_coverage(clip_ids_needed: Iterable[str], source: ClipIndex, drop_missing: bool) -> set[str]:
     """The needed clips that have frames.
 
     Args:

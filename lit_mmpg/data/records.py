@@ -13,6 +13,13 @@ import numpy as np
 SPLITS = ("train", "val", "test")
 
 
+def subsample(count: int, most: int) -> np.ndarray:
+    """Indices of at most ``most`` of ``count`` frames, spread evenly from the first to the last."""
+    if count <= most:
+        return np.arange(count)
+    return np.round(np.linspace(0, count - 1, most)).astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One video clip.
@@ -67,6 +74,13 @@ class Caption:
     extra: bool = False
 
 
+class ClipIndex(Protocol):
+    """Something that knows which clips have frames."""
+
+    def ids(self) -> list[str]:
+        """Ids of all clips that have frames."""
+
+
 class FrameSource(Protocol):
     """Where the frames of the clips come from: features from a file, or rendered pixels."""
 
@@ -82,3 +96,10 @@ class FrameSource(Protocol):
 
     def frames(self, clip: str) -> np.ndarray:
         """All frames of one clip, ``[T, *frame_shape]``; float16/float32 features or uint8 pixels."""
+
+
+class FilmedFrames(Protocol):
+    """What each device sees of a clip, where devices share clips but film them with cameras of their own."""
+
+    def filmed(self, device: int, clip: str) -> np.ndarray:
+        """All frames of one clip as one device sees them, ``[T, *frame_shape]``."""

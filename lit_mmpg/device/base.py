@@ -167,7 +167,8 @@ class AnsweringModule(L.LightningModule):
     def _start(self, groups: list[str], split: str, methods: list[str]) -> None:
         kinds = [kind or "unknown" for kind in self.data.kinds]
         clips = self.data.item_clips(split)
-        self.evaluation = Evaluation(self.data.task, groups, methods, kinds, clips).to(self.device)
+        gallery = self.data.gallery
+        self.evaluation = Evaluation(self.data.task, groups, methods, kinds, clips, gallery).to(self.device)
 
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""

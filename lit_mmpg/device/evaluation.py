@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,16 +54,23 @@ class Evaluation(nn.Module):
         methods: Names of the methods.
         kinds: Names of the question types.
         item_clip: ``[items]`` clip index of each item of the split.
+        gallery: Where retrieval ranks (see :class:`~lit_mmpg.metrics.retrieval.RetrievalMetrics`).
     """
 
     def __init__(
-        self, task: str, groups: Sequence[str], methods: Sequence[str], kinds: Sequence[str], item_clip: np.ndarray
+        self,
+        task: str,
+        groups: Sequence[str],
+        methods: Sequence[str],
+        kinds: Sequence[str],
+        item_clip: np.ndarray,
+        gallery: Literal["mixed", "device"] = "mixed",
     ) -> None:
         super().__init__()
         self.task, self.groups, self.methods, self.item_clip = task, list(groups), list(methods), item_clip
 
         def metric() -> nn.Module:
-            return RetrievalMetrics() if task == "retrieval" else DeviceAccuracy(kinds)
+            return RetrievalMetrics(gallery) if task == "retrieval" else DeviceAccuracy(kinds)
 
         self.metrics = nn.ModuleList(metric() for _ in self.groups for _ in self.methods)
         self._items: dict[tuple[str, str], ItemResults] = {}

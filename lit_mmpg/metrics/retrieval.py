@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -215,16 +215,20 @@ class RetrievalMetrics(GatheredMetric):
     the same (device, clip) the first is kept. Embeddings are held flat, because a process without items knows no width.
 
     Args:
+        gallery: ``mixed``: both kinds are ranked. ``device``: where all devices film the same clips a mixed gallery
+            would hold every clip many times over; the device-local ones are then the only ones, called ``t2v`` and
+            ``v2t``.
         kwargs: Passed to ``torchmetrics.Metric``.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, gallery: Literal["mixed", "device"] = "mixed", **kwargs: Any) -> None:
         integers = ("text_id", "text_clip_id", "device_text", "clip_id", "device_clip")
         embeddings = ("text_embedding", "video_embedding")
         super().__init__(
             {**dict.fromkeys(embeddings, torch.float32), **dict.fromkeys(integers, torch.long)},
             **kwargs,
         )
+        self.gallery = gallery
 
     def update(
         self,
@@ -303,7 +307,11 @@ class RetrievalMetrics(GatheredMetric):
         texts = self._side("text_embedding", "text_id", "text_clip_id", "device_text")
         clips = self._side("video_embedding", "clip_id", "clip_id", "device_clip")
         asked = torch.stack([texts.device, texts.clip], dim=1).unique(dim=0)
-        described = clips[(torch.stack([clips.device, clips.clip], dim=1)[:, None] == asked).all(dim=2).any(dim=1)]
+        # Pairs as numbers: comparing each clip with each pair asked about would need memory for all of them.
+        span = int(max(texts.clip.max(), clips.clip.max())) + 1
+        described = clips[torch.isin(clips.device * span + clips.clip, asked[:, 0] * span + asked[:, 1])]
+        if self.gallery == "device":
+            return {"t2v": _rank_locally(texts, clips), "v2t": _rank_locally(described, texts)}
         return {
             "t2v": _rank_queries(texts, clips),
             "v2t": _rank_queries(described, texts),

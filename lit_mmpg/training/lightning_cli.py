@@ -30,7 +30,12 @@ from lit_mmpg.training.console import Bar, Lines, speak
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
 
-CLASSES = ("lit_mmpg.data.datamodule", "lit_mmpg.device.module", "lit_mmpg.cloud.module")
+CLASSES = (
+    "lit_mmpg.data.datamodule",
+    "lit_mmpg.data.camera_clips",
+    "lit_mmpg.device.module",
+    "lit_mmpg.cloud.module",
+)
 """Modules whose classes a configuration may name without their module."""
 
 _UNHELPFUL = (

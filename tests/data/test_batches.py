@@ -21,9 +21,9 @@ from lit_mmpg.data.batches import (
     FrameGatherer,
     Items,
     TrainBatches,
-    subsample,
 )
 from lit_mmpg.data.features import FeatureStore
+from lit_mmpg.data.records import subsample
 from lit_mmpg.errors import UserError
 
 D = 3

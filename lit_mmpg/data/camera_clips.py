@@ -1,0 +1,293 @@
+"""Video data whose devices are cameras: every device films clips through a simulated camera of its own.
+
+Training cameras film a few training clips each and there are many of them: a hypernetwork only generalises to new
+devices when it has seen many. Unseen cameras film every validation or test clip, so that all are judged by the same
+questions; what they have seen before are validation clips. One family of corruptions can be kept out of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.data.batches import BatchShape
+from lit_mmpg.data.cameras import FAMILIES, Camera, sample_camera
+from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
+from lit_mmpg.data.datamodule import Annotation, Task, VideoData
+from lit_mmpg.data.features import FeatureStore
+from lit_mmpg.data.filming import FilmedFeatures, Shot, film
+from lit_mmpg.data.images import ImageFrames
+from lit_mmpg.data.readers import fingerprint_files, require_path
+from lit_mmpg.data.records import Clip
+from lit_mmpg.data.vision import FrameEncoder
+from lit_mmpg.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+CLEAN = Camera()
+
+
+@dataclass(frozen=True)
+class CameraPopulation:
+    """Which cameras there are and what they film.
+
+    Attributes:
+        pool: Training cameras that exist; each draw takes some of them.
+        train: Training cameras of one draw.
+        draw: Which of the pool a training takes (give another seed another draw).
+        seen: Training cameras, the first of the pool, that also film all test clips (group ``test_seen``).
+        val: Unseen validation cameras.
+        test: Unseen test cameras.
+        clean: Devices without any shift that film all test clips (group ``test_clean``).
+        clips_per_camera: Training clips that each training camera films.
+        history: Validation clips that each test device has seen before.
+        max_severity: Cameras take severities 1 to this in turn; 0 makes every camera the identity.
+        min_families: Fewest families of corruptions of a camera.
+        max_families: Most families of a camera.
+        held_out: Family that no training or validation camera has; every fourth test camera has it. Empty: none.
+        shifted_training: ``false`` lets the training devices film without their cameras: the clean-trained rivals.
+        seed: Seed of the population.
+    """
+
+    pool: int = 1280
+    train: int = 1024
+    draw: int = 0
+    seen: int = 10
+    val: int = 16
+    test: int = 40
+    clean: int = 8
+    clips_per_camera: int = 24
+    history: int = 64
+    max_severity: int = 5
+    min_families: int = 2
+    max_families: int = 4
+    held_out: str = "compression"
+    shifted_training: bool = True
+    seed: int = 0
+
+    def check(self) -> None:
+        """Check the settings.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        for name in ("pool", "train", "val", "test", "clips_per_camera", "history", "min_families"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.cameras.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seen <= self.train <= self.pool:
+            raise UserError(
+                f"data.cameras: seen {self.seen}, train {self.train} and pool {self.pool} must not fall in that order"
+            )
+        if self.held_out and self.held_out not in FAMILIES:
+            raise UserError(f"data.cameras.held_out is '{self.held_out}'; choose one of {', '.join(FAMILIES)} or ''")
+        most = len(FAMILIES) - bool(self.held_out)
+        if not self.min_families <= self.max_families <= most:
+            raise UserError(
+                f"data.cameras: min_families {self.min_families} and max_families {self.max_families} must be in order "
+                f"and at most {most}"
+            )
+        if self.max_severity not in range(6):
+            raise UserError(f"data.cameras.max_severity is {self.max_severity}; it must be 0 to 5")
+
+    def camera(self, group: str, index: int) -> Camera:
+        """Camera ``index`` of a group; the same whatever the other settings of the population are."""
+        if not self.max_severity:
+            return CLEAN
+        rng = np.random.default_rng([self.seed, zlib.crc32(group.encode()), index])
+        known = [family for family in FAMILIES if family != self.held_out]
+        count = int(rng.integers(self.min_families, self.max_families + 1))
+        chosen = rng.permutation(known)[:count].tolist()
+        if self.held_out and group == "test" and index % 4 == 3:
+            chosen[0] = self.held_out
+        return sample_camera(rng, 1 + index % self.max_severity, chosen)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Devices, what each films, and which of it is asked and known."""
+
+    table: DeviceTable
+    shots: dict[int, Shot]
+
+
+def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
+    """Deal clips to cameras.
+
+    Raises:
+        UserError: If a setting is out of range, or a split has too few clips.
+    """
+    population.check()
+    names = {split: [clip.id for clip in clips if clip.split == split] for split in ("train", "val", "test")}
+    needed = {"train": population.clips_per_camera, "val": 2}
+    for split, count in needed.items():
+        if names[split] and len(names[split]) < count:
+            raise UserError(
+                f"data.cameras: split '{split}' has {len(names[split])} clips, {count} are needed; add clips, or lower "
+                "data.cameras.clips_per_camera"
+            )
+    devices: list[Device] = []
+    shots: dict[int, Shot] = {}
+    timelines: dict[str, dict[int, tuple[str, ...]]] = {}
+    histories: dict[str, dict[int, tuple[str, ...]]] = {}
+
+    def rng_of(*key: str | int) -> np.random.Generator:
+        return np.random.default_rng([population.seed, *(zlib.crc32(str(part).encode()) for part in key)])
+
+    def add(name: str, camera: Camera, films: Sequence[str], index: int) -> int:
+        devices.append(Device(name, camera.describe() or {"camera": "clean"}, -1 if camera == CLEAN else index))
+        shots[len(devices) - 1] = Shot(camera, population.seed, tuple(films))
+        return len(devices) - 1
+
+    if names["train"]:
+        timelines["train"] = {}
+        order: list[str] = []
+        chosen = _draw_training(population)
+        dealing = rng_of("deal")
+        for i in range(population.pool):
+            # Every training clip is filmed equally often: one permutation after the other is dealt out.
+            while len(order) < population.clips_per_camera:
+                order += dealing.permutation(names["train"]).tolist()
+            films, order = order[: population.clips_per_camera], order[population.clips_per_camera :]
+            if i not in chosen:
+                continue
+            camera = population.camera("train", i) if population.shifted_training else CLEAN
+            films = list(dict.fromkeys(films))
+            extra = names["test"] if i < population.seen else []
+            device = add(f"train{i:04d}", camera, [*films, *extra], i)
+            timelines["train"][device] = tuple(films)
+            if extra and population.shifted_training:
+                timelines.setdefault("test_seen", {})[device] = tuple(extra)
+    if names["val"]:
+        half = len(names["val"]) // 2
+        shuffled = rng_of("val halves").permutation(names["val"]).tolist()
+        seen, asked = shuffled[:half], shuffled[half:]
+        timelines["val"], histories["val"] = {}, {}
+        for i in range(population.val):
+            device = add(f"val{i:03d}", population.camera("val", i), [*seen, *asked], i)
+            timelines["val"][device] = tuple(asked)
+            histories["val"][device] = tuple(rng_of("val", i).permutation(seen)[: population.history].tolist())
+    if names["test"]:
+        before = names["val"] or names["test"]
+        for group, prefix, count in (
+            ("test_unseen", "test", population.test),
+            ("test_clean", "clean", population.clean),
+        ):
+            for i in range(count):
+                camera = population.camera("test", i) if prefix == "test" else CLEAN
+                history = tuple(rng_of(prefix, i).permutation(before)[: population.history].tolist())
+                films = list(dict.fromkeys([*names["test"], *history]))
+                device = add(f"{prefix}{i:03d}", camera, films, i)
+                timelines.setdefault(group, {})[device] = tuple(names["test"])
+                histories.setdefault(group, {})[device] = history
+    recipe: dict[str, Any] = {"kind": "cameras", **asdict(population)}
+    return _Plan(DeviceTable(tuple(devices), timelines, recipe, histories), shots)
+
+
+def _draw_training(population: CameraPopulation) -> set[int]:
+    """Indices of the training cameras of this draw; the seen ones are always among them."""
+    rest = np.arange(population.seen, population.pool)
+    rng = np.random.default_rng([population.seed, 7, population.draw])
+    drawn = rng.permutation(rest)[: population.train - population.seen]
+    return {*range(population.seen), *drawn.tolist()}
+
+
+class CameraClipsData(VideoData):
+    """Clips of a data set as a population of simulated cameras sees them, through a pretrained frame encoder.
+
+    The first use films and encodes everything once (progress is shown); later uses read the cache.
+
+    Args:
+        root: Folder of the data set.
+        frames: Frames as images, relative to the root: a folder or zip of ``CLIP/FRAME.jpg``.
+        encoder: Folder of a pretrained vision encoder (transformers layout).
+        cameras: The population.
+        image_size: Height and width at which frames are encoded, pixels.
+        exclude: Ids of clips to leave out (for example test clips with near-duplicates in the training split).
+        cache_dir: Where encoded frames are kept; ``None`` means ``outputs/cache/cameras``.
+        clips: As for :class:`VideoData`, like all further arguments.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        frames: str,
+        encoder: str,
+        cameras: CameraPopulation = CameraPopulation(),
+        image_size: int = 160,
+        exclude: list[str] | None = None,
+        cache_dir: str | None = None,
+        clips: str | None = None,
+        questions: list[Annotation] | None = None,
+        captions: list[Annotation] | None = None,
+        drop_missing: bool = False,
+        task: Task = "retrieval",
+        batch: BatchShape = BatchShape(),
+        max_answers: int = 1000,
+        min_count: int = 2,
+        max_vocabulary: int = 20_000,
+    ) -> None:
+        super().__init__(
+            root, frames, clips, questions, captions, drop_missing=drop_missing, task=task, batch=batch,
+            max_answers=max_answers, min_count=min_count, max_vocabulary=max_vocabulary,
+        )  # fmt: skip
+        self.encoder, self.image_size = Path(os.path.expanduser(encoder)), image_size
+        self.cameras, self.exclude = cameras, set(exclude or [])
+        self.cache_dir = Path(cache_dir or "outputs/cache/cameras")
+
+    gallery = "device"
+
+    def build_corpus(self) -> Corpus:
+        """Read the files, deal the cameras, film and encode what is not in the cache."""
+        require_path(self.root, "data.root")
+        images = ImageFrames(self.root / self.features, self.batch.max_frames)
+        encoder = FrameEncoder(self.encoder, self.image_size, self.cache_dir)
+        clips, asked, told = self._read(images)
+        clips = [clip for clip in clips if clip.id not in self.exclude]
+        kept = {clip.id for clip in clips}
+        plan = plan_cameras(clips, self._population())
+        content = fingerprint_files([self.root / self.features])
+        every = {-1: Shot(CLEAN, 0, tuple(sorted(kept)))}
+        paths = film(images, encoder, {**plan.shots, **every}, self.cache_dir, content)
+        lengths = {clip: images.num_frames(clip) for clip in kept}
+        return Corpus(
+            clips=clips,
+            frames=(clean := _store(paths[-1], every[-1].clips, lengths)),
+            questions=[q for q in asked if q.clip in kept],
+            captions=[c for c in told if c.clip in kept],
+            devices=plan.table,
+            fingerprint=self._fingerprint(encoder, plan.table),
+            clean=clean,
+            filmed=FilmedFeatures(plan.shots, paths, lengths),
+            facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
+        )
+
+    def _population(self) -> CameraPopulation:
+        if self._trained is None:
+            return self.cameras
+        recipe = dict(self._trained["recipe"])
+        if recipe.pop("kind", None) != "cameras" or set(recipe) != {entry.name for entry in fields(CameraPopulation)}:
+            raise UserError(
+                f"{self._where()}: the checkpoint was trained on data whose devices are no cameras; name data of its "
+                "kind (data.class_path), or train on this data"
+            )
+        return CameraPopulation(**recipe)
+
+    def _fingerprint(self, encoder: FrameEncoder, table: DeviceTable) -> str:
+        # The clean-trained rivals are measured on the very same test devices: their training is no other data.
+        recipe = {key: value for key, value in table.recipe.items() if key not in ("shifted_training", "draw")}
+        content = [fingerprint_files(self._files()), encoder.digest, sorted(self.exclude), recipe]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _store(path: Path, clips: Sequence[str], lengths: dict[str, int]) -> FeatureStore:
+    offsets = np.concatenate([[0], np.cumsum([lengths[clip] for clip in clips])]).astype(np.int64)
+    return FeatureStore(clips, np.load(path, allow_pickle=False), offsets, path)

@@ -1,0 +1,179 @@
+"""Clips filmed by simulated cameras and encoded: every (camera, clip) pair once, kept on disk.
+
+Each camera has one file, named by a digest of all that decides its content, so an interrupted extraction goes on where
+it stopped and a changed setting never meets old features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.data.cameras import Camera, apply, noise_seed
+from lit_mmpg.data.images import ImageFrames
+from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
+
+_log = logging.getLogger(__name__)
+
+FILMING_VERSION = 1
+"""Raise it when files of an older version must not be reused."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What one camera films.
+
+    Attributes:
+        camera: The camera.
+        seed: Seed of its noise.
+        clips: Ids of the clips.
+    """
+
+    camera: Camera
+    seed: int
+    clips: tuple[str, ...]
+
+
+class FilmedFeatures:
+    """Features of clips as cameras see them, ``[T, D]`` float16, read from the disk when asked for.
+
+    Args:
+        shots: Device index -> what its camera films.
+        paths: Device index -> file of the features of those clips, one after the other.
+        lengths: Frames of each clip.
+    """
+
+    def __init__(self, shots: Mapping[int, Shot], paths: Mapping[int, Path], lengths: Mapping[str, int]) -> None:
+        self._paths = dict(paths)
+        self._rows: dict[int, dict[str, tuple[int, int]]] = {}
+        self._open: dict[int, np.ndarray] = {}
+        for device, shot in shots.items():
+            ends = np.cumsum([lengths[clip] for clip in shot.clips]).tolist()
+            self._rows[device] = {clip: (end - lengths[clip], end) for clip, end in zip(shot.clips, ends, strict=True)}
+
+    def filmed(self, device: int, clip: str) -> np.ndarray:
+        """Features of one clip as one device sees them, ``[T, D]`` float16."""
+        if device not in self._open:
+            self._open[device] = np.load(self._paths[device], mmap_mode="r", allow_pickle=False)
+        start, end = self._rows[device][clip]
+        return self._open[device][start:end]
+
+
+def film(
+    images: ImageFrames,
+    encoder: FrameEncoder,
+    shots: Mapping[int, Shot],
+    cache_dir: Path,
+    fingerprint: str,
+    workers: int = 0,
+) -> dict[int, Path]:
+    """Film and encode what is not on the disk yet.
+
+    Args:
+        images: The frames before any camera.
+        encoder: The frame encoder.
+        shots: Device index -> what its camera films.
+        cache_dir: Where files are kept.
+        fingerprint: Digest of the content of ``images``.
+        workers: Processes; 0 takes one for each core.
+
+    Returns:
+        Device index -> file with ``[sum of T, D]`` float16 features of its clips, one after the other.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    paths = {i: cache_dir / f"{_digest(shot, images, encoder, fingerprint)}.npy" for i, shot in shots.items()}
+    missing = [(shots[i], path) for i, path in paths.items() if not path.is_file()]
+    # Several devices may be one and the same camera.
+    missing = list({path: (shot, path) for shot, path in missing}.values())
+    if missing:
+        pixels = _unpack(images, sorted({clip for shot, _ in missing for clip in shot.clips}), cache_dir, fingerprint)
+        _work(missing, pixels, str(encoder.prepare()), workers or len(os.sched_getaffinity(0)))
+    return paths
+
+
+def _digest(shot: Shot, images: ImageFrames, encoder: FrameEncoder, fingerprint: str) -> str:
+    lengths = [images.num_frames(clip) for clip in shot.clips]
+    content = [FILMING_VERSION, fingerprint, encoder.digest, asdict(shot.camera), shot.seed, shot.clips, lengths]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Decoded frames on the disk: one array, and the rows of each clip."""
+
+    path: str
+    rows: dict[str, tuple[int, int]]
+
+
+def _unpack(images: ImageFrames, clips: Sequence[str], cache_dir: Path, fingerprint: str) -> _Pixels:
+    """Decode the images once: cameras by the thousand film the same frames."""
+    lengths = [images.num_frames(clip) for clip in clips]
+    ends = np.cumsum(lengths).tolist()
+    rows = {clip: (end - length, end) for clip, length, end in zip(clips, lengths, ends, strict=True)}
+    content = json.dumps([FILMING_VERSION, fingerprint, rows], sort_keys=True).encode()
+    path = cache_dir / f"pixels-{hashlib.sha256(content).hexdigest()[:24]}.npy"
+    if not path.is_file():
+        _log.info("decoding the frames of %d clips once", len(clips))
+        partial = path.with_suffix(f".{os.getpid()}")
+        array: Any = None
+        for clip in clips:
+            frames = images.pixels(clip)
+            if array is None:
+                shape = (ends[-1], *frames.shape[1:])
+                array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            start, end = rows[clip]
+            array[start:end] = frames
+        array.flush()
+        partial.replace(path)
+    return _Pixels(str(path), rows)
+
+
+def _work(jobs: Sequence[tuple[Shot, Path]], pixels: _Pixels, graph: str, workers: int) -> None:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("filming and encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("cameras, elapsed"))
+    with (
+        Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as progress,
+        ProcessPoolExecutor(workers, get_context("spawn"), _begin, (pixels, graph)) as pool,
+    ):
+        bar = progress.add_task("", total=len(jobs))
+        for future in as_completed([pool.submit(_film_one, shot, str(path)) for shot, path in jobs]):
+            future.result()
+            progress.advance(bar)
+
+
+_STATE: dict[str, Any] = {}
+"""Of one worker process: its decoded frames and its encoder."""
+
+
+def _begin(pixels: _Pixels, graph: str) -> None:
+    _STATE.update(pixels=np.load(pixels.path, mmap_mode="r"), rows=pixels.rows, session=open_graph(graph))
+
+
+def _film_one(shot: Shot, path: str) -> None:
+    rows, pixels = _STATE["rows"], _STATE["pixels"]
+    filmed = [
+        apply(shot.camera, np.asarray(pixels[slice(*rows[clip])]), noise_seed(shot.seed, clip)) for clip in shot.clips
+    ]
+    features = run_graph(_STATE["session"], np.concatenate(filmed)).astype(np.float16)
+    partial = f"{path}.{os.getpid()}"
+    with open(partial, "wb") as file:
+        np.save(file, features)
+    os.replace(partial, path)
