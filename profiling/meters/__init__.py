@@ -1,0 +1,1 @@
+"""Meters: each names its source and its scope, and what a machine cannot measure is None with a reason."""

@@ -1,0 +1,243 @@
+"""Latency of one call: the cold first call apart, warm-up, raw samples, percentiles, and a check of steadiness."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from lit_mmpg.errors import UserError
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+
+UNSTABLE = 0.05
+"""Halves of a run whose medians differ by more than this fraction make it unstable."""
+
+_QUANTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """How long to measure.
+
+    Attributes:
+        warmup: Calls before the first recorded one, beside the cold call.
+        min_count: Least number of recorded calls.
+        min_time_s: Least duration of the recorded calls, seconds.
+        max_time_s: A call that is so slow that ``min_count`` would take longer ends here, with at least 3 samples.
+        attempts: How often an unstable run is repeated before it is reported as unstable.
+    """
+
+    warmup: int = 10
+    min_count: int = 50
+    min_time_s: float = 1.0
+    max_time_s: float = 60.0
+    attempts: int = 2
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.min_count < 4 or self.attempts < 1:
+            raise UserError("latency: warmup must be >= 0, min_count >= 4 and attempts >= 1")
+        if not 0 <= self.min_time_s <= self.max_time_s:
+            raise UserError("latency: min_time_s must lie between 0 and max_time_s")
+
+
+class DeviceTimer(Protocol):
+    """Timer on an accelerator, for example a pair of CUDA events on the stream of the call."""
+
+    source: str
+
+    def start(self) -> None:
+        """Mark the beginning on the accelerator's own time line."""
+
+    def stop_ms(self) -> float:
+        """Mark the end, wait for it, and return the milliseconds between the marks."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Samples and what is usually asked about them, milliseconds."""
+
+    count: int
+    mean_ms: float
+    stdev_ms: float
+    min_ms: float
+    max_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    samples_ms: list[float]
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Distribution:
+        """Summarise samples; the standard deviation is the sample's (0 for a single one).
+
+        Raises:
+            ValueError: If there is no sample or one is not finite.
+        """
+        values = np.asarray(samples_ms, dtype=np.float64)
+        if not values.size or not np.isfinite(values).all():
+            raise ValueError(f"cannot summarise {values.size} samples that are not all finite")
+        p50, p90, p95, p99 = (float(q) for q in np.percentile(values, _QUANTILES))
+        return cls(
+            count=int(values.size),
+            mean_ms=float(values.mean()),
+            stdev_ms=float(values.std(ddof=1)) if values.size > 1 else 0.0,
+            min_ms=float(values.min()),
+            max_ms=float(values.max()),
+            p50_ms=p50,
+            p90_ms=p90,
+            p95_ms=p95,
+            p99_ms=p99,
+            samples_ms=[round(float(v), 6) for v in values],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Result of one measurement.
+
+    Attributes:
+        wall: Synchronised wall clock, timer overhead subtracted.
+        device: The accelerator's own clock, None where there is none.
+        device_source: Where ``device`` comes from.
+        cold_ms: The very first call (lazy allocation, caches, kernels that are compiled on first use).
+        timer_overhead_ms: What reading the clock twice around an empty call costs; subtracted from every wall sample.
+        halves: Relative difference of the medians of the two halves of the run, one number per attempt.
+        stable: Whether the last attempt's halves agree within 5 %.
+        cut_short: True where ``max_time_s`` ended the run before ``min_count`` calls.
+        warmup: Calls that were not recorded, cold call included.
+    """
+
+    wall: Distribution
+    device: Distribution | None
+    device_source: str | None
+    cold_ms: float
+    timer_overhead_ms: float
+    halves: list[float] = field(default_factory=list)
+    stable: bool = True
+    cut_short: bool = False
+    warmup: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the fields above."""
+        return asdict(self)
+
+
+def timer_overhead_s(clock: Clock = time.perf_counter, count: int = 1000) -> float:
+    """Median seconds between two readings of the clock around a call that does nothing."""
+
+    def nothing() -> None:
+        return None
+
+    costs = []
+    for _ in range(count):
+        start = clock()
+        nothing()
+        costs.append(clock() - start)
+    return float(np.median(costs))
+
+
+def measure(
+    call: Call,
+    config: LatencyConfig = LatencyConfig(),
+    *,
+    synchronise: Callable[[], None] | None = None,
+    device_timer: DeviceTimer | None = None,
+    clock: Clock = time.perf_counter,
+) -> Latency:
+    """Measure a call.
+
+    Args:
+        call: What to time; its result is dropped.
+        config: How long.
+        synchronise: Waits until the accelerator has finished; called inside the timed region, so that the wall clock
+            covers the work and not only its launch. None where the call itself is synchronous.
+        device_timer: The accelerator's timer, read in the same calls.
+        clock: Seconds.
+
+    Returns:
+        The measurement.
+    """
+    wait = synchronise or (lambda: None)
+    start = clock()
+    call()
+    wait()
+    cold_ms = (clock() - start) * 1e3
+    overhead_s = timer_overhead_s(clock)
+    halves: list[float] = []
+    for attempt in range(config.attempts):
+        warmup = config.warmup if attempt == 0 else 0
+        seconds, device_ms, cut = _record(call, config, warmup, wait, device_timer, clock)
+        halves.append(halves_differ(seconds))
+        if halves[-1] <= UNSTABLE:
+            break
+    wall = Distribution.of([max(0.0, s - overhead_s) * 1e3 for s in seconds])
+    return Latency(
+        wall=wall,
+        device=Distribution.of(device_ms) if device_ms else None,
+        device_source=None if device_timer is None else device_timer.source,
+        cold_ms=cold_ms,
+        timer_overhead_ms=overhead_s * 1e3,
+        halves=halves,
+        stable=halves[-1] <= UNSTABLE,
+        cut_short=cut,
+        warmup=config.warmup + 1,
+    )
+
+
+def halves_differ(samples: Sequence[float]) -> float:
+    """Relative difference between the medians of the first and the second half of a run; 0 for fewer than 4 samples."""
+    values = np.asarray(samples, dtype=np.float64)
+    if values.size < 4:
+        return 0.0
+    half = values.size // 2
+    first, second = float(np.median(values[:half])), float(np.median(values[half:]))
+    middle = (first + second) / 2
+    return abs(first - second) / middle if middle > 0 else 0.0
+
+
+def _record(
+    call: Call,
+    config: LatencyConfig,
+    warmup: int,
+    wait: Callable[[], None],
+    timer: DeviceTimer | None,
+    clock: Clock,
+) -> tuple[list[float], list[float], bool]:
+    for _ in range(warmup):
+        call()
+    wait()
+    seconds: list[float] = []
+    device_ms: list[float] = []
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    begin = clock()
+    cut = False
+    try:
+        while len(seconds) < config.min_count or clock() - begin < config.min_time_s:
+            if len(seconds) >= 3 and clock() - begin >= config.max_time_s:
+                cut = len(seconds) < config.min_count
+                break
+            start = clock()
+            if timer is not None:
+                timer.start()
+            call()
+            if timer is not None:
+                device_ms.append(timer.stop_ms())
+            wait()
+            seconds.append(clock() - start)
+    finally:
+        if collecting:
+            gc.enable()
+    return seconds, device_ms, cut

@@ -1,0 +1,115 @@
+"""Memory: peak of a fresh process that only runs one engine, and what the accelerator holds for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from profiling.meters.nvml import Gpu
+
+NVMAP = "sys/kernel/debug/nvmap/iovmm/clients"
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one engine.
+
+    Attributes:
+        peak_rss_bytes: Most resident memory of a fresh process that opened the bundle, activated the engine, swapped
+            parameters and inferred; interpreter and libraries included. None with a reason.
+        base_rss_bytes: The same process before it loaded the engine's library.
+        device_bytes: Memory on the accelerator; None with ``device_reason``.
+        device_reason: Where ``device_bytes`` comes from, or why there is none.
+        engine_bytes: Size of what the engine loads or has built.
+        workspace_bytes: Memory that the engine asks for activations; None where it does not say.
+        reason: Why ``peak_rss_bytes`` is None.
+    """
+
+    peak_rss_bytes: int | None = None
+    base_rss_bytes: int | None = None
+    device_bytes: int | None = None
+    device_reason: str | None = None
+    engine_bytes: int | None = None
+    workspace_bytes: int | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the fields above."""
+        return asdict(self)
+
+
+def measure(request: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Memory:
+    """Run one engine in a fresh process and read its memory.
+
+    Args:
+        request: What :mod:`profiling.worker` takes.
+        timeout_s: Longest run.
+
+    Returns:
+        The memory, or a reason.
+    """
+    # By path, so that it is found from any folder and a standard library's package of this name is never taken.
+    root = str(Path(__file__).parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from profiling.worker import main; sys.exit(main(sys.argv[1]))"
+    command = [sys.executable, "-c", code, json.dumps(request)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return Memory(reason=f"the process took longer than {timeout_s:.0f} s")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not lines:
+        tail = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return Memory(reason=f"the process ended with status {done.returncode}: {tail[:300]}")
+    return Memory(**json.loads(lines[-1]))
+
+
+def status_bytes(field: str, root: Path = Path("/"), pid: int | str = "self") -> int | None:
+    """A field of /proc/PID/status in bytes: ``VmHWM`` is the peak of resident memory, ``VmRSS`` what it is now.
+
+    ``getrusage`` is no substitute: its peak survives exec, so a child starts with the peak of its parent.
+    """
+    try:
+        text = (root / f"proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def device_bytes(pid: int, gpu: Gpu | None, root: Path = Path("/")) -> tuple[int | None, str]:
+    """Memory that the accelerator holds for a process.
+
+    On a Jetson the GPU uses the board's memory: NvMap lists it by process, for root only. Elsewhere NVML knows.
+
+    Returns:
+        Bytes or None, and the source or the reason.
+    """
+    clients = root / NVMAP
+    try:
+        return nvmap_bytes(clients.read_text(), pid), "NvMap, memory of the process that the GPU can reach"
+    except PermissionError:
+        return (
+            None,
+            f"no permission to read {clients}; run as root (a Jetson's GPU uses the board's memory)",
+        )
+    except OSError:
+        pass
+    if gpu is None:
+        return None, "no accelerator"
+    return gpu.process_bytes(pid)
+
+
+def nvmap_bytes(text: str, pid: int) -> int:
+    """Bytes of a process in NvMap's table of clients (``CLIENT PROCESS PID SIZE``, sizes with K, M or none)."""
+    total = 0
+    for line in text.splitlines():
+        match = re.fullmatch(r"\s*\S+\s+.+?\s+(\d+)\s+(\d+)([KMG]?)\s*", line)
+        if match and int(match[1]) == pid:
+            total += int(match[2]) * {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}[match[3]]
+    return total

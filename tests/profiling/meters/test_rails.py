@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from profiling.meters.rails import RailSource, find_rails, open_rails
+from profiling.meters.sources import SourceLost, Unavailable
+from tests.profiling.meters import boards
+
+
+def opened(root: Path) -> RailSource:
+    source = open_rails(root)
+    assert isinstance(source, RailSource), source
+    return source
+
+
+def total(source: RailSource) -> float:
+    readings = source.read_w()
+    return sum(readings[label] for label in source.total)
+
+
+def test_orin_nano_and_nx_total_is_the_input_rail_alone(tmp_path: Path) -> None:
+    boards.orin_nano(tmp_path)
+    source = opened(tmp_path)
+    assert source.total == ("VDD_IN",)
+    assert source.read_w() == pytest.approx({"VDD_IN": 6.0, "VDD_CPU_GPU_CV": 1.5, "VDD_SOC": 1.4})
+    assert (source.name, source.scope, total(source)) == ("ina3221", "module", pytest.approx(6.0))
+    assert "carrier" in source.scope_note
+    assert not source.update_interval_known
+    assert source.resolution_w == pytest.approx(5e-3)  # one milliampere at 5 V
+
+
+def test_labels_decide_not_the_numbers_of_channels_or_monitors(tmp_path: Path) -> None:
+    boards.mainline(
+        tmp_path, "7-0040", 11, {1: ("VDD_SOC", 5000, 280), 2: ("NC", 0, 0), 3: ("VDD_IN", 5000, 1200)}, update_ms=20
+    )
+    source = opened(tmp_path)
+    assert total(source) == pytest.approx(6.0)
+    assert set(source.rails) == {"VDD_SOC", "VDD_IN"}  # neither NC nor the sum of shunt voltages
+    assert source.update_interval_s == pytest.approx(0.02)
+    assert source.update_interval_known
+
+
+def test_agx_orin_total_is_the_sum_of_three_rails_and_counts_no_part_twice(tmp_path: Path) -> None:
+    boards.agx_orin(tmp_path)
+    source = opened(tmp_path)
+    assert source.total == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    assert total(source) == pytest.approx(3.8 + 0.95 + 4.5)  # VDDQ_VDD2_1V8AO is part of VIN_SYS_5V0
+    assert source.read_w()["VDDQ_VDD2_1V8AO"] == pytest.approx(0.76)
+
+
+def test_thor_total_is_the_boards_input_in_microwatts(tmp_path: Path) -> None:
+    boards.thor(tmp_path)
+    source = opened(tmp_path)
+    assert (source.name, source.scope, source.total) == ("ina238", "board", ("VIN",))
+    assert total(source) == pytest.approx(28.5)
+
+
+def test_thor_without_its_input_monitor_falls_back_to_the_module(tmp_path: Path) -> None:
+    boards.thor(tmp_path)
+    os.remove(tmp_path / boards.DRIVERS / "ina238/2-0044/hwmon/hwmon6/power1_input")
+    source = opened(tmp_path)
+    assert (source.name, source.scope) == ("ina3221", "module")
+    assert total(source) == pytest.approx(9.5 + 5.7 + 5.0)
+
+
+def test_agx_xavier_and_tx2_and_nano_on_the_old_driver(tmp_path: Path) -> None:
+    xavier = tmp_path / "xavier"
+    boards.l4t32(xavier, "1-0040", 0, {0: ("GPU", 600), 1: ("CPU", 500), 2: ("SOC", 1400)})
+    boards.l4t32(xavier, "1-0041", 1, {0: ("CV", 0), 1: ("VDDRQ", 300), 2: ("SYS5V", 1800)})
+    assert total(opened(xavier)) == pytest.approx(4.6)
+
+    tx2 = tmp_path / "tx2"
+    boards.l4t32(tx2, "0-0040", 0, {0: ("VDD_SYS_GPU", 152), 1: ("VDD_SYS_SOC", 457)}, folder="iio_device")
+    boards.l4t32(tx2, "0-0041", 1, {0: ("VDD_IN", 2500), 1: ("VDD_SYS_CPU", 200)}, folder="iio_device")
+    boards.l4t32(tx2, "0-0042", 2, {0: ("VDD_MUX", 3000), 1: ("VDD_5V0_IO_SYS", 900)}, folder="iio_device")
+    source = opened(tx2)
+    assert (source.scope, total(source)) == ("board", pytest.approx(5.5))
+
+    nano = tmp_path / "nano"
+    boards.l4t32(nano, "6-0040", 0, {0: ("POM_5V_IN", 2300), 1: ("POM_5V_GPU", 100), 2: ("POM_5V_CPU", 400)})
+    source = opened(nano)
+    assert (source.scope, total(source)) == ("board", pytest.approx(2.3))
+
+
+def test_unknown_board_lists_its_rails_and_forms_no_total(tmp_path: Path) -> None:
+    boards.mainline(tmp_path, "3-0042", 4, {1: ("MY_5V", 5000, 100), 2: ("MY_3V3", 3300, 50)})
+    source = opened(tmp_path)
+    assert source.total == () and source.scope == "rails"
+    assert source.read_w() == pytest.approx({"MY_5V": 0.5, "MY_3V3": 0.165})
+
+
+def test_disabled_channels_without_readings_are_told_and_left_out(tmp_path: Path) -> None:
+    folder = boards.orin_nano(tmp_path)
+    os.remove(folder / "curr3_input")
+    rails, problems = find_rails(tmp_path)
+    assert [rail.label for rail in rails] == ["VDD_IN", "VDD_CPU_GPU_CV"]
+    assert any("VDD_SOC has no current reading" in problem for problem in problems)
+
+
+def test_a_rail_of_the_total_that_vanishes_is_an_error_and_another_is_left_out(tmp_path: Path) -> None:
+    folder = boards.orin_nano(tmp_path)
+    source = opened(tmp_path)
+    os.remove(folder / "in3_input")
+    assert set(source.read_w()) == {"VDD_IN", "VDD_CPU_GPU_CV"}
+    os.remove(folder / "curr1_input")
+    with pytest.raises(SourceLost, match="VDD_IN"):
+        source.read_w()
+
+
+def test_nonsense_in_a_file_is_no_reading(tmp_path: Path) -> None:
+    folder = boards.orin_nano(tmp_path)
+    (folder / "curr1_input").write_text("\n")
+    rails, problems = find_rails(tmp_path)
+    assert [rail.label for rail in rails] == ["VDD_CPU_GPU_CV", "VDD_SOC"]
+    assert any("VDD_IN cannot be read" in problem for problem in problems)
+
+
+def test_no_permission_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = boards.orin_nano(tmp_path)
+    forbidden = {folder / f"{kind}{n}_input" for kind in ("in", "curr") for n in (1, 2, 3)}
+    if os.geteuid() != 0:
+        for path in forbidden:
+            path.chmod(0)
+    else:  # root may read everything: the kernel's refusal has to be played
+        read = Path.read_text
+
+        def refuse(self: Path, *arguments: object, **options: object) -> str:
+            if self in forbidden:
+                raise PermissionError(13, "Permission denied", str(self))
+            return read(self, *arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    source = open_rails(tmp_path)
+    assert isinstance(source, Unavailable)
+    assert "no permission" in source.reason and "run as root" in source.reason
+
+
+def test_a_machine_without_monitors_says_so(tmp_path: Path) -> None:
+    source = open_rails(tmp_path)
+    assert isinstance(source, Unavailable) and "bound to its driver" in source.reason
