@@ -18,7 +18,7 @@ from lit_mmpg.device.anchors import AnchorRule, select_anchors
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
 from lit_mmpg.device.evaluation import Cost
 from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
-from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.device.plots import reconstruction_curve
 from lit_mmpg.errors import UserError
 
@@ -146,7 +146,7 @@ class CloudModule(AnsweringModule):
         self.network = DeviceModel(shapes_of(meta), self.network_config, self.dynamic)
         if state is not None:
             self.network.load_state_dict(state, strict=False)  # the dynamic forms' own parts are new
-        width = self.network.config.width
+        width = self.network.anchor_width
         config = self.cloud_config
         self.reasoner = (
             AnchorFrameDistributionReasoner(width, config.reasoner_hidden, config.latent)
@@ -195,7 +195,11 @@ class CloudModule(AnsweringModule):
             The anchors, and all projected features ``[B, C, T, H]`` (known to the cloud in training only).
         """
         with torch.no_grad() if self.freeze_static else torch.enable_grad():
-            projected = self.network.project(self.network.encode(context.values))
+            encoded = self.network.encode(context.values)
+        # The context projection is trained with the cloud half even where the static layers are frozen.
+        learns = not self.freeze_static or self.network.config.context_width
+        with torch.enable_grad() if learns and self.training else torch.no_grad():
+            projected = self.network.anchor_features(encoded)
         features, times, mask = select_anchors(
             projected, context.mask, self.anchor_config.count, self.anchor_config.rule
         )
@@ -245,21 +249,11 @@ class CloudModule(AnsweringModule):
             clips = batch.context.mask.any(-1)
             terms["kl"] = self.losses.kl * (reconstruction.kl * clips).sum() / clips.sum().clamp(min=1)
         if self.losses.alignment:
-            terms["alignment"] = self.losses.alignment * self._alignment(batch, adapted)
+            terms["alignment"] = self.losses.alignment * alignment_loss(self.network, batch, adapted)
         loss = torch.stack(list(terms.values())).sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=len(batch))
         return loss
-
-    def _alignment(self, batch: Batch, adapted: Tensor) -> Tensor:
-        if batch.clean is None:
-            raise UserError(
-                "model.init_args.losses.alignment needs clean twins of the frames, and this data has none; set it to 0"
-            )
-        with torch.no_grad():
-            clean = self.network.project(self.network.encode(batch.clean.values))
-        weight = batch.frames.mask.unsqueeze(-1).to(clean.dtype).expand_as(clean)
-        return ((adapted - clean).square() * weight).sum() / weight.sum().clamp(min=1)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -325,7 +319,7 @@ class CloudModule(AnsweringModule):
     def _measure_reconstruction(self, context: Frames) -> None:
         """Squared errors of the reasoner and of what needs no reasoner, summed over frames, for several K."""
         assert self.reasoner is not None
-        projected = self.network.project(self.network.encode(context.values))
+        projected = self.network.anchor_features(self.network.encode(context.values))
         weight = context.mask.unsqueeze(-1).to(projected.dtype)
         times = frame_positions(context.mask)
         for count in [k for k in CURVE if k <= context.mask.shape[-1]]:

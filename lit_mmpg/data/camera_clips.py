@@ -55,6 +55,8 @@ class CameraPopulation:
         max_families: Most families of a camera.
         held_out: Family that no training or validation camera has; every fourth test camera has it. Empty: none.
         shifted_training: ``false`` lets the training devices film without their cameras: the clean-trained rivals.
+        clean_every: Every so many training cameras, one changes nothing, so that clean frames are not forgotten; 0:
+            none.
         seed: Seed of the population.
     """
 
@@ -72,6 +74,7 @@ class CameraPopulation:
     max_families: int = 4
     held_out: str = "compression"
     shifted_training: bool = True
+    clean_every: int = 16
     seed: int = 0
 
     def check(self) -> None:
@@ -100,7 +103,8 @@ class CameraPopulation:
 
     def camera(self, group: str, index: int) -> Camera:
         """Camera ``index`` of a group; the same whatever the other settings of the population are."""
-        if not self.max_severity:
+        clean = group == "train" and self.clean_every and index % self.clean_every == self.clean_every - 1
+        if clean or not self.max_severity:
             return CLEAN
         rng = np.random.default_rng([self.seed, zlib.crc32(group.encode()), index])
         known = [family for family in FAMILIES if family != self.held_out]

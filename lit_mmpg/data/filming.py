@@ -164,6 +164,9 @@ _STATE: dict[str, Any] = {}
 
 
 def _begin(pixels: _Pixels, graph: str) -> None:
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)  # idle BLAS threads that spin cost more than they bring: there is one process for each core
     _STATE.update(pixels=np.load(pixels.path, mmap_mode="r"), rows=pixels.rows, session=open_graph(graph))
 
 

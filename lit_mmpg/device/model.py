@@ -24,7 +24,8 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
 
 Task = Literal["open_ended", "multiple_choice", "retrieval"]
-DynamicLayer = Literal["frame_projection", "fusion", "head"]
+DynamicLayer = Literal["correction", "frame_projection", "fusion", "head"]
+DYNAMIC_ORDER: tuple[DynamicLayer, ...] = ("correction", "frame_projection", "fusion", "head")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class DeviceModelConfig:
         frame_noise: Standard deviation of noise on them, in training.
         word_dropout: Share of words left out in training.
         blind: Ignore the frames: the question-only (caption-prior) floor.
+        correction: Hidden width of a residual network on the frame features in front of the projection, which can undo
+            what a camera did to them; 0: none. It starts as the identity. Its first layer may be dynamic.
+        context_width: Width of a projection of its own for the frame features that are uploaded; 0 uploads the
+            projected frame features. What a correction has removed no longer tells the cloud which camera it was.
     """
 
     width: int = 64
@@ -70,6 +75,8 @@ class DeviceModelConfig:
     frame_noise: float = 0.0
     word_dropout: float = 0.0
     blind: bool = False
+    correction: int = 0
+    context_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,14 @@ class DeviceModel(nn.Module):
             return DynamicLinear(inputs, outputs)
 
         retrieval = shapes.task == "retrieval"
+        if config.correction:
+            self.correction = layer("correction", features, config.correction)
+            self.correction_output = nn.Linear(config.correction, features)
+            nn.init.zeros_(self.correction_output.weight)
+            nn.init.zeros_(self.correction_output.bias)
+        if config.context_width:
+            self.context_projection = nn.Linear(features, config.context_width)
+            self.context_norm = nn.LayerNorm(config.context_width, elementwise_affine=False)
         self.frame_projection = layer("frame_projection", features, width)
         self.frame_norm = nn.LayerNorm(width)
         self.time = nn.Linear(4, width, bias=False)
@@ -153,9 +168,7 @@ class DeviceModel(nn.Module):
         missing = [name for name in chosen if not hasattr(self, name)]
         if missing:
             raise UserError(f"model.dynamic.layers: {missing} do not exist for task '{shapes.task}'; remove them")
-        self._parts = {
-            name: getattr(self, name).entries(name) for name in ("frame_projection", "fusion", "head") if name in chosen
-        }
+        self._parts = {name: getattr(self, name).entries(name) for name in DYNAMIC_ORDER if name in chosen}
         self.spec = ParameterSpec(tuple(entry for entries in self._parts.values() for entry in entries))
 
     def dynamic_layers(self) -> dict[str, DynamicLinear]:
@@ -163,8 +176,12 @@ class DeviceModel(nn.Module):
         return {name: getattr(self, name) for name in self._parts}
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """Static tensors that only the dynamic forms need; trained with the cloud half, shipped with the device."""
-        return [p for layer in self.dynamic_layers().values() for p in layer.adapter_parameters()]
+        """Static tensors that only the exchange needs: those of the dynamic forms and of the context projection.
+
+        They are trained with the cloud half and shipped with the device.
+        """
+        own = list(self.context_projection.parameters()) if self.config.context_width else []
+        return [p for layer in self.dynamic_layers().values() for p in layer.adapter_parameters()] + own
 
     def _own(self, name: str, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
         """The slice of ``parameters`` that belongs to one layer."""
@@ -188,16 +205,36 @@ class DeviceModel(nn.Module):
             return frames
         return self.encoder(frames)
 
-    def project(self, features: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+    def project(self, features: Tensor, parameters: Sequence[Tensor] = (), corrected: bool = True) -> Tensor:
         """Projected, normalised frame features, ``[..., T, D]`` to ``[..., T, H]``.
 
-        Anchors are these features computed without ``parameters``.
+        Args:
+            features: Raw features.
+            parameters: All dynamic parameters, or nothing.
+            corrected: ``False`` leaves the correction out: what frames without any shift should be projected to.
         """
         if self.training and self.config.frame_noise:
             features = features + self.config.frame_noise * torch.randn_like(features)
-        own = self._own("frame_projection", parameters)
-        projected = self.frame_norm(self.frame_projection(self.frame_dropout(features), own))
+        features = self.frame_dropout(features)
+        if corrected and self.config.correction:
+            hidden = F.gelu(self.correction(features, self._own("correction", parameters)))
+            features = features + self.correction_output(hidden)
+        projected = self.frame_norm(self.frame_projection(features, self._own("frame_projection", parameters)))
         return torch.zeros_like(projected) if self.config.blind else projected
+
+    @property
+    def anchor_width(self) -> int:
+        """Width of what is uploaded of each anchor frame."""
+        return self.config.context_width or self.config.width
+
+    def anchor_features(self, features: Tensor) -> Tensor:
+        """What the cloud may see of each frame, ``[..., T, D]`` to ``[..., T, anchor_width]``.
+
+        Computed without personal parameters, so that it does not depend on an earlier adaptation.
+        """
+        if self.config.context_width:
+            return self.context_norm(self.context_projection(features))
+        return self.project(features)
 
     def contextualise(self, projected: Tensor, mask: Tensor) -> Tensor:
         """Mix each frame with its time, so that motion can be told: ``[..., T, H]`` to ``[..., T, H]``."""

@@ -12,16 +12,16 @@ from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
 from lit_mmpg.device.initialise import InitialisationConfig, initialise
 from lit_mmpg.device.model import DeviceModel, DeviceModelConfig
-from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
 
 
-def random_frames(frames: Frames, count: int) -> Frames:
-    """At most ``count`` random real frames of each clip, in temporal order."""
+def random_frames(count: int, frames: Frames, *twins: Frames) -> list[Frames]:
+    """At most ``count`` random real frames of each clip, in temporal order; the same ones of each twin."""
     if count >= frames.mask.shape[-1]:
-        return frames
+        return [frames, *twins]
     score = torch.rand(frames.mask.shape, device=frames.mask.device).masked_fill(~frames.mask, 2.0)
     index = score.argsort(dim=-1)[..., :count].sort(dim=-1).values
     mask = frames.mask.gather(-1, index)
@@ -30,7 +30,7 @@ def random_frames(frames: Frames, count: int) -> Frames:
     index, mask = index.gather(-1, order), mask.gather(-1, order)
     tail = frames.values.shape[frames.mask.dim() :]
     spread = index.reshape(*index.shape, *(1 for _ in tail)).expand(*index.shape, *tail)
-    return Frames(frames.values.gather(frames.mask.dim() - 1, spread), mask)
+    return [Frames(f.values.gather(frames.mask.dim() - 1, spread), mask) for f in (frames, *twins)]
 
 
 class DeviceModule(AnsweringModule):
@@ -42,6 +42,7 @@ class DeviceModule(AnsweringModule):
         initialisation: Start values that come from the training data.
         train_frames: Train on this many random frames of each clip (0: on all): cheaper, and augmentation.
         label_smoothing: Share of the probability spread over all answers (open-ended questions).
+        alignment: Weight of the alignment of projected shifted frames with their clean twins; needs data with twins.
     """
 
     half_name = "device"
@@ -53,9 +54,11 @@ class DeviceModule(AnsweringModule):
         initialisation: InitialisationConfig = InitialisationConfig(),
         train_frames: int = 0,
         label_smoothing: float = 0.0,
+        alignment: float = 0.0,
     ) -> None:
         super().__init__(optimiser, label_smoothing)
         self.network_config = network
+        self.alignment, self.needs_clean = alignment, alignment > 0
         self.initialisation, self.train_frames = initialisation, train_frames
         self.network: DeviceModel
 
@@ -79,8 +82,14 @@ class DeviceModule(AnsweringModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the task."""
         if self.train_frames:
-            batch = replace(batch, frames=random_frames(batch.frames, self.train_frames))
-        outputs = answer_batch(self.network, batch, self.network.encode(batch.frames.values))
+            twins = () if batch.clean is None else (batch.clean,)
+            frames, *rest = random_frames(self.train_frames, batch.frames, *twins)
+            batch = replace(batch, frames=frames, clean=rest[0] if rest else None)
+        features = self.network.encode(batch.frames.values)
+        projected = self.network.project(features)
+        outputs = answer_batch(self.network, batch, features, projected=projected)
         loss = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
+        if self.alignment:
+            loss = loss + self.alignment * alignment_loss(self.network, batch, projected)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss

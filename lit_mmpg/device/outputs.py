@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lit_mmpg.batch import Batch
 from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
 """Concatenates a tensor over processes along its first dimension, with gradients; the identity in one process."""
@@ -115,3 +116,30 @@ def task_loss(
         outputs.logits.flatten(0, 1), target, ignore_index=-1, reduction="sum", label_smoothing=smoothing
     )
     return losses / known.sum().clamp(min=1)
+
+
+def alignment_loss(model: DeviceModel, batch: Batch, projected: Tensor) -> Tensor:
+    """Squared distance of projected shifted frames from those of their clean twins, the mean over real frames.
+
+    The twins are projected without correction and without personal parameters, and teach without being taught.
+
+    Args:
+        model: The device model.
+        batch: The batch, with clean twins.
+        projected: ``[B, M, T, H]`` projected query frames.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        UserError: If the data has no clean twins.
+    """
+    if batch.clean is None:
+        raise UserError("alignment needs clean twins of the frames, and this data has none; set its weight to 0")
+    training = model.training
+    model.eval()  # the target is not noisy
+    with torch.no_grad():
+        clean = model.project(model.encode(batch.clean.values), corrected=False)
+    model.train(training)
+    weight = batch.frames.mask.unsqueeze(-1).to(clean.dtype).expand_as(clean)
+    return ((projected - clean).square() * weight).sum() / weight.sum().clamp(min=1)

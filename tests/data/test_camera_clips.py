@@ -55,7 +55,7 @@ def test_every_camera_group_asks_and_knows_what_it_should():
 
 
 def test_the_held_out_family_stays_out_of_training_and_is_tested():
-    population = CameraPopulation()
+    population = CameraPopulation(clean_every=0)
     train = [population.camera("train", i) for i in range(300)]
     test = [population.camera("test", i) for i in range(40)]
     assert not any(camera.jpeg_quality for camera in [*train, *(population.camera("val", i) for i in range(16))])

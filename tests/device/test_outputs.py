@@ -210,7 +210,7 @@ def test_random_frames_are_real_first_and_in_order(lengths: list[int], count: in
     number = torch.where(mask, torch.arange(1, most + 1), 0)
     values = torch.stack([number, 100 * number], -1).float()
     torch.manual_seed(seed)
-    drawn = random_frames(Frames(values[None], mask[None]), count)
+    drawn = random_frames(count, Frames(values[None], mask[None]))[0]
     assert drawn.values.shape == (1, len(lengths), min(count, most), 2)
     for length, row, real in zip(lengths, drawn.values[0, ..., 0].tolist(), drawn.mask[0].tolist(), strict=True):
         kept = min(length, count)
@@ -224,13 +224,13 @@ def test_every_frame_is_drawn_as_often() -> None:
     torch.manual_seed(0)
     values = torch.arange(6.0).repeat(4000, 1)[None, ..., None]
     mask = (torch.arange(6) < 5).repeat(4000, 1)[None]
-    drawn = random_frames(Frames(values, mask), 2).values.flatten().long()
+    drawn = random_frames(2, Frames(values, mask))[0].values.flatten().long()
     share = torch.bincount(drawn, minlength=6) / len(drawn)
     np.testing.assert_allclose(share.numpy(), [0.2] * 5 + [0], atol=0.02)
 
 
 def test_random_frames_of_pixels() -> None:
     values = torch.arange(4, dtype=torch.uint8).view(1, 1, 4, 1, 1, 1).expand(1, 1, 4, 3, 2, 2)
-    drawn = random_frames(Frames(values, torch.ones(1, 1, 4, dtype=torch.bool)), 3)
+    drawn = random_frames(3, Frames(values, torch.ones(1, 1, 4, dtype=torch.bool)))[0]
     assert drawn.values.shape == (1, 1, 3, 3, 2, 2) and drawn.values.dtype == torch.uint8
     assert (drawn.values == drawn.values[..., :1, :1, :1]).all()
