@@ -103,3 +103,43 @@ def test_a_dynamic_layer_that_the_task_lacks_is_refused() -> None:
 def test_positions_run_from_zero_to_one() -> None:
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     assert frame_positions(mask).tolist() == [[0.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
+
+
+def corrected(context_width: int = 0) -> DeviceModel:
+    torch.manual_seed(0)
+    config = DeviceModelConfig(width=16, heads=2, correction=7, context_width=context_width)
+    layers = ("correction", "frame_projection")
+    return DeviceModel(Shapes("retrieval", (6,), words=11), config, DynamicConfig(layers, "low_rank", rank=2)).eval()
+
+
+def test_a_correction_starts_as_the_identity_and_then_changes_what_is_projected() -> None:
+    model = corrected()
+    features = torch.randn(2, 3, 5, 6)
+    torch.testing.assert_close(model.project(features), model.project(features, corrected=False), rtol=0, atol=0)
+    torch.nn.init.normal_(model.correction_output.weight)
+    assert not torch.allclose(model.project(features), model.project(features, corrected=False), atol=1e-3)
+    weight, bias = model.correction.weight, model.correction.bias
+    by_hand = features + torch.nn.functional.gelu(features @ weight.T + bias) @ model.correction_output.weight.T
+    torch.testing.assert_close(model.project(features), model.project(by_hand, corrected=False))
+
+
+def test_a_dynamic_correction_takes_its_own_parameters_for_each_device() -> None:
+    model = corrected()
+    torch.nn.init.normal_(model.correction_output.weight)
+    assert [e.name for e in model.spec][:3] == ["correction.u", "correction.v", "correction.c"]
+    personal = parameters(model, (3,))
+    features = torch.randn(3, 2, 5, 6)
+    together = model.project(features, personal)
+    for g in range(3):
+        torch.testing.assert_close(together[g], model.project(features[g], tuple(p[g] for p in personal)))
+
+
+def test_a_context_projection_decides_what_is_uploaded_and_is_trained_with_the_cloud_half() -> None:
+    model, plain = corrected(context_width=9), corrected()
+    features = torch.randn(2, 5, 6)
+    uploaded = model.anchor_features(features)
+    assert uploaded.shape == (2, 5, 9) and model.anchor_width == 9
+    torch.testing.assert_close(uploaded.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain.anchor_features(features), plain.project(features))
+    ours = {id(p) for p in model.adapter_parameters()}
+    assert all(id(p) in ours for p in model.context_projection.parameters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, Shapes, Task
 from lit_mmpg.device.module import random_frames
-from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
+from lit_mmpg.errors import UserError
 
 WORDS, ANSWERS, D, WIDTH = 20, 7, 5, 8
 
@@ -234,3 +237,26 @@ def test_random_frames_of_pixels() -> None:
     drawn = random_frames(3, Frames(values, torch.ones(1, 1, 4, dtype=torch.bool)))[0]
     assert drawn.values.shape == (1, 1, 3, 3, 2, 2) and drawn.values.dtype == torch.uint8
     assert (drawn.values == drawn.values[..., :1, :1, :1]).all()
+
+
+def test_alignment_pulls_real_frames_to_their_clean_twins() -> None:
+    model = make_model("retrieval")
+    batch = make_batch([[3, 5], [9, -1]], [[0, 1], [0, -1]], [[0, 0], [0, 0]])
+    twins = dataclasses.replace(batch, clean=Frames(batch.frames.values + 1, batch.frames.mask))
+    projected = model.project(model.encode(batch.frames.values))
+    loss = alignment_loss(model, twins, projected)
+    clean = model.project(model.encode(batch.frames.values + 1)).detach().numpy()
+    error = np.square(projected.detach().numpy() - clean)[batch.frames.mask.numpy()]
+    assert loss.item() == pytest.approx(error.mean(), rel=1e-4)
+    loss.backward()
+    assert model.frame_projection.weight.grad is not None
+    with pytest.raises(UserError, match="clean twins"):
+        alignment_loss(model, batch, projected)
+
+
+def test_random_frames_of_twins_are_the_same_frames() -> None:
+    values = torch.arange(24.0).view(1, 3, 8, 1)
+    mask = torch.arange(8) < torch.tensor([8, 5, 2]).view(1, 3, 1)
+    drawn, twin = random_frames(3, Frames(values, mask), Frames(values + 100, mask))
+    torch.testing.assert_close(twin.values[twin.mask], drawn.values[drawn.mask] + 100)
+    assert drawn.mask.sum(-1).tolist() == [[3, 3, 2]]
