@@ -83,7 +83,7 @@ def _caption(rows: Sequence[Row]) -> str:
     seeds = sorted({int(row["seeds"]) for row in rows if row.get("seeds")})
     if not seeds:
         return ""
-    over = "devices" if seeds[-1] == 1 else "devices and clips"
+    over = "devices and clips" if any("per_seed" in row for row in rows) else "devices"
     return (
         f"Seeds: {seeds[-1]}. [low, high]: 95 % bootstrap interval over {over}. "
         "up, down: bytes of the messages of one adaptation."

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject, rows
+from lit_mmpg.methods.costs import measured
 from lit_mmpg.methods.episodes import Episodes, Group, query_view
 from lit_mmpg.methods.registry import find_method
 
@@ -40,6 +40,8 @@ class AdaptationCost:
         adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
         answer_flops: Operations on the device for a query clip with all its texts.
         answer_s: Wall-clock seconds of the same, for a single device.
+        adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
+        answer_peak_bytes: The same during one answer.
         backward: Whether the adaptation needs a backward pass.
         support_clips: Mean number of earlier clips that were used.
         labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
@@ -52,6 +54,8 @@ class AdaptationCost:
     adapt_s: float = 0.0
     answer_flops: float = 0.0
     answer_s: float = 0.0
+    adapt_peak_bytes: int = 0
+    answer_peak_bytes: int = 0
     backward: bool = False
     support_clips: float = 0.0
     labelled_items: float = 0.0
@@ -266,31 +270,25 @@ class _Runner:
         first = _take(query_view(batch, self.data.task), index[:1])
         clips = int((first.clip >= 0).sum())
         query = Episode(first, support.parameters)
-        adapt_flops, adapt_s, state = _measured(lambda: self.method.adapt(support, options))
+        state = self.method.adapt(support, options)
+        adapt = measured(lambda: self.method.adapt(support, options))
         with torch.no_grad():
-            answer_flops, answer_s, _ = _measured(lambda: self.method.respond(query, state, options))
+            answer = measured(lambda: self.method.respond(query, state, options))
         sent = self.method.sent_bytes()
         return AdaptationCost(
             upload_bytes=sent.upload_bytes,
             download_bytes=sent.download_bytes,
             per=self.method.bytes_per,
-            adapt_flops=adapt_flops,
-            adapt_s=adapt_s,
-            answer_flops=answer_flops / clips,
-            answer_s=answer_s / clips,
+            adapt_flops=adapt.flops,
+            adapt_s=adapt.seconds,
+            answer_flops=answer.flops / clips,
+            answer_s=answer.seconds / clips,
+            adapt_peak_bytes=adapt.peak_bytes,
+            answer_peak_bytes=answer.peak_bytes,
             backward=self.method.backward,
             support_clips=self.support_clips,
             labelled_items=self.labelled_items,
         )
-
-
-def _measured(work: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Operations, seconds (the second of two calls) and result of some work."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    start = time.perf_counter()
-    result = work()
-    return float(counter.get_total_flops()), time.perf_counter() - start, result
 
 
 def _take(batch: Batch, index: Tensor) -> Batch:

@@ -6,7 +6,7 @@ weights then serves all samples at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,6 +144,59 @@ def two_way_draws(
         weights *= _draw_weights(rng, step, clips)[:, cell_clip]
         total = weights @ sizes
         draws.append((weights @ sums)[total > 0] / total[total > 0])
+    return np.concatenate(draws)
+
+
+def two_way_combination_draws(
+    sets: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
+    weights: Sequence[float],
+    samples: int = 2000,
+    seed: int = 0,
+) -> FloatArray:
+    """Bootstrap samples of a weighted sum of means of several sets of items that share devices and clips.
+
+    Each sample draws devices and clips once, for all sets: a device or clip that occurs in two sets is drawn as often
+    in both. The sets need not hold the same items. A set with one device only says nothing about the spread of devices;
+    in it only the clips are drawn.
+
+    Args:
+        sets: For each set: ``[n]`` values, ``[n]`` labels of devices, ``[n]`` labels of clips.
+        weights: Weight of each set's mean.
+        samples: Number of bootstrap samples.
+        seed: Seed of the random generator.
+
+    Returns:
+        At most ``samples`` values (those in which every set has an item); all NaN with fewer than two clips.
+
+    Raises:
+        ValueError: If values are not finite, or lengths differ.
+    """
+    if len(sets) != len(weights):
+        raise ValueError(f"{len(sets)} sets, {len(weights)} weights")
+    arrays = [_finite(values, "values") for values, _, _ in sets]
+    labels = {"device": [np.asarray(d) for _, d, _ in sets], "clip": [np.asarray(c) for _, _, c in sets]}
+    index = {}
+    for name, parts in labels.items():
+        for part, array in zip(parts, arrays, strict=True):
+            _labels(part, len(array), name)
+        joint = np.unique(np.concatenate([part.astype(str) for part in parts]), return_inverse=True)[1]
+        index[name] = np.split(joint, np.cumsum([len(array) for array in arrays])[:-1])
+    clips, devices = (int(max(part.max() for part in index[name])) + 1 for name in ("clip", "device"))
+    if clips < 2:
+        return np.full(samples, np.nan)
+    rng = np.random.default_rng(seed)
+    draws = []
+    for step in _chunks(samples, max(devices, clips, *map(len, arrays))):
+        by_device, by_clip = _draw_weights(rng, step, devices), _draw_weights(rng, step, clips)
+        total, drawn = np.zeros(step), np.ones(step, bool)
+        for array, device, clip, weight in zip(arrays, index["device"], index["clip"], weights, strict=True):
+            counts = by_clip[:, clip]
+            if len(np.unique(device)) > 1:
+                counts = counts * by_device[:, device]
+            size = counts.sum(1)
+            drawn &= size > 0
+            total += weight * (counts @ array) / np.maximum(size, 1)
+        draws.append(total[drawn])
     return np.concatenate(draws)
 
 

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from lit_mmpg.device.base import AnsweringModule
 
 
-def measure(request: Request, tags: Mapping[str, str] | None = None) -> AnsweringModule:
+def measure(request: Request, tags: Mapping[str, str] | None = None, show: bool = True) -> AnsweringModule:
     """Validate or test a checkpoint in a child run of the one that trained it.
 
     Args:
         request: What was asked.
         tags: Further tags of the MLflow run.
+        show: Print the result rows.
 
     Returns:
         The module, which holds the result rows.
@@ -43,7 +44,8 @@ def measure(request: Request, tags: Mapping[str, str] | None = None) -> Answerin
     )
     if cli.trainer.is_global_zero:
         rows = list(cli.model.result_rows)
-        print_rows(rows)
+        if show:
+            print_rows(rows)
         if request.options["output"]:
             write_rows(rows, request.options["output"])
     return cli.model

@@ -21,12 +21,14 @@ from lit_mmpg.training.lightning_cli import CLI, Run, first_process
 _log = logging.getLogger(__name__)
 
 
-def train(request: Request, tags: Mapping[str, str] | None = None) -> str:
+def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int | None = None) -> str:
     """Run the stages that a request asks for.
 
     Args:
         request: What was asked.
         tags: Further tags of the MLflow runs.
+        since_ms: With ``--ckpt_path last``: only runs started since then count (milliseconds since 1970), a finished
+            one of them does instead of training, and where there is none a new one starts.
 
     Returns:
         The best checkpoint of the last stage.
@@ -36,12 +38,13 @@ def train(request: Request, tags: Mapping[str, str] | None = None) -> str:
     """
     device_stage, resume = request.options["device_stage"], request.options["ckpt_path"]
     if device_stage is None or "model.device_ckpt" in request.overridden() or _device_ckpt(request.config):
-        return _Stage(request, "stage", tags).run(resume)
+        again = since_ms is not None
+        return _Stage(request, "stage", tags, since_ms).run(resume, reuse=again, begin=again)
     CLI(request)  # a mistake in the cloud half's settings is answered before the device half trains
-    device = _Stage(request.derive(Path(device_stage)), "device", tags)
+    device = _Stage(request.derive(Path(device_stage)), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
-    checkpoint = device.run(resume, reuse=True)
+    checkpoint = device.run(resume, reuse=True, begin=since_ms is not None)
     if not checkpoint:
         raise UserError(
             "the device half ended without a validation, so it has no best checkpoint for the cloud half; train for at "
@@ -50,14 +53,17 @@ def train(request: Request, tags: Mapping[str, str] | None = None) -> str:
     request.flags.append(f"--model.device_ckpt={checkpoint}")
     source = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.
-    return _Stage(request, "cloud", {**(tags or {}), **source}).run(resume, begin=True)
+    cloud = _Stage(request, "cloud", {**(tags or {}), **source}, since_ms)
+    return cloud.run(resume, reuse=since_ms is not None, begin=True)
 
 
 class _Stage:
     """One training run."""
 
-    def __init__(self, request: Request, name: str, tags: Mapping[str, str] | None = None) -> None:
-        self.name = name
+    def __init__(
+        self, request: Request, name: str, tags: Mapping[str, str] | None = None, since_ms: int | None = None
+    ) -> None:
+        self.name, self.since_ms = name, since_ms
         self.cli = CLI(request)
         self.digest = _digest(self.cli.record)
         self.tags = {**(tags or {}), DIGEST_TAG: self.digest}
@@ -100,6 +106,8 @@ class _Stage:
     def _find(self) -> dict[str, Any] | None:
         """Newest run of this configuration that is finished or left a checkpoint to go on from."""
         for run in runs_of(store_uri(self.cli.tracking.uri), self.cli.experiment, self.digest):
+            if run.info.start_time < (self.since_ms or 0):
+                continue
             folder = Path(run.data.tags.get(CHECKPOINTS_TAG, ""))
             finished = run.info.status == "FINISHED"
             checkpoint = folder / ("best.ckpt" if finished else "last.ckpt")

@@ -10,7 +10,9 @@ import pytest
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.compare import Cell, Comparison, TrainedRun, aggregate, read_comparison
+from lit_mmpg.methods.comparison.cells import Cell
+from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun, read_comparison
+from lit_mmpg.methods.comparison.table import aggregate
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
 
@@ -39,7 +41,7 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     assert {r["method"] for r in gains} == {"cdc_mmpg", "shuffled_device", "ridge"}
     capsys.readouterr()
     assert main(arguments) == 0
-    assert capsys.readouterr().out.count("finished before") == 4
+    assert capsys.readouterr().out.count("finished before") == 5
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
     captions = root / "captions.csv"
     captions.write_text(captions.read_text().replace("rests upon", "stands on"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_mmpg.methods.compare import read_comparison
+from lit_mmpg.methods.comparison.plan import read_comparison
 from lit_mmpg.training.config import find_config, read_request, shipped_configs
 from lit_mmpg.training.lightning_cli import CLI
 

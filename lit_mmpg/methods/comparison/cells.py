@@ -1,0 +1,201 @@
+"""Cells of a comparison: the result of one row and seed, kept on disk so that it is never computed twice.
+
+A cell is two files, ``NAME-seedS.safetensors`` (values of single items) and ``NAME-seedS.json``, which is written last
+and in one step: a cell exists when it is whole, whatever kills the process. ``NAME-seedS.started`` says since when the
+cell has been in work, so that a training that was cut short goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+if TYPE_CHECKING:
+    from lit_mmpg.device.evaluation import Evaluation
+
+CELL_VERSION = 3
+"""Raise it when cells of an older version must not be reused."""
+
+
+@dataclass
+class Cell:
+    """Results of one row and seed.
+
+    Attributes:
+        rows: Result rows of the test; ``own`` marks those of the row itself, the others belong to its controls.
+        items: ``method|split|metric`` -> ``[n]`` values; ``method|split|device`` and ``method|split|clip`` -> ``[n]``.
+        checkpoint: Best checkpoint; empty where nothing was trained.
+        seed: The seed.
+        data: Fingerprint of the data and of the dealing: items of cells with the same one are the same items.
+        corpus: Fingerprint of the data alone: clips of cells with the same one are the same clips.
+        devices: Names of the devices, by index.
+        run_id: MLflow run of the training (or of the adaptation).
+        test_run_id: MLflow run of the test.
+        uri: MLflow store of these runs.
+        seconds: Wall time of the whole cell.
+        costs: What one device pays (:mod:`lit_mmpg.methods.costs`), by method of the test.
+        notes: How the model was selected, and whatever else the report should say.
+    """
+
+    rows: list[dict[str, Any]]
+    items: dict[str, np.ndarray] = field(default_factory=dict)
+    checkpoint: str = ""
+    seed: int = 0
+    data: str = ""
+    corpus: str = ""
+    devices: list[str] = field(default_factory=list)
+    run_id: str | None = None
+    test_run_id: str | None = None
+    uri: str | None = None
+    seconds: float = 0.0
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def method(self, wanted: str | None) -> str | None:
+        """Name within the cell of a control, or (``None``) of the row's own method."""
+        for row in self.rows:
+            if row["own"] if wanted is None else row["method"] == wanted:
+                return str(row["method"])
+        return None
+
+
+def item_values(evaluation: Evaluation | None, methods: Sequence[str], prefix: str = "") -> dict[str, np.ndarray]:
+    """Values of single items of all methods and groups, as :class:`Cell` keeps them.
+
+    Args:
+        evaluation: The evaluation.
+        methods: Its methods.
+        prefix: Put before the names of the groups.
+    """
+    assert evaluation is not None
+    values: dict[str, np.ndarray] = {}
+    for group in evaluation.groups:
+        for method in methods:
+            items = evaluation.items(group, method)
+            arrays = {"device": items.device, "clip": items.clip, **items.values}
+            values |= {f"{method}|{prefix}{group}|{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
+    return values
+
+
+class CellStore:
+    """The cells of one comparison, in one folder.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str, seed: int) -> Path:
+        """Path of a cell, without a suffix."""
+        return self.folder / f"{name}-seed{seed}"
+
+    def load(self, name: str, seed: int, digest: str) -> Cell | None:
+        """A finished cell with the same settings and data, or None."""
+        path = self.path(name, seed)
+        known = {entry.name for entry in fields(Cell)} - {"items"}
+        try:
+            stored = json.loads(_suffixed(path, "json").read_text(encoding="utf-8"))
+            if stored["digest"] != digest:
+                return None
+            cell = Cell(**{key: value for key, value in stored.items() if key in known})
+            if cell.checkpoint and not Path(cell.checkpoint).is_file():
+                return None
+            cell.items = load_file(_suffixed(path, "safetensors"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return cell
+
+    def save(self, name: str, digest: str, cell: Cell) -> None:
+        """Write a finished cell."""
+        path = self.path(name, cell.seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = _suffixed(path, "safetensors.part")
+        save_file(cell.items, partial)
+        partial.replace(_suffixed(path, "safetensors"))
+        values = {key: value for key, value in asdict(cell).items() if key != "items"}
+        write_text(_suffixed(path, "json"), json.dumps({"digest": digest, **values}))
+        _suffixed(path, "started").unlink(missing_ok=True)
+
+    def begin(self, name: str, seed: int, digest: str, fresh: bool = False) -> int:
+        """Note that a cell is in work.
+
+        Args:
+            name: Name of the row.
+            seed: Its seed.
+            digest: Digest of its settings and data.
+            fresh: Forget that it was begun before.
+
+        Returns:
+            Since when it has been in work with these settings, milliseconds since 1970.
+        """
+        path = _suffixed(self.path(name, seed), "started")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not fresh:
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                if stored["digest"] == digest:
+                    return int(stored["since_ms"])
+            except (OSError, ValueError, KeyError):
+                pass
+        since = int(time.time() * 1000)
+        write_text(path, json.dumps({"digest": digest, "since_ms": since}))
+        return since
+
+    def count_read(self, name: str, seed: int, digest: str, split: str) -> None:
+        """Note, before it happens, that the test split is read; the file is only ever appended to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entry = {"row": name, "seed": seed, "digest": digest, "split": split, "time": round(time.time(), 1)}
+        with (self.folder / "test_reads.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def reads(self) -> list[dict[str, Any]]:
+        """All readings of the test split so far."""
+        try:
+            lines = (self.folder / "test_reads.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # the process was killed in the middle of the line
+                continue
+        return found
+
+    def parent(self, uri: str) -> str | None:
+        """MLflow run id of the comparison in a store, if it has one already."""
+        try:
+            return dict(json.loads((self.folder / "parent.json").read_text(encoding="utf-8"))).get(uri)
+        except (OSError, ValueError):
+            return None
+
+    def keep_parent(self, uri: str, run_id: str) -> None:
+        """Remember the MLflow run of the comparison."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "parent.json", json.dumps({uri: run_id}))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def own_rows(rows: Sequence[Mapping[str, Any]], own: str, prefix: str = "") -> list[dict[str, Any]]:
+    """Result rows of a test as a cell keeps them."""
+    return [dict(row, own=row["method"] == own, split=f"{prefix}{row['split']}") for row in rows]
+
+
+def _suffixed(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")

@@ -1,0 +1,260 @@
+"""The comparison file: what is trained, what is adapted afterwards, and which claims the result has to answer.
+
+title: Personal clips
+about: One paragraph for a reader who has never seen the project.
+seeds: [0, 1, 2]
+seed_flags: ["--data.clips.seed={seed}"]          # further arguments of every run, a function of the seed
+tests: {clean: [--data.clips.camera_severity=0]}  # further test passes on other data
+reference: static                                 # the row against which every row's difference is shown
+runs:
+static:     {config: demo_device.yaml, about: One sentence.}
+cdc_mmpg:   {config: demo.yaml, device_half: static, also: [shuffled_device]}
+adapted:
+tent:       {method: tent, checkpoint: static, options: {steps: 1}}
+baselines: [ridge]
+claims:
+beats_static: {text: ..., method: cdc_mmpg, rivals: [static], margin: 0.0}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.training.config import find_config
+
+BASELINES = ("ridge",)
+SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
+FIELDS = frozenset((*SETTINGS, "runs", "adapted", "baselines", "claims"))
+GAP = "gap"
+DIFFERENCE = "difference"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One training run of a comparison.
+
+    Attributes:
+        config: Experiment file, relative to the comparison's file.
+        flags: Further arguments of ``fit``.
+        device_half: Name of an earlier run whose checkpoint is the device half.
+        also: Further methods of the test to report (controls), beside the run's own: row name -> method of the test.
+        test_flags: Further arguments of ``test`` (a model that was trained on other data than it is tested on).
+        about: One sentence on what this is, for the report.
+    """
+
+    config: str
+    flags: tuple[str, ...] = ()
+    device_half: str | None = None
+    also: Mapping[str, str] = field(default_factory=dict)
+    test_flags: tuple[str, ...] = ()
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class AdaptedRow:
+    """A method that adapts a trained checkpoint afterwards, without a training run of its own.
+
+    Attributes:
+        method: Name of the method.
+        checkpoint: Name of the run whose checkpoint it starts from.
+        options: Settings of the method.
+        about: One sentence on what this is, for the report.
+    """
+
+    method: str
+    checkpoint: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that the comparison confirms, refutes or leaves open.
+
+    The advantage of the method over a rival is the difference of the metric, signed so that more is better. The claim
+    says that it exceeds ``margin`` against *every* rival.
+
+    Attributes:
+        id: Name.
+        text: The sentence.
+        method: Row that the claim is about.
+        rivals: Rows that it is held against.
+        margin: Least advantage, in units of the metric (accuracy and R@k as fractions); below 0: "never worse than".
+        metric: Metric; ``None`` for the task's primary one.
+        split: Group of test devices.
+        kind: ``difference``; or ``gap``: the method closes more than ``share`` of what the first rival loses between
+            ``clean_split`` and ``split``.
+        share: Share of the gap.
+        clean_split: Group of test devices without a shift.
+        max_device_flops_ratio: The method may cost at most this many times the device FLOPs of each rival, per answer
+            and with its adaptation amortised over ``reuse`` answers; ``None``: cost is shown but no condition.
+        reuse: Answers that one adaptation serves, for the condition.
+    """
+
+    id: str
+    text: str
+    method: str
+    rivals: tuple[str, ...]
+    margin: float = 0.0
+    metric: str | None = None
+    split: str = "test_unseen"
+    kind: str = DIFFERENCE
+    share: float = 0.5
+    clean_split: str = "test_clean"
+    max_device_flops_ratio: float | None = None
+    reuse: int = 256
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A parsed comparison file."""
+
+    path: Path
+    seeds: tuple[int, ...]
+    runs: dict[str, TrainedRun]
+    baselines: tuple[str, ...] = ()
+    adapted: dict[str, AdaptedRow] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    title: str = ""
+    about: str = ""
+    seed_flags: tuple[str, ...] = ()
+    tests: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    reference: str = "static"
+    frame_encoder: Mapping[str, Any] | None = None
+
+    @property
+    def row_names(self) -> list[str]:
+        """Names of all rows that the file asks for, in order."""
+        names: list[str] = []
+        for name, run in self.runs.items():
+            names += [name, *run.also]
+        return [*names, *self.adapted, *self.baselines]
+
+    def owner(self, row: str) -> str:
+        """Cell that makes a row: its own, or the run whose test reports it as a control."""
+        return next((name for name, run in self.runs.items() if row in run.also), row)
+
+    def with_rows(self, wanted: tuple[str, ...]) -> Comparison:
+        """The same comparison with fewer rows: the wanted ones, and the runs that these start from.
+
+        Raises:
+            UserError: If there is no such row.
+        """
+        unknown = [name for name in wanted if name not in self.row_names]
+        if unknown:
+            raise UserError(f"{self.path}: --only {unknown[0]}: no such row; it has {', '.join(self.row_names)}")
+        needed = {self.owner(name) for name in wanted}
+        needed |= {self.adapted[name].checkpoint for name in needed & set(self.adapted)}
+        for name in reversed(list(self.runs)):  # a device half stands before the run that needs it
+            half = self.runs[name].device_half
+            if name in needed and half is not None:
+                needed.add(half)
+        return Comparison(
+            **{
+                **self.__dict__,
+                "runs": {name: run for name, run in self.runs.items() if name in needed},
+                "adapted": {name: row for name, row in self.adapted.items() if name in needed},
+                "baselines": tuple(name for name in self.baselines if name in needed),
+            }
+        )
+
+
+def read_comparison(name: str) -> Comparison:
+    """Parse a comparison file.
+
+    Raises:
+        UserError: If a field is missing, unknown or refers to nothing.
+    """
+    path = find_config(name)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("runs"), dict):
+        raise UserError(f"{path}: a comparison needs 'runs'; an experiment such as this one is for 'lit-mmpg fit'")
+    unknown = set(data) - FIELDS
+    if unknown:
+        raise UserError(f"{path}: unknown fields {sorted(unknown)}; known are {', '.join(sorted(FIELDS))}")
+    runs = _read_runs(path, data["runs"])
+    adapted = _read_adapted(path, data.get("adapted") or {}, runs)
+    baselines = tuple(data.get("baselines") or ())
+    if set(baselines) - set(BASELINES):
+        raise UserError(
+            f"{path}: unknown baselines {sorted(set(baselines) - set(BASELINES))}; known are {', '.join(BASELINES)}"
+        )
+    comparison = Comparison(
+        path,
+        tuple(map(int, data.get("seeds") or [0])),
+        runs,
+        baselines,
+        adapted,
+        title=str(data.get("title") or path.stem),
+        about=" ".join(str(data.get("about") or "").split()),
+        seed_flags=tuple(map(str, data.get("seed_flags") or ())),
+        tests={str(split): tuple(map(str, flags)) for split, flags in (data.get("tests") or {}).items()},
+        reference=str(data.get("reference") or "static"),
+        frame_encoder=data.get("frame_encoder"),
+    )
+    names = comparison.row_names
+    repeated = sorted({row for row in names if names.count(row) > 1})
+    if repeated:
+        raise UserError(
+            f"{path}: row '{repeated[0]}' is made twice; give one of them another name (also: {{NAME: METHOD}})"
+        )
+    claims = _read_claims(path, data.get("claims") or {})
+    return Comparison(**{**comparison.__dict__, "claims": claims})
+
+
+def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
+    runs: dict[str, TrainedRun] = {}
+    for key, value in section.items():
+        try:
+            run = TrainedRun(**value)
+        except TypeError as error:
+            known = "config, flags, device_half, also, test_flags and about"
+            raise UserError(f"{path}: run '{key}': {error}; known are {known}") from error
+        if run.device_half is not None and run.device_half not in runs:
+            raise UserError(
+                f"{path}: run '{key}' takes its device half from '{run.device_half}', which is no earlier run"
+            )
+        find_config(run.config, path.parent)
+        also = run.also if isinstance(run.also, Mapping) else {method: method for method in run.also}
+        flags, test_flags = tuple(map(str, run.flags)), tuple(map(str, run.test_flags))
+        runs[str(key)] = TrainedRun(run.config, flags, run.device_half, also, test_flags, run.about)
+    return runs
+
+
+def _read_adapted(path: Path, section: Mapping[str, Any], runs: Mapping[str, TrainedRun]) -> dict[str, AdaptedRow]:
+    rows: dict[str, AdaptedRow] = {}
+    for key, value in section.items():
+        try:
+            row = AdaptedRow(**value)
+        except TypeError as error:
+            known = "method, checkpoint, options and about"
+            raise UserError(f"{path}: adapted row '{key}': {error}; known are {known}") from error
+        if row.checkpoint not in runs:
+            raise UserError(f"{path}: adapted row '{key}' starts from '{row.checkpoint}', which is no run of this file")
+        rows[str(key)] = row
+    return rows
+
+
+def _read_claims(path: Path, section: Mapping[str, Any]) -> tuple[Claim, ...]:
+    claims = []
+    for key, value in section.items():
+        try:
+            claim = Claim(id=str(key), **{**value, "rivals": tuple(value.get("rivals") or ())})
+        except (TypeError, AttributeError) as error:
+            known = ", ".join(name for name in Claim.__dataclass_fields__ if name != "id")
+            raise UserError(f"{path}: claim '{key}': {error}; known are {known}") from error
+        if not claim.rivals:
+            raise UserError(f"{path}: claim '{key}' names no rivals; a claim is held against at least one row")
+        if claim.kind not in (DIFFERENCE, GAP):
+            raise UserError(f"{path}: claim '{key}': kind is '{claim.kind}'; known are {DIFFERENCE} and {GAP}")
+        claims.append(claim)
+    return tuple(claims)

@@ -1,0 +1,255 @@
+"""Everything that a comparison found, ready to be written down in several forms."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_mmpg.methods.comparison.cells import Cell
+from lit_mmpg.methods.comparison.claims import Verdict, judge
+from lit_mmpg.methods.comparison.plan import Comparison
+from lit_mmpg.methods.comparison.table import Row, aggregate, lower_is_better, pool, primary_metric, rows_of, splits_of
+from lit_mmpg.report import format_row
+
+if TYPE_CHECKING:
+    from lit_mmpg.methods.comparison.tracking import ComparisonRun
+
+
+@dataclass(frozen=True)
+class DeviceValues:
+    """Primary metric of one row on each device of the main group.
+
+    Attributes:
+        names: Names of the devices.
+        values: ``[devices]`` mean over seeds.
+    """
+
+    names: list[str]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a comparison found.
+
+    Attributes:
+        comparison: The comparison.
+        primary: The task's primary metric.
+        splits: Groups of test devices, the main one first.
+        rows: Rows as ``lit-mmpg test`` writes them, over seeds.
+        verdicts: Verdicts on the claims.
+        costs: Row -> what one device pays.
+        links: Row -> seed -> ``{run_id, test_run_id}`` of the MLflow runs behind its cells.
+        devices: Row -> primary metric on each device.
+        settings: Row -> what kind of row it is (``trained``, ``control``, ``closed form``, or a method's setting).
+        notes: Row -> how it was selected and trained, by seed.
+        not_applicable: Row -> why it does not apply here.
+        applicability: Matrix of methods and tasks.
+        reads: Readings of the test split.
+        environment: What it ran on.
+        store: Where the MLflow runs are; empty without tracking.
+    """
+
+    comparison: Comparison
+    primary: str
+    splits: list[str]
+    rows: list[dict[str, Any]]
+    verdicts: list[Verdict]
+    costs: dict[str, dict[str, Any]]
+    links: dict[str, dict[int, dict[str, str | None]]]
+    devices: dict[str, DeviceValues]
+    settings: dict[str, str]
+    notes: dict[str, dict[int, dict[str, Any]]]
+    not_applicable: dict[str, str]
+    applicability: list[dict[str, str]]
+    reads: list[dict[str, Any]]
+    environment: dict[str, Any]
+    store: dict[str, str]
+
+    def find(self, method: str, split: str, metric: str) -> dict[str, Any] | None:
+        """One row of the table."""
+        wanted = (method, split, metric)
+        return next((row for row in self.rows if (row["method"], row["split"], row["metric"]) == wanted), None)
+
+    @property
+    def names(self) -> list[str]:
+        """Rows with results, in the order of the file."""
+        return list(dict.fromkeys(str(row["method"]) for row in self.rows))
+
+    def verdict_lines(self) -> list[str]:
+        """The verdicts, for the screen."""
+        if not self.verdicts:
+            return []
+        lines = ["Claims:"]
+        for verdict in self.verdicts:
+            lines.append(f"  [{verdict.verdict}] {verdict.claim.text}")
+            lines += [f"      {self.comparand_text(verdict, i)}" for i in range(len(verdict.against))]
+        return lines
+
+    def comparand_text(self, verdict: Verdict, index: int) -> str:
+        """One line on a claim's method against one rival."""
+        entry = verdict.against[index]
+        text = f"against {entry.rival}: {entry.verdict}"
+        if entry.advantage is not None:
+            row = {"metric": f"{verdict.metric}_minus_", "value": entry.advantage, "low": entry.low, "high": entry.high}
+            text += f", advantage {format_row(row)}"
+        if entry.p_value is not None:
+            text += f", p {format_p(entry.p_value)}"
+        if entry.flops_ratio is not None:
+            reuse = verdict.claim.reuse
+            text += f", {entry.flops_ratio:.2f} x its device FLOPs (one adaptation serving {reuse} clips)"
+        return f"{text} ({entry.note})" if entry.note else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: everything."""
+        return {
+            "title": self.comparison.title,
+            "about": self.comparison.about,
+            "primary": self.primary,
+            "rows": self.rows,
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "costs": self.costs,
+            "runs": self.links,
+            "devices": {name: dict(zip(d.names, d.values, strict=True)) for name, d in self.devices.items()},
+            "settings": self.settings,
+            "notes": self.notes,
+            "not_applicable": self.not_applicable,
+            "applicability": self.applicability,
+            "test_reads": self.reads,
+            "environment": self.environment,
+            "store": self.store,
+        }
+
+
+def format_p(value: float) -> str:
+    """A p-value for people."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def collect(
+    comparison: Comparison,
+    cells: Mapping[str, Sequence[Cell]],
+    reads: Sequence[Mapping[str, Any]],
+    run: ComparisonRun | None = None,
+) -> Results:
+    """Aggregate the cells and judge the claims.
+
+    Args:
+        comparison: The comparison.
+        cells: Run, adapted row or baseline -> its cells, one per seed.
+        reads: Readings of the test split so far.
+        run: The MLflow run of the comparison.
+    """
+    reasons = {
+        name: str(own[0].notes["not_applicable"]) for name, own in cells.items() if "not_applicable" in own[0].notes
+    }
+    present = {name: own for name, own in cells.items() if name not in reasons}
+    rows = rows_of(comparison, present)
+    primary = primary_metric(rows)
+    splits = splits_of(rows)
+    costs = {name: cost for name, row in rows.items() if (cost := _cost(row))}
+    lines = aggregate(comparison, present)
+    # Bytes are counted on the messages of the test itself; the other costs are measured apart.
+    for line in lines:
+        own = costs.setdefault(str(line["method"]), {})
+        own.setdefault("upload_bytes", line["upload_bytes"])
+        own.setdefault("download_bytes", line["download_bytes"])
+    return Results(
+        comparison=comparison,
+        primary=primary,
+        splits=splits,
+        rows=lines,
+        verdicts=judge(comparison.claims, rows, primary, costs, reasons),
+        costs=costs,
+        links={
+            name: {c.seed: {"run_id": c.run_id, "test_run_id": c.test_run_id} for c in row.cells}
+            for name, row in rows.items()
+        },
+        devices={name: values for name, row in rows.items() if (values := _devices(row, splits[0], primary))},
+        settings={name: _setting(comparison, name, row) for name, row in rows.items()},
+        notes={name: {c.seed: c.notes for c in own} for name, own in cells.items()},
+        not_applicable=reasons,
+        applicability=_applicability(comparison),
+        reads=[dict(entry) for entry in reads],
+        environment=environment(),
+        store={} if run is None else {"uri": run.uri, "experiment_id": run.experiment_id, "run_id": run.run_id},
+    )
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    """Costs over seeds: the median of timings; all else does not depend on the seed."""
+    found = [dict(row.cost(cell)) for cell in row.cells]
+    found = [cost for cost in found if cost]
+    if not found:
+        return {}
+    result = dict(found[0])
+    for name in result:
+        if name.endswith(("_s", "_j")):
+            values = [cost[name] for cost in found if cost.get(name) is not None]
+            result[name] = float(np.median(values)) if values else None
+    return result
+
+
+def _devices(row: Row, split: str, metric: str) -> DeviceValues | None:
+    pooled = pool(row, split, metric)
+    if pooled is None:
+        return None
+    labels, means = pooled.device_means()
+    names = row.cells[0].devices
+    shown = [names[int(label)] if str(label).isdigit() and int(label) < len(names) else str(label) for label in labels]
+    order = np.argsort(-means if lower_is_better(metric) else means, kind="stable")
+    return DeviceValues([shown[i] for i in order], [float(means[i]) for i in order])
+
+
+def _setting(comparison: Comparison, name: str, row: Row) -> str:
+    if row.control is not None:
+        return "control"
+    if name in comparison.adapted:
+        return str(row.cells[0].notes.get("setting", "adapted"))
+    return "trained" if name in comparison.runs else "closed form"
+
+
+def _applicability(comparison: Comparison) -> list[dict[str, str]]:
+    if not comparison.adapted:
+        return []
+    from lit_mmpg.methods.registry import applicability
+
+    return applicability(list(dict.fromkeys(row.method for row in comparison.adapted.values())))
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions."""
+    import os
+    from importlib.metadata import version
+
+    import torch
+
+    from lit_mmpg import __version__
+    from lit_mmpg.tracking.store import git_commit
+
+    return {
+        "lit_mmpg": __version__,
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

@@ -1,0 +1,94 @@
+"""The MLflow runs of a comparison: one parent, and under it one child for each row and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_mmpg.methods.comparison.cells import Cell, CellStore
+from lit_mmpg.methods.comparison.plan import Comparison
+from lit_mmpg.tracking.logger import flatten
+from lit_mmpg.tracking.store import database, find_run, git_commit, open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT = "mlflow.parentRunId"
+ROW, SEED = "lit_mmpg.row", "lit_mmpg.seed"
+
+
+class ComparisonRun:
+    """The parent run; the same one again when a comparison goes on.
+
+    Args:
+        comparison: The comparison.
+        experiment: Name of the MLflow experiment.
+        uri: Store.
+        store: Cells, which remember the parent.
+    """
+
+    def __init__(self, comparison: Comparison, experiment: str, uri: str, store: CellStore) -> None:
+        self.uri, self.experiment = uri, experiment
+        self.client: MlflowClient = open_store(uri, experiment)
+        found = self.client.get_experiment_by_name(experiment)
+        assert found is not None  # opening the store made it
+        self.experiment_id = found.experiment_id
+        known = store.parent(uri)
+        run = find_run(uri, known) if known else None
+        if run is None or run.info.lifecycle_stage == "deleted" or run.info.experiment_id != self.experiment_id:
+            tags = {"lit_mmpg.comparison": comparison.path.stem, "mlflow.source.git.commit": git_commit() or "unknown"}
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"compare {comparison.path.stem}")
+            store.keep_parent(uri, run.info.run_id)
+        self.run_id: str = run.info.run_id
+        self.client.update_run(self.run_id, status="RUNNING")
+        self.client.log_text(self.run_id, comparison.path.read_text(encoding="utf-8"), "comparison.yaml")
+
+    def tags(self, row: str, seed: int) -> dict[str, str]:
+        """Tags of a child."""
+        return {PARENT: self.run_id, ROW: row, SEED: str(seed)}
+
+    def adopt(self, cell: Cell, row: str) -> None:
+        """Make the runs of a cell children of this comparison, where it was computed under another parent."""
+        if cell.run_id is None or cell.uri != self.uri or find_run(self.uri, cell.run_id) is None:
+            return
+        for key, value in self.tags(row, cell.seed).items():
+            self.client.set_tag(cell.run_id, key, value)
+
+    def record(self, row: str, cell: Cell, parameters: Mapping[str, Any]) -> None:
+        """Make a child run for a cell whose row has no training run; the cell gets its id."""
+        run = self.client.create_run(
+            self.experiment_id, tags=self.tags(row, cell.seed), run_name=f"{row} seed {cell.seed}"
+        )
+        for name, value in flatten(parameters).items():
+            self.client.log_param(run.info.run_id, name, value[:500])
+        for line in cell.rows:
+            name = f"{line['split']}/{line['metric']}".replace("@", "_at_")
+            if line["own"] and line["value"] is not None:
+                self.client.log_metric(run.info.run_id, name, float(line["value"]))
+        self.client.log_text(run.info.run_id, json.dumps({"rows": cell.rows}, indent=2), "rows.json")
+        self.client.log_text(run.info.run_id, json.dumps(cell.notes, indent=2), "notes.json")
+        self.client.set_terminated(run.info.run_id, "FINISHED")
+        cell.run_id, cell.uri = run.info.run_id, self.uri
+
+    def finish(self, rows: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str], files: Sequence[Path]) -> None:
+        """Log the table, the verdicts and the report; end the run."""
+        for row in rows:
+            if row["value"] is not None:
+                name = f"{row['split']}/{row['metric']}/{row['method']}".replace("@", "_at_")
+                self.client.log_metric(self.run_id, name, float(row["value"]))
+        for claim, verdict in verdicts.items():
+            self.client.set_tag(self.run_id, f"claim.{claim}", verdict)
+        for path in files:
+            self.client.log_artifact(self.run_id, str(path), "report")
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def fail(self) -> None:
+        """End the run as interrupted; the next call goes on with it."""
+        self.client.set_terminated(self.run_id, "FAILED")
+
+    def where(self) -> str:
+        """Where the runs are, for people."""
+        file = database(self.uri)
+        return f"{file if file is not None else self.uri}, experiment {self.experiment}"

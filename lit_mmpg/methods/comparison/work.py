@@ -1,0 +1,342 @@
+"""Computing the cells of a comparison, in order, each at most once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.errors import UserError
+from lit_mmpg.methods.comparison.cells import CELL_VERSION, Cell, CellStore, item_values, own_rows
+from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
+from lit_mmpg.methods.comparison.progress import Progress
+from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
+from lit_mmpg.tracking.store import store_uri
+from lit_mmpg.training.config import Request, find_config, read_request
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.base import AnsweringModule
+    from lit_mmpg.device.evaluation import Evaluation
+    from lit_mmpg.methods.adapted import Adapted, Loaded
+    from lit_mmpg.methods.comparison.tracking import ComparisonRun
+
+
+class Work:
+    """Computes cells, or takes those that are finished.
+
+    Args:
+        comparison: The comparison.
+        store: Where cells are kept.
+        flags: Further arguments of every run.
+        fresh: Repeat cells that are finished.
+    """
+
+    def __init__(self, comparison: Comparison, store: CellStore, flags: Sequence[str], fresh: bool = False) -> None:
+        self.comparison, self.store, self.flags, self.fresh = comparison, store, list(flags), fresh
+        self.run: ComparisonRun | None = None
+        self._data: dict[str, DeviceData] = {}
+        self._loaded: tuple[str, Loaded] | None = None
+
+    def check(self) -> None:
+        """Parse the settings of every run, so that a mistake is answered before anything is trained.
+
+        Raises:
+            UserError: If a run's settings are wrong.
+        """
+        from lit_mmpg.methods.registry import find_method
+        from lit_mmpg.training.lightning_cli import CLI
+
+        seed = self.comparison.seeds[0]
+        for run in self.comparison.runs.values():
+            path = find_config(run.config, self.comparison.path.parent)
+            CLI(read_request("fit", ["--config", str(path), *run.flags, *self._seed_flags(seed), *self.flags]))
+        for name, row in self.comparison.adapted.items():
+            kind = find_method(row.method)
+            unknown = sorted(set(row.options) - set(kind.grid) - {"labels"})
+            if unknown:
+                known = ", ".join((*kind.grid, *(("labels",) if kind.knows == "labelled" else ()))) or "none"
+                raise UserError(
+                    f"{self.comparison.path}: adapted row '{name}': method '{row.method}' has no option "
+                    f"{unknown[0]}; it has {known}"
+                )
+
+    # -- what a cell is ------------------------------------------------------------------------------------------
+
+    def arguments(self, run: TrainedRun, seed: int, finished: Mapping[str, Cell]) -> list[str]:
+        """Arguments of ``fit`` for one cell."""
+        path = find_config(run.config, self.comparison.path.parent)
+        arguments = ["--config", str(path), *run.flags, *self._seed_flags(seed), *self.flags]
+        arguments.append(f"--seed_everything={seed}")
+        if run.device_half is not None:
+            arguments.append(f"--model.device_ckpt={finished[run.device_half].checkpoint}")
+        return arguments
+
+    def _seed_flags(self, seed: int) -> list[str]:
+        return [flag.replace("{seed}", str(seed)) for flag in self.comparison.seed_flags]
+
+    def _test_passes(self, run: TrainedRun, seed: int) -> dict[str, list[str]]:
+        """Name of each reading of the test split ('' for the first) -> its flags, beside what the checkpoint says."""
+        own = [*run.test_flags, *(self._seed_flags(seed) if run.test_flags else [])]
+        return {"": own, **{name: [*own, *flags] for name, flags in self.comparison.tests.items()}}
+
+    def data(self, seed: int) -> DeviceData:
+        """The data that all runs share, as the first one names it; not set up."""
+        first = next(iter(self.comparison.runs.values()))
+        path = find_config(first.config, self.comparison.path.parent)
+        # Flags of the first run that concern its model mean nothing here, those that concern its data do.
+        flags = [*first.test_flags, *self._seed_flags(seed), *self.flags]
+        return self._data_of(read_request("fit", ["--config", str(path), *flags]))
+
+    def _data_of(self, request: Request) -> DeviceData:
+        from lit_mmpg.training.lightning_cli import CLI
+
+        cli = CLI(request)
+        key = json.dumps(cli.record["data"], sort_keys=True)
+        if key not in self._data:
+            self._data[key] = cli.data()
+        return self._data[key]
+
+    def digest(self, run: TrainedRun, seed: int, arguments: Sequence[str]) -> str:
+        """Digest of what decides a cell: resolved configuration of both halves, flags and content of the data."""
+        request = read_request("fit", arguments)
+        fingerprints = [self._data_of(read_request("fit", arguments)).fingerprint, self.data(seed).fingerprint]
+        content: list[Any] = [CELL_VERSION, fingerprints, request.arguments(), self._test_passes(run, seed)]
+        content.append(self.comparison.frame_encoder)
+        if request.options["device_stage"]:
+            content.append(request.derive(Path(request.options["device_stage"])).arguments())
+        return _sha(content)
+
+    # -- computing -----------------------------------------------------------------------------------------------
+
+    def compute(self, seeds: Sequence[int]) -> dict[str, list[Cell]]:
+        """All cells, by row."""
+        comparison = self.comparison
+        once = not comparison.seed_flags  # a baseline draws nothing: it needs a seed only where the data does
+        baseline_seeds = seeds[:1] if once else seeds
+        names = [*comparison.runs, *comparison.adapted] * len(seeds)
+        progress = Progress(names + [name for name in comparison.baselines for _ in baseline_seeds])
+        cells: dict[str, list[Cell]] = {}
+        for seed in seeds:
+            finished: dict[str, Cell] = {}
+            for name, run in comparison.runs.items():
+                progress.start(name, seed)
+                finished[name] = self._trained(name, run, seed, finished)
+                progress.done(name, finished[name].seconds)
+            for name in comparison.adapted:
+                progress.start(name, seed)
+                finished[name] = self._adapted(name, seed, finished)
+                progress.done(name, finished[name].seconds)
+            for name, cell in finished.items():
+                cells.setdefault(name, []).append(cell)
+        for name in comparison.baselines:
+            for seed in baseline_seeds:
+                progress.start(name, seed)
+                cell = self._baseline(name, seed)
+                progress.done(name, cell.seconds)
+                cells.setdefault(name, []).append(cell)
+        return cells
+
+    def _kept(self, name: str, seed: int, digest: str) -> Cell | None:
+        cell = None if self.fresh else self.store.load(name, seed, digest)
+        if cell is not None:
+            print(f"finished before: {self.store.path(name, seed)}.json", flush=True)
+            if self.run is not None:
+                self.run.adopt(cell, name)
+        return cell
+
+    def _tags(self, name: str, seed: int) -> dict[str, str]:
+        tags = {"lit_mmpg.comparison": self.comparison.path.stem, "lit_mmpg.cell": f"{name} seed {seed}"}
+        return tags | (self.run.tags(name, seed) if self.run is not None else {})
+
+    def _tracking(self, name: str) -> list[str]:
+        """Flags for the record: they decide nothing, so they are no part of the digest."""
+        flags = [f"--tracking.run_name={name}"]
+        return flags if self.run is None else [*flags, f"--tracking.experiment={self.run.experiment}"]
+
+    def _trained(self, name: str, run: TrainedRun, seed: int, finished: Mapping[str, Cell]) -> Cell:
+        from lit_mmpg.training.stages import train
+
+        arguments = self.arguments(run, seed, finished)
+        digest = self.digest(run, seed, arguments)
+        kept = self._kept(name, seed, digest)
+        if kept is not None:
+            return kept
+        begun, began = time.monotonic(), self.store.begin(name, seed, digest, self.fresh)
+        tags = self._tags(name, seed)
+        request = read_request("fit", [*arguments, *self._tracking(f"{name} seed {seed}"), "--ckpt_path=last"])
+        checkpoint = train(request, tags, since_ms=began)
+        cell = Cell([], checkpoint=checkpoint, seed=seed, notes=_selection(checkpoint))
+        for split, flags in self._test_passes(run, seed).items():
+            self.store.count_read(name, seed, digest, split or "test")
+            title = " ".join([name, f"seed {seed} test", split]).strip()
+            asked = ["--ckpt_path", checkpoint, *flags, *self._tracking(title)]
+            module = measure_quietly(asked, {key: v for key, v in tags.items() if key != "mlflow.parentRunId"})
+            _add(cell, module.result_rows, module.evaluation, module.methods, split)
+            if not split:
+                self._describe(cell, module)
+        cell.seconds = time.monotonic() - begun
+        self.store.save(name, digest, cell)
+        return cell
+
+    def _describe(self, cell: Cell, module: AnsweringModule) -> None:
+        """Which data and runs made a cell, and what its methods cost a device."""
+        from lit_mmpg.tracking.logger import MLflowLogger
+
+        ours = read_checkpoint(cell.checkpoint)["lit_mmpg"]
+        cell.run_id, cell.uri = ours.get("run_id"), ours.get("tracking_uri")
+        logger = next((logger for logger in module.trainer.loggers if isinstance(logger, MLflowLogger)), None)
+        cell.test_run_id = logger.run_id if logger is not None else None
+        _identify(cell, module.data)
+        cell.costs = device_costs(module, module.data, frame_encoder(self.comparison.frame_encoder))
+
+    def _adapted(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell:
+        from lit_mmpg.methods.adapted import evaluate_adapted
+        from lit_mmpg.methods.registry import find_method
+
+        row = self.comparison.adapted[name]
+        checkpoint = finished[row.checkpoint].checkpoint
+        passes = self._test_passes(self.comparison.runs[row.checkpoint], seed)
+        flags = [*(self._seed_flags(seed)), *(flag for flag in self.flags if flag.startswith("--data"))]
+        content = [CELL_VERSION, row.method, dict(row.options), checkpoint, finished[row.checkpoint].data, passes, seed]
+        digest = _sha([*content, self.comparison.frame_encoder])
+        kept = self._kept(name, seed, digest)
+        if kept is not None:
+            return kept
+        begun = time.monotonic()
+        cell = Cell([], seed=seed)
+        options = dict(row.options)
+        for split, more in passes.items():
+            loaded = self._load(checkpoint, [*flags, *more])
+            self.store.count_read(name, seed, digest, split or "test")
+            found = evaluate_adapted(loaded, row.method, name, options, seed)
+            if not split:
+                _identify(cell, loaded.data)
+                cell.notes = adapted_notes(found)
+                # Further passes answer with what validation chose: nothing is selected on them.
+                options |= found.chosen
+                if found.cost is not None:
+                    encoder = frame_encoder(self.comparison.frame_encoder)
+                    pixels = find_method(row.method).needs_pixels
+                    cell.costs = {name: adapted_costs(found.cost, loaded, pixels, encoder)}
+            if found.evaluation is None:
+                break
+            _add(cell, found.rows, found.evaluation, [name], split)
+        if self.run is not None:
+            self.run.record(name, cell, {"method": row.method, "checkpoint": checkpoint, **cell.notes})
+        cell.seconds = time.monotonic() - begun
+        self.store.save(name, digest, cell)
+        return cell
+
+    def _load(self, checkpoint: str, flags: list[str]) -> Loaded:
+        """A checkpoint with its data; the last one is kept, since several rows start from it."""
+        from lit_mmpg.methods.adapted import load
+
+        key = json.dumps([checkpoint, flags])
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = (key, load(checkpoint, flags))
+        return self._loaded[1]
+
+    def _baseline(self, name: str, seed: int) -> Cell:
+        from lit_mmpg.methods.ridge import RidgeBaseline
+
+        data = self.data(seed)
+        digest = _sha([CELL_VERSION, name, data.fingerprint, data.device_table.digest(), data.task])
+        kept = self._kept(name, seed, digest)
+        if kept is not None:
+            return kept
+        begun = time.monotonic()
+        data.setup("fit")
+        ridge = RidgeBaseline(data)
+        self.store.count_read(name, seed, digest, "test")
+        evaluation = ridge.evaluate(data.test_groups)
+        cell = Cell(own_rows(evaluation.rows({}), "ridge"), item_values(evaluation, ["ridge"]), seed=seed)
+        cell.notes = {"selection": {"split": "val", "options": {"strength": ridge.strength}}}
+        _identify(cell, data)
+        if self.run is not None:
+            self.run.record(name, cell, {"method": name, **cell.notes})
+        cell.seconds = time.monotonic() - begun
+        self.store.save(name, digest, cell)
+        return cell
+
+
+def measure_quietly(arguments: Sequence[str], tags: Mapping[str, str]) -> AnsweringModule:
+    """Test a checkpoint without printing the rows: the comparison prints one table at its end."""
+    from lit_mmpg.training.evaluation import measure
+
+    return measure(read_request("test", arguments), tags, show=False)
+
+
+def renamed(group: str, name: str) -> str:
+    """Name of a group of test devices in a further test pass: ``test_unseen`` in pass ``clean`` is ``test_clean``."""
+    if not name:
+        return group
+    rest = group.removeprefix("test_")
+    return f"test_{name}" if rest == "unseen" else f"test_{name}_{rest}"
+
+
+def _add(
+    cell: Cell,
+    rows: Sequence[Mapping[str, Any]],
+    evaluation: Evaluation | None,
+    methods: Sequence[str],
+    name: str,
+) -> None:
+    """Add the rows and items of one test pass; the first method is the cell's own."""
+    cell.rows += [{**row, "split": renamed(row["split"], name)} for row in own_rows(rows, methods[0])]
+    for key, values in item_values(evaluation, methods).items():
+        method, group, metric = key.split("|")
+        cell.items[f"{method}|{renamed(group, name)}|{metric}"] = values
+
+
+def adapted_notes(found: Adapted) -> dict[str, Any]:
+    """What the report should say about a method that adapts a checkpoint."""
+    notes: dict[str, Any] = {"setting": found.setting}
+    if found.reason is not None:
+        return notes | {"not_applicable": found.reason}
+    if found.sweep:
+        notes["selection"] = {"split": "val", "options": found.chosen, "sweep": found.sweep}
+    if found.cost is not None:
+        notes |= {"support_clips": found.cost.support_clips, "labelled_items": found.cost.labelled_items}
+        notes |= {"backward": found.cost.backward, "bytes_per": found.cost.per}
+    return notes
+
+
+def _identify(cell: Cell, data: DeviceData) -> None:
+    cell.corpus = data.fingerprint
+    cell.data = _sha([data.fingerprint, data.device_table.digest()])
+    cell.devices = [device.id for device in data.device_table.devices]
+
+
+def _selection(checkpoint: str) -> dict[str, Any]:
+    """How the checkpoint was chosen, from what Lightning keeps in it."""
+    stored = read_checkpoint(checkpoint)
+    notes: dict[str, Any] = {"epochs": int(stored.get("epoch", 0)) + 1, "steps": int(stored.get("global_step", 0))}
+    for state in stored.get("callbacks", {}).values():
+        if isinstance(state, dict) and state.get("monitor") and state.get("current_score") is not None:
+            with suppress(TypeError, ValueError):
+                notes["selection"] = {
+                    "split": "val",
+                    "metric": state["monitor"],
+                    "score": float(state["current_score"]),
+                }
+    return notes
+
+
+def _sha(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def uri_of(comparison: Comparison, flags: Sequence[str]) -> tuple[str, str | None, bool]:
+    """Store, experiment (where a flag or file names one) and whether runs are tracked at all, as the first run says."""
+    from lit_mmpg.training.lightning_cli import CLI
+
+    first = next(iter(comparison.runs.values()))
+    path = find_config(first.config, comparison.path.parent)
+    cli = CLI(read_request("fit", ["--config", str(path), *flags]))
+    return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False

@@ -1,0 +1,390 @@
+"""What one device pays: operations, time, memory and energy, from pixels to answer.
+
+The unit is one *answered clip* with all its texts, answered by a single device, and one *adaptation*, which serves as
+many clips as are answered before the next one. Both are run on the real modules: operations are counted while they run,
+seconds are the median of repetitions on one thread of this machine's processor, and memory is what tensors occupy at
+most. Energy is an estimate: seconds times the power that codecarbon's model states for this machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.device.anchors import select_anchors
+from lit_mmpg.device.outputs import answer_batch
+from lit_mmpg.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mmpg.cloud.exchange import Anchors
+    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.base import AnsweringModule
+    from lit_mmpg.device.model import DeviceModel
+    from lit_mmpg.methods.adapted import AdaptationCost, Loaded
+
+LEAST_SECONDS, LEAST_TIMES, MOST_SECONDS, MOST_TIMES = 0.2, 5, 3.0, 50
+"""Each timing is repeated until both of the first are reached, and no further than one of the last."""
+
+POWER_SECONDS = 3.0
+"""Busy time from which the power model's figure is read."""
+
+COUNTED = (
+    "Operations are counted by torch on the modules as they run: matrix products and convolutions, a multiply-add as "
+    "two; element-wise work is not counted."
+)
+TIMED = (
+    "Device seconds are measured on this machine's processor, one thread, float32, PyTorch eager, one device at a "
+    "time: the median of repetitions. They compare rows; they are not those of a phone or a Jetson."
+)
+REMEMBERED = (
+    "Memory is the device model's weights plus the most that tensors occupy at once while it answers or adapts."
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What some work costs.
+
+    Attributes:
+        flops: Floating-point operations (matrix products and convolutions; a multiply-add is two).
+        seconds: Median wall-clock seconds on one thread.
+        peak_bytes: Most bytes of tensors that the work allocates and that live at once.
+    """
+
+    flops: float
+    seconds: float
+    peak_bytes: int
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is entered and live at once.
+
+    Attributes:
+        live: Bytes that live now.
+        peak: Most bytes that lived at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and note the storages of its results."""
+        # What an operation takes was there before, unless another operation made it: it does not count.
+        self._note((args, kwargs), own=False)
+        result = func(*args, **(kwargs or {}))
+        self._note(result, own=True)
+        return result
+
+    def _note(self, tree: Any, own: bool) -> None:
+        for tensor in tree_leaves(tree):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self._sizes:
+                self._sizes[key] = storage.nbytes() if own else 0
+                self.live += self._sizes[key]
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measured(work: Callable[[], Any]) -> Measured:
+    """Operations, median seconds and peak memory of some work, which is run several times.
+
+    Args:
+        work: The work; each call has to do the same.
+    """
+    with one_thread():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        with PeakMemory() as memory:
+            work()
+        times: list[float] = []
+        while not times or (
+            len(times) < MOST_TIMES
+            and sum(times) < MOST_SECONDS
+            and (len(times) < LEAST_TIMES or sum(times) < LEAST_SECONDS)
+        ):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+    return Measured(float(counter.get_total_flops()), statistics.median(times), memory.peak)
+
+
+@dataclass(frozen=True)
+class FrameEncoder:
+    """A frame encoder that runs before the data's features, measured per frame.
+
+    Attributes:
+        name: What it is.
+        flops: Operations of one frame.
+        seconds: Median seconds of one frame on one thread.
+        bytes: Its weights, plus the most its tensors occupy at once.
+    """
+
+    name: str
+    flops: float
+    seconds: float
+    bytes: int
+
+
+def frame_encoder(settings: Mapping[str, Any] | None) -> FrameEncoder | None:
+    """Measure the encoder that a comparison names (``frame_encoder: {name: mobilenet_v2, size: 224}``).
+
+    The network is built from its configuration with random weights: what it costs does not depend on their values.
+
+    Raises:
+        UserError: If the encoder is not known.
+    """
+    if settings is None:
+        return None
+    if set(settings) - {"name", "size", "width"} or settings.get("name") != "mobilenet_v2":
+        raise UserError(
+            f"frame_encoder is {dict(settings)}; known is {{name: mobilenet_v2, size: PIXELS, width: MULTIPLIER}}"
+        )
+    return _mobilenet(int(settings.get("size", 224)), float(settings.get("width", 1.0)))
+
+
+@cache
+def _mobilenet(size: int, width: float) -> FrameEncoder:
+    from transformers import MobileNetV2Config, MobileNetV2Model
+
+    with torch.random.fork_rng():
+        network = MobileNetV2Model(MobileNetV2Config(image_size=size, depth_multiplier=width)).eval()
+    pixels = torch.zeros(1, 3, size, size)
+    with torch.inference_mode():
+        cost = measured(lambda: network(pixels))
+    return FrameEncoder(
+        f"MobileNetV2 {width:g} at {size} pixels", cost.flops, cost.seconds, _weights(network) + cost.peak_bytes
+    )
+
+
+@cache
+def power_model() -> tuple[float | None, str]:
+    """Power of this machine while it computes, watts, as codecarbon's model states it; and what is behind it."""
+    try:
+        from codecarbon import OfflineEmissionsTracker
+    except ModuleNotFoundError:
+        return None, "Energy is not estimated: the package codecarbon is not installed."
+    noisy = logging.getLogger("codecarbon")
+    noisy.disabled = True
+    try:
+        tracker = OfflineEmissionsTracker(
+            country_iso_code="DEU",  # decides emissions only, which are not used
+            measure_power_secs=1,
+            save_to_file=False,
+            log_level="critical",
+            allow_multiple_runs=True,
+        )
+        tracker.start()
+        start = time.perf_counter()
+        values = torch.ones(256, 256)
+        while time.perf_counter() - start < POWER_SECONDS:
+            values @ values
+        tracker.stop()
+        found = tracker.final_emissions_data
+        watts = 3.6e6 * (found.cpu_energy + found.ram_energy) / found.duration
+    except Exception as error:  # a monitor that fails must not cost a comparison its results
+        return None, f"Energy is not estimated: codecarbon failed ({' '.join(str(error).split())})."
+    finally:
+        noisy.disabled = False
+    if not watts > 0:
+        return None, "Energy is not estimated: codecarbon's model knows no power for this machine."
+    return watts, (
+        f"Energy is an estimate, not a measurement: device seconds times {watts:.1f} W, the power of processor and "
+        f"memory in codecarbon's model of this machine ({found.cpu_model}) while it computes."
+    )
+
+
+def device_costs(
+    module: AnsweringModule, data: DeviceData, encoder: FrameEncoder | None = None
+) -> dict[str, dict[str, Any]]:
+    """Costs of a module's methods: ``answer_*`` of one answered clip, ``adapt_*`` of one adaptation.
+
+    Args:
+        module: A trained module.
+        data: Its data, set up.
+        encoder: The encoder that made the data's features, where it is known.
+
+    Returns:
+        Method -> ``answer_flops, answer_s, answer_j, adapt_flops, adapt_s, adapt_j, peak_memory_bytes, cloud_s`` and
+        ``how``: sentences on what was measured. ``None`` where something is not known.
+    """
+    module.eval()
+    network: DeviceModel = module.network  # type: ignore[assignment]
+    batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=module.needs_context))))
+    frames = int(batch.frames.mask.sum())
+    bill = Bill(network, encoder)
+    with torch.inference_mode():
+        personal: tuple[Tensor, ...] = ()
+        adapt, cloud_s, encoded = None, None, 0
+        if isinstance(module, CloudModule):
+            context, encoded = device_part(module, batch.context)
+            anchors = _anchors(module, context, batch.context)
+            personal = module.generate(anchors)
+            adapt = measured(lambda: _anchors(module, context, batch.context))
+            cloud_s = measured(lambda: module.generate(anchors)).seconds
+        answers = {
+            name: measured(
+                lambda p=parameters: answer_batch(network, batch, network.encode(batch.frames.values), p)  # type: ignore[misc]
+            )
+            for name, parameters in {"own": personal, "static": ()}.items()
+        }
+    costs = {}
+    for method in module.methods:
+        static = method == "static" or adapt is None
+        costs[method] = bill.of(answers["static" if static else "own"], frames, None if static else adapt, encoded)
+        costs[method]["cloud_s"] = None if static else cloud_s
+    return costs
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Adds up what a device pays for a model, with the frame encoder where it stands before the data.
+
+    Attributes:
+        network: The device model.
+        encoder: The encoder that made the data's features, where it is known.
+    """
+
+    network: DeviceModel
+    encoder: FrameEncoder | None = None
+
+    def of(self, answer: Measured, frames: int, adapt: Measured | None, adapt_frames: int) -> dict[str, Any]:
+        """Costs of a row.
+
+        Args:
+            answer: One answered clip, from what the data holds.
+            frames: Frames of that clip.
+            adapt: One adaptation on the device, from what the data holds; ``None`` where there is none.
+            adapt_frames: Frames of the context that it needs.
+        """
+        extra = (self.encoder.flops, self.encoder.seconds, self.encoder.bytes) if self.encoder else (0.0, 0.0, 0)
+        adapt = adapt or Measured(0.0, 0.0, 0)
+        answer_s, adapt_s = answer.seconds + frames * extra[1], adapt.seconds + adapt_frames * extra[1]
+        watts, energy = power_model()
+        peak = max(answer.peak_bytes, adapt.peak_bytes)
+        return {
+            "answer_flops": answer.flops + frames * extra[0],
+            "adapt_flops": adapt.flops + adapt_frames * extra[0],
+            "answer_s": answer_s,
+            "adapt_s": adapt_s,
+            "answer_j": None if watts is None else answer_s * watts,
+            "adapt_j": None if watts is None else adapt_s * watts,
+            "energy_source": "codecarbon_model" if watts is not None else None,
+            "peak_memory_bytes": _weights(self.network) + peak + extra[2],
+            "how": [self.encoder_note(), COUNTED, TIMED, REMEMBERED, energy],
+        }
+
+    def encoder_note(self) -> str:
+        """Whether the frame encoder is a part of the figures."""
+        if self.encoder is not None:
+            return (
+                f"The frame encoder ({self.encoder.name}, {self.encoder.flops / 1e6:.0f} M operations a frame) is "
+                "included, for the clip and for every frame of the context that an adaptation needs."
+            )
+        if len(self.network.shapes.frame) == 3:
+            return "The frame encoder is a part of the device model and is included, for the clip and for the context."
+        return "The data holds frame features and the encoder that made them is not named: it is NOT included."
+
+
+def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: FrameEncoder | None) -> dict[str, Any]:
+    """Costs of a method that adapts a finished checkpoint, in the form of :func:`device_costs`.
+
+    Args:
+        cost: What one adaptation and one answered clip cost, frames being encoded already.
+        loaded: The checkpoint and its data.
+        pixels: Whether the method works on pixels itself, so that its figures include the frame encoder.
+        encoder: The encoder that made the data's features, where it is known.
+    """
+    network, data = loaded.subject.network, loaded.data
+    batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=False))))
+    frames = int(batch.frames.mask.sum())
+    own = len(network.shapes.frame) == 3
+    if own and not pixels:
+        with torch.inference_mode():
+            work = measured(lambda: network.encode(batch.frames.values))
+        encoder = FrameEncoder("its own", work.flops / frames, work.seconds / frames, work.peak_bytes)
+    answer = Measured(cost.answer_flops, cost.answer_s, cost.answer_peak_bytes)
+    adapt = Measured(cost.adapt_flops, cost.adapt_s, cost.adapt_peak_bytes)
+    bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, round(cost.support_clips * frames))
+    if own:
+        bill["how"][0] = Bill(network).encoder_note()
+    return bill
+
+
+def device_part(module: CloudModule, context: Frames) -> tuple[Frames, int]:
+    """The frames of the context that the device has to encode for its anchors, and their number.
+
+    A rule that looks at no content (uniform, first, random) needs the anchor frames alone; ``k_center`` looks at all.
+    """
+    config = module.anchor_config
+    if config.count <= 0 or config.rule == "k_center":
+        return context, int(context.mask.sum())
+    tail = context.values.shape[context.mask.dim() :]
+    index = torch.arange(context.mask.shape[-1], dtype=torch.float32).expand(context.mask.shape).unsqueeze(-1)
+    chosen, _, mask = select_anchors(index, context.mask, config.count, config.rule)
+    places = chosen.squeeze(-1).long().reshape(*mask.shape, *(1 for _ in tail)).expand(*mask.shape, *tail)
+    return Frames(context.values.gather(context.mask.dim() - 1, places), mask), int(mask.sum())
+
+
+def _anchors(module: CloudModule, needed: Frames, context: Frames) -> Anchors:
+    anchors, _ = module.select(needed)
+    return replace(anchors, num_frames=context.mask.sum(-1))
+
+
+def single_clip(batch: Batch) -> Batch:
+    """The first clip of the first device of a batch, with all texts about it and the device's context."""
+
+    def first(value: Any) -> Any:
+        if isinstance(value, Frames):
+            return Frames(value.values[:1], value.mask[:1])
+        return value[:1] if isinstance(value, Tensor) else value
+
+    one = replace(batch, **{entry.name: first(getattr(batch, entry.name)) for entry in fields(batch)})
+    kept = (one.text_mask[0] & (one.text_clip[0] == 0)).nonzero().squeeze(-1)
+    length = int(one.frames.mask[0, 0].sum())
+    return replace(
+        one,
+        frames=Frames(one.frames.values[:, :1, :length], one.frames.mask[:, :1, :length]),
+        clip=one.clip[:, :1],
+        clean=None,
+        foreign=None,
+        **{name: getattr(one, name)[:, kept] for name in ("text", "text_mask", "text_clip", "answer", "item", "kind")},
+    )
+
+
+def _weights(network: nn.Module) -> int:
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
