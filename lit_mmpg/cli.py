@@ -36,6 +36,7 @@ VERBS = {
     "export": Verb("lit_mmpg.export.verb:main", "write a checkpoint as a bundle that a device runs without torch"),
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
+    "profile": Verb("profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }
 

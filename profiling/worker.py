@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from lit_mmpg.errors import UserError
@@ -16,7 +18,8 @@ def run(request: dict[str, Any]) -> Memory:
     """Run one engine for the sake of its memory.
 
     Args:
-        request: ``bundle``, ``engine``, ``role``, ``precision``, ``options`` (of the engine), ``batch``, ``repeats``.
+        request: ``bundle``, ``engine``, ``roles`` (role -> precision), ``options`` (of the engine), ``batch``,
+            ``repeats``.
 
     Returns:
         The memory of this process.
@@ -26,29 +29,42 @@ def run(request: dict[str, Any]) -> Memory:
     from profiling.inputs import adapted_parameters, role_inputs
 
     bundle = Bundle.open(request["bundle"])
-    inputs = role_inputs(bundle, request["role"], int(request.get("batch", 1)))
+    batch, options = int(request.get("batch", 1)), request.get("options", {})
     parameters = adapted_parameters(bundle)
+    rows = dict.fromkeys(request["roles"], batch)
+    if "encode" in rows:
+        rows["encode"] = batch * role_inputs(bundle, "model", 1)["frames"].shape[1]
+    inputs = {role: role_inputs(bundle, role, count) for role, count in rows.items()}
     base = status_bytes("VmRSS")
-    engine = create_engine(
-        request["engine"], bundle, request["role"], request["precision"], **request.get("options", {})
-    )
-    with engine:
-        if engine.personal and parameters is not None:
-            engine.load_parameters(parameters)
+    with ExitStack() as stack:
+        engines = {
+            role: stack.enter_context(create_engine(request["engine"], bundle, role, precision, **options))
+            for role, precision in request["roles"].items()
+        }
+        for engine in engines.values():
+            if engine.personal and parameters is not None:
+                engine.load_parameters(parameters)
         for _ in range(int(request.get("repeats", 5))):
-            engine.infer(inputs)
+            for role, engine in engines.items():
+                engine.infer(inputs[role])
         gpu = nvml.open_gpu()
         used, reason = device_bytes(os.getpid(), gpu if isinstance(gpu, nvml.Gpu) else None)
-        workspace = getattr(engine, "workspace_bytes", None)
+        sizes = [engine.engine_bytes for engine in engines.values()]
+        workspaces = [getattr(engine, "workspace_bytes", None) for engine in engines.values()]
         return Memory(
             peak_rss_bytes=status_bytes("VmHWM"),
             base_rss_bytes=base,
             device_bytes=used,
             device_reason=reason,
-            engine_bytes=engine.engine_bytes,
-            workspace_bytes=workspace,
+            engine_bytes=_total(sizes),
+            workspace_bytes=_total(workspaces),
             reason=None if status_bytes("VmHWM") else "/proc/self/status cannot be read",
         )
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def main(request: str) -> int:

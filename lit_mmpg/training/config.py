@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-import lit_mmpg
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError
+from lit_mmpg.files import find_config
 
 GROUPS = ("data", "model", "trainer")
 """Keys of an experiment file whose value may be a file."""
@@ -110,36 +110,6 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     config = {key: value for key, value in config.items() if key not in ALL_OPTIONS}
     name = Path(known.config[-1]).stem if known.config else verb
     return Request(verb, config, flags, options, name)
-
-
-def shipped_configs() -> Path:
-    """Folder of the configuration files that come with the package, installed or in a checkout."""
-    package = Path(lit_mmpg.__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def find_config(name: str, folder: Path | None = None) -> Path:
-    """Path of a configuration file.
-
-    Args:
-        name: Path relative to the folder, or ``configs/...`` for a file that comes with the package.
-        folder: Where to look first; the current directory when None.
-
-    Raises:
-        UserError: If there is no such file; names the nearest one.
-    """
-    path = (folder or Path()) / name
-    if path.is_file():
-        return path
-    relative = Path(name)
-    if relative.parts[:1] == ("configs",):
-        shipped = shipped_configs().joinpath(*relative.parts[1:])
-        if shipped.is_file():
-            return shipped
-        if not path.parent.is_dir():
-            path = shipped
-    raise UserError(f"configuration file {name} does not exist{nearest(path)}")
 
 
 def load_config(path: Path) -> dict[str, Any]:

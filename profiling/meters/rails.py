@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class RailSource:
 
     def __init__(self, rails: tuple[Rail, ...], rule: Rule | None) -> None:
         self.rails = {rail.label: rail for rail in rails}
-        self.total = rule.rails if rule else ()
+        self.total: Sequence[str] = rule.rails if rule else ()
         chosen = [self.rails[label] for label in self.total] or list(rails)
         monitors = sorted({rail.monitor for rail in chosen})
         self.name = "+".join(monitors)

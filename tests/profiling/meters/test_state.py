@@ -92,7 +92,7 @@ def test_peak_memory_of_this_process_is_read() -> None:
 
 
 def test_a_worker_that_dies_gives_its_last_words() -> None:
-    result = memory.measure({"bundle": "/nonexistent", "engine": "onnxruntime", "role": "model", "precision": "fp32"})
+    result = memory.measure({"bundle": "/nonexistent", "engine": "onnxruntime", "roles": {"model": "fp32"}})
     assert result.peak_rss_bytes is None and "nonexistent" in result.reason
 
 

@@ -1,0 +1,244 @@
+"""``lit-mmpg profile`` and ``python -m profiling``: run, import, engines, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.files import find_config
+from lit_mmpg.report import wide_console
+from lit_mmpg.runtime.bundle import Bundle
+from profiling import document as documents
+from profiling import recording
+from profiling.config import SCENARIOS, load_config
+from profiling.harness import Harness, Instruments, expected_rails_missing
+from profiling.html import render
+from profiling.plan import Cell, engines_here, make_plan
+from profiling.schema import SCHEMA
+from profiling.tables import print_document, print_engines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 where a row is wrong or failed; 130 where the run was interrupted (its finished rows are kept).
+
+    Raises:
+        UserError: If what was asked is a mistake.
+    """
+    options = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    return int(options.function(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lit-mmpg profile", description="Measure a bundle on this machine.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="measure a bundle",
+        description="Measure engines x precisions x batches x scenarios, each compared with the bundle's reference "
+        "first. Writes profile.json and report.html, and records both in MLflow where it is installed.",
+    )
+    run.add_argument("--bundle", required=True, type=Path, help="folder that 'lit-mmpg export' wrote")
+    run.add_argument("--config", required=True, help="configuration, for example configs/profile/generic_cpu.yaml")
+    run.add_argument("--output", type=Path, help="folder for the results; outputs/profile/NAME when not given")
+    run.add_argument("--engines", nargs="+", metavar="ENGINE", help="only these engines of the configuration")
+    run.add_argument("--scenarios", nargs="+", metavar="SCENARIO", help=f"instead of the configuration's: {SCENARIOS}")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, dotted key")
+    run.add_argument("--tracking-uri", help="MLflow store; the training run's when not given")
+    run.add_argument("--no-record", action="store_true", help="write the files only")
+    run.set_defaults(function=_run)
+
+    imported = commands.add_parser("import", help="record profiles that offline boards wrote")
+    imported.add_argument("files", nargs="+", type=Path, metavar="FILE", help="profile.json of a board")
+    imported.add_argument("--tracking-uri", help="MLflow store; the training run's when not given")
+    imported.set_defaults(function=_import)
+
+    engines = commands.add_parser("engines", help="list the engines, with the reason where one cannot run here")
+    engines.set_defaults(function=_engines)
+
+    report = commands.add_parser("report", help="make the page of a profile again")
+    report.add_argument("file", type=Path, metavar="FILE", help="profile.json")
+    report.add_argument("--output", type=Path, help="HTML file; report.html beside FILE when not given")
+    report.set_defaults(function=_report)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of profile.json")
+    schema.set_defaults(function=_schema)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    path = find_config(options.config)
+    overrides = [*options.set]
+    if options.scenarios:
+        overrides.append("scenarios=" + json.dumps(options.scenarios))
+    config = load_config(path, overrides)
+    if options.engines:
+        unknown = sorted(set(options.engines) - {s.engine for s in config.engines})
+        if unknown:
+            raise UserError(
+                f"--engines {' '.join(unknown)}: {path} names {', '.join(s.engine for s in config.engines)}"
+            )
+        config = replace(config, engines=tuple(s for s in config.engines if s.engine in options.engines))
+    bundle = Bundle.open(options.bundle)
+    plan = make_plan(config, bundle)
+    output: Path = options.output or Path("outputs/profile") / config.name
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
+    instruments = Instruments.open()
+    console = wide_console()
+    warning = expected_rails_missing(config, instruments)
+    if warning:
+        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+    harness = Harness(bundle, config, instruments)
+    profile = harness.start()
+    interrupted = _measure(harness, plan, profile, output)
+    profile["state"] = "interrupted" if interrupted else "complete"
+    written = _save(profile, output)
+    print_document(profile)
+    _tell_files(written)
+    if not options.no_record:
+        _record(profile, options.tracking_uri)
+    if interrupted:
+        print(f"interrupted: {len(profile['rows'])} of {len(plan)} rows are finished and kept", file=sys.stderr)
+        return 130
+    bad = [row for row in profile["rows"] if row["status"] in ("wrong", "failed")]
+    return 1 if bad else 0
+
+
+def _measure(harness: Harness, plan: Sequence[Cell], profile: documents.Document, output: Path) -> bool:
+    """Measure all cells; True where Ctrl-C (or SIGTERM) ended it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = wide_console()
+    troubles: set[str] = set()
+    with Progress(*columns, console=console, transient=True) as progress, _terminate_like_interrupt():
+        task = progress.add_task("", total=len(plan))
+        try:
+            for cell in plan:
+                harness.say = _sayer(progress, task, cell.title)
+                harness.say("starting")
+                profile["rows"].append(harness.measure(cell))
+                progress.advance(task)
+                trouble = _save_quietly(profile, output)
+                if trouble and trouble not in troubles:
+                    troubles.add(trouble)
+                    console.print(f"[yellow]warning:[/] {trouble}", highlight=False)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _sayer(progress: Progress, task: TaskID, title: str) -> Callable[[str], None]:
+    return lambda text: progress.update(task, description=f"{title}: {text}")
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM (a service manager, a time limit) keeps finished rows as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _save_quietly(profile: documents.Document, output: Path) -> str | None:
+    """Write what there is after a row; a sentence where that fails, so that measuring goes on."""
+    wanted = output / "profile.json"
+    try:
+        written = documents.save(profile, wanted)
+    except OSError as error:
+        return f"{wanted} cannot be written ({error.strerror}); the rows stay in memory and are tried again"
+    return None if written == wanted else f"{wanted} cannot be written; the rows are in {written}"
+
+
+def _save(profile: documents.Document, output: Path) -> list[Path]:
+    written = []
+    try:
+        file = documents.save(profile, output / "profile.json")
+        written.append(file)
+        page = file.with_suffix(".html") if file.parent != output else output / "report.html"
+        page.write_text(render(profile), encoding="utf-8")
+        written.append(page)
+    except OSError as error:
+        print(f"error: results cannot be written: {error}; free some space, the table below has them", file=sys.stderr)
+    return written
+
+
+def _tell_files(written: Sequence[Path]) -> None:
+    for path in written:
+        print(f"Written: {path}")
+
+
+def _record(profile: dict[str, Any], uri: str | None) -> None:
+    reason = recording.can_record()
+    if reason:
+        print(f"Not recorded: {reason}")
+        return
+    try:
+        recorded = recording.record(profile, uri)
+    except UserError as error:  # the files are written: a store that is out of reach costs nothing
+        print(f"Not recorded: {error}; import the file later with 'lit-mmpg profile import'")
+        return
+    print(_told(recorded))
+
+
+def _told(recorded: recording.Recorded) -> str:
+    where = f"child of run {recorded.parent}" if recorded.parent else f"standalone in experiment {recording.EXPERIMENT}"
+    verb = "Recorded" if recorded.new else "Already recorded"
+    return f"{verb}: MLflow run {recorded.run_id} ({where}) in {recorded.uri}"
+
+
+def _import(options: argparse.Namespace) -> int:
+    reason = recording.can_record()
+    if reason:
+        raise UserError("mlflow is not installed here; run pip install 'lit-mmpg[train]'")
+    profiles = [(path, documents.load(path)) for path in options.files]  # one bad file stops before any is recorded
+    for path, profile in profiles:
+        print(f"{path}: {_told(recording.record(profile, options.tracking_uri))}")
+    return 0
+
+
+def _engines(_: argparse.Namespace) -> int:
+    print_engines(
+        [
+            {"name": r.name, "help": r.help, "precisions": r.precisions, "ways": r.ways, "reason": r.reason}
+            for r in engines_here().values()
+        ]
+    )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    output = options.output or options.file.with_name("report.html")
+    output.write_text(render(documents.load(options.file)), encoding="utf-8")
+    print(f"Written: {output}")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    print(json.dumps(SCHEMA, indent=2))
+    return 0

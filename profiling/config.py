@@ -1,0 +1,256 @@
+"""What a profile measures: engines, precisions, batches, scenarios, meters and links. Bad combinations stop here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from lit_mmpg.errors import UserError
+from profiling.meters.energy import EnergyConfig
+from profiling.meters.latency import LatencyConfig
+from profiling.meters.network import LinkModel
+
+T = TypeVar("T")
+
+SCENARIOS = ("answer", "adapt", "stream", "finetune", "sustained")
+ENCODER = ("without", "with", "both")
+PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
+
+
+@dataclass(frozen=True)
+class EngineSelection:
+    """One engine to profile.
+
+    Attributes:
+        engine: Its name, see ``lit-mmpg profile engines``.
+        precisions: Precisions of the graphs.
+        options: Options of the engine.
+        compile_only: Build and report, without a run: for compilers whose target is not this machine.
+    """
+
+    engine: str
+    precisions: tuple[str, ...] = ("fp32",)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    compile_only: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.precisions) - set(PRECISIONS))
+        if unknown or not self.precisions:
+            raise UserError(
+                f"engines: {self.engine}: precisions {unknown or '[]'}; choose from {', '.join(PRECISIONS)}"
+            )
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A stream of clips.
+
+    Attributes:
+        clips: Number of clips.
+        adapt_every: An adaptation comes with every so many clips.
+    """
+
+    clips: int = 64
+    adapt_every: int = 8
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or not 1 <= self.adapt_every <= self.clips:
+            raise UserError("stream: adapt_every must lie between 1 and clips")
+
+
+@dataclass(frozen=True)
+class SustainedConfig:
+    """A load that does not pause.
+
+    Attributes:
+        duration_s: Length, seconds; ten minutes show whether the cooling holds.
+        interval_s: Length of the intervals whose median latency, temperature and clocks are kept.
+    """
+
+    duration_s: float = 600.0
+    interval_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.interval_s <= self.duration_s:
+            raise UserError("sustained: interval_s must lie between 0 and duration_s")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning on the device, the cost that generated parameters save.
+
+    Attributes:
+        steps: Optimiser steps that one adaptation by fine-tuning takes; take it from a comparison of accuracies.
+        batch: Labelled clips in a step.
+        lr: Learning rate.
+    """
+
+    steps: int = 100
+    batch: int = 16
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
+            raise UserError("finetune: steps, batch and lr must be positive")
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """Where the cloud's time comes from in the scenario ``adapt``.
+
+    Attributes:
+        url: A running service (``lit-mmpg serve``); None: not measured over a network.
+        ckpt: Checkpoint whose cloud half runs in this process (needs torch); None: not measured.
+    """
+
+    url: str | None = None
+    ckpt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.url and self.ckpt:
+            raise UserError("cloud: give url or ckpt, not both")
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A profile.
+
+    Attributes:
+        name: Name of the board or machine, for titles and runs.
+        engines: What to run.
+        batches: Batch sizes of the scenario ``answer``; all others answer one clip at a time.
+        scenarios: From ``SCENARIOS``.
+        encoder: Whether the frame encoder is in the measured path: ``without``, ``with``, or ``both`` (a row each).
+        measure_memory: Run each engine in a fresh process for its memory.
+        measure_energy: Measure energy.
+        latency: Settings of the latency meter.
+        energy: Settings of the energy meter.
+        stream: Settings of the scenario ``stream``.
+        sustained: Settings of the scenario ``sustained``.
+        finetune: Settings of the scenario ``finetune``.
+        cloud: Where the cloud's time comes from.
+        links: Links whose cost is modelled.
+        expected_rails: Rails that this board's total is made of; a board that shows others is warned about.
+    """
+
+    name: str
+    engines: tuple[EngineSelection, ...]
+    batches: tuple[int, ...] = (1,)
+    scenarios: tuple[str, ...] = ("answer",)
+    encoder: str = "both"
+    measure_memory: bool = True
+    measure_energy: bool = True
+    latency: LatencyConfig = LatencyConfig()
+    energy: EnergyConfig = EnergyConfig()
+    stream: StreamConfig = StreamConfig()
+    sustained: SustainedConfig = SustainedConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    cloud: CloudConfig = CloudConfig()
+    links: tuple[LinkModel, ...] = ()
+    expected_rails: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.engines:
+            raise UserError("engines: none is named; see lit-mmpg profile engines")
+        if not self.batches or min(self.batches) < 1:
+            raise UserError(f"batches: {list(self.batches)} must be positive numbers")
+        for what, values, known in (("scenarios", self.scenarios, SCENARIOS), ("encoder", (self.encoder,), ENCODER)):
+            unknown = sorted(set(values) - set(known))
+            if unknown or not values:
+                raise UserError(f"{what}: {', '.join(unknown) or 'none'}; choose from {', '.join(known)}")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ProfileConfig:
+    """Read a configuration.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` with dotted keys and YAML values, for example ``latency.min_count=20``.
+
+    Raises:
+        UserError: If the file is not readable or a field does not exist or does not fit.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a mapping of settings")
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return _build(ProfileConfig, data, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def to_json(value: Any) -> Any:
+    """A configuration as plain data."""
+    if is_dataclass(value):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write key=value, for example latency.min_count=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML") from error
+    node = data
+    *groups, last = key.split(".")
+    for group in groups:
+        node = node.setdefault(group, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: '{group}' holds no settings")
+    node[last] = value
+
+
+def _build(cls: type[T], data: Any, where: str) -> T:
+    """A dataclass from plain data, with every mistake named by its place."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where or 'the file'} must be a mapping, not {data!r}")
+    hints = get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            raise UserError(f"there is no setting '{where}{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UserError(f"{where or 'the file'}: {str(error).split('__init__() ')[-1]}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return _build(hint, value, f"{where}.")  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where} must be a list, not {value!r}")
+        return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a mapping, not {value!r}")
+        return dict(value)
+    if type(None) in arguments:
+        rest = [a for a in arguments if a is not type(None)]
+        return None if value is None else _convert(rest[0], value, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is not hint:
+        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value

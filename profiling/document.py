@@ -1,0 +1,107 @@
+"""``profile.json``: building it, its digest, writing it so that no finished row is lost, and reading it back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_mmpg.errors import UserError, nearest
+from profiling.schema import KIND, VERSION, problems
+
+Document = dict[str, Any]
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the content without the digest itself, hexadecimal: the same measurement, wherever its file lies."""
+    content = {key: value for key, value in document.items() if key != "digest"}
+    return hashlib.sha256(_dumps(content, None).encode()).hexdigest()
+
+
+def save(document: Document, path: Path) -> Path:
+    """Write the document in one step; an older file stays whole when that fails.
+
+    Args:
+        document: The document; its ``digest`` is set.
+        path: Where to.
+
+    Returns:
+        Where it is: ``path``, or a file in the folder for temporary files where ``path`` cannot be written.
+
+    Raises:
+        OSError: If neither can be written.
+    """
+    document["digest"] = digest(document)
+    text = _dumps(document, 1) + "\n"
+    try:
+        _replace(path, text)
+        return path
+    except OSError as error:
+        spare = Path(tempfile.gettempdir()) / f"{path.stem}-{document['digest'][:12]}{path.suffix}"
+        try:
+            _replace(spare, text)
+        except OSError:
+            raise error from None
+        return spare
+
+
+def load(path: Path) -> Document:
+    """Read and check a document.
+
+    Raises:
+        UserError: If the file is missing, truncated, edited, of a newer version or not a profile.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist{nearest(path)}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is truncated or no JSON; copy it again") from error
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise UserError(f"{path} is no profile; 'lit-mmpg profile run' writes one")
+    version = data.get("schema_version")
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(f"{path} has schema version {version}, this program reads up to {VERSION}; update lit-mmpg")
+    found = problems(data)
+    if found:
+        raise UserError(f"{path} does not follow the schema: {found[0]}")
+    if data["digest"] != digest(data):
+        raise UserError(f"{path} was edited or damaged: its digest differs; copy it again")
+    return data
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON data: NumPy numbers become Python's, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _dumps(value: Any, indent: int | None) -> str:
+    separators = (",", ":") if indent is None else None
+    return json.dumps(value, sort_keys=indent is None, indent=indent, separators=separators, allow_nan=False)
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,282 @@
+"""Runs a plan: right before fast, one row after the other, each row written as soon as it is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.engines import create_engine
+from lit_mmpg.runtime.verify import Verdict
+from profiling import document, environment
+from profiling.config import ProfileConfig, to_json
+from profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
+from profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
+from profiling.pipeline import Pipeline
+from profiling.plan import Cell, engines_here
+from profiling.scenarios import Context, Outcome, find_scenario, more_roles
+from profiling.schema import KIND, VERSION
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What this machine offers to measure with, opened once.
+
+    Attributes:
+        gpu: GPU that NVML shows, or why there is none.
+        sources: Energy sources that answer.
+        unavailable: Sources that do not, with their reasons.
+    """
+
+    gpu: nvml.Gpu | Unavailable
+    sources: Sequence[PowerSource | CounterSource]
+    unavailable: Sequence[Unavailable]
+
+    @classmethod
+    def open(cls, root: Path = Path("/")) -> Instruments:
+        """Try everything that there is."""
+        gpu = nvml.open_gpu()
+        found = [rails.open_rails(root), nvml.open_energy(gpu), rapl.open_rapl(root)]
+        sources = [source for source in found if not isinstance(source, Unavailable)]
+        return cls(gpu, sources, [source for source in found if isinstance(source, Unavailable)])
+
+    @property
+    def known_gpu(self) -> nvml.Gpu | None:
+        """The GPU, or None."""
+        return self.gpu if isinstance(self.gpu, nvml.Gpu) else None
+
+
+@dataclass
+class Harness:
+    """Measures the cells of a plan.
+
+    Attributes:
+        bundle: The bundle.
+        config: The configuration.
+        instruments: Opened sources.
+        say: Shows one line of progress.
+    """
+
+    bundle: Bundle
+    config: ProfileConfig
+    instruments: Instruments
+    say: Say = lambda _: None
+    _memory: dict[tuple[Any, ...], memory.Memory] = field(default_factory=dict)
+
+    def start(self) -> document.Document:
+        """The document without rows."""
+        manifest = self.bundle.manifest
+        return document.plain(
+            {
+                "kind": KIND,
+                "schema_version": VERSION,
+                "digest": "",
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "state": "running",
+                "name": self.config.name,
+                "bundle": {
+                    "path": self.bundle.path.name,
+                    "task": manifest.task,
+                    "checkpoint_digest": manifest.checkpoint_digest,
+                    "run_id": manifest.run_id,
+                    "tracking_uri": manifest.tracking_uri,
+                    "roles": {role: self.bundle.precisions(role) for role in self.bundle.roles},
+                },
+                "config": to_json(self.config),
+                "environment": environment.describe(gpu=self.instruments.gpu)
+                | {
+                    "energy_sources": [
+                        {"name": s.name, "scope": s.scope, "note": s.scope_note} for s in self.instruments.sources
+                    ],
+                    "energy_unavailable": [{"name": u.name, "reason": u.reason} for u in self.instruments.unavailable],
+                    "rails": self._rails(),
+                },
+                "engines": [
+                    {"name": row.name, "help": row.help, "precisions": row.precisions, "reason": row.reason}
+                    for row in engines_here().values()
+                ],
+                "rows": [],
+            }
+        )
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Measure one cell; what goes wrong becomes its reason."""
+        row: dict[str, Any] = {
+            "engine": cell.engine,
+            "precision": cell.precision,
+            "batch": cell.batch,
+            "scenario": cell.scenario,
+            "encoder_included": cell.encoder,
+            "unit": None,
+            "status": "absent",
+            "reason": cell.absent,
+            "roles": {},
+            "options": to_json(cell.selection.options),
+            "engine_details": {},
+            "verdicts": [],
+            "activate_ms": None,
+            "latency": None,
+            "memory": None,
+            "energy": [],
+            "network": [],
+            "bytes": None,
+            "stages": {},
+            "series": {},
+            "state_before": None,
+            "state_after": None,
+            "throttled": [],
+            "notes": [],
+        }
+        if cell.absent is None:
+            try:
+                self._compile(cell, row) if cell.selection.compile_only else self._run(cell, row)
+            except Exception as error:  # one engine's failure must not cost the other rows
+                mistake = find_user_error(error)
+                row["status"] = "failed"
+                row["reason"] = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
+        return document.plain(row)
+
+    def _run(self, cell: Cell, row: dict[str, Any]) -> None:
+        with Pipeline(self.bundle, cell, more_roles(cell.scenario)) as pipeline:
+            row |= {"roles": pipeline.roles, "activate_ms": pipeline.activate_ms}
+            row["engine_details"] = pipeline.engines["model"].describe()
+            begin = time.perf_counter()
+            pipeline.answer()
+            cold_ms = (time.perf_counter() - begin) * 1e3
+            self.say("comparing with the reference")
+            verdicts = pipeline.verify()
+            row["verdicts"] = [_verdict(v) for v in verdicts]
+            wrong = [f"{v.role}: {problem}" for v in verdicts if not v.ok for problem in v.problems]
+            if wrong:
+                row |= {
+                    "status": "wrong",
+                    "reason": "outputs differ from the reference, not timed: " + "; ".join(wrong),
+                }
+                return
+            before = state.read_state(gpu=self.instruments.known_gpu)
+            self.say("latency")
+            context = Context(pipeline, self.config, self.say, self.instruments.sources, self.instruments.known_gpu)
+            outcome = find_scenario(cell.scenario)(context)
+            if outcome.latency is not None:  # the comparison has warmed the engine up: the first answer was before it
+                outcome = replace(outcome, latency=replace(outcome.latency, cold_ms=cold_ms))
+            row |= _outcome(outcome)
+            if self.config.measure_energy and outcome.work is not None:
+                row["energy"] = [e.to_json() for e in self._energy(outcome)]
+            after = state.read_state(gpu=self.instruments.known_gpu)
+            row |= {"state_before": before, "state_after": after, "throttled": state.throttled(before, after)}
+        if self.config.measure_memory and cell.scenario != "finetune":
+            row["memory"] = self._memory_of(cell, row["roles"]).to_json()
+        row["status"] = "ok"
+
+    def _compile(self, cell: Cell, row: dict[str, Any]) -> None:
+        roles = {}
+        sizes = {}
+        begin = time.perf_counter()
+        for role in self.bundle.roles:
+            precision = cell.precision if cell.precision in self.bundle.precisions(role) else "fp32"
+            engine = create_engine(cell.engine, self.bundle, role, precision, **cell.selection.options)
+            build = getattr(engine, "build", None)
+            if build is None:
+                raise UserError(f"engine '{cell.engine}' has no separate compilation; remove compile_only")
+            self.say(f"compiling {role} {precision}")
+            sizes[role] = len(build())
+            roles[role] = precision
+            row["engine_details"] = engine.describe()
+        row |= {
+            "status": "compiled",
+            "reason": "compiled ahead of time and not run: no figure of speed comes from this row",
+            "roles": roles,
+            "activate_ms": (time.perf_counter() - begin) * 1e3,
+            "engine_details": row["engine_details"] | {"compiled_bytes": sizes},
+            "memory": memory.Memory(
+                engine_bytes=sum(sizes.values()), reason="not run", device_reason="not run"
+            ).to_json(),
+        }
+
+    def _energy(self, outcome: Outcome) -> list[energy.Energy]:
+        assert outcome.work is not None
+        found = []
+        for source in self.instruments.sources:
+            self.say(f"energy by {source.name}")
+            found.append(energy.measure(source, outcome.work, self.config.energy, wait_quiet=state.wait_quiet))
+        if any(e.gross_j_per_unit is not None for e in found):
+            return found
+        missing = list(self.instruments.unavailable)
+        model = emissions.available()
+        if model is None and self.config.energy.model:
+            self.say("energy by codecarbon's model")
+            return [*found, energy.nothing(missing), emissions.estimate(outcome.work, self.config.energy)]
+        missing.append(model or Unavailable(emissions.SOURCE, "switched off by energy.model"))
+        return [*found, energy.nothing(missing)]
+
+    def _memory_of(self, cell: Cell, roles: dict[str, str]) -> memory.Memory:
+        """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process."""
+        wanted = [role for role in ("encode", "model") if role in roles]
+        key = (cell.selection.engine, str(cell.selection.options), cell.batch, tuple((r, roles[r]) for r in wanted))
+        if key not in self._memory:
+            self.say("memory in a fresh process")
+            self._memory[key] = memory.measure(
+                {
+                    "bundle": str(self.bundle.path.resolve()),
+                    "engine": cell.engine,
+                    "roles": {role: roles[role] for role in wanted},
+                    "options": to_json(cell.selection.options),
+                    "batch": cell.batch,
+                }
+            )
+        return self._memory[key]
+
+    def _rails(self) -> dict[str, float]:
+        for source in self.instruments.sources:
+            if isinstance(source, rails.RailSource):
+                try:
+                    return dict(source.read_w())
+                except SourceLost:
+                    return {}
+        return {}
+
+
+def expected_rails_missing(config: ProfileConfig, instruments: Instruments) -> str | None:
+    """A sentence where this machine does not show the rails that the configuration expects; None where it does."""
+    if not config.expected_rails:
+        return None
+    total: tuple[str, ...] = ()
+    for source in instruments.sources:
+        if isinstance(source, rails.RailSource):
+            total = tuple(source.total)
+    if set(total) == set(config.expected_rails):
+        return None
+    return (
+        f"'{config.name}' expects the rails {', '.join(config.expected_rails)}; "
+        f"this machine shows {', '.join(total) or 'none'}"
+    )
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "role": verdict.role,
+        "precision": verdict.precision,
+        "ok": verdict.ok,
+        "figures": to_json(verdict.figures),
+        "limits": to_json(verdict.limits),
+        "problems": list(verdict.problems),
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "unit": outcome.unit,
+        "latency": None if outcome.latency is None else outcome.latency.to_json(),
+        "stages": {name: None if stage is None else stage.to_json() for name, stage in outcome.stages.items()},
+        "series": dict(outcome.series),
+        "bytes": outcome.bytes,
+        "network": list(outcome.network),
+        "notes": list(outcome.notes),
+    }

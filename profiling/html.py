@@ -1,0 +1,336 @@
+"""The page of a profile: one self-contained HTML file, without scripts and without anything from a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lit_mmpg.report import format_bytes
+from profiling import svg
+from profiling.tables import (
+    NOT_TIMED,
+    describe_energy,
+    energy_lines,
+    flags,
+    format_energy,
+    format_ms,
+    primary_energy,
+)
+
+Row = Mapping[str, Any]
+
+_STYLE = """
+:root{color-scheme:light}
+*{box-sizing:border-box}
+body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;background:#fff;margin:0 auto;max-width:1180px;padding:16px}
+h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.2rem;margin:2em 0 .4em;border-bottom:1px solid #e5e7eb}
+h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0;max-width:80ch}
+.muted{color:#6b7280}.scroll{overflow-x:auto;margin:.6em 0}
+table{border-collapse:collapse;font-size:.88rem}th,td{padding:4px 10px;text-align:left;border-bottom:1px solid #e5e7eb;
+vertical-align:top}th{background:#f9fafb;white-space:nowrap}td.n{text-align:right;white-space:nowrap;
+font-variant-numeric:tabular-nums}td.w{min-width:16em}
+.badge{display:inline-block;border-radius:9px;padding:0 8px;font-size:.8rem;background:#e5e7eb;white-space:nowrap}
+.ok{background:#d1fae5}.wrong,.failed{background:#fecaca}.compiled{background:#dbeafe}.warn{background:#fef3c7}
+.cards{display:flex;flex-wrap:wrap;gap:10px;margin:.8em 0}
+.card{border:1px solid #e5e7eb;border-radius:8px;padding:8px 14px;
+min-width:150px}.card b{display:block;font-size:1.25rem}
+svg{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:#374151}
+svg .grid{stroke:#e5e7eb}svg .tick{fill:#6b7280}
+svg .whisker{stroke:#374151;fill:none}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;font-size:.9rem}
+dt{color:#6b7280}dd{margin:0;overflow-wrap:anywhere}
+@media(max-width:600px){dl{grid-template-columns:1fr}dt{margin-top:.4em}.scroll svg{max-width:none}}
+"""
+
+
+def render(profile: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        profile: A document.
+    """
+    rows: Sequence[Row] = profile["rows"]
+    timed = [row for row in rows if row["status"] == "ok" and row["latency"]]
+    parts = [_head(profile, rows, timed)]
+    parts += [_latency(timed), _table(rows), _energy(rows, timed), _memory(timed), _adaptation(timed)]
+    parts += [_series(timed), _verdicts(rows), _absent(profile, rows), _environment(profile), _reading()]
+    title = escape(f"Profile of {profile['bundle']['path']} on {profile['name']}")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _name(row: Row, scenario: bool = False) -> str:
+    text = f"{row['engine']} {row['precision']}"
+    text += f" ×{row['batch']}" if row["batch"] > 1 else ""
+    return f"{text} {row['scenario']}" if scenario else text
+
+
+def _path(row: Row) -> str:
+    return "from pixels (frame encoder included)" if row["encoder_included"] else "from features (no frame encoder)"
+
+
+def _head(profile: Mapping[str, Any], rows: Sequence[Row], timed: Sequence[Row]) -> str:
+    environment = profile["environment"]
+    machine = environment.get("board") or environment.get("cpu") or environment.get("architecture") or "unknown machine"
+    gpu = (environment.get("gpu") or {}).get("name")
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("ok", "compiled", "absent")}
+    bad = [row for row in rows if row["status"] in ("wrong", "failed")]
+    cards = [("rows measured", str(counts["ok"])), ("compiled only", str(counts["compiled"]))]
+    cards.append(("cannot run here", str(counts["absent"])))
+    answers = [row for row in timed if row["scenario"] == "answer" and row["batch"] == 1]
+    for encoder, label in ((False, "features"), (True, "pixels")):
+        chosen = [row for row in answers if row["encoder_included"] == encoder]
+        if chosen:
+            best = min(chosen, key=lambda row: row["latency"]["wall"]["p50_ms"])
+            cards.append((f"fastest from {label}: {_name(best)}", f"{format_ms(best['latency']['wall']['p50_ms'])} ms"))
+    told = "".join(f'<div class="card"><b>{escape(value)}</b>{escape(label)}</div>' for label, value in cards)
+    state = "" if profile["state"] == "complete" else f' <span class="badge warn">{escape(profile["state"])}</span>'
+    alarm = ""
+    if bad:
+        items = "".join(f"<li>{escape(_name(row, True))}: {escape(row['reason'] or '')}</li>" for row in bad)
+        alarm = f'<p><span class="badge wrong">not right</span> these rows were not timed:</p><ul>{items}</ul>'
+    return (
+        f"<h1>{escape(profile['name'])}{state}</h1>"
+        f"<p>{escape(machine)}{escape(f', {gpu}' if gpu else '')}. Bundle <b>{escape(profile['bundle']['path'])}</b>, "
+        f"task {escape(profile['bundle']['task'])}. Measured {escape(profile['created'])}.</p>"
+        f'<div class="cards">{told}</div>{alarm}'
+    )
+
+
+def _latency(timed: Sequence[Row]) -> str:
+    parts = []
+    for encoder in (False, True):
+        chosen = [row for row in timed if row["scenario"] == "answer" and row["encoder_included"] == encoder]
+        if not chosen:
+            continue
+        items = []
+        for row in chosen:
+            wall = row["latency"]["wall"]
+            text = f"{format_ms(wall['p50_ms'])} (p95 {format_ms(wall['p95_ms'])})"
+            items.append(svg.Bar(_name(row), wall["p50_ms"], wall["p95_ms"], text, row["engine"]))
+        lines = [svg.Line(_name(row), *svg.share_below(row["latency"]["wall"]["samples_ms"])) for row in chosen]
+        parts.append(f"<h3>{escape(chosen[0]['unit'] or '')}</h3>")
+        parts.append(f"<p class='muted'>{_path(chosen[0])}; bar: median, whisker: 95th percentile.</p>")
+        parts.append(_scroll(svg.bars(items, "ms", "Median latency of an answer")))
+        chart = svg.lines(lines[:8], "ms", "samples at or below, %", "Distribution of latency")
+        parts.append(f"<details><summary>Distribution of the single samples</summary>{_scroll(chart)}</details>")
+    return f"<h2>Latency of an answer</h2>{''.join(parts)}" if parts else ""
+
+
+def _table(rows: Sequence[Row]) -> str:
+    header = ["engine", "precision", "batch", "scenario", "path", "p50 ms", "p95 ms", "p99 ms", "cold ms", "n"]
+    header += ["peak RSS", "energy per unit", "status"]
+    body = []
+    for row in rows:
+        latency = row["latency"] or {}
+        wall = latency.get("wall") or {}
+        reading = primary_energy(row)
+        energy = "" if row["status"] != "ok" else escape(format_energy(reading))
+        energy += f'<br><span class="muted">{escape(describe_energy(reading))}</span>' if reading else ""
+        status = f'<span class="badge {row["status"]}">{escape(NOT_TIMED.get(row["status"], "ok"))}</span>'
+        remarks = "; ".join(flags(row)) if row["status"] == "ok" else row["reason"] or ""
+        peak = (row["memory"] or {}).get("peak_rss_bytes")
+        cells = [
+            f"<td>{escape(row['engine'])}</td><td>{row['precision']}</td><td class=n>{row['batch']}</td>",
+            f"<td>{row['scenario']}</td><td>{'pixels' if row['encoder_included'] else 'features'}</td>",
+            *(f"<td class=n>{format_ms(wall.get(key))}</td>" for key in ("p50_ms", "p95_ms", "p99_ms")),
+            f"<td class=n>{format_ms(latency.get('cold_ms'))}</td><td class=n>{wall.get('count', '')}</td>",
+            f"<td class=n>{format_bytes(peak) if peak else ''}</td><td class=n>{energy}</td>",
+            f"<td class=w>{status} {escape(remarks)}</td>",
+        ]
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in header)
+    table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
+    return f"<h2>All rows</h2>{_scroll(table)}" if body else ""
+
+
+def _energy(rows: Sequence[Row], timed: Sequence[Row]) -> str:
+    lines = energy_lines(rows)
+    items, estimates = [], False
+    for row in timed:
+        reading = primary_energy(row)
+        if reading is not None:
+            estimates |= reading["estimate"]
+            high = reading["gross_j_per_unit"] + (reading["bound_j_per_unit"] or 0.0)
+            text = format_energy(reading)
+            label = _name(row, True) + (" pixels" if row["encoder_included"] else "")
+            items.append(
+                svg.Bar(
+                    label,
+                    max(0.0, reading["gross_j_per_unit"]) * 1e3,
+                    high * 1e3,
+                    text,
+                    row["engine"],
+                    reading["estimate"],
+                )
+            )
+    if not lines and not items:
+        return ""
+    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    mark = (
+        "<p><span class='badge warn'>ESTIMATE</span> hatched bars are a model, not a measurement.</p>"
+        if estimates
+        else ""
+    )
+    chart = _scroll(svg.bars(items, "mJ per unit, gross", "Energy per unit")) if items else ""
+    return f"<h2>Energy</h2>{told}{mark}{chart}"
+
+
+def _memory(timed: Sequence[Row]) -> str:
+    items, seen = [], set()
+    for row in timed:
+        memory = row["memory"] or {}
+        key = (row["engine"], row["precision"], row["batch"], row["encoder_included"])
+        if memory.get("peak_rss_bytes") and key not in seen and row["scenario"] == "answer":
+            seen.add(key)
+            label = _name(row) + (" pixels" if row["encoder_included"] else "")
+            peak = memory["peak_rss_bytes"]
+            base = memory.get("base_rss_bytes") or 0
+            text = f"{format_bytes(peak)}, {format_bytes(max(0, peak - base))} above the bare process"
+            items.append(svg.Bar(label, peak / 2**20, None, text, row["engine"]))
+    if not items:
+        return ""
+    return (
+        "<h2>Memory</h2><p class='muted'>Peak resident memory of a fresh process that only runs this engine, "
+        f"interpreter and libraries included.</p>{_scroll(svg.bars(items, 'MiB', 'Peak memory'))}"
+    )
+
+
+def _adaptation(timed: Sequence[Row]) -> str:
+    parts = []
+    for row in timed:
+        if not row["stages"]:
+            continue
+        cells = "".join(
+            f"<tr><td>{escape(name.replace('_', ' '))}</td>"
+            f"<td class=n>{format_ms(stage['p50_ms']) if stage else 'not measured'}</td>"
+            f"<td class=n>{format_ms(stage['p95_ms']) if stage else ''}</td></tr>"
+            for name, stage in row["stages"].items()
+        )
+        sizes = ""
+        for direction in ("upload", "download"):
+            size = (row["bytes"] or {}).get(direction)
+            if size:
+                sizes += f"{direction} {size['payload_bytes']:,} B payload, {size['message_bytes']:,} B message. "
+        links = "".join(
+            f"<tr><td>{escape(link['link'])}</td><td class=n>{format_ms(link['time_ms'])}</td>"
+            f"<td class=n>{'n/a' if link['energy_j'] is None else format_ms(link['energy_j'] * 1e3)}</td>"
+            f"<td class=w>{escape(link['source'])}</td></tr>"
+            for link in row["network"]
+        )
+        network = (
+            "<p><span class='badge warn'>model</span> what the messages would cost on named links; nothing was "
+            "sent over them:</p>"
+        )
+        network += _scroll(f"<table><tr><th>link</th><th>ms</th><th>mJ</th><th>source</th></tr>{links}</table>")
+        network = network if links else ""
+        notes = "".join(f"<p class='muted'>{escape(note)}</p>" for note in row["notes"])
+        parts.append(
+            f"<h3>{escape(_name(row, True))}, {_path(row)}</h3><p>{escape(row['unit'] or '')}. {escape(sizes)}</p>"
+            + _scroll(f"<table><tr><th>part</th><th>p50 ms</th><th>p95 ms</th></tr>{cells}</table>")
+            + network
+            + notes
+        )
+    return f"<h2>Adaptation</h2>{''.join(parts)}" if parts else ""
+
+
+def _series(timed: Sequence[Row]) -> str:
+    parts = []
+    for row in timed:
+        title = f"<h3>{escape(_name(row, True))}, {_path(row)}</h3>"
+        sustained = row["series"].get("sustained")
+        if sustained:
+            time_s = sustained["time_s"]
+            parts.append(title)
+            chart = svg.lines([svg.Line("", time_s, sustained["p50_ms"])], "s", "median ms", "Latency over time")
+            parts.append(_scroll(chart))
+            heat = svg.lines(
+                [svg.Line("", time_s, sustained["temperature_c"])], "s", "hottest zone, °C", "Temperature", False
+            )
+            parts.append(_scroll(heat) or "<p class='muted'>This machine shows no temperature.</p>")
+            for name, power in row["series"].get("power", {}).items():
+                if name != "rapl" and "counter" not in name:
+                    line = svg.Line("", power["times_s"], power["power_w"])
+                    parts.append(_scroll(svg.lines([line], "s", f"W, {name} ({power['scope']})", "Power")))
+        stream = row["series"].get("stream")
+        if stream:
+            numbers = list(range(1, len(stream["clip_ms"]) + 1))
+            parts.append(title)
+            line = svg.Line("", numbers, stream["clip_ms"])
+            parts.append(_scroll(svg.lines([line], "clip", "ms on the device", "Latency of each clip")))
+    return f"<h2>As time goes by</h2>{''.join(parts)}" if parts else ""
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    seen: dict[tuple[Any, ...], str] = {}
+    for row in rows:
+        for verdict in row["verdicts"]:
+            figures = verdict["figures"]
+            key = (row["engine"], verdict["role"], verdict["precision"])
+            shares = ["" if figures[k] is None else f"{figures[k]:.4g}" for k in ("top1_agreement", "rank_correlation")]
+            badge = '<span class="badge ok">right</span>' if verdict["ok"] else '<span class="badge wrong">WRONG</span>'
+            seen[key] = (
+                f"<tr><td>{escape(row['engine'])}</td><td>{verdict['role']}</td><td>{verdict['precision']}</td>"
+                f"<td class=n>{'n/a' if figures['error'] is None else format(figures['error'], '.1e')}</td>"
+                f"<td class=n>{verdict['limits']['error']:g}</td>"
+                f"<td class=n>{shares[0]}</td><td class=n>{shares[1]}</td>"
+                f"<td>{badge} {escape('; '.join(verdict['problems']))}</td></tr>"
+            )
+    if not seen:
+        return ""
+    head = "<th>engine</th><th>graph</th><th>precision</th><th>relative error</th><th>limit</th>"
+    head += "<th>same choice</th><th>rank correlation</th><th>result</th>"
+    table = _scroll(f"<table><tr>{head}</tr>{''.join(seen.values())}</table>")
+    return f"<h2>Right before fast</h2><p>Outputs against the bundle's reference, before anything was timed.</p>{table}"
+
+
+def _absent(profile: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    engines = "".join(
+        f"<tr><td>{escape(e['name'])}</td><td class=w>{escape(e['reason'] or 'can run here')}</td></tr>"
+        for e in profile["engines"]
+    )
+    return (
+        "<h2>Engines on this machine</h2>" + _scroll(f"<table><tr><th>engine</th><th>here</th></tr>{engines}</table>")
+        if engines
+        else ""
+    )
+
+
+def _environment(profile: Mapping[str, Any]) -> str:
+    environment = dict(profile["environment"])
+    environment["digest of the checkpoint"] = profile["bundle"]["checkpoint_digest"]
+    environment["training run"] = profile["bundle"]["run_id"]
+    items = "".join(
+        f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(_value(value))}</dd>"
+        for key, value in environment.items()
+    )
+    return f"<h2>Machine</h2><dl>{items}</dl>"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not known"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_value(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(_value(v) for v in value) or "none"
+    return str(value)
+
+
+def _reading() -> str:
+    return (
+        "<h2>How to read this</h2><p>Latency is the synchronised wall clock of one unit, the timer's own cost "
+        "subtracted; the first call (cold) stands apart. A row is unstable where the halves of its run differ by more "
+        "than 5 %. "
+        "Gross energy is what the source read; net is without what idling as long would have taken; ± is the bound of "
+        "the sampling error, not of the sensor. What could not be measured says why. Raw samples "
+        "are in profile.json.</p>"
+    )
+
+
+def _scroll(content: str) -> str:
+    return f'<div class="scroll">{content}</div>' if content else ""

@@ -1,0 +1,99 @@
+"""The measured path of one cell: the engines of its roles, from pixels or features to an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lit_mmpg.runtime.bundle import Arrays, Bundle
+from lit_mmpg.runtime.engines import Engine, create_engine
+from lit_mmpg.runtime.verify import Verdict, verify
+from profiling.inputs import role_inputs
+from profiling.plan import Cell
+
+
+class Pipeline:
+    """Engines of one cell. Use it as a context manager.
+
+    Args:
+        bundle: The bundle.
+        cell: Engine, precision, batch, and whether the encoder is in the path.
+        more_roles: Roles beside those of an answer, for example ``project``.
+
+    Raises:
+        UserError: If the bundle lacks a graph or an option does not fit.
+    """
+
+    def __init__(self, bundle: Bundle, cell: Cell, more_roles: Sequence[str] = ()) -> None:
+        self.bundle, self.cell = bundle, cell
+        roles = [*(["encode"] if cell.encoder else []), *more_roles, "model"]
+        if bundle.manifest.task == "retrieval":
+            roles.append("text")
+        self.engines: dict[str, Engine] = {}
+        for role in roles:
+            precision = cell.precision if cell.precision in bundle.precisions(role) else "fp32"
+            self.engines[role] = create_engine(cell.engine, bundle, role, precision, **cell.selection.options)
+        self.inputs: dict[str, Arrays] = {role: role_inputs(bundle, role, cell.batch) for role in roles}
+        if cell.encoder:
+            frames = self.inputs["model"]["frames"]
+            self.inputs["encode"] = role_inputs(bundle, "encode", cell.batch * frames.shape[1])
+        self.activate_ms = 0.0
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Precision of every role."""
+        return {role: engine.precision for role, engine in self.engines.items()}
+
+    @property
+    def unit(self) -> str:
+        """One unit of work in words."""
+        clips = "one clip" if self.cell.batch == 1 else f"{self.cell.batch} clips at once"
+        frames = self.inputs["model"]["frames"].shape[1]
+        start = f"from the pixels of {frames} frames" if self.cell.encoder else f"from the features of {frames} frames"
+        if self.bundle.manifest.task == "retrieval":
+            return f"{clips} {start} to the embedding, one query, and their similarity"
+        return f"{clips} {start} to the scores of one question each"
+
+    def __enter__(self) -> Pipeline:
+        begin = time.perf_counter()
+        try:
+            for engine in self.engines.values():
+                engine.activate()
+        except BaseException:
+            self.__exit__()
+            raise
+        self.activate_ms = (time.perf_counter() - begin) * 1e3
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for engine in self.engines.values():
+            engine.deactivate()
+
+    def verify(self) -> list[Verdict]:
+        """Compare every engine with the reference of the bundle."""
+        return [verify(engine, self.bundle) for engine in self.engines.values()]
+
+    def load(self, parameters: Mapping[str, np.ndarray] | None) -> None:
+        """Swap the personal parameters of the model."""
+        self.engines["model"].load_parameters(parameters)
+
+    def encode(self) -> np.ndarray:
+        """Features ``[batch, T, D]``: of the encoder where it is in the path, else as the bundle has them."""
+        frames = self.inputs["model"]["frames"]
+        if not self.cell.encoder:
+            return frames
+        features = self.engines["encode"].infer(self.inputs["encode"])["features"]
+        return features.reshape(frames.shape)
+
+    def answer(self) -> np.ndarray:
+        """One unit of work: scores, or similarities for retrieval."""
+        inputs = self.inputs["model"]
+        if self.cell.encoder:
+            inputs = inputs | {"frames": self.encode()}
+        outputs = self.engines["model"].infer(inputs)
+        if "text" not in self.engines:
+            return outputs["scores"]
+        query = self.engines["text"].infer(self.inputs["text"])["embedding"]
+        return outputs["embedding"] @ query.T

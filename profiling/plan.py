@@ -1,0 +1,119 @@
+"""From a configuration and a bundle to the cells of the grid; what cannot work is refused or listed with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.engines import EngineRow, engine_class, engine_table
+from profiling.config import EngineSelection, ProfileConfig
+
+NEEDS_PARAMETERS = ("adapt", "stream", "finetune")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the result.
+
+    Attributes:
+        selection: The engine with its options.
+        precision: Of the ``model`` graph.
+        batch: Clips at once.
+        scenario: See :mod:`profiling.scenarios`.
+        encoder: Whether the frame encoder is in the measured path.
+        absent: Why the cell cannot run here; None where it can.
+    """
+
+    selection: EngineSelection
+    precision: str
+    batch: int
+    scenario: str
+    encoder: bool
+    absent: str | None = None
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine."""
+        return self.selection.engine
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        path = "pixels to answer" if self.encoder else "features to answer"
+        return f"{self.engine} {self.precision} batch {self.batch} {self.scenario} ({path})"
+
+
+def engines_here() -> dict[str, EngineRow]:
+    """All engines by name, with the reasons why they cannot run on this machine."""
+    return {row.name: row for row in engine_table()}
+
+
+def make_plan(config: ProfileConfig, bundle: Bundle) -> list[Cell]:
+    """All cells, in the order in which they run.
+
+    Raises:
+        UserError: If the configuration names an engine that does not exist, a precision that an engine never runs, or
+            an option that it does not have.
+    """
+    rows = engines_here()
+    cells: list[Cell] = []
+    for selection in config.engines:
+        _check(selection, rows)
+        for precision in selection.precisions:
+            for scenario in config.scenarios:
+                for encoder in _encoders(config, scenario):
+                    for batch in config.batches if scenario == "answer" else (1,):
+                        absent = _absent(selection, precision, scenario, encoder, rows, bundle)
+                        cells.append(Cell(selection, precision, batch, scenario, encoder, absent))
+            if selection.compile_only:
+                continue
+    return [c for i, c in enumerate(cells) if not c.selection.compile_only or _first(cells, i)]
+
+
+def _first(cells: list[Cell], index: int) -> bool:
+    """Compilation does not depend on batch, scenario or path: one row says it all."""
+    key = (cells[index].selection, cells[index].precision)
+    return all((c.selection, c.precision) != key for c in cells[:index])
+
+
+def _encoders(config: ProfileConfig, scenario: str) -> tuple[bool, ...]:
+    if scenario == "finetune":
+        return (False,)
+    return {"without": (False,), "with": (True,), "both": (False, True)}[config.encoder]
+
+
+def _check(selection: EngineSelection, rows: dict[str, EngineRow]) -> None:
+    row = rows.get(selection.engine)
+    if row is None:
+        engine_class(selection.engine)  # raises with the nearest name
+        raise UserError(f"there is no engine '{selection.engine}'")
+    impossible = sorted(set(selection.precisions) - set(row.precisions)) if row.precisions else []
+    if impossible:
+        raise UserError(
+            f"engine '{selection.engine}' runs {', '.join(row.precisions)}, not {', '.join(impossible)}; "
+            "change engines.precisions"
+        )
+    if row.precisions:  # a class whose library is missing cannot check its options
+        cls = engine_class(selection.engine)
+        cls.config_class.from_options(selection.engine, selection.options)
+
+
+def _absent(
+    selection: EngineSelection,
+    precision: str,
+    scenario: str,
+    encoder: bool,
+    rows: dict[str, EngineRow],
+    bundle: Bundle,
+) -> str | None:
+    reason = rows[selection.engine].reason
+    if reason and not selection.compile_only:
+        return reason
+    if precision not in bundle.precisions("model"):
+        return f"the bundle holds no {precision} graph; export with --precisions {precision}"
+    if encoder and "encode" not in bundle.roles:
+        return "the bundle holds no frame encoder; export with --frame-encoder"
+    if scenario in NEEDS_PARAMETERS and not len(bundle.spec):
+        return "the bundle's model takes no personal parameters"
+    return None

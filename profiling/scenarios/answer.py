@@ -1,0 +1,17 @@
+"""Answer one question (or embed and compare, for retrieval): the steady state of a device."""
+
+from __future__ import annotations
+
+from profiling.inputs import adapted_parameters
+from profiling.meters import latency
+from profiling.scenarios import Context, Outcome
+
+
+def run(context: Context) -> Outcome:
+    """Measure answers, with the personal parameters of one of the reference's devices where the model takes them."""
+    pipeline = context.pipeline
+    parameters = adapted_parameters(pipeline.bundle)
+    if parameters is not None:
+        pipeline.load(parameters)
+    measured = latency.measure(pipeline.answer, context.config.latency)
+    return Outcome(unit=pipeline.unit, latency=measured, work=pipeline.answer)

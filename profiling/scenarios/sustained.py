@@ -1,0 +1,104 @@
+"""A load without pauses, with temperature, clocks and power as time goes by: what the cooling allows for long."""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from profiling.inputs import adapted_parameters
+from profiling.meters.energy import Recorder
+from profiling.meters.latency import UNSTABLE, Distribution, Latency, halves_differ, timer_overhead_s
+from profiling.meters.sources import SourceLost
+from profiling.meters.state import read_state
+from profiling.scenarios import Context, Outcome
+
+KEPT_SAMPLES = 20_000
+"""At most so many single latencies are kept; the intervals hold all of them in their medians."""
+
+
+def run(context: Context) -> Outcome:
+    """Answer for ``sustained.duration_s`` and watch the device."""
+    pipeline, settings = context.pipeline, context.config.sustained
+    parameters = adapted_parameters(pipeline.bundle)
+    if parameters is not None:
+        pipeline.load(parameters)
+    begin = time.perf_counter()
+    pipeline.answer()
+    cold_ms = (time.perf_counter() - begin) * 1e3
+    overhead_s = timer_overhead_s()
+    series: dict[str, list[Any]] = {
+        name: [] for name in ("time_s", "p50_ms", "answers_per_s", "temperature_c", "cpu_mhz", "gpu_mhz")
+    }
+    samples: list[float] = []
+    notes = [f"answers without pause for {settings.duration_s:g} s"]
+    with ExitStack() as stack:
+        recorders = [stack.enter_context(Recorder(source)) for source in context.sources]
+        start = time.perf_counter()
+        while (now := time.perf_counter()) - start < settings.duration_s:
+            end = min(now + settings.interval_s, start + settings.duration_s)
+            interval: list[float] = []
+            while (before := time.perf_counter()) < end:
+                pipeline.answer()
+                interval.append(max(0.0, time.perf_counter() - before - overhead_s))
+            state = read_state(gpu=context.gpu)
+            elapsed = time.perf_counter() - start
+            series["time_s"].append(round(elapsed, 3))
+            series["p50_ms"].append(float(np.median(interval)) * 1e3)
+            series["answers_per_s"].append(len(interval) / (time.perf_counter() - now))
+            series["temperature_c"].append(_hottest(state))
+            series["cpu_mhz"].append(_mean([v for v in state["cpu_mhz"] if v is not None]))
+            series["gpu_mhz"].append(_gpu_mhz(state))
+            samples += interval
+            context.say(f"{elapsed:.0f} of {settings.duration_s:.0f} s, {series['p50_ms'][-1]:.2f} ms")
+    power = {}
+    for recorder in recorders:
+        try:
+            window = recorder.window()
+        except SourceLost as error:
+            notes.append(f"{recorder.source.name}: {error}")
+            continue
+        if window.energy_j is not None:
+            power[recorder.source.name] = {
+                "mean_w": window.energy_j / window.duration_s,
+                "energy_j": window.energy_j,
+                "bound_j": window.bound_j,
+                "times_s": window.times_s,
+                "power_w": window.power_w,
+                "scope": recorder.source.scope,
+            }
+    gc.collect()
+    kept = samples if len(samples) <= KEPT_SAMPLES else samples[:: -(-len(samples) // KEPT_SAMPLES)]
+    if len(kept) < len(samples):
+        notes.append(f"{len(kept)} of {len(samples)} single latencies are kept, evenly spaced")
+    drift = halves_differ(samples)
+    latency = Latency(
+        wall=Distribution.of([s * 1e3 for s in kept]),
+        device=None,
+        device_source=None,
+        cold_ms=cold_ms,
+        timer_overhead_ms=overhead_s * 1e3,
+        halves=[drift],
+        stable=drift <= UNSTABLE,
+        warmup=1,
+    )
+    return Outcome(pipeline.unit, latency, None, series={"sustained": series, "power": power}, notes=notes)
+
+
+def _hottest(state: dict[str, Any]) -> float | None:
+    values = [*state["temperatures_c"].values()]
+    gpu = (state["nvml"] or {}).get("temperature_c")
+    values += [] if gpu is None else [gpu]
+    return max(values) if values else None
+
+
+def _gpu_mhz(state: dict[str, Any]) -> float | None:
+    nvml = (state["nvml"] or {}).get("sm_mhz")
+    return nvml if nvml is not None else _mean(list(state["gpu_mhz"].values()))
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

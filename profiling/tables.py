@@ -1,0 +1,123 @@
+"""The result on the screen: one line per row, in words that say where each figure comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from lit_mmpg.report import format_bytes, wide_console
+
+Row = Mapping[str, Any]
+
+NOT_TIMED = {"wrong": "WRONG", "failed": "failed", "absent": "not here", "compiled": "compiled"}
+
+
+def primary_energy(row: Row) -> Mapping[str, Any] | None:
+    """The first energy figure that there is: measured before modelled."""
+    for reading in row["energy"]:
+        if reading["gross_j_per_unit"] is not None:
+            return reading
+    return None
+
+
+def format_ms(value: float | None) -> str:
+    """Milliseconds with three digits."""
+    return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def format_energy(reading: Mapping[str, Any] | None) -> str:
+    """``12.3 mJ (net 4.5) ±0.1``; an estimate carries a tilde."""
+    if reading is None:
+        return "n/a"
+    scale, unit = (1e3, "mJ") if abs(reading["gross_j_per_unit"]) < 1 else (1.0, "J")
+    text = f"{reading['gross_j_per_unit'] * scale:.3g} {unit} (net {reading['net_j_per_unit'] * scale:.3g})"
+    if reading.get("bound_j_per_unit") is not None:
+        text += f" ±{reading['bound_j_per_unit'] * scale:.2g}"
+    return f"~{text}" if reading["estimate"] else text
+
+
+def describe_energy(reading: Mapping[str, Any] | None) -> str:
+    """Source and scope; an estimate is called one."""
+    if reading is None:
+        return ""
+    return f"{'ESTIMATE by ' if reading['estimate'] else ''}{reading['source']}, {reading['scope']}"
+
+
+def flags(row: Row) -> list[str]:
+    """What makes a row's figures doubtful."""
+    found = []
+    latency = row.get("latency")
+    if latency and not latency["stable"]:
+        found.append(f"unstable: halves differ by {latency['halves'][-1]:.0%}")
+    if latency and latency["cut_short"]:
+        found.append("few samples")
+    if row.get("throttled"):
+        found.append("throttled: " + "; ".join(row["throttled"]))
+    return found
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """Print a profile."""
+    console = wide_console()
+    rows: Sequence[Row] = document["rows"]
+    table = Table(title=f"{document['name']}: {document['bundle']['path']}", title_justify="left")
+    for name in ("engine", "precision", "batch", "scenario", "path"):
+        table.add_column(name, no_wrap=name != "scenario", justify="right" if name == "batch" else "left")
+    for name in ("p50 ms", "p95 ms", "cold ms", "peak RSS"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("energy per unit", no_wrap=True)
+    table.add_column("remarks", overflow="fold")
+    previous = None
+    for row in rows:
+        if previous not in (None, row["engine"]):
+            table.add_section()
+        previous = row["engine"]
+        wall = (row["latency"] or {}).get("wall") or {}
+        note = "; ".join(flags(row)) if row["status"] == "ok" else f"{NOT_TIMED[row['status']]}: {row['reason']}"
+        table.add_row(
+            row["engine"],
+            row["precision"],
+            str(row["batch"]),
+            row["scenario"],
+            "from pixels" if row["encoder_included"] else "from features",
+            format_ms(wall.get("p50_ms")),
+            format_ms(wall.get("p95_ms")),
+            format_ms((row["latency"] or {}).get("cold_ms")),
+            format_bytes(row["memory"]["peak_rss_bytes"]) if (row["memory"] or {}).get("peak_rss_bytes") else "",
+            format_energy(primary_energy(row)) if row["status"] == "ok" else "",
+            escape(note),
+        )
+    console.print(table)
+    for line in energy_lines(rows):
+        console.print(escape(line), highlight=False)
+
+
+def energy_lines(rows: Sequence[Row]) -> list[str]:
+    """Where the joules come from, and why some are missing: each said once."""
+    lines: dict[str, None] = {}
+    for row in rows:
+        for reading in row["energy"]:
+            if reading["gross_j_per_unit"] is not None:
+                note = reading["scope_note"] or ""
+                kind = "Energy is an ESTIMATE" if reading["estimate"] else "Energy"
+                lines[f"{kind} by {reading['source']} ({reading['scope']}): {note}."] = None
+                lines |= dict.fromkeys(f"  {note}" for note in reading["notes"])
+            elif reading["reason"]:
+                lines[f"Not measured: {reading['reason']}."] = None
+    return list(lines)
+
+
+def print_engines(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the engines and why this machine cannot run some of them."""
+    table = Table(title="engines", title_justify="left")
+    for name in ("engine", "what", "precisions", "personal parameters by", "here"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        here = "yes" if row["reason"] is None else f"no: {row['reason']}"
+        table.add_row(
+            row["name"], escape(row["help"]), ", ".join(row["precisions"]), ", ".join(row["ways"]), escape(here)
+        )
+    wide_console().print(table)
