@@ -10,6 +10,7 @@ from lit_mmpg.report import format_bytes
 from profiling import svg
 from profiling.tables import (
     NOT_TIMED,
+    absent_lines,
     describe_energy,
     energy_lines,
     flags,
@@ -29,7 +30,7 @@ h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0;max-width:80ch}
 .muted{color:#6b7280}.scroll{overflow-x:auto;margin:.6em 0}
 table{border-collapse:collapse;font-size:.88rem}th,td{padding:4px 10px;text-align:left;border-bottom:1px solid #e5e7eb;
 vertical-align:top}th{background:#f9fafb;white-space:nowrap}td.n{text-align:right;white-space:nowrap;
-font-variant-numeric:tabular-nums}td.w{min-width:16em}
+font-variant-numeric:tabular-nums}td.w{min-width:16em}td.s{max-width:22em}
 .badge{display:inline-block;border-radius:9px;padding:0 8px;font-size:.8rem;background:#e5e7eb;white-space:nowrap}
 .ok{background:#d1fae5}.wrong,.failed{background:#fecaca}.compiled{background:#dbeafe}.warn{background:#fef3c7}
 .cards{display:flex;flex-wrap:wrap;gap:10px;margin:.8em 0}
@@ -122,10 +123,12 @@ def _latency(timed: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    header = ["engine", "precision", "batch", "scenario", "path", "p50 ms", "p95 ms", "p99 ms", "cold ms", "n"]
-    header += ["peak RSS", "energy per unit", "status"]
+    header = ["engine", "precision", "batch", "scenario", "path", "status", "p50 ms", "p95 ms", "p99 ms", "cold ms"]
+    header += ["n", "peak RSS", "energy per unit"]
     body = []
     for row in rows:
+        if row["status"] == "absent":
+            continue
         latency = row["latency"] or {}
         wall = latency.get("wall") or {}
         reading = primary_energy(row)
@@ -137,15 +140,16 @@ def _table(rows: Sequence[Row]) -> str:
         cells = [
             f"<td>{escape(row['engine'])}</td><td>{row['precision']}</td><td class=n>{row['batch']}</td>",
             f"<td>{row['scenario']}</td><td>{'pixels' if row['encoder_included'] else 'features'}</td>",
+            f"<td class=s>{status}{f'<br>{escape(remarks)}' if remarks else ''}</td>",
             *(f"<td class=n>{format_ms(wall.get(key))}</td>" for key in ("p50_ms", "p95_ms", "p99_ms")),
             f"<td class=n>{format_ms(latency.get('cold_ms'))}</td><td class=n>{wall.get('count', '')}</td>",
-            f"<td class=n>{format_bytes(peak) if peak else ''}</td><td class=n>{energy}</td>",
-            f"<td class=w>{status} {escape(remarks)}</td>",
+            f"<td class=n>{format_bytes(peak) if peak else ''}</td><td>{energy}</td>",
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in header)
     table = f"<table><tr>{head}</tr>{''.join(body)}</table>"
-    return f"<h2>All rows</h2>{_scroll(table)}" if body else ""
+    absent = "".join(f"<li>{escape(line)}</li>" for line in absent_lines(rows))
+    return (f"<h2>All rows</h2>{_scroll(table)}" if body else "") + (f"<ul>{absent}</ul>" if absent else "")
 
 
 def _energy(rows: Sequence[Row], timed: Sequence[Row]) -> str:

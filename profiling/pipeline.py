@@ -87,11 +87,15 @@ class Pipeline:
         features = self.engines["encode"].infer(self.inputs["encode"])["features"]
         return features.reshape(frames.shape)
 
-    def answer(self) -> np.ndarray:
-        """One unit of work: scores, or similarities for retrieval."""
+    def answer(self, features: np.ndarray | None = None) -> np.ndarray:
+        """One unit of work: scores, or similarities for retrieval.
+
+        Args:
+            features: ``[batch, T, D]`` that are encoded already; made here when None.
+        """
         inputs = self.inputs["model"]
-        if self.cell.encoder:
-            inputs = inputs | {"frames": self.encode()}
+        if features is not None or self.cell.encoder:
+            inputs = inputs | {"frames": self.encode() if features is None else features}
         outputs = self.engines["model"].infer(inputs)
         if "text" not in self.engines:
             return outputs["scores"]

@@ -66,7 +66,7 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
     if not items:
         return ""
     left = 14 + 6.6 * max(len(item.label) for item in items)
-    width, right = left + 420, 100
+    width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
     marks = ticks(max(max(item.value, item.high or 0.0) for item in items))
     scale = (width - left) / marks[-1]
     height = _TOP + _ROW * len(items) + _AXIS

@@ -72,6 +72,8 @@ def print_document(document: Mapping[str, Any]) -> None:
     table.add_column("remarks", overflow="fold")
     previous = None
     for row in rows:
+        if row["status"] == "absent":
+            continue
         if previous not in (None, row["engine"]):
             table.add_section()
         previous = row["engine"]
@@ -91,8 +93,22 @@ def print_document(document: Mapping[str, Any]) -> None:
             escape(note),
         )
     console.print(table)
-    for line in energy_lines(rows):
+    for line in [*absent_lines(rows), *energy_lines(rows)]:
         console.print(escape(line), highlight=False)
+
+
+def absent_lines(rows: Sequence[Row]) -> list[str]:
+    """Cells that cannot run here, those with the same reason together."""
+    groups: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        if row["status"] == "absent":
+            what = f"{row['precision']} {row['scenario']}{' from pixels' if row['encoder_included'] else ''}"
+            groups.setdefault((row["engine"], row["reason"]), {})[what] = None
+    lines = []
+    for (engine, reason), cells in groups.items():
+        shown = ", ".join(cells) if len(cells) <= 4 else f"{len(cells)} cells ({next(iter(cells))}, ...)"
+        lines.append(f"Not here: {engine}: {shown}: {reason}")
+    return lines
 
 
 def energy_lines(rows: Sequence[Row]) -> list[str]:

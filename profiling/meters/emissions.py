@@ -64,7 +64,7 @@ def estimate(
         gross_j_per_unit=gross_j / units,
         net_j_per_unit=(gross_j - idle_j / idle_s * window_s) / units,
         idle_w=idle_j / idle_s,
-        notes=[f"estimate: {parts}", "an unknown processor gets a constant power, so net may be meaningless"],
+        notes=[f"modelled: {parts}", "an unknown processor gets a constant power, so net may be meaningless"],
     )
 
 
@@ -91,8 +91,5 @@ def _track(action: Callable[[], None], country: str) -> tuple[float, float, str]
         with contextlib.redirect_stdout(None):
             tracker.stop()
     data = tracker.final_emissions_data
-    parts = (
-        f"processor '{data.cpu_model}' {data.cpu_power:.1f} W, memory {data.ram_power:.1f} W, "
-        f"GPU {data.gpu_model or 'none'} {data.gpu_power:.1f} W"
-    )
+    parts = f"processor '{data.cpu_model}', memory, GPU {data.gpu_model or 'none'}"
     return float(data.energy_consumed) * _JOULES_PER_KWH, float(data.duration or duration), parts

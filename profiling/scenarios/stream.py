@@ -1,0 +1,73 @@
+"""A stream of clips with an adaptation every N: what a device lives through, clip by clip."""
+
+from __future__ import annotations
+
+import time
+
+from profiling.meters import network
+from profiling.meters.latency import UNSTABLE, Distribution, Latency, halves_differ, timer_overhead_s
+from profiling.scenarios import Context, Outcome
+from profiling.scenarios.adapt import sizes
+from profiling.scenarios.exchange import DeviceSide, open_cloud
+
+
+def run(context: Context) -> Outcome:
+    """Measure a stream; a clip's latency is the device's own part."""
+    pipeline, settings = context.pipeline, context.config.stream
+    device = DeviceSide(pipeline)
+    cloud, absent = open_cloud(context.config.cloud, pipeline.bundle)
+    upload = device.upload()
+    answer, _ = cloud(upload.to_bytes())
+
+    def clip(number: int) -> bool:
+        adapts = number % settings.adapt_every == 0
+        device.see_clip()
+        if adapts:
+            device.upload().to_bytes()
+            device.apply(answer, upload)
+        device.answer()
+        return adapts
+
+    begin = time.perf_counter()
+    clip(0)
+    cold_ms = (time.perf_counter() - begin) * 1e3
+    overhead_s = timer_overhead_s()
+    clip_ms: list[float] = []
+    adapted: list[bool] = []
+    for number in range(settings.clips):
+        start = time.perf_counter()
+        adapted.append(clip(number))
+        clip_ms.append(max(0.0, time.perf_counter() - start - overhead_s) * 1e3)
+    plain = [ms for ms, adapts in zip(clip_ms, adapted, strict=True) if not adapts]
+    with_adaptation = [ms for ms, adapts in zip(clip_ms, adapted, strict=True) if adapts]
+    halves = halves_differ(clip_ms)
+    size = sizes(upload, answer)
+    per_clip = {f"{way}_per_clip": size[way]["message_bytes"] / settings.adapt_every for way in ("upload", "download")}
+    notes = [f"an adaptation comes with every {settings.adapt_every} clips; times are the device's own part"]
+
+    def cycle() -> None:
+        for number in range(settings.adapt_every):
+            clip(number)
+
+    return Outcome(
+        unit=f"one clip of a stream ({pipeline.unit}); energy: a cycle of {settings.adapt_every} clips",
+        latency=Latency(
+            wall=Distribution.of(clip_ms),
+            device=None,
+            device_source=None,
+            cold_ms=cold_ms,
+            timer_overhead_ms=overhead_s * 1e3,
+            halves=[halves],
+            stable=halves <= UNSTABLE,
+            warmup=1,
+        ),
+        work=cycle,
+        stages={
+            "clip_without_adaptation": Distribution.of(plain) if plain else None,
+            "clip_with_adaptation": Distribution.of(with_adaptation),
+        },
+        series={"stream": {"clip_ms": [round(ms, 6) for ms in clip_ms], "adapted": adapted}},
+        bytes={**size, **per_clip},
+        network=network.costs(context.config.links, size["upload"]["message_bytes"], size["download"]["message_bytes"]),
+        notes=[*notes, *([absent] if absent else [])],
+    )

@@ -1,0 +1,268 @@
+"""``lit-mmpg profile`` end to end on a bundle made by hand."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from lit_mmpg.cli import main as lit_mmpg
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Bundle
+from profiling import document as documents
+from profiling.cli import main
+from profiling.config import load_config, to_json
+from profiling.html import render
+from profiling.plan import make_plan
+from profiling.schema import SCHEMA, problems
+from tests.profiling.bundles import make_bundle
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+name: test
+engines: [{engine: onnxruntime, precisions: [fp32]}]
+scenarios: [answer, adapt, stream, sustained]
+latency: {warmup: 2, min_count: 8, min_time_s: 0.0, max_time_s: 5.0, attempts: 1}
+stream: {clips: 6, adapt_every: 3}
+sustained: {duration_s: 0.4, interval_s: 0.1}
+measure_energy: false
+links: [{name: lte, up_mbit_s: 6, down_mbit_s: 13, rtt_ms: 70, source: somewhere}]
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("made") / "bundle")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "test.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, documents.Document]:
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "test.yaml").write_text(CONFIG)
+    arguments = ["run", "--bundle", str(bundle), "--config", str(folder / "test.yaml"), "--output", str(folder)]
+    assert main([*arguments, "--no-record"]) == 0
+    return folder, documents.load(folder / "profile.json")
+
+
+def test_every_cell_has_a_finished_row_and_the_file_follows_its_schema(finished) -> None:
+    _, profile = finished
+    cells = [(r["scenario"], r["encoder_included"], r["status"]) for r in profile["rows"]]
+    assert cells == [(s, e, "ok") for s in ("answer", "adapt", "stream", "sustained") for e in (False, True)]
+    assert problems(profile) == [] and profile["state"] == "complete"
+    jsonschema.validate(profile, SCHEMA)
+
+
+def test_rows_are_verified_and_hold_raw_samples_and_memory(finished) -> None:
+    _, profile = finished
+    for row in profile["rows"]:
+        assert row["verdicts"] and all(v["ok"] for v in row["verdicts"])
+        wall = row["latency"]["wall"]
+        assert wall["count"] == len(wall["samples_ms"]) > 0 and min(wall["samples_ms"]) >= 0
+        assert row["latency"]["cold_ms"] > 0 and row["unit"]
+        assert row["memory"]["peak_rss_bytes"] > row["memory"]["base_rss_bytes"] > 2**20
+        assert ("encode" in row["roles"]) == row["encoder_included"]
+        assert row["energy"] == []
+    assert profile["environment"]["packages"]["onnxruntime"]
+
+
+def test_adaptation_counts_real_messages_and_names_what_it_did_not_measure(finished) -> None:
+    _, profile = finished
+    row = next(r for r in profile["rows"] if r["scenario"] == "adapt")
+    upload, download = row["bytes"]["upload"], row["bytes"]["download"]
+    # Three clips of two anchors, 8 wide, int8 with one fp32 scale per clip; mask 1 B, positions 2 B each, lengths 2 B.
+    assert upload["payload_bytes"] == 3 * 2 * 8 + 3 * 4 + 1 + 3 * 2 * 2 + 3 * 2
+    assert download["payload_bytes"] == 2 * (12 * 2 + 2 * 8)
+    assert upload["message_bytes"] > upload["payload_bytes"]
+    assert list(row["stages"]) == ["take_clip", "make_upload", "cloud", "apply_download", "answer"]
+    assert row["stages"]["cloud"] is None and any("absent, not zero" in note for note in row["notes"])
+    total = sum(s["mean_ms"] for s in row["stages"].values() if s)
+    assert row["latency"]["wall"]["mean_ms"] == pytest.approx(total, rel=1e-6)
+    link = row["network"][0]
+    bits = 8 * upload["message_bytes"] / 6e6 + 8 * download["message_bytes"] / 13e6
+    assert link["time_ms"] == pytest.approx(70 + bits * 1e3) and link["energy_j"] is None and link["model"] is True
+
+
+def test_series_of_stream_and_sustained(finished) -> None:
+    _, profile = finished
+    rows = {r["scenario"]: r for r in profile["rows"]}
+    stream = rows["stream"]["series"]["stream"]
+    assert stream["adapted"] == [True, False, False] * 2 and len(stream["clip_ms"]) == 6
+    sustained = rows["sustained"]["series"]["sustained"]
+    assert len(sustained["time_s"]) == len(sustained["p50_ms"]) >= 3
+    assert sustained["time_s"] == sorted(sustained["time_s"])
+
+
+def test_page_is_self_contained_and_names_every_row(finished) -> None:
+    folder, profile = finished
+    page = (folder / "report.html").read_text()
+    assert page == render(profile)
+    for needle in ("Latency of an answer", "Adaptation", "As time goes by", "Right before fast", "not measured"):
+        assert needle in page
+    assert "<script" not in page and "src=" not in page and "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_page_can_be_made_again(finished, tmp_path: Path) -> None:
+    folder, _ = finished
+    assert main(["report", str(folder / "profile.json"), "--output", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()
+
+
+def test_a_wrong_engine_is_reported_and_not_timed(tmp_path: Path, config: Path, capsys) -> None:
+    wrong = make_bundle(tmp_path / "wrong", wrong=True)
+    arguments = ["run", "--bundle", str(wrong), "--config", str(config), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--scenarios", "answer", "--no-record"]) == 1
+    profile = documents.load(tmp_path / "out" / "profile.json")
+    for row in profile["rows"]:
+        assert row["status"] == "wrong" and row["latency"] is None and row["energy"] == []
+        assert "relative error" in row["reason"]
+    assert "WRONG" in capsys.readouterr().out
+    assert "not right" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_the_bundle_lacks_is_listed_with_the_remedy(bundle: Path, config: Path, tmp_path: Path) -> None:
+    override = "engines=[{engine: onnxruntime, precisions: [fp32, int8]}]"
+    plan = make_plan(load_config(config, [override]), Bundle.open(bundle))
+    absent = {cell.precision: cell.absent for cell in plan}
+    assert absent["fp32"] is None and "export with --precisions int8" in absent["int8"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engines=[{engine: onnxruntme}]", "did you mean 'onnxruntime'"),
+        ("engines=[{engine: onnxruntime, options: {thread: 2}}]", "has no option thread"),
+        ("engines=[{engine: onnxruntime, options: {threads: -1}}]", "threads is -1"),
+        ("engines=[{engine: onnxruntime, precisions: [fp64]}]", "fp64"),
+        ("latency.min_counts=3", "did you mean 'min_count'"),
+        ("latency.min_count=many", "latency.min_count must be int"),
+        ("scenarios=[anwser]", "anwser"),
+        ("batches=[0]", "batches"),
+        ("stream.adapt_every=99", "adapt_every"),
+        ("links=[{name: x, up_mbit_s: 0, down_mbit_s: 1, rtt_ms: 1, source: y}]", "positive rates"),
+        ("nonsense", "write key=value"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_runs(bundle, config, tmp_path, override, message) -> None:
+    arguments = ["run", "--bundle", str(bundle), "--config", str(config), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=message):
+        main([*arguments, "--set", override])
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_reach_the_screen_as_one_line(config: Path, tmp_path: Path, capsys) -> None:
+    assert lit_mmpg(["profile", "run", "--bundle", str(tmp_path / "none"), "--config", str(config)]) == 2
+    assert capsys.readouterr().err.startswith("error: bundle ")
+
+
+def test_truncated_edited_and_newer_files_are_refused(finished, tmp_path: Path) -> None:
+    text = (finished[0] / "profile.json").read_text()
+    file = tmp_path / "profile.json"
+    newer = json.loads(text) | {"schema_version": 99}
+    edited = json.loads(text)
+    edited["rows"][0]["latency"]["wall"]["p50_ms"] /= 2
+    lacking = json.loads(text)
+    del lacking["rows"][0]["status"]
+    cases = {
+        text[: len(text) // 2]: "truncated",
+        json.dumps(edited): "digest differs",
+        json.dumps(newer): "update lit-mmpg",
+        json.dumps(lacking): "lacks 'status'",
+        "{}": "no profile",
+    }
+    for content, message in cases.items():
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            documents.load(file)
+
+
+def start(bundle: Path, config: Path, output: Path, *more: str, prelude: str = "") -> subprocess.Popen[str]:
+    arguments = ["run", "--bundle", str(bundle), "--config", str(config), "--output", str(output), "--no-record", *more]
+    code = f"{prelude}\nimport sys; from lit_mmpg.cli import main; sys.exit(main(['profile', *sys.argv[1:]]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_its_finished_rows(bundle: Path, config: Path, tmp_path: Path, number: int) -> None:
+    output = tmp_path / "out"
+    process = start(bundle, config, output, "--scenarios", "answer", "sustained", "--set", "sustained.duration_s=60")
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if (output / "profile.json").exists() and len(documents.load(output / "profile.json")["rows"]) == 2:
+                break
+            time.sleep(0.1)
+        time.sleep(0.3)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    profile = documents.load(output / "profile.json")
+    assert profile["state"] == "interrupted" and [r["status"] for r in profile["rows"]] == ["ok", "ok"]
+    assert "2 of 4 rows are finished and kept" in err and (output / "report.html").exists()
+
+
+def test_a_full_disk_costs_no_row(bundle: Path, config: Path, tmp_path: Path) -> None:
+    # The system refuses files of more than 24 KiB with EFBIG: the first row fits, more do not.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (24 * 1024, 24 * 1024))"
+    output = tmp_path / "out"
+    process = start(bundle, config, output, "--set", "latency.min_count=60", prelude=limit)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    kept = documents.load(output / "profile.json")
+    assert 1 <= len(kept["rows"]) < 8 and kept["rows"][0]["status"] == "ok"
+    assert "cannot be written" in out and "free some space" in err
+    assert out.count("onnxruntime") >= 8  # every row is on the screen
+    assert not list(output.glob(".profile*"))  # no half file is left
+
+
+def test_a_folder_that_refuses_writing_gets_a_spare_file(finished, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "spare"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "spare").mkdir()
+    (tmp_path / "file").write_text("")
+    written = documents.save(dict(finished[1]), tmp_path / "file" / "profile.json")
+    assert written.parent == tmp_path / "spare" and documents.load(written)["rows"]
+
+
+def test_engines_and_schema_are_printed(capsys) -> None:
+    assert main(["engines"]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == SCHEMA
+
+
+def test_python_m_profiling(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "profiling", "import", "nowhere.json"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: nowhere.json does not exist"), done.stderr
+
+
+CONFIGS = sorted((ROOT / "configs" / "profile").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem and config.links
+    assert load_config(path, [f"engines={json.dumps(to_json(config.engines))}"]) == config
+
+
+def test_all_boards_are_there() -> None:
+    assert {p.stem for p in CONFIGS} >= {"generic_cpu", "orin_nano", "orin_nx", "agx_orin", "thor", "cuda_pc"}
