@@ -38,10 +38,11 @@ class AdaptationCost:
         adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
             and convolutions, from what the data holds: encoded features where it has no pixels).
         adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
-        answer_flops: Operations on the device for a query clip with all its texts.
+        answer_flops: Operations for a query clip with all its texts.
         answer_s: Wall-clock seconds of the same, for a single device.
         adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
         answer_peak_bytes: The same during one answer.
+        answers_in: Who answers, ``device`` or ``cloud``: whose operations ``answer_flops`` are.
         backward: Whether the adaptation needs a backward pass.
         support_clips: Mean number of earlier clips that were used.
         labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
@@ -56,6 +57,7 @@ class AdaptationCost:
     answer_s: float = 0.0
     adapt_peak_bytes: int = 0
     answer_peak_bytes: int = 0
+    answers_in: str = "device"
     backward: bool = False
     support_clips: float = 0.0
     labelled_items: float = 0.0
@@ -160,7 +162,8 @@ def evaluate_adapted(
     if reason is not None:
         return Adapted(label, method, kind.setting, reason)
     # Frames are encoded once for the sweep and the test together, unless the method works on pixels.
-    data.encode_once(_encoder(subject) if subject.pixels and not kind.needs_pixels else None)
+    frozen = subject.pixels and kind.encode_once and not kind.needs_pixels
+    data.encode_once(_encoder(subject) if frozen else None)
     try:
         runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
         reason = runner.too_few()
@@ -285,6 +288,7 @@ class _Runner:
             answer_s=answer.seconds / clips,
             adapt_peak_bytes=adapt.peak_bytes,
             answer_peak_bytes=answer.peak_bytes,
+            answers_in=self.method.answers_in,
             backward=self.method.backward,
             support_clips=self.support_clips,
             labelled_items=self.labelled_items,

@@ -136,7 +136,8 @@ class AdaptationMethod(ABC):
         knows: What it is given of the device's earlier clips.
         grid: Option -> values among which the validation devices choose.
         backward: Whether a device needs a backward pass.
-        needs_pixels: Whether it has to see frames before the encoder.
+        needs_pixels: Whether it works on pixels, so that features will not do.
+        encode_once: Whether the encoder stays as it is, so that pixels may be encoded once for all steps.
     """
 
     name: ClassVar[str]
@@ -146,6 +147,7 @@ class AdaptationMethod(ABC):
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     backward: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
+    encode_once: ClassVar[bool] = True
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         self.subject, self.network, self.seed = subject, subject.network, seed
@@ -190,7 +192,9 @@ class AdaptationMethod(ABC):
         for options in points:
             yield self.adapt(support, options)
 
-    bytes_per: ClassVar[str] = "adaptation"
+    answers_in: ClassVar[Literal["device", "cloud"]] = "device"
+    """Who computes the answers, and so whose operations :meth:`respond` are."""
+    bytes_per: ClassVar[Literal["adaptation", "clip"]] = "adaptation"
     """What :meth:`sent_bytes` counts for: one ``adaptation`` of a device, or one ``clip`` that is asked about."""
 
     def sent_bytes(self) -> Cost:
@@ -206,6 +210,14 @@ class AdaptationMethod(ABC):
             state: Result of :meth:`adapt`, row b belongs to row b of the query.
             options: The same point of the grid.
         """
+
+
+def own_parameters(network: DeviceModel, layer: str, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of a model's personal parameters that belong to one of its layers."""
+    if not parameters:
+        return ()
+    pairs = zip(network.spec, parameters, strict=True)
+    return tuple(tensor for entry, tensor in pairs if entry.name.rsplit(".", 1)[0] == layer)
 
 
 def rows(state: State, index: Tensor) -> State:

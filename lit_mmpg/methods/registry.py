@@ -8,12 +8,35 @@ from typing import get_args
 from lit_mmpg.device.model import Task
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod
+from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise
+from lit_mmpg.methods.finetune import FineTuneAll, FineTuneHead, FineTuneLowRank
+from lit_mmpg.methods.forward_only import ForwardOnly
+from lit_mmpg.methods.laplacian import Lame
 from lit_mmpg.methods.normalisation import FeatureStatistics, Tent
+from lit_mmpg.methods.pixels import AnchorJpegUpload, PixelColourAlignment
+from lit_mmpg.methods.prototypes import T3A, DynamicCache
 from lit_mmpg.methods.reference import Majority, Unadapted
 
-METHODS: dict[str, type[AdaptationMethod]] = {
-    method.name: method for method in (Unadapted, Majority, FeatureStatistics, Tent)
-}
+_ALL: tuple[type[AdaptationMethod], ...] = (
+    Unadapted,
+    Majority,
+    FeatureStatistics,
+    Tent,
+    T3A,
+    Lame,
+    ForwardOnly,
+    DynamicCache,
+    FineTuneAll,
+    FineTuneHead,
+    FineTuneLowRank,
+    MeanDevice,
+    SameNormNoise,
+    GeneratorOnDevice,
+    PixelColourAlignment,
+    AnchorJpegUpload,
+)
+METHODS = {method.name: method for method in _ALL}
+"""Name -> method, in the order of tables."""
 TASKS: tuple[str, ...] = get_args(Task)
 
 
