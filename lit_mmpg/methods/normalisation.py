@@ -41,12 +41,12 @@ def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def training_frames(data: DeviceData, at_once: int = 64) -> Iterator[Frames]:
     """Frames of training clips as training devices saw them, some clips at a time: ``[1, n, T, ...]``."""
-    collate = data.eval_batches("train", with_context=False)
-    pairs = [(query.device, clip) for query in collate.queries for clip in query.clips]
+    batches = data.eval_batches("train", with_context=False)
+    pairs = [(query.device, clip) for query in batches.queries for clip in query.clips]
     pairs = pairs[:: -(-len(pairs) // SOURCE_CLIPS)]
     for start in range(0, len(pairs), at_once):
         part = pairs[start : start + at_once]
-        frames = collate.collate.frames([[clip] for _, clip in part], 1)
+        frames = batches.collate.frames([[clip] for _, clip in part], 1, [device for device, _ in part])
         yield Frames(frames.values.transpose(0, 1), frames.mask.transpose(0, 1))
 
 

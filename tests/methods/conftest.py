@@ -7,16 +7,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from lit_mmpg.cloud.exchange import LinkConfig
+from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.batches import BatchShape
-from lit_mmpg.data.datamodule import VideoData
+from lit_mmpg.data.datamodule import Annotation, PersonalClipsData, VideoData
+from lit_mmpg.data.devices import Dealing
+from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.device.base import shapes_of
 from lit_mmpg.device.initialise import InitialisationConfig, initialise
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.methods.adapted import Loaded
 from lit_mmpg.methods.base import Subject
 from tests.integration import tiny
-from tests.integration.conftest import trained
+from tests.integration.conftest import PIXEL_NETWORK, pixel_data, trained
 
 World = Callable[[str], Loaded]
 
@@ -26,9 +30,6 @@ __all__ = ["trained"]
 def make_data(root, task: str) -> VideoData:
     arguments = tiny.data_config(root, task)["init_args"]
     arguments["batch"] = BatchShape(**arguments["batch"])
-    from lit_mmpg.data.datamodule import Annotation
-    from lit_mmpg.data.devices import Dealing
-
     arguments["dealing"] = Dealing(**arguments["dealing"])
     for kind in ("questions", "captions"):
         arguments[kind] = [Annotation(**entry) for entry in arguments[kind]]
@@ -55,3 +56,47 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         return known[task]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cloud_world(world: World) -> World:
+    """A cloud half with random weights on the tiny data: its parameters differ between devices."""
+    known: dict[str, Loaded] = {}
+
+    def make(form: str) -> Loaded:
+        if form not in known:
+            static = world("open_ended")
+            torch.manual_seed(1)
+            module = CloudModule(
+                dynamic=DynamicConfig(("frame_projection", "head"), form, 2),
+                cloud=CloudConfig(latent=4, reasoner_hidden=16, embedding=8, adaptor_hidden=16),
+                link=LinkConfig("fp32", "fp32"),
+            )
+            module.network_config = DeviceModelConfig(width=16, heads=2)
+            module.build(static.data.meta, None)
+            module.network.load_state_dict(static.subject.network.state_dict(), strict=False)
+            with torch.no_grad():
+                for generator in module.adaptor.layers.values():
+                    for part in generator.generators:
+                        part.weight.add_(0.2 * torch.randn(part.weight.shape))
+            names = [device.id for device in static.data.device_table.devices]
+            known[form] = Loaded(Subject(module, names), static.data, "none.ckpt")
+        return known[form]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pixel_world(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """A device half with random weights on very few, very small rendered clips."""
+    arguments = pixel_data()["init_args"]
+    data = PersonalClipsData(
+        PersonalClipsConfig(**arguments["clips"]),
+        cache_dir=str(tmp_path_factory.mktemp("clips")),
+        batch=BatchShape(**arguments["batch"]),
+    )
+    data.setup(None)
+    torch.manual_seed(0)
+    module = DeviceModule(DeviceModelConfig(**PIXEL_NETWORK))
+    module.network = DeviceModel(shapes_of(data.meta), module.network_config)
+    return Loaded(Subject(module, [device.id for device in data.device_table.devices]), data, "none.ckpt")
