@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -194,7 +195,7 @@ class FineTuneHead(FineTuning):
 
 
 class FineTuneLowRank(FineTuning):
-    """LoRA: a low-rank delta on the frame projection and on the head, the layers that the cloud half adapts.
+    """LoRA: a low-rank delta on correction (where the model has one), frame projection and head: what a cloud adapts.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022): ``W x + U (V^T x)``, with U = 0 at
     first, plus a bias. Shapes and names are those of the dynamic form ``low_rank``.
@@ -204,7 +205,10 @@ class FineTuneLowRank(FineTuning):
     paper = "Hu et al. 2022"
     grid: ClassVar = {"learning_rate": (1e-3, 3e-3, 1e-2), "rank": (8,), "steps": STEPS}
 
-    layers: ClassVar[tuple[str, ...]] = ("frame_projection", "head")
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that get a delta."""
+        return [*(["correction"] if self.network.config.correction else []), "frame_projection", "head"]
 
     def start(self, devices: int, options: Options) -> State:
         """V random, U and the bias zero."""
@@ -223,7 +227,7 @@ class FineTuneLowRank(FineTuning):
     def answer(self, episode: Episode, values: Tensor, state: State) -> Outputs:
         """Answers with the personal deltas."""
 
-        def delta(name: str):  # type: ignore[no-untyped-def]
+        def delta(name: str) -> AbstractContextManager[None]:
             u, v, c = (state[f"{name}.{part}"] for part in ("u", "v", "c"))
 
             def personal(x: Tensor, y: Tensor) -> Tensor:
@@ -232,7 +236,9 @@ class FineTuneLowRank(FineTuning):
 
             return output_replaced(getattr(self.network, name), personal)
 
-        with delta("frame_projection"), delta("head"):
+        with ExitStack() as stack:
+            for name in self.layers:
+                stack.enter_context(delta(name))
             return answer_batch(self.network, episode.batch, values, episode.parameters)
 
 
