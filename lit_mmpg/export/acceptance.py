@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import numpy as np
 import onnx
 
 from lit_mmpg.device.model import DeviceModel
@@ -13,7 +12,7 @@ from lit_mmpg.export.graphs import GraphSpec
 from lit_mmpg.export.reference import expected_outputs
 from lit_mmpg.export.samples import DeviceSample
 from lit_mmpg.runtime.manifest import Acceptance
-from lit_mmpg.runtime.verify import LIMITS, Figures, compare
+from lit_mmpg.runtime.verify import LIMITS, Figures, compare, pool
 
 
 def accept(
@@ -56,7 +55,7 @@ def accept(
             theirs = device.parameters if others.personal else {}
             gallery = expected_outputs(others, network, device.inputs[others.role], theirs)[others.output]
         found.append(compare(got, expected, gallery, choice=spec.output == "scores"))
-    figures = _mean(found)
+    figures = pool(found)
     problems = figures.problems(LIMITS[precision])
     accepted = Acceptance(
         source=kind,
@@ -65,15 +64,3 @@ def accept(
         **asdict(figures),
     )
     return accepted, problems
-
-
-def _mean(found: Sequence[Figures]) -> Figures:
-    """Root mean square of the errors, means of the rest, every row with the same weight."""
-    weights = np.array([f.samples for f in found], np.float64)
-
-    def mean(name: str) -> float | None:
-        known = [(getattr(f, name), f.samples) for f in found if getattr(f, name) is not None]
-        return float(np.average([v for v, _ in known], weights=[n for _, n in known])) if known else None
-
-    error = float(np.sqrt(np.average(np.square([f.error for f in found]), weights=weights)))
-    return Figures(int(weights.sum()), error, mean("top1_agreement"), mean("rank_correlation"))

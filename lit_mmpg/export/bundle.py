@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors_numpy
 import lit_mmpg
 from lit_mmpg.export.acceptance import accept
 from lit_mmpg.export.graphs import GraphSpec, export_graph, graph_specs
+from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
 from lit_mmpg.export.samples import Samples, draw_samples
 from lit_mmpg.export.source import Source
@@ -108,7 +109,8 @@ def _variant(
     sizes: dict[str, int],
     keep_failed: bool,
 ) -> Variant:
-    model = graph
+    calibration = [{**d.inputs[spec.role], **(d.parameters if spec.personal else {})} for d in drawn.calibration]
+    model = convert(graph, precision, calibration)
     others = next((s for s in specs if {s.role, spec.role} == {"model", "text"} and s.output == "embedding"), None)
     acceptance, problems = accept(model, precision, spec, source.network, drawn.acceptance, drawn.source, others)
     name = f"{spec.role}.onnx" if precision == "fp32" else f"{spec.role}.{precision}.onnx"

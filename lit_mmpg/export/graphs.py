@@ -88,7 +88,7 @@ class EncodeGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, h, w]`` uint8 ``-> [N, D]``."""
-        return self.network.encode(pixels)
+        return self.network.encoder(pixels.to(torch.float32))  # a type first: uint8 is for inputs only in TensorRT
 
 
 @dataclass(frozen=True)

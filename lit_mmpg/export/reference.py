@@ -9,11 +9,20 @@ import torch
 
 from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.export.graphs import GraphSpec
-from lit_mmpg.export.samples import ROWS, DeviceSample
+from lit_mmpg.export.samples import DeviceSample
 from lit_mmpg.runtime.bundle import STATIC_CASE, Arrays, Reference, RoleReference
+from lit_mmpg.runtime.verify import ABSENT_BELOW
 
 CASES = 3
-"""Devices whose personal parameters are in the reference, beside the static case."""
+"""Devices whose personal parameters are in the reference, beside the static case and the probe."""
+
+ROWS = 32
+"""Samples of each role."""
+
+PROBE = "probe"
+"""Case whose parameters move the outputs by ``PROBE_EFFECT`` of their spread. Generated parameters may move them
+by less than low precision does, and an engine that ignores or drops them would pass unseen."""
+PROBE_EFFECT = 0.5
 
 
 def static_parameters(network: DeviceModel) -> Arrays:
@@ -55,8 +64,12 @@ def make_reference(specs: Sequence[GraphSpec], network: DeviceModel, devices: Se
     parameters = {f"device{i}": device.parameters for i, device in enumerate(chosen)}
     parameters[STATIC_CASE] = static_parameters(network)
     roles = {}
+    mixed = {spec.role: mixed_rows([d.inputs[spec.role] for d in devices[: CASES + 1]], ROWS) for spec in specs}
+    personal = next((spec for spec in specs if spec.personal and chosen), None)
+    if personal:
+        parameters[PROBE] = probe_parameters(personal, network, mixed[personal.role], chosen[0].parameters)
     for spec in specs:
-        inputs = mixed_rows([device.inputs[spec.role] for device in devices[: CASES + 1]], ROWS)
+        inputs = mixed[spec.role]
         cases = parameters if spec.personal else {STATIC_CASE: parameters[STATIC_CASE]}
         outputs = {
             case: expected_outputs(spec, network, inputs, {} if case == STATIC_CASE else own)
@@ -64,6 +77,41 @@ def make_reference(specs: Sequence[GraphSpec], network: DeviceModel, devices: Se
         }
         roles[spec.role] = RoleReference(inputs, outputs)
     return Reference(roles, parameters)
+
+
+def probe_parameters(spec: GraphSpec, network: DeviceModel, inputs: Arrays, own: Arrays) -> Arrays:
+    """Random parameters of such a size that they move the outputs by ``PROBE_EFFECT`` of their spread.
+
+    Args:
+        spec: The graph that takes them.
+        network: The device model.
+        inputs: Inputs of its role.
+        own: Parameters of some device, for the parts that are a basis rather than a size (``v``).
+    """
+    rng = np.random.default_rng(0)
+    static = static_parameters(network)
+    target = expected_outputs(spec, network, inputs, {})[spec.output]
+    present = target > ABSENT_BELOW
+    spread = target[present].std()
+    direction = {
+        e.name: rng.standard_normal(e.shape).astype(e.dtype) * max(float(static[e.name].std()), 0.1)
+        for e in network.spec
+        if not e.name.endswith(".v")
+    }
+
+    def at(size: float) -> Arrays:
+        moved = {name: (static[name] + size * d).astype(d.dtype) for name, d in direction.items()}
+        return {e.name: moved.get(e.name, own[e.name]) for e in network.spec}
+
+    def effect(size: float) -> float:
+        outputs = expected_outputs(spec, network, inputs, at(size))[spec.output]
+        return float(np.sqrt(np.mean(np.square(outputs - target)[present])) / spread)
+
+    low, high = 1e-4, 1e2
+    for _ in range(20):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if effect(middle) < PROBE_EFFECT else (low, middle)
+    return at(low)
 
 
 def mixed_rows(parts: Sequence[Arrays], rows: int) -> Arrays:

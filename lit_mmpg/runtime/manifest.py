@@ -43,7 +43,8 @@ class Acceptance:
         source: ``data`` (clips of unseen devices) or ``synthetic`` (clips drawn from the training statistics).
         devices: Devices whose generated parameters were used; 0 where the role takes none.
         samples: Rows compared, over all devices.
-        error: Root mean square error over the root mean square deviation of the expected outputs from their mean.
+        error: Root mean square error over the root mean square deviation of the expected outputs from their mean; the
+            largest over the devices.
         top1_agreement: Share of rows whose best answer (or best match) is the same; ``None`` where there is no choice.
         rank_correlation: Mean Spearman correlation of the scores within a row; ``None`` where there is no choice.
         accepted: Whether all figures keep the limits of the precision.
