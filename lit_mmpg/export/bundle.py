@@ -10,8 +10,9 @@ import onnx
 from safetensors import numpy as safetensors_numpy
 
 import lit_mmpg
+from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.export.acceptance import accept
-from lit_mmpg.export.graphs import GraphSpec, export_graph, graph_specs
+from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
 from lit_mmpg.export.samples import Samples, draw_samples
@@ -158,7 +159,7 @@ def make_manifest(source: Source, graphs: tuple[GraphInfo, ...], files: dict[str
         tracking_uri=source.ours.get("tracking_uri"),
         data_fingerprint=str(meta["fingerprint"]),
         spec=network.spec,
-        frames=Frames(features, network.config.width, shape.max_frames),
+        frames=Frames(features, network.anchor_width, shape.max_frames),
         anchors=AnchorRule(cloud.anchor_config.count, cloud.anchor_config.rule, shape.context_clips, shape.context)
         if cloud
         else None,

@@ -96,7 +96,7 @@ class Frames:
 
     Attributes:
         features: Width D of a frame's feature.
-        width: Width H of the projected feature, which is what a device uploads.
+        width: Width H of what a device uploads of a frame.
         max_frames: Clips with more frames are subsampled evenly to this many.
     """
 
@@ -212,9 +212,7 @@ class Manifest:
             raise UserError(f"manifest.json has schema {schema}, this version reads {SCHEMA}; {remedy}")
         rest = {key: value for key, value in data.items() if key != "digest"}
         if data.get("digest") != digest(rest):
-            raise UserError(
-                "manifest.json was changed after it was written (its digest differs); copy the bundle again"
-            )
+            raise UserError("manifest.json was edited after it was written (its digest differs); copy the bundle again")
         try:
             return cls(
                 version=str(rest["version"]),

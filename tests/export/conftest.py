@@ -1,0 +1,107 @@
+"""Device models of every task and form, exported once per test session; and one bundle made by the verbs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from lit_mmpg.cli import main
+from lit_mmpg.device.dynamic import Form
+from lit_mmpg.device.graphs import GraphSpec, graph_specs
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes, Task
+from lit_mmpg.export.graphs import export_graph
+from tests.integration import tiny
+from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data, write_experiment
+
+MAX_FRAMES, OPTIONS = 5, 3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A device model and its graphs."""
+
+    network: DeviceModel
+    specs: dict[str, GraphSpec]
+    graphs: dict[str, onnx.ModelProto]
+
+    def parameters(self, seed: int = 0) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {e.name: rng.normal(0, 0.5, e.shape).astype(np.float32) for e in self.network.spec}
+
+
+def device_model(
+    task: Task, form: Form | None = "low_rank", frame: tuple[int, ...] = (24,), words: int = 9
+) -> DeviceModel:
+    """A device model with random weights; what starts at zero is given values, so that nothing is left out."""
+    torch.manual_seed(0)
+    config = DeviceModelConfig(width=16, heads=2, encoder_features=20, encoder_channels=4)
+    dynamic = DynamicConfig(("frame_projection", "head"), form, 4) if form else None
+    network = DeviceModel(Shapes(task, frame, 40, 18, words), config, dynamic).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.2)
+    return network
+
+
+@cache
+def exported(task: Task, form: Form | None, frame: tuple[int, ...] = (24,)) -> Exported:
+    network = device_model(task, form, frame)
+    specs = {spec.role: spec for spec in graph_specs(network, MAX_FRAMES, OPTIONS)}
+    return Exported(network, specs, {role: export_graph(spec, network) for role, spec in specs.items()})
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained pair with its bundle."""
+
+    folder: Path
+    device: Path
+    cloud: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Train both halves on the tiny data and export the cloud half in every precision, once per kind of data."""
+    done: dict[str, Made] = {}
+
+    def make(kind: str = "features") -> Made:
+        if kind not in done:
+            folder = tmp_path_factory.mktemp(kind)
+            config = write_experiment(folder, tiny.build_root(folder / "data"), "open_ended")
+            if kind == "pixels":
+                data = pixel_data()
+                tiny.write_config(
+                    folder / "device.yaml",
+                    data=data,
+                    model=tiny.device_config(network=PIXEL_NETWORK),
+                    trainer=tiny.trainer_config(),
+                )
+                tiny.write_config(
+                    config,
+                    data=data,
+                    model=tiny.cloud_config(),
+                    trainer=tiny.trainer_config(),
+                    device_stage="device.yaml",
+                )
+            before = Path.cwd()
+            os.chdir(folder)
+            try:
+                assert main(["fit", "--config", str(config)]) == 0
+                device, cloud = (best_checkpoint(folder, half) for half in ("device", "cloud"))
+                precisions = ["--precisions", "fp32", "fp16", "int8_weight", "int8", "--keep-failed"]
+                assert main(["export", "--ckpt", str(cloud), "--output", "bundle", *precisions]) == 0
+            finally:
+                os.chdir(before)
+            done[kind] = Made(folder, device, cloud, folder / "bundle")
+        return done[kind]
+
+    return make

@@ -1,0 +1,3 @@
+from tests.export.conftest import made
+
+__all__ = ["made"]
