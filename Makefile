@@ -10,21 +10,35 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$p && break; done)
+# What a board has: the base package and one engine, on Python 3.10 (JetPack 6) where that really runs.
+BOARD_VENV := .venv-board
+BOARD_STAMP := $(BOARD_VENV)/.installed
+BOARD_PYTHON ?= $(or $(shell for p in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10); do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$p && break; done),$(PYTHON))
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test soak lint format demo ui clean
+.PHONY: help install test soak lint format demo ui clean board-wheels
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make .venv and install the package with all that runs here (once per pyproject.toml)
+install: $(STAMP) $(BOARD_STAMP) ## make .venv with all that runs here, and .venv-board with what a board needs
 
 $(STAMP): pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.14 with venv found; name one: make install PYTHON=/path/to/python3"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[train,video,serve,rtx,dev]'
 	@touch $(STAMP)
+
+# The package itself is found by PYTHONPATH, so that tests of the board run the checkout.
+$(BOARD_STAMP): pyproject.toml jetson/requirements.py
+	@test -x $(BOARD_VENV)/bin/python || "$(BOARD_PYTHON)" -m venv $(BOARD_VENV)
+	$(BOARD_VENV)/bin/python -m pip install --quiet -r <($(BIN)/python jetson/requirements.py)
+	@touch $(BOARD_STAMP)
+
+board-wheels: install ## check that a board's requirements have aarch64 wheels (asks the package index)
+	@$(BIN)/python jetson/requirements.py --check 3.10 3.12
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .
