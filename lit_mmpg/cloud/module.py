@@ -73,11 +73,13 @@ class LossConfig:
         kl: Weight of KL(posterior || prior), in nats per clip.
         alignment: Weight of the alignment of adapted features of shifted frames with static features of their clean
             twins; needs data with clean twins.
+        task: Weight of the task loss itself.
     """
 
     reconstruction: float = 0.1
     kl: float = 1e-3
     alignment: float = 0.0
+    task: float = 1.0
 
 
 class CloudModule(AnsweringModule):
@@ -240,7 +242,8 @@ class CloudModule(AnsweringModule):
             features = self.network.encode(batch.frames.values)
         adapted = self.network.project(features, parameters)
         outputs = answer_batch(self.network, batch, features, parameters, adapted)
-        terms = {"task": task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)}
+        task = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
+        terms = {"task": self.losses.task * task}
         if self.reasoner is not None:
             terms["reconstruction"] = self.losses.reconstruction * reconstruction_loss(
                 reconstruction, projected.detach(), batch.context.mask

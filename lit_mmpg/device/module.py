@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
 from lit_mmpg.device.initialise import InitialisationConfig, initialise
 from lit_mmpg.device.model import DeviceModel, DeviceModelConfig
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
+from lit_mmpg.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -43,6 +44,9 @@ class DeviceModule(AnsweringModule):
         train_frames: Train on this many random frames of each clip (0: on all): cheaper, and augmentation.
         label_smoothing: Share of the probability spread over all answers (open-ended questions).
         alignment: Weight of the alignment of projected shifted frames with their clean twins; needs data with twins.
+        task: Weight of the task loss.
+        trained: ``all``, or ``correction``: all other layers stay as they start. A few thousand captioned clips are
+            soon learnt by heart, and what is learnt against the cameras should not be paid for with that.
     """
 
     half_name = "device"
@@ -55,9 +59,15 @@ class DeviceModule(AnsweringModule):
         train_frames: int = 0,
         label_smoothing: float = 0.0,
         alignment: float = 0.0,
+        task: float = 1.0,
+        trained: Literal["all", "correction"] = "all",
     ) -> None:
         super().__init__(optimiser, label_smoothing)
-        self.network_config = network
+        if trained == "correction" and not network.correction:
+            raise UserError("model.trained is 'correction', but model.network.correction is 0; give it a width")
+        if not task and not alignment:
+            raise UserError("model.task and model.alignment are both 0: nothing would be learnt; set one of them")
+        self.network_config, self.task, self.trained = network, task, trained
         self.alignment, self.needs_clean = alignment, alignment > 0
         self.initialisation, self.train_frames = initialisation, train_frames
         self.network: DeviceModel
@@ -67,6 +77,10 @@ class DeviceModule(AnsweringModule):
         self.network = DeviceModel(shapes_of(meta), self.network_config)
         if data is not None:
             initialise(self.network, data, self.initialisation)
+        if self.trained == "correction":
+            self.network.requires_grad_(False)
+            self.network.correction.requires_grad_(True)
+            self.network.correction_output.requires_grad_(True)
 
     @property
     def methods(self) -> list[str]:
@@ -88,7 +102,7 @@ class DeviceModule(AnsweringModule):
         features = self.network.encode(batch.frames.values)
         projected = self.network.project(features)
         outputs = answer_batch(self.network, batch, features, projected=projected)
-        loss = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
+        loss = self.task * task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
         if self.alignment:
             loss = loss + self.alignment * alignment_loss(self.network, batch, projected)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

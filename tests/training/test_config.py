@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.training.config import find_config, load_config, merge, read_request, shipped_configs
+from lit_mmpg.files import shipped_configs
+from lit_mmpg.training.config import find_config, load_config, merge, read_request
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.plan import read_comparison
-from lit_mmpg.training.config import find_config, read_request, shipped_configs
+from lit_mmpg.training.config import find_config, read_request
 from lit_mmpg.training.lightning_cli import CLI
 
 FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
