@@ -260,17 +260,18 @@ class CameraClipsData(VideoData):
         plan = plan_cameras(clips, self._population())
         content = fingerprint_files([self.root / self.features])
         every = {-1: Shot(CLEAN, 0, tuple(sorted(kept)))}
-        paths = film(images, encoder, {**plan.shots, **every}, self.cache_dir, content)
+        shifted = {device: shot for device, shot in plan.shots.items() if shot.camera != CLEAN}
+        paths = film(images, encoder, {**shifted, **every}, self.cache_dir, content)
         lengths = {clip: images.num_frames(clip) for clip in kept}
         return Corpus(
             clips=clips,
-            frames=(clean := _store(paths[-1], every[-1].clips, lengths)),
+            frames=(clean := _store(paths.pop(-1), every[-1].clips, lengths)),
             questions=[q for q in asked if q.clip in kept],
             captions=[c for c in told if c.clip in kept],
             devices=plan.table,
             fingerprint=self._fingerprint(encoder, plan.table),
             clean=clean,
-            filmed=FilmedFeatures(plan.shots, paths, lengths),
+            filmed=FilmedFeatures(plan.shots, paths, lengths, clean),
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
         )
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
+from lit_mmpg.data.records import FrameSource
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
 
 _log = logging.getLogger(__name__)
@@ -49,12 +50,20 @@ class FilmedFeatures:
 
     Args:
         shots: Device index -> what its camera films.
-        paths: Device index -> file of the features of those clips, one after the other.
+        paths: Device index -> file of the features of those clips, one after the other; none for a device whose camera
+            changes nothing.
         lengths: Frames of each clip.
+        clean: The clips before any camera.
     """
 
-    def __init__(self, shots: Mapping[int, Shot], paths: Mapping[int, Path], lengths: Mapping[str, int]) -> None:
-        self._paths = dict(paths)
+    def __init__(
+        self,
+        shots: Mapping[int, Shot],
+        paths: Mapping[int, Path],
+        lengths: Mapping[str, int],
+        clean: FrameSource,
+    ) -> None:
+        self._paths, self._clean = dict(paths), clean
         self._rows: dict[int, dict[str, tuple[int, int]]] = {}
         self._open: dict[int, np.ndarray] = {}
         for device, shot in shots.items():
@@ -63,6 +72,8 @@ class FilmedFeatures:
 
     def filmed(self, device: int, clip: str) -> np.ndarray:
         """Features of one clip as one device sees them, ``[T, D]`` float16."""
+        if device not in self._paths:
+            return self._clean.frames(clip)
         if device not in self._open:
             self._open[device] = np.load(self._paths[device], mmap_mode="r", allow_pickle=False)
         start, end = self._rows[device][clip]

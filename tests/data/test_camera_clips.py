@@ -148,7 +148,7 @@ def test_filming_equals_camera_then_encoder_and_is_done_once(
     plan = plan_cameras(make_clips(), SMALL)
     paths = filming.film(images, encoder, plan.shots, tmp_path / "cache", "content", workers=2)  # type: ignore[arg-type]
     lengths = {clip: images.num_frames(clip) for clip in images.ids()}
-    filmed = filming.FilmedFeatures(plan.shots, paths, lengths)
+    filmed = filming.FilmedFeatures(plan.shots, paths, lengths, clean=None)  # type: ignore[arg-type]
     for device in (0, len(plan.shots) - 2):
         shot = plan.shots[device]
         for clip in shot.clips:
