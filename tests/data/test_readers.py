@@ -468,3 +468,16 @@ def test_real_msrvtt() -> None:
         assert len({q.id for q in questions}) == len(questions)
     assert len({c.clip for c in captions}) == len(captions) == len(clips)
     assert len(shots) == 5459 and all(c.extra and c.clip in clips for c in shots)
+
+
+def test_msvd_captions(tmp_path: Path) -> None:
+    file = tmp_path / "AllVideoDescriptions.txt"
+    file.write_text("# of 1970 clips\n\n-4wsuPCjDBc_5_15 a squirrel eats a peanut\n-4wsuPCjDBc_5_15 an animal\n")
+    captions = read_captions("msvd_captions", file)
+    assert [(c.clip, c.text) for c in captions] == [
+        ("-4wsuPCjDBc_5_15", "a squirrel eats a peanut"),
+        ("-4wsuPCjDBc_5_15", "an animal"),
+    ]
+    file.write_text("clip_1_2 good\nclip_2_3\n")
+    with pytest.raises(UserError, match=r"line 2.*no sentence"):
+        read_captions("msvd_captions", file)

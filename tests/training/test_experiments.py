@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from lit_mmpg.files import shipped_configs
+from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.plan import read_comparison
-from lit_mmpg.training.config import find_config, read_request
+from lit_mmpg.methods.comparison.work import Work
+from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
 
 FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
@@ -30,8 +32,10 @@ def test_every_run_of_a_shipped_comparison_parses(path: Path, tmp_path: Path, mo
     monkeypatch.setenv("LIT_MMPG_DATA", str(tmp_path))
     comparison = read_comparison(str(path))
     assert comparison.runs and comparison.seeds
-    for run in comparison.runs.values():
-        CLI(read_request("fit", ["--config", str(find_config(run.config, path.parent)), *run.flags]))
+    Work(comparison, CellStore(tmp_path), []).check()  # every run's flags, every adapted row's method and options
+    known = set(comparison.row_names)
+    for claim in comparison.claims:
+        assert {claim.method, *claim.rivals} <= known, claim.id
 
 
 def test_every_shipped_group_file_is_used() -> None:

@@ -14,6 +14,7 @@ from lit_mmpg.data.readers.clip_list import read_clips
 from lit_mmpg.data.readers.files import fingerprint_files, require_file, require_path
 from lit_mmpg.data.readers.identity import number_repeated_ids, resolve_id, resolve_ids
 from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_captions
+from lit_mmpg.data.readers.msvd_captions import read_msvd_captions
 from lit_mmpg.data.readers.nextqa import read_nextqa_mc, read_nextqa_oe
 from lit_mmpg.data.readers.qa_csv import read_qa_csv
 from lit_mmpg.data.readers.qa_json import read_msrvtt_qa, read_msvd_aliases, read_msvd_qa
@@ -59,6 +60,7 @@ ALIAS_READERS: dict[str, Callable[[Path], dict[str, str]]] = {
 CAPTION_LAYOUTS: dict[str, Callable[[Path], list[Caption]]] = {
     "captions_csv": read_captions_csv,
     "msrvtt_captions": read_msrvtt_captions,
+    "msvd_captions": read_msvd_captions,
 }
 """Layout -> reader of its file."""
 

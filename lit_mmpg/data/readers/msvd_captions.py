@@ -1,0 +1,35 @@
+"""Layout ``msvd_captions``: ``AllVideoDescriptions.txt`` of MSVD (Chen and Dolan, ACL 2011).
+
+One line per sentence, ``NAME_START_END sentence``; lines that start with ``#`` are comments. The splits that everybody
+uses are those of MSVD-QA's files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_mmpg.data.readers.files import require_file
+from lit_mmpg.data.records import Caption
+from lit_mmpg.errors import UserError
+
+
+def read_msvd_captions(path: Path) -> list[Caption]:
+    """All sentences, in the order of the file.
+
+    Raises:
+        UserError: If the file is missing, is no text, or a line has a clip but no sentence.
+    """
+    file = require_file(path, "layout msvd_captions")
+    captions = []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        clip, _, sentence = line.strip().partition(" ")
+        if not sentence.strip():
+            raise UserError(f"{file}, line {number}: '{clip}' has no sentence; a line is 'NAME_START_END sentence'")
+        captions.append(Caption(clip, sentence.strip()))
+    return captions
