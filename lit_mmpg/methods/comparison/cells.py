@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class CellStore:
             if cell.checkpoint and not Path(cell.checkpoint).is_file():
                 return None
             cell.items = load_file(_suffixed(path, "safetensors"))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
         return cell
 
