@@ -341,6 +341,10 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: F
     bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, round(cost.support_clips * frames))
     if own:
         bill["how"][0] = Bill(network).encoder_note()
+    if cost.answers_in == "cloud":
+        # The device only sends; what it spends on that is no matrix product and was not timed apart.
+        bill |= dict.fromkeys(("answer_flops", "answer_s", "answer_j", "peak_memory_bytes"))
+        bill["cloud_s"] = cost.answer_s
     return bill
 
 

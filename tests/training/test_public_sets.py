@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.plan import read_comparison
-from lit_mmpg.training.config import read_request, shipped_configs
+from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
 from tests.integration.tiny import write_features
 
