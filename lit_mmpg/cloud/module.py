@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_mmpg.batch import Batch, Frames, frame_positions
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
+from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators, stored_conditions
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
 from lit_mmpg.cloud.reasoner import AnchorFrameDistributionReasoner, Reconstruction, reconstruction_loss
 from lit_mmpg.device.anchors import AnchorRule, select_anchors
@@ -55,6 +56,11 @@ class CloudConfig:
         reasoner_hidden: Width of the reasoner.
         embedding: Width of the per-frame embedding that is pooled into the context beside the moments.
         adaptor_hidden: Width of the adaptor's encoders.
+        context: What the adaptor sees. ``anchors``: the device's context. Controls: ``constant``, one learned vector
+            for all devices; ``conditions``, the true settings of the device's camera (an oracle; needs data that knows).
+        generator: ``trained``; or the ablation ``frozen_random``, whose generators keep their random weights.
+        place: Who generates. ``cloud``: anchors and parameters cross the link. ``device``: nothing does (with
+            ``anchors.count=0`` and ``reasoner=none`` every frame of the context is used).
     """
 
     reasoner: Literal["adr", "none"] = "adr"
@@ -62,6 +68,9 @@ class CloudConfig:
     reasoner_hidden: int = 128
     embedding: int = 64
     adaptor_hidden: int = 128
+    context: Literal["anchors", "constant", "conditions"] = "anchors"
+    generator: Literal["trained", "frozen_random"] = "trained"
+    place: Literal["cloud", "device"] = "cloud"
 
 
 @dataclass(frozen=True)
@@ -119,8 +128,10 @@ class CloudModule(AnsweringModule):
         self.needs_clean = losses.alignment > 0
         self.network: DeviceModel
         self.reasoner: AnchorFrameDistributionReasoner | None
-        self.pool: ContextPool
+        self.pool: ContextPool | ConstantContext | ConditionContext
         self.adaptor: FastDomainAdaptor
+        self._conditions: Tensor | None = None
+        self._condition_count: int | None = None
         self._exchange: Exchange | None = None
         self._reconstruction: dict[tuple[str, int], list[float]] = {}
 
@@ -155,15 +166,46 @@ class CloudModule(AnsweringModule):
             if config.reasoner == "adr"
             else None
         )
-        self.pool = ContextPool(width, config.embedding)
+        self.pool = self._make_pool(width, data)
         self.adaptor = FastDomainAdaptor(self.network.dynamic_layers(), self.pool.width, config.adaptor_hidden)
+        if config.generator == "frozen_random":
+            freeze_generators(self.adaptor)
         if self.freeze_static:
             self.network.requires_grad_(False)
             for parameter in self.network.adapter_parameters():
                 parameter.requires_grad_(True)
 
+    def _make_pool(self, width: int, data: DeviceData | None) -> ContextPool | ConstantContext | ConditionContext:
+        config = self.cloud_config
+        pool = ContextPool(width, config.embedding)
+        if config.context == "constant":
+            return ConstantContext(pool.width)
+        if config.context == "conditions":
+            if data is not None:
+                self.know_conditions(data)
+            return ConditionContext(self._condition_count or 1, pool.width)
+        return pool
+
+    def know_conditions(self, data: DeviceData) -> None:
+        """Take the true conditions of the devices from the data, where this is the oracle.
+
+        Raises:
+            UserError: If the data does not know them.
+        """
+        if self.cloud_config.context != "conditions":
+            return
+        conditions = data.device_conditions()
+        if conditions is None:
+            raise UserError(
+                "model.init_args.cloud.context is 'conditions', but this data does not know the cameras of its "
+                "devices; use data with simulated cameras, or 'anchors'"
+            )
+        self._conditions = torch.from_numpy(conditions)
+        self._condition_count = conditions.shape[1]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the sizes of the device model from the checkpoint."""
+        self._condition_count = stored_conditions(checkpoint)
         if self.meta is None and "network" in checkpoint.get("lit_mmpg", {}):
             self.network_config = DeviceModelConfig(**checkpoint["lit_mmpg"]["network"])
         super().on_load_checkpoint(checkpoint)
@@ -171,6 +213,7 @@ class CloudModule(AnsweringModule):
     def setup(self, stage: str) -> None:
         """Build; a frozen pixel encoder then encodes every frame once instead of once per epoch."""
         super().setup(stage)
+        self.know_conditions(self.data)
         if stage == "fit" and self.freeze_static and len(self.network.shapes.frame) == 3:
             self.data.encode_once(self._encode_pixels)
 
@@ -224,6 +267,30 @@ class CloudModule(AnsweringModule):
         reconstruction, mask = self.reconstruct(anchors)
         return self.adaptor(self.pool(reconstruction, mask))
 
+    def _context(self, reconstruction: Reconstruction, mask: Tensor, device: Tensor) -> Tensor:
+        if isinstance(self.pool, ConditionContext):
+            assert self._conditions is not None
+            return self.pool.of(self._conditions.to(device.device)[device])
+        return self.pool(reconstruction, mask)
+
+    def personal(self, context: Frames, device: Tensor, names: list[str], exchange: Exchange) -> tuple[Tensor, ...]:
+        """Parameters as devices load them: through the link, unless nothing crosses it.
+
+        Args:
+            context: ``[B, C, T, ...]``.
+            device: ``[B]`` index of each device.
+            names: Id of each device, for the messages.
+            exchange: The link.
+        """
+        if isinstance(self.pool, ConditionContext):
+            assert self._conditions is not None
+            return self.adaptor(self.pool.of(self._conditions.to(device.device)[device]))
+        anchors, _ = self.select(context)
+        # One vector for all devices is known before any of them sends something.
+        if self.cloud_config.place == "device" or self.cloud_config.context == "constant":
+            return self.generate(anchors)
+        return exchange(anchors, names, self.generate)
+
     # -- training ------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> CloudModule:
@@ -237,7 +304,7 @@ class CloudModule(AnsweringModule):
         """Task loss of the adapted device model, plus reconstruction, KL and alignment."""
         anchors, projected = self.select(batch.context)
         reconstruction, mask = self.reconstruct(anchors, projected.detach(), batch.context.mask)
-        parameters = self.adaptor(self.pool(reconstruction, mask))
+        parameters = self.adaptor(self._context(reconstruction, mask, batch.device))
         with torch.no_grad() if self.freeze_static else torch.enable_grad():
             features = self.network.encode(batch.frames.values)
         adapted = self.network.project(features, parameters)
@@ -264,7 +331,9 @@ class CloudModule(AnsweringModule):
     def methods(self) -> list[str]:
         """The method, the static model under it, and the control that loads another device's parameters."""
         # Trained jointly, the static layers without parameters are no longer the static model.
-        return ["cdc_mmpg", *(["static"] if self.freeze_static else []), "shuffled_device"]
+        own = ["cdc_mmpg", *(["static"] if self.freeze_static else [])]
+        # Without a context another device's context means nothing.
+        return [*own, "shuffled_device"] if self.cloud_config.context == "anchors" else own
 
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics and byte counts."""
@@ -289,8 +358,7 @@ class CloudModule(AnsweringModule):
         """Parameters for each device, through the messages and codecs of the link."""
         assert self._exchange is not None
         names = [self.data.device_table.devices[int(d)].id for d in devices]
-        anchors, _ = self.select(context)
-        return self._exchange(anchors, names, self.generate)
+        return self.personal(context, devices, names, self._exchange)
 
     def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
         """Answers with the own, no, and another device's parameters."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.data.batches import BatchShape
-from lit_mmpg.data.cameras import FAMILIES, Camera, sample_camera
+from lit_mmpg.data.cameras import FAMILIES, Camera, camera_conditions, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.data.datamodule import Annotation, Task, VideoData
 from lit_mmpg.data.features import FeatureStore
@@ -273,6 +273,7 @@ class CameraClipsData(VideoData):
             clean=clean,
             filmed=FilmedFeatures(plan.shots, paths, lengths, clean),
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
+            conditions=np.stack([camera_conditions(plan.shots[d].camera) for d in range(len(plan.table.devices))]),
         )
 
     def _population(self) -> CameraPopulation:

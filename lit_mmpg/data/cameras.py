@@ -109,6 +109,27 @@ class Camera:
         return text
 
 
+def camera_conditions(camera: Camera) -> np.ndarray:
+    """Settings of a camera as an oracle is told them: ``[10]`` float32 of order 1, all zero for the identity.
+
+    Log gains (3), log saturation, hue, log gamma, blur, missing resolution, noise, missing JPEG quality.
+    """
+    quality = (95 - camera.jpeg_quality) / 95 if camera.jpeg_quality else 0.0
+    return np.array(
+        [
+            *(5 * math.log(gain) for gain in camera.gains),
+            5 * math.log(max(camera.saturation, 1e-3)),
+            camera.hue_deg / 10,
+            3 * math.log(camera.gamma),
+            40 * camera.blur,
+            2 * (1 - camera.resolution),
+            20 * camera.noise,
+            1.5 * quality,
+        ],
+        np.float32,
+    )
+
+
 def sample_camera(rng: np.random.Generator, severity: int, families: Collection[str] = FAMILIES) -> Camera:
     """Draw one camera.
 

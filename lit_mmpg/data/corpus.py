@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Question
 
 GROUPS = ("train", "val", "test_seen", "test_unseen", "test_clean")
@@ -114,6 +116,7 @@ class Corpus:
         clean: Source of the same frames before the simulated cameras, where such twins exist.
         facts: Further printable facts about the corpus (``lit-mmpg devices`` shows them).
         fingerprint: SHA-256 over the content of the source files (or the generator's settings).
+        conditions: True settings of each device's camera, ``[devices, K]`` float32, where they are known.
     """
 
     clips: Sequence[Clip]
@@ -125,3 +128,4 @@ class Corpus:
     clean: FrameSource | None = None
     filmed: FilmedFrames | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    conditions: np.ndarray | None = None

@@ -259,6 +259,13 @@ class DeviceData(L.LightningDataModule, ABC):
     def _encode(self, text: str) -> list[int]:
         return self.vocabulary.encode(text, self.batch.max_words)
 
+    def device_conditions(self) -> np.ndarray | None:
+        """The true settings of each device's camera, for an oracle: ``[devices, K]`` float32, zeros change nothing.
+
+        ``None`` where nobody knows them.
+        """
+        return self.corpus.conditions
+
     # -- loaders -------------------------------------------------------------------------------------------------
 
     def items(self, split: str) -> Items:

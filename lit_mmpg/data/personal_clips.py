@@ -37,7 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_mmpg.data.cameras import FAMILIES, Camera, apply, check_recipe, noise_seed, sample_camera
+from lit_mmpg.data.cameras import FAMILIES, Camera, apply, camera_conditions, check_recipe, noise_seed, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.data.records import Caption, Clip, Question
 from lit_mmpg.errors import UserError
@@ -346,6 +346,7 @@ def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corp
         ),
         fingerprint=config.digest(),
         clean=PixelClips(pixels["clean"], num_frames),
+        conditions=np.stack([camera_conditions(member.camera(config)) for member in members]),
     )
 
 

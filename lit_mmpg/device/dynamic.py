@@ -1,6 +1,6 @@
 """Dynamic layers: linear layers whose personal parameters arrive as arguments of ``forward``.
 
-The four forms (DESIGN: reconstruction; ``full`` follows DUET, the authors' earlier method for recommenders):
+The four forms (reconstruction; ``full`` follows DUET, the authors' earlier method for recommenders) and two controls:
 
 =========== ============================================= ==============================================
 form        what is downloaded                            what the layer computes
@@ -9,10 +9,15 @@ full        ``weight [out, in]``, ``bias [out]``          ``weight x + bias``
 low_rank    ``u [out, r]``, ``v [in, r]``, ``c [out]``    ``W x + b + u (v^T x) + c``
 core        ``core [r, r]``, ``c [out]``                  ``W x + b + P core (Q^T x) + c``
 basis       ``coefficients [r]``                          ``W x + b + P (coefficients * (Q^T x)) + S coefficients``
+film        ``scale [out]``, ``shift [out]``              ``(1 + scale) * (W x + b) + shift``
+shift       ``shift [out]``                               ``W x + b + shift``
 =========== ============================================= ==============================================
 
 ``W, b`` are static. ``P [out, r]``, ``Q [in, r]`` and ``S [out, r]`` are static too: they are trained with the cloud
 half and shipped with the device model, so that only a few numbers travel.
+
+``film`` is feature-wise modulation (Perez et al., 2018). ``shift`` is what a layer computes whose input is concatenated
+with a code e of the context, ``[W, W_e] [x; e] + b``: the generated shift is ``W_e e``.
 """
 
 from __future__ import annotations
@@ -27,12 +32,12 @@ from torch.nn import functional as F
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterEntry
 
-Form = Literal["full", "low_rank", "core", "basis"]
+Form = Literal["full", "low_rank", "core", "basis", "film", "shift"]
 
 FULL_LIMIT = 65_536
 """Most weights of one layer that the ``full`` form may generate."""
 
-ZERO_INITIALISED = frozenset({"u", "c", "core", "coefficients"})
+ZERO_INITIALISED = frozenset({"u", "c", "core", "coefficients", "scale", "shift"})
 """Parts whose generator starts at zero, so that an untrained adaptor equals the static model. ``v`` must not: with both
 factors at zero neither would receive a gradient."""
 
@@ -73,6 +78,8 @@ class DynamicLinear(nn.Linear):
             "low_rank": {"u": (out, rank), "v": (inp, rank), "c": (out,)},
             "core": {"core": (rank, rank), "c": (out,)},
             "basis": {"coefficients": (rank,)},
+            "film": {"scale": (out,), "shift": (out,)},
+            "shift": {"shift": (out,)},
         }
         if self.form is None:
             return ()
@@ -116,6 +123,11 @@ class DynamicLinear(nn.Linear):
             if u.dim() == 3:
                 return torch.baddbmm(static + row(c), hidden, u.transpose(-1, -2))
             return static + row(c) + torch.matmul(hidden, u.transpose(-1, -2))
+        if self.form == "film":
+            scale, shift = parameters
+            return static * (1 + row(scale)) + row(shift)
+        if self.form == "shift":
+            return static + row(parameters[0])
         hidden = torch.matmul(x, self.fixed_in)
         if self.form == "core":
             core, c = parameters

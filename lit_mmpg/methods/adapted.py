@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject, rows
@@ -120,6 +121,8 @@ def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
     from lit_mmpg.training.evaluation import restore
 
     module, data = restore(checkpoint, flags)
+    if isinstance(module, CloudModule):
+        module.know_conditions(data)
     names = [device.id for device in data.device_table.devices]
     return Loaded(Subject(module, names), data, str(checkpoint))
 

@@ -108,8 +108,7 @@ class Subject:
         """Personal parameters from the devices' contexts through the link; nothing for a static half."""
         if self.cloud is None or self._exchange is None:
             return ()
-        anchors, _ = self.cloud.select(context)
-        return self._exchange(anchors, [self._names[int(d)] for d in device], self.cloud.generate)
+        return self.cloud.personal(context, device, [self._names[int(d)] for d in device], self._exchange)
 
     def features(self, batch: Batch) -> Tensor:
         """Encoded frames ``[B, M, T, D]`` of a batch; pixels that are encoded already pass."""

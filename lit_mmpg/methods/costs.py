@@ -255,6 +255,10 @@ def device_costs(
             personal = module.generate(anchors)
             adapt = measured(lambda: _anchors(module, context, batch.context))
             cloud_s = measured(lambda: module.generate(anchors)).seconds
+            if module.cloud_config.place == "device":
+                adapt, cloud_s = measured(lambda: module.generate(_anchors(module, context, batch.context))), None
+            if module.cloud_config.context != "anchors":
+                adapt, encoded = Measured(0.0, 0.0, 0), 0  # the device sends and computes nothing
         answers = {
             name: measured(
                 lambda p=parameters: answer_batch(network, batch, network.encode(batch.frames.values), p)  # type: ignore[misc]

@@ -31,7 +31,7 @@ from lit_mmpg.methods.objectives import device_loss
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
 
-STEPS = (0, 8, 32, 128)
+STEPS = (0, 8, 32, 128, 384)
 
 
 class Sampler:
@@ -106,7 +106,7 @@ class FineTuning(AdaptationMethod):
     setting = "supervised"
     knows = "labelled"
     backward = True
-    grid: ClassVar = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "steps": STEPS}
+    grid: ClassVar = {"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2), "steps": STEPS}
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         super().__init__(subject, data, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -90,22 +91,35 @@ class ForwardOnly(AdaptationMethod):
         ).sum(0)
         return entropy(self.network, episode.batch, outputs) + balance * distance / self.network.config.width**0.5
 
-    @torch.no_grad()
     def adapt(self, support: Episode, options: Options) -> State:
         """Shift before the norm and at the head, ``[G, H]`` each."""
+        return next(iter(self.adapt_all(support, [options])))
+
+    @torch.no_grad()
+    def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
+        """One search for the points that differ in their activation shift alone."""
         before = self._before_norm(support)
-        devices, width = len(support.batch), before.shape[-1]
-        search = SeparableCmaEs(devices, width, float(options["sigma"]), self.population, self.seed)
+        found: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        for options in points:
+            key = tuple(value for name, value in sorted(options.items()) if name != "activation")
+            if key not in found:
+                shift = self._search(support, before, options)
+                moments, _ = self._activations(support, before + over(shift, before))
+                found[key] = shift, self.source[2] - moments[2]
+            shift, rest = found[key]
+            yield {"shift": shift, "head": float(options["activation"]) * rest}
+
+    def _search(self, support: Episode, before: Tensor, options: Options) -> Tensor:
         balance = float(options["balance"])
+        search = SeparableCmaEs(
+            len(support.batch), before.shape[-1], float(options["sigma"]), self.population, self.seed
+        )
         search.best_value = self._fitness(support, before, balance)  # no shift at all
         for _ in range(int(options["generations"])):
             candidates = search.ask()
-            values = torch.stack(
-                [self._fitness(support, before + over(shift, before), balance) for shift in candidates.unbind(1)], 1
-            )
-            search.tell(candidates, values)
-        moments, _ = self._activations(support, before + over(search.best, before))
-        return {"shift": search.best, "head": float(options["activation"]) * (self.source[2] - moments[2])}
+            values = [self._fitness(support, before + over(shift, before), balance) for shift in candidates.unbind(1)]
+            search.tell(candidates, torch.stack(values, 1))
+        return search.best
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers on the shifted features."""

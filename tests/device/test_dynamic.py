@@ -10,7 +10,7 @@ from lit_mmpg.cloud.adaptor import FastDomainAdaptor
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
 
-FORMS = ["full", "low_rank", "core", "basis"]
+FORMS = ["full", "low_rank", "core", "basis", "film", "shift"]
 
 
 def random_parameters(layer: DynamicLinear, devices: int) -> list[torch.Tensor]:
@@ -26,6 +26,10 @@ def numpy_reference(layer: DynamicLinear, x: np.ndarray, parts: list[np.ndarray]
     if layer.form == "low_rank":
         u, v, c = parts
         return x @ (weight + u @ v.T).T + bias + c
+    if layer.form == "film":
+        return (1 + parts[0]) * (x @ weight.T + bias) + parts[1]
+    if layer.form == "shift":
+        return x @ weight.T + bias + parts[0]
     fixed_in, fixed_out = layer.fixed_in.detach().numpy(), layer.fixed_out.detach().numpy()
     if layer.form == "core":
         core, c = parts
@@ -89,3 +93,14 @@ def test_every_generator_is_registered_and_learns(form: str) -> None:
 def test_full_refuses_layers_that_are_too_large() -> None:
     with pytest.raises(UserError, match=r"1280 x 256.*low_rank"):
         DynamicLinear(1280, 256, "full")
+
+
+def test_a_generated_shift_is_a_concatenated_context() -> None:
+    """What the control ``concat_context_on_device`` computes, written as the concatenation that it is."""
+    torch.manual_seed(2)
+    layer = DynamicLinear(7, 5, "shift")
+    code, weight = torch.randn(3, 4), torch.randn(5, 4)
+    x = torch.randn(3, 6, 7)
+    joined = torch.cat([x, code.unsqueeze(1).expand(-1, 6, -1)], -1)
+    concatenated = torch.nn.functional.linear(joined, torch.cat([layer.weight, weight], 1), layer.bias)
+    torch.testing.assert_close(layer(x, [code @ weight.T]), concatenated, atol=1e-5, rtol=1e-5)

@@ -12,7 +12,7 @@ from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoi
 from lit_mmpg.methods.episodes import Episodes, query_view
 from tests.methods.conftest import World
 
-FORMS = ["full", "low_rank", "core", "basis"]
+FORMS = ["full", "low_rank", "core", "film"]
 
 
 def first_group(world: World, form: str):
