@@ -57,7 +57,7 @@ class CloudConfig:
         embedding: Width of the per-frame embedding that is pooled into the context beside the moments.
         adaptor_hidden: Width of the adaptor's encoders.
         context: What the adaptor sees. ``anchors``: the device's context. Controls: ``constant``, one learned vector
-            for all devices; ``conditions``, the true settings of the device's camera (an oracle; needs data that knows).
+            for all devices; ``conditions``, the true settings of the device's camera (an oracle).
         generator: ``trained``; or the ablation ``frozen_random``, whose generators keep their random weights.
         place: Who generates. ``cloud``: anchors and parameters cross the link. ``device``: nothing does (with
             ``anchors.count=0`` and ``reasoner=none`` every frame of the context is used).
