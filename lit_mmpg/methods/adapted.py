@@ -202,9 +202,11 @@ class _Runner:
         self.subject, self.data, self.method, self.labels, self.seed = subject, data, method, labels, seed
         self.support_clips = self.labelled_items = 0.0
 
-    def _episodes(self, group: str, at_once: int = 32) -> Episodes:
+    def _episodes(self, group: str, at_once: int | None = None) -> Episodes:
         labelled = self.method.knows == "labelled"
-        return Episodes(self.data, group, labelled, self.labels if labelled else None, at_once, self.seed)
+        return Episodes(
+            self.data, group, labelled, self.labels if labelled else None, at_once or self.method.at_once, self.seed
+        )
 
     def too_few(self) -> str | None:
         """Why a supervised method has too few labelled clips to live up to its name."""

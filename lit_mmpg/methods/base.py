@@ -137,6 +137,7 @@ class AdaptationMethod(ABC):
         backward: Whether a device needs a backward pass.
         needs_pixels: Whether it works on pixels, so that features will not do.
         encode_once: Whether the encoder stays as it is, so that pixels may be encoded once for all steps.
+        at_once: Devices that adapt together; results do not depend on it.
     """
 
     name: ClassVar[str]
@@ -147,6 +148,7 @@ class AdaptationMethod(ABC):
     backward: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
     encode_once: ClassVar[bool] = True
+    at_once: ClassVar[int] = 32
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         self.subject, self.network, self.seed = subject, subject.network, seed

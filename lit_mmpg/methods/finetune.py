@@ -9,6 +9,7 @@ The text encoder of a retrieval model stays as it is: one embedded text has to r
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -130,21 +131,26 @@ class FineTuning(AdaptationMethod):
         return next(iter(self.adapt_all(support, [options])))
 
     def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
-        """One trajectory for the points that differ in their steps alone."""
+        """One trajectory for neighbouring points that differ in their steps alone; its states are not kept."""
         values = self.prepare(support.batch)
-        keys = [tuple((k, v) for k, v in sorted(p.items()) if k != "steps") for p in points]
-        found: dict[tuple[Any, int], State] = {}
-        for key in dict.fromkeys(keys):
-            wanted = {int(p["steps"]) for p, own in zip(points, keys, strict=True) if own == key}
-            found |= {(key, step): state for step, state in self._descend(support, values, dict(key), wanted)}
-        for options, key in zip(points, keys, strict=True):
-            yield found[key, int(options["steps"])]
+
+        def rest(options: Options) -> dict[str, Any]:
+            return {name: value for name, value in options.items() if name != "steps"}
+
+        for options, group in itertools.groupby(points, rest):
+            wanted = [int(point["steps"]) for point in group]
+            states = self._descend(support, values, options, set(wanted))
+            if wanted == sorted(set(wanted)):
+                yield from (state for _, state in states)
+            else:
+                found = dict(states)
+                yield from (found[step] for step in wanted)
 
     def _descend(
         self, support: Episode, values: Tensor, options: Options, wanted: set[int]
     ) -> Iterator[tuple[int, State]]:
         last = max(wanted)
-        state = {name: tensor.requires_grad_() for name, tensor in self.start(len(support.batch), {**options}).items()}
+        state = {name: tensor.requires_grad_() for name, tensor in self.start(len(support.batch), options).items()}
         optimiser = torch.optim.Adam(state.values(), lr=float(options["learning_rate"]))
         sampler = Sampler(support.batch, self.clips, self.items, last, self.seed)
         for step in range(last + 1):
@@ -259,7 +265,8 @@ class FineTuneAll(FineTuning):
     name = "finetune_all"
     paper = "fine-tuning (all weights)"
     encode_once = False
-    grid: ClassVar = {"learning_rate": (1e-4, 3e-4, 1e-3), "steps": STEPS}
+    at_once = 8  # every device has a whole model of its own
+    grid: ClassVar = {"learning_rate": (3e-4, 1e-3, 3e-3), "steps": STEPS[:-1]}
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         super().__init__(subject, data, seed)

@@ -101,6 +101,16 @@ def test_all_weights_follow_plain_adam_on_one_model(world: World) -> None:
     assert float((wanted - loaded.subject.answer(alone).logits).abs().max()) > 0.1
 
 
+def test_points_in_any_order_get_their_own_states(world: World) -> None:
+    loaded, support, _, _ = first_group(world, "open_ended")
+    method = FineTuneHead(loaded.subject, loaded.data)
+    wanted = [(1e-2, 2), (1e-2, 0), (1e-3, 1), (1e-2, 2)]
+    states = list(method.adapt_all(support, [{"learning_rate": r, "steps": s} for r, s in wanted]))
+    for (rate, steps), state in zip(wanted, states, strict=True):
+        alone = method.adapt(support, {"learning_rate": rate, "steps": steps})
+        assert all(torch.equal(state[name], alone[name]) for name in alone)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_each_step_draws_own_clips_with_their_own_texts(world: World, task: str) -> None:
     _, support, _, _ = first_group(world, task)
