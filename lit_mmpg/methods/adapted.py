@@ -213,9 +213,9 @@ class _Runner:
         if self.method.knows != "labelled" or self.labels is None:
             return None
         for group in ("val", *self.data.test_groups):
-            most, mean = self._episodes(group).clips
+            fewest, mean = self._episodes(group).clips
             if mean < 0.75 * self.labels:
-                return f"devices of group {group} have {mean:.0f} earlier clips (at most {most}), not {self.labels}"
+                return f"devices of group {group} have {mean:.0f} earlier clips (some {fewest}), not {self.labels}"
         return None
 
     def sweep(self, points: Sequence[Options]) -> list[dict[str, Any]]:

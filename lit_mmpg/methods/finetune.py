@@ -107,7 +107,7 @@ class FineTuning(AdaptationMethod):
     setting = "supervised"
     knows = "labelled"
     backward = True
-    grid: ClassVar = {"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2), "steps": STEPS}
+    grid: ClassVar = {"learning_rate": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), "steps": STEPS}
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         super().__init__(subject, data, seed)
@@ -209,7 +209,7 @@ class FineTuneLowRank(FineTuning):
 
     name = "finetune_lora"
     paper = "Hu et al. 2022"
-    grid: ClassVar = {"learning_rate": (1e-3, 3e-3, 1e-2), "rank": (8,), "steps": STEPS}
+    grid: ClassVar = {"learning_rate": (1e-4, 1e-3, 3e-3, 1e-2), "rank": (8,), "steps": STEPS}
 
     @property
     def layers(self) -> list[str]:
@@ -266,7 +266,7 @@ class FineTuneAll(FineTuning):
     paper = "fine-tuning (all weights)"
     encode_once = False
     at_once = 8  # every device has a whole model of its own
-    grid: ClassVar = {"learning_rate": (3e-4, 1e-3, 3e-3), "steps": STEPS[:-1]}
+    grid: ClassVar = {"learning_rate": (3e-5, 3e-4, 1e-3), "steps": STEPS[:-1]}
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         super().__init__(subject, data, seed)
