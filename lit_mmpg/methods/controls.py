@@ -5,13 +5,12 @@ A gain that one of these reaches as well is not a gain of adaptation, or not one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.cloud.reasoner import Reconstruction
@@ -20,7 +19,6 @@ from lit_mmpg.device.evaluation import Cost
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject, own_parameters
 from lit_mmpg.methods.episodes import Episodes
-from lit_mmpg.methods.hooks import output_replaced
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -101,14 +99,14 @@ def fixed_layers(layers: dict[str, DynamicLinear], values: dict[str, tuple[Tenso
         layers: Layers by name.
         values: Name -> ``[out, in]`` and ``[out]``.
     """
-
-    def compute(weight: Tensor, bias: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x, _: F.linear(x, weight, bias)
-
-    with ExitStack() as stack:
+    before = {name: (layers[name].weight.data, layers[name].bias.data) for name in values}
+    try:
         for name, (weight, bias) in values.items():
-            stack.enter_context(output_replaced(layers[name], compute(weight, bias)))
+            layers[name].weight.data, layers[name].bias.data = weight, bias
         yield
+    finally:
+        for name, (weight, bias) in before.items():
+            layers[name].weight.data, layers[name].bias.data = weight, bias
 
 
 class SameNormNoise(CloudControl):

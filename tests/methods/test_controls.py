@@ -43,6 +43,7 @@ def test_materialised_layers_compute_what_the_parameters_do(cloud_world: World, 
 def test_the_mean_device_is_the_mean_of_the_layers(cloud_world: World, form: str) -> None:
     loaded, _support, query, _index = first_group(cloud_world, form)
     subject = loaded.subject
+    before = {name: tensor.clone() for name, tensor in subject.network.state_dict().items()}
     method = MeanDevice(subject, loaded.data)
     layers: dict[str, list[torch.Tensor]] = {}
     for group in Episodes(loaded.data, "train", at_once=1):
@@ -64,6 +65,7 @@ def test_the_mean_device_is_the_mean_of_the_layers(cloud_world: World, form: str
     with fixed_layers(subject.network.dynamic_layers(), first):
         alone = subject.answer(Episode(query.batch)).logits[0]
     torch.testing.assert_close(alone, subject.answer(query).logits[0], atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.network.state_dict().items())
 
 
 @pytest.mark.parametrize("form", FORMS)
