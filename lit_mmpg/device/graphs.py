@@ -112,19 +112,24 @@ def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[Gra
     frames = max(2, max_frames)
     clips = {"frames": torch.zeros(2, frames, features), "frame_mask": torch.ones(2, frames, dtype=torch.bool)}
     clip_dims = {"frames": {0: "B", 1: "T"}, "frame_mask": {0: "B", 1: "T"}}
+    # Contiguous examples: ahead-of-time compilation keeps their strides.
     words = torch.ones(2, max(2, options), max(2, shapes.max_words), dtype=torch.long)
     specs = []
     if shapes.task == "retrieval":
         specs.append(GraphSpec("model", VideoGraph(network), clips, clip_dims, "embedding", True))
         specs.append(
-            GraphSpec("text", TextGraph(network), {"text": words[:, 0]}, {"text": {0: "B", 1: "L"}}, "embedding")
+            GraphSpec(
+                "text", TextGraph(network), {"text": words[:, 0].contiguous()}, {"text": {0: "B", 1: "L"}}, "embedding"
+            )
         )
     elif shapes.task == "multiple_choice":
         dims = clip_dims | {"text": {0: "B", 1: "O", 2: "L"}}
         specs.append(GraphSpec("model", AnswerGraph(network), clips | {"text": words}, dims, "scores", True))
     else:
         dims = clip_dims | {"text": {0: "B", 2: "L"}}
-        specs.append(GraphSpec("model", AnswerGraph(network), clips | {"text": words[:, :1]}, dims, "scores", True))
+        specs.append(
+            GraphSpec("model", AnswerGraph(network), clips | {"text": words[:, :1].contiguous()}, dims, "scores", True)
+        )
     example = {"features": torch.zeros(2, features)}
     specs.append(GraphSpec("project", ProjectGraph(network), example, {"features": {0: "N"}}, "projected"))
     if pixels:

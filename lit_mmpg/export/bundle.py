@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 from safetensors import numpy as safetensors_numpy
+from safetensors import torch as safetensors_torch
 
 import lit_mmpg
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
@@ -19,8 +20,8 @@ from lit_mmpg.export.samples import Samples, draw_samples
 from lit_mmpg.export.source import Source
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
-from lit_mmpg.runtime.bundle import REFERENCE, STATIC, file_digest
-from lit_mmpg.runtime.manifest import AnchorRule, Frames, GraphInfo, Link, Manifest, Preprocessing
+from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, file_digest
+from lit_mmpg.runtime.manifest import OWN_ENCODER, AnchorRule, Frames, GraphInfo, Link, Manifest, Preprocessing
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
@@ -47,6 +48,7 @@ def write_bundle(
     precisions: Sequence[str] = ("fp32",),
     samples: str = "data",
     keep_failed: bool = False,
+    weights: bool = False,
     step: Step = lambda text: None,
 ) -> list[Variant]:
     """Export a checkpoint.
@@ -57,6 +59,7 @@ def write_bundle(
         precisions: Precisions of every graph; fp32 is always among them.
         samples: ``data`` or ``synthetic``, see :mod:`lit_mmpg.export.samples`.
         keep_failed: Write variants that failed their acceptance, too.
+        weights: Also write the weights and sizes of the device model, for engines that need torch.
         step: Told what happens next.
 
     Returns:
@@ -88,10 +91,22 @@ def write_bundle(
         if len(network.spec):
             safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
             extra.append(STATIC)
+        if weights:
+            extra += _write_weights(source, folder)
         graphs = tuple(variant.info for variant in variants if variant.written)
         files = {name: file_digest(folder / name) for name in extra}
         write_manifest(folder, make_manifest(source, graphs, files))
     return variants
+
+
+def _write_weights(source: Source, folder: Path) -> list[str]:
+    from lit_mmpg.torch_engines.base import NETWORK, network_json
+
+    state = {name: tensor.contiguous() for name, tensor in source.network.state_dict().items()}
+    safetensors_torch.save_file(state, folder / WEIGHTS)
+    dynamic = source.cloud.dynamic if source.cloud else None
+    (folder / NETWORK).write_text(network_json(source.network, dynamic) + "\n", encoding="utf-8")
+    return [WEIGHTS, NETWORK]
 
 
 def _asks(source: Source) -> bool:
@@ -148,7 +163,7 @@ def make_manifest(source: Source, graphs: tuple[GraphInfo, ...], files: dict[str
     preprocessing = None
     if pixels:
         _, height, width = network.shapes.frame
-        preprocessing = Preprocessing(height, width, "none", "RGB", "part of the device model")
+        preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
     features = network.config.encoder_features if pixels else network.shapes.frame[0]
     return Manifest(
         version=lit_mmpg.__version__,

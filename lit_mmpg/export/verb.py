@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
             options.precisions,
             options.samples,
             options.keep_failed,
+            options.torch,
             lambda text: progress.update(task, description=text),
         )
     _print(variants, output)
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         default="data",
         help="what graphs are checked on: the data's unseen devices, or clips drawn from the training statistics",
     )
+    parser.add_argument("--torch", action="store_true", help="also write the weights, for the engines that need torch")
     parser.add_argument("--keep-failed", action="store_true", help="write variants that failed their acceptance, too")
     return parser
 

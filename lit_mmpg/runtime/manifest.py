@@ -17,6 +17,9 @@ SCHEMA = 1
 ROLES = ("model", "text", "project", "encode")
 """What a graph can be for: answers or clip embeddings; sentence embeddings; projected features; frame features."""
 
+OWN_ENCODER = "part of the device model"
+"""What a manifest calls a frame encoder that belongs to the device model."""
+
 PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
 
 

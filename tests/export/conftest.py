@@ -97,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
             try:
                 assert main(["fit", "--config", str(config)]) == 0
                 device, cloud = (best_checkpoint(folder, half) for half in ("device", "cloud"))
-                precisions = ["--precisions", "fp32", "fp16", "int8_weight", "int8", "--keep-failed"]
+                precisions = ["--precisions", "fp32", "fp16", "int8_weight", "int8", "--keep-failed", "--torch"]
                 assert main(["export", "--ckpt", str(cloud), "--output", "bundle", *precisions]) == 0
             finally:
                 os.chdir(before)

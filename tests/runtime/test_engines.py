@@ -80,7 +80,7 @@ class Wrong(OnnxRuntimeEngine):
         return {"scores": scores}
 
     def _load_parameters(self, parameters: dict[str, np.ndarray]) -> None:
-        if self.fault == "ignores" and hasattr(self, "_personal"):
+        if self.fault == "ignores" and self._feed:
             return
         if self.fault == "drops_bias":
             parameters = {n: np.zeros_like(a) if n.endswith(".c") else a for n, a in parameters.items()}
@@ -124,3 +124,59 @@ def test_figures_of_known_outputs():
     gallery = np.eye(3)
     assert compare(expected, expected, gallery).top1_agreement == 1.0
     assert pool([same, Figures(2, float("nan"), 0.0, 0.0)]).problems(LIMITS["int8"])
+
+
+@pytest.mark.parametrize("way", ["inputs", "rebind", "reload"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8_weight", "int8"])
+def test_every_way_to_personalise_is_right(bundle, way, precision):
+    with create_engine("onnxruntime", bundle, "model", precision, personalise=way) as engine:
+        verdict = verify(engine)
+    assert verdict.ok, verdict.problems
+
+
+@pytest.mark.parametrize("kind", ["features", "pixels"])
+def test_torch_computes_the_reference(made, kind):
+    bundle = Bundle.open(made(kind).bundle)
+    for role in bundle.roles:
+        with create_engine("torch", bundle, role) as engine:
+            verdict = verify(engine)
+        assert verdict.ok, (role, verdict.problems)
+
+
+COMPILED = [
+    pytest.param(name, role, marks=() if role == "project" else pytest.mark.soak)
+    for name in ("torch_inductor", "torch_aoti")
+    for role in ("project", "model")
+]
+
+
+@pytest.mark.parametrize(("name", "role"), COMPILED)
+def test_compiled_torch_computes_the_reference(bundle, monkeypatch, tmp_path, name, role):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if (reason := engine_class(name).requirements()) is not None:
+        pytest.skip(reason)
+    with create_engine(name, bundle, role) as engine:
+        assert verify(engine).ok
+        assert engine.describe()["torch"]
+    if name == "torch_aoti":
+        (package,) = (tmp_path / "lit-mmpg" / "engines").glob("*.pt2")
+        before = package.stat().st_mtime_ns
+        with create_engine(name, bundle, role) as engine:
+            assert verify(engine).ok
+        assert package.stat().st_mtime_ns == before, "compiled once"
+
+
+def test_torch_engines_refuse_what_they_lack(made, tmp_path):
+    from lit_mmpg.cli import main
+
+    target = str(tmp_path / "b")
+    assert main(["export", "--ckpt", str(made("features").device), "--output", target, "--samples", "synthetic"]) == 0
+    with pytest.raises(UserError, match="export it with --torch"):
+        create_engine("torch", Bundle.open(target), "model").activate()
+    bundle = Bundle.open(made("features").bundle)
+    with pytest.raises(UserError, match="it must be cpu or cuda"):
+        create_engine("torch", bundle, "model", device="tpu")
+    with pytest.raises(UserError, match="runs fp32, not int8"):
+        create_engine("torch", bundle, "model", "int8")
+    with pytest.raises(UserError, match="on a GPU only"):
+        create_engine("torch_tensorrt", bundle, "model", device="cpu")

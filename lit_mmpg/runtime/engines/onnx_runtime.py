@@ -1,16 +1,24 @@
-"""ONNX Runtime."""
+"""ONNX Runtime with its CPU, CUDA and TensorRT providers.
+
+Ways to personalise: parameters are inputs of the graph (``inputs``); or constants of a baked graph, which a new session
+takes from outside (``rebind``) or from a rewritten graph (``reload``). ONNX Runtime fixes constants when a session is
+made, so both of the latter make a new one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
+from lit_mmpg.runtime.cudart import why_no_gpu
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
+from lit_mmpg.runtime.engines.cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,9 @@ class OnnxRuntimeEngine(Engine):
 
     name = "onnxruntime"
     config_class = OnnxRuntimeConfig
+    ways: ClassVar[tuple[str, ...]] = ("inputs", "rebind", "reload")
     provider = "CPUExecutionProvider"
+    package = "onnxruntime is not installed; run pip install 'lit-mmpg[board-cpu]'"
     config: OnnxRuntimeConfig
 
     @classmethod
@@ -42,30 +52,62 @@ class OnnxRuntimeEngine(Engine):
         try:
             import onnxruntime
         except ImportError:
-            return "onnxruntime is not installed; run pip install 'lit-mmpg[board-cpu]'"
+            return cls.package
         if cls.provider not in onnxruntime.get_available_providers():
-            return f"this build of onnxruntime has no {cls.provider}"
+            return f"this build of onnxruntime has no {cls.provider}; install onnxruntime-gpu in its place"
         return None
+
+    def _provider_options(self) -> dict[str, str]:
+        return {}
 
     def _activate(self) -> None:
         import onnxruntime
 
+        self._outputs = [info.name for info in self.info.outputs]
+        self._feed: dict[str, Any] = {}
+        self._baked = b""
+        if not self.personal or self.config.personalise == "inputs":
+            self._session = self._make_session(onnxruntime, str(self.graph))
+        elif self.config.personalise == "rebind":
+            self._baked = bake(self.graph, self.parameters, external=True)
+        if self.personal:
+            self._load_parameters(self.parameters)
+
+    def _make_session(self, onnxruntime: Any, graph: str | bytes, constants: Arrays | None = None) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.config.threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(self.graph), options, providers=[self.provider])
-        self._outputs = [info.name for info in self.info.outputs]
-        self._load_parameters(self.parameters)
+        if self.precision == "int8_weight":
+            # Dequantised once, when the session is made, instead of in every inference.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if constants:
+            # External ones: others are replaced only after constants have been folded, with their former values.
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
+            options.add_external_initializers(list(constants), values)
+        providers = [(self.provider, self._provider_options())]
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        if session.get_providers()[0] != self.provider:
+            # It falls back to the CPU with a warning; a timing of that would be wrong.
+            raise UserError(f"engine '{self.name}' cannot run here: {self.provider} could not be loaded")
+        return session
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        values = self._session.run(self._outputs, {**inputs, **self._personal})
+        values = self._session.run(self._outputs, {**inputs, **self._feed})
         return dict(zip(self._outputs, values, strict=True))
 
     def _load_parameters(self, parameters: Arrays) -> None:
-        self._personal = parameters
+        import onnxruntime
+
+        if self.config.personalise == "inputs":
+            self._feed = dict(parameters)
+        elif self.config.personalise == "rebind":
+            self._session = self._make_session(onnxruntime, self._baked, parameters)
+        else:
+            self._session = self._make_session(onnxruntime, bake(self.graph, parameters))
 
     def _deactivate(self) -> None:
         del self._session
+        self._feed = {}
 
     def describe(self) -> dict[str, Any]:
         """Adds the version, the provider and the threads."""
@@ -76,3 +118,99 @@ class OnnxRuntimeEngine(Engine):
             "provider": self.provider,
             "threads": self.config.threads,
         }
+
+
+class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
+    """ONNX Runtime with its CUDA provider. Not verified on hardware."""
+
+    name = "onnxruntime_cuda"
+    provider = "CUDAExecutionProvider"
+    package = "onnxruntime-gpu is not installed; install it in place of onnxruntime"
+
+    @classmethod
+    def requirements(cls) -> str | None:
+        """Adds a GPU."""
+        return super().requirements() or why_no_gpu()
+
+    def _provider_options(self) -> dict[str, str]:
+        return {"use_tf32": "0"}
+
+    def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        import onnxruntime
+
+        feed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+        values = self._session.run_with_ort_values(self._outputs, {**feed, **self._feed})
+        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+
+    def _load_parameters(self, parameters: Arrays) -> None:
+        super()._load_parameters(parameters)
+        if self.config.personalise == "inputs":
+            import onnxruntime
+
+            # They stay on the device between calls.
+            self._feed = {
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in parameters.items()
+            }
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeTensorRTConfig(OnnxRuntimeConfig):
+    """Options of ONNX Runtime with its TensorRT provider.
+
+    Attributes:
+        max_batch: Most rows of a call.
+        cache: Folder of the built engines; the user's cache folder when None.
+    """
+
+    max_batch: int = 32
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_batch < 1:
+            raise UserError(f"onnxruntime_tensorrt: max_batch is {self.max_batch}; it must be at least 1")
+
+
+class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
+    """ONNX Runtime with its TensorRT provider. Not verified on hardware."""
+
+    name = "onnxruntime_tensorrt"
+    config_class = OnnxRuntimeTensorRTConfig
+    provider = "TensorrtExecutionProvider"
+    ways = ("inputs", "reload")
+    config: OnnxRuntimeTensorRTConfig
+
+    def _provider_options(self) -> dict[str, str]:
+        folder = self.config.cache or str(cache_folder() / "onnxruntime")
+        shapes = {kind: self._shapes(kind) for kind in ("min", "opt", "max")}
+        return {
+            "trt_engine_cache_enable": "1" if self.config.personalise == "inputs" else "0",
+            "trt_engine_cache_path": folder,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": folder,
+            **{f"trt_profile_{kind}_shapes": text for kind, text in shapes.items()},
+        }
+
+    def _shapes(self, kind: str) -> str:
+        """``name:1x8x1280,...`` for every input of varying size."""
+        sizes = profile_sizes(self, self.config.max_batch)[("min", "opt", "max").index(kind)]
+        parts = []
+        for info in self.inputs:
+            shape = [str(sizes[d]) if isinstance(d, str) else str(d) for d in info.shape]
+            parts.append(f"{info.name}:{'x'.join(shape)}")
+        return ",".join(parts)
+
+
+def profile_sizes(engine: Engine, max_batch: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Least, usual and largest sizes of the varying dimensions, for engines that are built for a range of shapes.
+
+    Args:
+        engine: The engine.
+        max_batch: Most rows of a call.
+    """
+    usual = dict(engine.info.macs_at)
+    largest = dict(usual)
+    for name, size in (("B", max_batch), ("N", max_batch * engine.bundle.manifest.frames.max_frames)):
+        if name in usual:
+            largest[name] = size
+    return dict.fromkeys(usual, 1), usual, largest

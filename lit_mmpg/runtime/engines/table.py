@@ -31,6 +31,24 @@ ENGINES = {
     "onnxruntime": EngineEntry(
         "lit_mmpg.runtime.engines.onnx_runtime:OnnxRuntimeEngine", "ONNX Runtime on the CPU", "board-cpu"
     ),
+    "onnxruntime_cuda": EngineEntry(
+        "lit_mmpg.runtime.engines.onnx_runtime:OnnxRuntimeCudaEngine", "ONNX Runtime's CUDA provider", ""
+    ),
+    "onnxruntime_tensorrt": EngineEntry(
+        "lit_mmpg.runtime.engines.onnx_runtime:OnnxRuntimeTensorRTEngine", "ONNX Runtime's TensorRT provider", ""
+    ),
+    "tensorrt": EngineEntry("lit_mmpg.runtime.engines.tensorrt:TensorRTEngine", "TensorRT, strongly typed", ""),
+    "tensorrt_rtx": EngineEntry(
+        "lit_mmpg.runtime.engines.tensorrt:TensorRTRTXEngine",
+        "TensorRT-RTX; compiles without a GPU, runs with one",
+        "rtx",
+    ),
+    "torch": EngineEntry("lit_mmpg.torch_engines.eager:TorchEngine", "torch, eager", "train"),
+    "torch_inductor": EngineEntry("lit_mmpg.torch_engines.inductor:InductorEngine", "torch.compile", "train"),
+    "torch_aoti": EngineEntry(
+        "lit_mmpg.torch_engines.inductor:AotInductorEngine", "torch, compiled ahead of time (AOTInductor)", "train"
+    ),
+    "torch_tensorrt": EngineEntry("lit_mmpg.torch_engines.tensorrt:TorchTensorRTEngine", "Torch-TensorRT", "tensorrt"),
 }
 
 

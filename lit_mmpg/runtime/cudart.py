@@ -1,0 +1,154 @@
+"""The little of the CUDA runtime that an engine without torch needs: memory, copies, a stream and events, by ctypes.
+
+Written after the CUDA Runtime API reference (versions 12 and 13). Not verified on hardware.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lit_mmpg.errors import UserError
+
+_NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12")
+_FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib")
+_WHEELS = ("nvidia/cuda_runtime/lib", "nvidia/cu13/lib")
+"""Where the wheels of the CUDA runtime put the library, relative to site-packages."""
+
+_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+_ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76}  # cudaDeviceAttr
+_NAME_BYTES = 256
+_PROPERTIES_BYTES = 8192  # more than cudaDeviceProp of any version; its first field is the name
+
+
+@cache
+def load_library() -> ctypes.CDLL | None:
+    """The CUDA runtime; ``None`` where there is none."""
+    wheels = [Path(entry) / folder for entry in sys.path for folder in _WHEELS if entry]
+    folders = [*map(Path, _FOLDERS), *wheels]
+    paths = [*_NAMES, *(str(folder / name) for folder in folders for name in _NAMES if (folder / name).is_file())]
+    for path in paths:
+        try:
+            return ctypes.CDLL(path)
+        except OSError:
+            continue
+    return None
+
+
+def why_no_gpu() -> str | None:
+    """Why CUDA cannot be used here; ``None`` where it can."""
+    library = load_library()
+    if library is None:
+        return "the CUDA runtime (libcudart) was not found; install CUDA, or on a board use JetPack's"
+    count = ctypes.c_int(0)
+    status = library.cudaGetDeviceCount(ctypes.byref(count))
+    if status:
+        return f"there is no usable NVIDIA GPU ({_error_text(library, status)})"
+    return None if count.value else "there is no NVIDIA GPU"
+
+
+def _error_text(library: ctypes.CDLL, status: int) -> str:
+    library.cudaGetErrorString.restype = ctypes.c_char_p
+    text: bytes = library.cudaGetErrorString(status)
+    return text.decode()
+
+
+class Cuda:
+    """One device with one stream.
+
+    Args:
+        device: Ordinal of the device.
+
+    Raises:
+        UserError: If CUDA cannot be used here.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        reason = why_no_gpu()
+        library = load_library()
+        if reason or library is None:
+            raise UserError(f"CUDA cannot be used: {reason}")
+        self._library, self.device = library, device
+        self._call("cudaSetDevice", device)
+        self.stream = ctypes.c_void_p()
+        self._call("cudaStreamCreate", ctypes.byref(self.stream))
+
+    def _call(self, function: str, *arguments: object) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status:
+            raise RuntimeError(f"{function}: {_error_text(self._library, status)}")
+
+    def identity(self) -> str:
+        """Name, compute capability and number of multiprocessors: what a compiled engine belongs to."""
+        values = {}
+        for name, attribute in _ATTRIBUTES.items():
+            value = ctypes.c_int()
+            self._call("cudaDeviceGetAttribute", ctypes.byref(value), attribute, self.device)
+            values[name] = value.value
+        # CUDA 12 exports the current layout as _v2 beside an older one.
+        function = "cudaGetDeviceProperties"
+        if hasattr(self._library, f"{function}_v2"):
+            function += "_v2"
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        self._call(function, properties, self.device)
+        name = properties.raw[:_NAME_BYTES].split(b"\0", 1)[0].decode(errors="replace")
+        return f"{name} sm{values['major']}{values['minor']} x{values['multiprocessors']}"
+
+    def allocate(self, size: int) -> ctypes.c_void_p:
+        """Device memory of ``size`` bytes."""
+        pointer = ctypes.c_void_p()
+        self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
+        return pointer
+
+    def free(self, pointer: ctypes.c_void_p) -> None:
+        """Give device memory back."""
+        self._call("cudaFree", pointer)
+
+    def upload(self, target: ctypes.c_void_p, source: np.ndarray) -> None:
+        """Copy a contiguous array to the device, in the order of the stream."""
+        self._copy(target, ctypes.c_void_p(source.ctypes.data), source.nbytes, _HOST_TO_DEVICE)
+
+    def download(self, target: np.ndarray, source: ctypes.c_void_p) -> None:
+        """Copy from the device into a contiguous array, in the order of the stream; complete after the next wait."""
+        self._copy(ctypes.c_void_p(target.ctypes.data), source, target.nbytes, _DEVICE_TO_HOST)
+
+    def _copy(self, target: ctypes.c_void_p, source: ctypes.c_void_p, size: int, kind: int) -> None:
+        self._call("cudaMemcpyAsync", target, source, ctypes.c_size_t(size), kind, self.stream)
+
+    def synchronise(self) -> None:
+        """Wait until everything in the stream is done."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total memory of the device in bytes."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def event(self) -> ctypes.c_void_p:
+        """A new event."""
+        event = ctypes.c_void_p()
+        self._call("cudaEventCreate", ctypes.byref(event))
+        return event
+
+    def record(self, event: ctypes.c_void_p) -> None:
+        """Record an event in the stream."""
+        self._call("cudaEventRecord", event, self.stream)
+
+    def elapsed_ms(self, start: ctypes.c_void_p, end: ctypes.c_void_p) -> float:
+        """Milliseconds between two recorded events; waits for the second."""
+        self._call("cudaEventSynchronize", end)
+        elapsed = ctypes.c_float()
+        self._call("cudaEventElapsedTime", ctypes.byref(elapsed), start, end)
+        return elapsed.value
+
+    def close(self, *events: ctypes.c_void_p) -> None:
+        """Destroy the stream and events."""
+        for event in events:
+            self._call("cudaEventDestroy", event)
+        self._call("cudaStreamDestroy", self.stream)

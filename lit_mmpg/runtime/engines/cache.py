@@ -1,0 +1,60 @@
+"""What engines compile for this machine, kept between runs. Local only: nothing in it comes from a bundle.
+
+An entry is found by a key over everything that it depends on (GPU, versions, graph, settings), so what another version
+has compiled is never loaded; and its digest is compared before it is, so a damaged entry is compiled again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/lit-mmpg``, else ``~/.cache/lit-mmpg``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-mmpg"
+
+
+class EngineCache:
+    """A folder of compiled engines.
+
+    Args:
+        folder: The folder; the default one when None.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else cache_folder() / "engines"
+
+    def path(self, key: Mapping[str, object], suffix: str = ".engine") -> Path:
+        """Where the entry of a key lies."""
+        text = json.dumps(key, sort_keys=True, default=str)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{suffix}"
+
+    def read(self, key: Mapping[str, object], suffix: str = ".engine") -> bytes | None:
+        """An undamaged entry; ``None`` where there is none."""
+        path = self.path(key, suffix)
+        try:
+            data = path.read_bytes()
+            expected = path.with_suffix(f"{suffix}.sha256").read_text(encoding="ascii").strip()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == expected else None
+
+    def write(self, key: Mapping[str, object], data: bytes, suffix: str = ".engine") -> Path:
+        """Keep an entry; a full or read-only disk loses only the saved time."""
+        path = self.path(key, suffix)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for target, content in (
+                (path, data),
+                (path.with_suffix(f"{suffix}.sha256"), hashlib.sha256(data).hexdigest().encode()),
+            ):
+                partial = target.with_name(f".{target.name}.{os.getpid()}")
+                partial.write_bytes(content)
+                os.replace(partial, target)
+        except OSError:
+            pass
+        return path

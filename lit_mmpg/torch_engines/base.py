@@ -1,0 +1,169 @@
+"""The device model of a bundle as a torch module: what all torch engines run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.export import Dim
+
+from lit_mmpg.device.graphs import GraphSpec, graph_specs
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import WEIGHTS, Arrays, Bundle
+from lit_mmpg.runtime.engines.base import Engine, EngineConfig
+from lit_mmpg.runtime.manifest import OWN_ENCODER
+
+NETWORK = "network.json"
+"""File of the sizes of the device model, beside its weights."""
+
+
+@dataclass(frozen=True)
+class TorchConfig(EngineConfig):
+    """Options of the torch engines.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        threads: Threads within an operator, for the whole process; 0 leaves it to torch.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise UserError(f"torch: device is '{self.device}'; it must be cpu or cuda")
+        if self.threads < 0:
+            raise UserError(f"torch: threads is {self.threads}; it must be 0 or more")
+
+
+def network_json(network: DeviceModel, dynamic: DynamicConfig | None) -> str:
+    """Sizes of a device model as text."""
+    plain = {
+        "shapes": asdict(network.shapes),
+        "config": asdict(network.config),
+        "dynamic": asdict(dynamic) if dynamic else None,
+    }
+    return json.dumps(plain, indent=1)
+
+
+def load_network(bundle: Bundle) -> DeviceModel:
+    """The device model of a bundle that was exported with ``--torch``.
+
+    Raises:
+        UserError: If the bundle does not hold it, or it does not fit this version.
+    """
+    if not {WEIGHTS, NETWORK} <= set(bundle.manifest.files):
+        raise UserError(f"{bundle.path} holds no weights for torch; export it with --torch")
+    plain = json.loads((bundle.path / NETWORK).read_text(encoding="utf-8"))
+    try:
+        shapes = Shapes(**plain["shapes"] | {"frame": tuple(plain["shapes"]["frame"])})
+        dynamic = plain["dynamic"]
+        if dynamic is not None:
+            dynamic = DynamicConfig(**dynamic | {"layers": tuple(dynamic["layers"])})
+        network = DeviceModel(shapes, DeviceModelConfig(**plain["config"]), dynamic)
+        network.load_state_dict(load_file(bundle.path / WEIGHTS))
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{bundle.path / NETWORK} does not fit this version ({reason}); export it again") from error
+    return network.eval().requires_grad_(False)
+
+
+class TorchModuleEngine(Engine):
+    """Base of the torch engines: personal parameters are arguments of the module."""
+
+    config_class = TorchConfig
+    precisions = ("fp32",)
+    config: TorchConfig
+
+    def __init__(self, bundle: Bundle, role: str, precision: str = "fp32", config: EngineConfig | None = None) -> None:
+        super().__init__(bundle, role, precision, config)
+        preprocessing = bundle.manifest.preprocessing
+        if role == "encode" and preprocessing is not None and preprocessing.encoder != OWN_ENCODER:
+            raise UserError(f"engine '{self.name}' does not run the frame encoder of {bundle.path}; use an ONNX engine")
+
+    @classmethod
+    def requirements(cls) -> str | None:
+        """Torch, which this module has imported already."""
+        return None
+
+    def spec(self) -> GraphSpec:
+        """The module of the role, with example inputs."""
+        network = load_network(self.bundle)
+        manifest = self.bundle.manifest
+        specs = graph_specs(network, manifest.frames.max_frames, self.info.macs_at.get("O", 1))
+        return next(spec for spec in specs if spec.role == self.role)
+
+    def _activate(self) -> None:
+        if self.config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"engine '{self.name}' cannot run here: torch sees no CUDA GPU")
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        self._spec = self.spec()
+        self._module = self._prepare(self._spec)
+        self._load_parameters(self.parameters)
+
+    def _prepare(self, spec: GraphSpec) -> Any:
+        """What is called, on the configured device."""
+        return spec.module.to(self.config.device)
+
+    def arguments(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Arguments of the module."""
+        # In the order of the graph: a compiled package takes them by position and crashes on another order.
+        arguments: dict[str, Any] = {info.name: self._tensor(inputs[info.name]) for info in self.inputs}
+        if self.personal:
+            arguments["parameters"] = self._personal
+        return arguments
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return tensor.to(self.config.device, non_blocking=True)
+
+    def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        with torch.inference_mode():
+            output: Tensor = self._module(**self.arguments(inputs))
+        return {self._spec.output: output.cpu().numpy()}
+
+    def _load_parameters(self, parameters: Arrays) -> None:
+        self._personal = tuple(self._tensor(parameters[e.name]) for e in self.bundle.spec) if self.personal else ()
+
+    def _deactivate(self) -> None:
+        del self._module, self._spec
+
+    def describe(self) -> dict[str, Any]:
+        """Adds the version, the device and the threads."""
+        return super().describe() | {
+            "torch": torch.__version__,
+            "device": self.config.device,
+            "threads": self.config.threads,
+        }
+
+
+def exported_program(spec: GraphSpec, network: nn.Module, personal: bool) -> torch.export.ExportedProgram:
+    """The module with named varying dimensions, as :func:`lit_mmpg.export.graphs.export_graph` exports it.
+
+    Args:
+        spec: The graph.
+        network: The device model.
+        personal: Whether it takes personal parameters.
+    """
+    assert isinstance(network, DeviceModel)
+    most = {"L": network.shapes.max_words}
+    named = {name: Dim(name, max=most.get(name)) for dims in spec.dims.values() for name in dims.values()}
+    shapes: dict[str, Any] = {n: {axis: named[d] for axis, d in spec.dims[n].items()} for n in spec.example}
+    arguments: dict[str, Any] = dict(spec.example)
+    if personal:
+        arguments["parameters"] = tuple(torch.zeros(entry.shape) for entry in network.spec)
+        shapes["parameters"] = tuple({} for _ in network.spec)
+    device = next(network.parameters()).device
+    arguments = {
+        name: tuple(t.to(device) for t in value) if isinstance(value, tuple) else value.to(device)
+        for name, value in arguments.items()
+    }
+    return torch.export.export(spec.module, (), arguments, dynamic_shapes=shapes)

@@ -1,0 +1,124 @@
+"""Torch-TensorRT, written after its documentation (2.8 to 2.13). Not verified on hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from lit_mmpg.device.graphs import GraphSpec
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Arrays
+from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
+from lit_mmpg.torch_engines.base import TorchConfig, TorchModuleEngine, exported_program
+
+
+@dataclass(frozen=True)
+class TorchTensorRTConfig(TorchConfig):
+    """Options of Torch-TensorRT.
+
+    Attributes:
+        device: Always ``cuda``.
+        max_batch: Most rows of a call.
+    """
+
+    device: str = "cuda"
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device != "cuda":
+            raise UserError("torch_tensorrt runs on a GPU only; leave device out")
+        if self.max_batch < 1:
+            raise UserError(f"torch_tensorrt: max_batch is {self.max_batch}; it must be at least 1")
+
+
+class TorchTensorRTEngine(TorchModuleEngine):
+    """Torch-TensorRT. Personal parameters as inputs, or by refit of the compiled module."""
+
+    name = "torch_tensorrt"
+    config_class = TorchTensorRTConfig
+    ways = ("inputs", "refit")
+    config: TorchTensorRTConfig
+
+    @classmethod
+    def requirements(cls) -> str | None:
+        """The package, and a GPU."""
+        if find_spec("torch_tensorrt") is None:
+            return "torch_tensorrt is not installed; run pip install 'lit-mmpg[tensorrt]'"
+        return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
+
+    def _prepare(self, spec: GraphSpec) -> Any:
+        import torch_tensorrt
+
+        program = self._program(spec, self.parameters)
+        by_input = self.config.personalise == "inputs"
+        least, usual, largest = profile_sizes(self, self.config.max_batch)
+        inputs = []
+        for info in self.inputs:
+            shapes = [tuple(s[d] if isinstance(d, str) else d for d in info.shape) for s in (least, usual, largest)]
+            dtype = getattr(torch, info.dtype)
+            inputs.append(
+                torch_tensorrt.Input(min_shape=shapes[0], opt_shape=shapes[1], max_shape=shapes[2], dtype=dtype)
+            )
+        arguments: dict[str, Any] = dict(zip((info.name for info in self.inputs), inputs, strict=True))
+        if self.personal and by_input:
+            arguments["parameters"] = tuple(torch_tensorrt.Input(shape=entry.shape) for entry in self.bundle.spec)
+        return torch_tensorrt.dynamo.compile(
+            program,
+            arg_inputs=(),
+            kwarg_inputs=arguments,
+            immutable_weights=by_input,
+            min_block_size=1,
+            truncate_double=True,
+            disable_tf32=True,
+        )
+
+    def _program(self, spec: GraphSpec, parameters: Arrays) -> torch.export.ExportedProgram:
+        network = spec.module.to("cuda").get_submodule("network")
+        if not self.personal or self.config.personalise == "inputs":
+            return exported_program(spec, network, self.personal)
+        baked = GraphSpec(spec.role, Baked(spec.module, self.bundle.spec.names, parameters), *_rest(spec))
+        return exported_program(baked, network, False)
+
+    def arguments(self, inputs: Any) -> dict[str, Any]:
+        """Without personal parameters where they are in the module."""
+        arguments = super().arguments(inputs)
+        if self.config.personalise == "refit":
+            arguments.pop("parameters", None)
+        return arguments
+
+    def _load_parameters(self, parameters: Arrays) -> None:
+        super()._load_parameters(parameters)
+        if self.personal and self.config.personalise == "refit":
+            from torch_tensorrt.dynamo import refit_module_weights
+
+            self._module = refit_module_weights(self._module, self._program(self._spec, parameters))
+
+
+class Baked(torch.nn.Module):
+    """A graph whose personal parameters are buffers.
+
+    Args:
+        module: The graph.
+        names: Names of the parameters.
+        parameters: Their values.
+    """
+
+    def __init__(self, module: torch.nn.Module, names: tuple[str, ...], parameters: Arrays) -> None:
+        super().__init__()
+        self.module = module
+        self.names = [name.replace(".", "_") for name in names]
+        for name, own in zip(self.names, names, strict=True):
+            self.register_buffer(name, torch.from_numpy(parameters[own]).to("cuda"))
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """The graph with its own parameters."""
+        output: torch.Tensor = self.module(**inputs, parameters=tuple(getattr(self, name) for name in self.names))
+        return output
+
+
+def _rest(spec: GraphSpec) -> tuple[Any, ...]:
+    return spec.example, spec.dims, spec.output, False
