@@ -56,8 +56,12 @@ soak: install ## long fuzzing, left out of make test
 	@$(BIN)/python -m pytest -m soak
 
 # One thread: the demo's tensors are small, and waiting threads cost more than they bring on 2 cores.
-demo: install ## train and compare on the embedded data, print one table (a few minutes)
+demo: install ## train, compare, export and profile on the embedded data (a few minutes)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lit-mmpg compare --config configs/experiment/compare_demo.yaml --output outputs/demo/summary.json
+	@ckpt=$$($(BIN)/python -c 'import json; print(json.load(open("outputs/compare/compare_demo/cdc_mmpg-seed0.json"))["checkpoint"])'); \
+		$(BIN)/lit-mmpg export --ckpt "$$ckpt" --output outputs/demo/bundle --precisions fp32 int8
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lit-mmpg profile run --bundle outputs/demo/bundle \
+		--config configs/profile/demo.yaml --output outputs/demo/profile
 	@echo "Rows: outputs/demo/summary.json. Runs, configs and plots: make ui  (or $(BIN)/lit-mmpg ui)"
 
 ui: install ## open the recorded runs in MLflow's web page (HOST=..., PORT=...)

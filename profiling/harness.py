@@ -171,7 +171,7 @@ class Harness:
                 row["energy"] = [e.to_json() for e in self._energy(outcome)]
             after = state.read_state(gpu=self.instruments.known_gpu)
             row |= {"state_before": before, "state_after": after, "throttled": state.throttled(before, after)}
-        if self.config.measure_memory and cell.scenario != "finetune":
+        if self.config.measure_memory:
             row["memory"] = self._memory_of(cell, row["roles"]).to_json()
         row["status"] = "ok"
 
@@ -219,7 +219,9 @@ class Harness:
     def _memory_of(self, cell: Cell, roles: dict[str, str]) -> memory.Memory:
         """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process."""
         wanted = [role for role in ("encode", "model") if role in roles]
-        key = (cell.selection.engine, str(cell.selection.options), cell.batch, tuple((r, roles[r]) for r in wanted))
+        finetune = to_json(self.config.finetune) if cell.scenario == "finetune" else None
+        ran = tuple((role, roles[role]) for role in wanted)
+        key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune))
         if key not in self._memory:
             self.say("memory in a fresh process")
             self._memory[key] = memory.measure(
@@ -229,6 +231,7 @@ class Harness:
                     "roles": {role: roles[role] for role in wanted},
                     "options": to_json(cell.selection.options),
                     "batch": cell.batch,
+                    "finetune": finetune,
                 }
             )
         return self._memory[key]

@@ -13,10 +13,10 @@ from profiling.tables import (
     absent_lines,
     describe_energy,
     energy_lines,
-    flags,
     format_energy,
     format_ms,
     primary_energy,
+    remarks,
 )
 
 Row = Mapping[str, Any]
@@ -135,12 +135,12 @@ def _table(rows: Sequence[Row]) -> str:
         energy = "" if row["status"] != "ok" else escape(format_energy(reading))
         energy += f'<br><span class="muted">{escape(describe_energy(reading))}</span>' if reading else ""
         status = f'<span class="badge {row["status"]}">{escape(NOT_TIMED.get(row["status"], "ok"))}</span>'
-        remarks = "; ".join(flags(row)) if row["status"] == "ok" else row["reason"] or ""
+        told = remarks(row) if row["status"] == "ok" else row["reason"] or ""
         peak = (row["memory"] or {}).get("peak_rss_bytes")
         cells = [
             f"<td>{escape(row['engine'])}</td><td>{row['precision']}</td><td class=n>{row['batch']}</td>",
             f"<td>{row['scenario']}</td><td>{'pixels' if row['encoder_included'] else 'features'}</td>",
-            f"<td class=s>{status}{f'<br>{escape(remarks)}' if remarks else ''}</td>",
+            f"<td class=s>{status}{f'<br>{escape(told)}' if told else ''}</td>",
             *(f"<td class=n>{format_ms(wall.get(key))}</td>" for key in ("p50_ms", "p95_ms", "p99_ms")),
             f"<td class=n>{format_ms(latency.get('cold_ms'))}</td><td class=n>{wall.get('count', '')}</td>",
             f"<td class=n>{format_bytes(peak) if peak else ''}</td><td>{energy}</td>",

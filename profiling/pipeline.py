@@ -14,6 +14,26 @@ from profiling.inputs import role_inputs
 from profiling.plan import Cell
 
 
+class EngineTimer:
+    """Times that the engines took on the GPU, by CUDA events around each, summed over a unit's engines.
+
+    Args:
+        engines: Active engines that have run.
+    """
+
+    source = "CUDA events around the engines, without the copies"
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = engines
+
+    def start(self) -> None:
+        """Nothing: the engines record their own events."""
+
+    def stop_ms(self) -> float:
+        """Milliseconds of the last unit."""
+        return sum(float(getattr(engine, "gpu_ms", 0.0)) for engine in self._engines)
+
+
 class Pipeline:
     """Engines of one cell. Use it as a context manager.
 
@@ -70,6 +90,12 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         for engine in self.engines.values():
             engine.deactivate()
+
+    @property
+    def device_timer(self) -> EngineTimer | None:
+        """The accelerator's own clock; None where the engines run on the processor."""
+        timed = [engine for engine in self.engines.values() if getattr(engine, "gpu_ms", None) is not None]
+        return EngineTimer(timed) if timed else None
 
     def verify(self) -> list[Verdict]:
         """Compare every engine with the reference of the bundle."""

@@ -62,12 +62,17 @@ def make_plan(config: ProfileConfig, bundle: Bundle) -> list[Cell]:
         _check(selection, rows)
         for precision in selection.precisions:
             for scenario in config.scenarios:
-                for encoder in _encoders(config, scenario):
+                if scenario == "finetune":
+                    continue
+                for encoder in {"without": (False,), "with": (True,), "both": (False, True)}[config.encoder]:
                     for batch in config.batches if scenario == "answer" else (1,):
                         absent = _absent(selection, precision, scenario, encoder, rows, bundle)
                         cells.append(Cell(selection, precision, batch, scenario, encoder, absent))
-            if selection.compile_only:
-                continue
+    if "finetune" in config.scenarios:
+        # Training is torch's, whatever engines answer: one row.
+        torch = EngineSelection("torch")
+        absent = _absent(torch, "fp32", "finetune", False, rows, bundle)
+        cells.append(Cell(torch, "fp32", 1, "finetune", False, absent))
     return [c for i, c in enumerate(cells) if not c.selection.compile_only or _first(cells, i)]
 
 
@@ -75,12 +80,6 @@ def _first(cells: list[Cell], index: int) -> bool:
     """Compilation does not depend on batch, scenario or path: one row says it all."""
     key = (cells[index].selection, cells[index].precision)
     return all((c.selection, c.precision) != key for c in cells[:index])
-
-
-def _encoders(config: ProfileConfig, scenario: str) -> tuple[bool, ...]:
-    if scenario == "finetune":
-        return (False,)
-    return {"without": (False,), "with": (True,), "both": (False, True)}[config.encoder]
 
 
 def _check(selection: EngineSelection, rows: dict[str, EngineRow]) -> None:
@@ -107,8 +106,15 @@ def _absent(
     rows: dict[str, EngineRow],
     bundle: Bundle,
 ) -> str | None:
-    reason = rows[selection.engine].reason
-    if reason and not selection.compile_only:
+    row = rows.get(selection.engine)
+    if row is None:
+        return f"there is no engine '{selection.engine}' in this version"
+    reason = row.reason
+    if selection.compile_only and row.precisions:
+        # Compiling needs less than running: no GPU, for example.
+        compiler = getattr(engine_class(selection.engine), "compile_requirements", None)
+        reason = compiler() if compiler else "this engine has no compilation of its own; remove compile_only"
+    if reason:
         return reason
     if precision not in bundle.precisions("model"):
         return f"the bundle holds no {precision} graph; export with --precisions {precision}"

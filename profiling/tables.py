@@ -59,6 +59,15 @@ def flags(row: Row) -> list[str]:
     return found
 
 
+def remarks(row: Row) -> str:
+    """Bytes of the messages, and what makes the figures doubtful."""
+    found = flags(row)
+    if row.get("bytes"):
+        up, down = (format_bytes(row["bytes"][way]["message_bytes"]) for way in ("upload", "download"))
+        found.insert(0, f"up {up}, down {down}")
+    return "; ".join(found)
+
+
 def print_document(document: Mapping[str, Any]) -> None:
     """Print a profile."""
     console = wide_console()
@@ -78,7 +87,7 @@ def print_document(document: Mapping[str, Any]) -> None:
             table.add_section()
         previous = row["engine"]
         wall = (row["latency"] or {}).get("wall") or {}
-        note = "; ".join(flags(row)) if row["status"] == "ok" else f"{NOT_TIMED[row['status']]}: {row['reason']}"
+        note = remarks(row) if row["status"] == "ok" else f"{NOT_TIMED[row['status']]}: {row['reason']}"
         table.add_row(
             row["engine"],
             row["precision"],

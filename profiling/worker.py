@@ -19,7 +19,7 @@ def run(request: dict[str, Any]) -> Memory:
 
     Args:
         request: ``bundle``, ``engine``, ``roles`` (role -> precision), ``options`` (of the engine), ``batch``,
-            ``repeats``.
+            ``repeats``; ``finetune`` (its settings) for one adaptation by fine-tuning instead.
 
     Returns:
         The memory of this process.
@@ -36,6 +36,12 @@ def run(request: dict[str, Any]) -> Memory:
         rows["encode"] = batch * role_inputs(bundle, "model", 1)["frames"].shape[1]
     inputs = {role: role_inputs(bundle, role, count) for role, count in rows.items()}
     base = status_bytes("VmRSS")
+    if request.get("finetune"):
+        from profiling.benchmarks.on_device_training import OnDeviceTraining
+
+        OnDeviceTraining(bundle, **request["finetune"]).adapt()
+        peak = status_bytes("VmHWM")
+        return Memory(peak, base, device_reason="trained on the processor", reason=None if peak else "not readable")
     with ExitStack() as stack:
         engines = {
             role: stack.enter_context(create_engine(request["engine"], bundle, role, precision, **options))

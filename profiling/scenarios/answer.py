@@ -13,5 +13,5 @@ def run(context: Context) -> Outcome:
     parameters = adapted_parameters(pipeline.bundle)
     if parameters is not None:
         pipeline.load(parameters)
-    measured = latency.measure(pipeline.answer, context.config.latency)
+    measured = latency.measure(pipeline.answer, context.config.latency, device_timer=pipeline.device_timer)
     return Outcome(unit=pipeline.unit, latency=measured, work=pipeline.answer)

@@ -1,0 +1,61 @@
+"""Fine-tuning on the device, for its cost alone: what one adaptation takes in time, energy and memory.
+
+The labels are drawn at random, for cost does not depend on them; accuracies of fine-tuning, and the number of steps
+that an accuracy takes, come from ``lit-mmpg compare``. All weights are trained, by AdamW. Needs torch and a bundle
+that was exported with ``--torch``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from lit_mmpg.torch_engines.base import load_network
+from torch.nn import functional
+
+from lit_mmpg.device.graphs import AnswerGraph
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Bundle
+from profiling.inputs import role_inputs
+
+
+class OnDeviceTraining:
+    """Adaptations by fine-tuning, each from the weights of the bundle.
+
+    Args:
+        bundle: The bundle.
+        steps: Optimiser steps of one adaptation.
+        batch: Labelled clips in a step.
+        lr: Learning rate.
+        threads: Threads of torch, 0 leaves it to torch.
+
+    Raises:
+        UserError: If the bundle holds no weights, or its task has no labels of this kind.
+    """
+
+    def __init__(self, bundle: Bundle, steps: int, batch: int, lr: float, threads: int = 1) -> None:
+        if bundle.manifest.task == "retrieval":
+            raise UserError("scenario finetune is for questions; retrieval has no labelled clips here")
+        if threads:
+            torch.set_num_threads(threads)
+        self._network = load_network(bundle)
+        self._steps, self._lr = steps, lr
+        inputs = role_inputs(bundle, "model", batch)
+        self._inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        static = bundle.static_parameters()
+        self._parameters = tuple(torch.from_numpy(static[entry.name]) for entry in bundle.spec)
+        choices = inputs["text"].shape[1] if bundle.manifest.task == "multiple_choice" else len(bundle.manifest.answers)
+        self._labels = torch.randint(choices, (batch,), generator=torch.Generator().manual_seed(0))
+
+    def adapt(self) -> float:
+        """One adaptation; returns the last loss."""
+        graph: Any = AnswerGraph(copy.deepcopy(self._network)).train().requires_grad_(True)
+        optimiser = torch.optim.AdamW(graph.parameters(), lr=self._lr)
+        loss = torch.zeros(())
+        for _ in range(self._steps):
+            optimiser.zero_grad(set_to_none=True)
+            loss = functional.cross_entropy(graph(**self._inputs, parameters=self._parameters), self._labels)
+            loss.backward()
+            optimiser.step()
+        return float(loss.detach())
