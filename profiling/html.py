@@ -24,13 +24,13 @@ Row = Mapping[str, Any]
 _STYLE = """
 :root{color-scheme:light}
 *{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;background:#fff;margin:0 auto;max-width:1180px;padding:16px}
+body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;background:#fff;margin:0 auto;max-width:1320px;padding:16px}
 h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.2rem;margin:2em 0 .4em;border-bottom:1px solid #e5e7eb}
 h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0;max-width:80ch}
 .muted{color:#6b7280}.scroll{overflow-x:auto;margin:.6em 0}
 table{border-collapse:collapse;font-size:.88rem}th,td{padding:4px 10px;text-align:left;border-bottom:1px solid #e5e7eb;
 vertical-align:top}th{background:#f9fafb;white-space:nowrap}td.n{text-align:right;white-space:nowrap;
-font-variant-numeric:tabular-nums}td.w{min-width:16em}td.s{max-width:22em}
+font-variant-numeric:tabular-nums}td.w{min-width:16em}td.s{min-width:14em}td.e{white-space:nowrap}
 .badge{display:inline-block;border-radius:9px;padding:0 8px;font-size:.8rem;background:#e5e7eb;white-space:nowrap}
 .ok{background:#d1fae5}.wrong,.failed{background:#fecaca}.compiled{background:#dbeafe}.warn{background:#fef3c7}
 .cards{display:flex;flex-wrap:wrap;gap:10px;margin:.8em 0}
@@ -132,7 +132,7 @@ def _table(rows: Sequence[Row]) -> str:
         latency = row["latency"] or {}
         wall = latency.get("wall") or {}
         reading = primary_energy(row)
-        energy = "" if row["status"] != "ok" else escape(format_energy(reading))
+        energy = escape(format_energy(reading)) if row["energy"] else ""
         energy += f'<br><span class="muted">{escape(describe_energy(reading))}</span>' if reading else ""
         status = f'<span class="badge {row["status"]}">{escape(NOT_TIMED.get(row["status"], "ok"))}</span>'
         told = remarks(row) if row["status"] == "ok" else row["reason"] or ""
@@ -143,7 +143,7 @@ def _table(rows: Sequence[Row]) -> str:
             f"<td class=s>{status}{f'<br>{escape(told)}' if told else ''}</td>",
             *(f"<td class=n>{format_ms(wall.get(key))}</td>" for key in ("p50_ms", "p95_ms", "p99_ms")),
             f"<td class=n>{format_ms(latency.get('cold_ms'))}</td><td class=n>{wall.get('count', '')}</td>",
-            f"<td class=n>{format_bytes(peak) if peak else ''}</td><td>{energy}</td>",
+            f"<td class=n>{format_bytes(peak) if peak else ''}</td><td class=e>{energy}</td>",
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in header)
@@ -206,40 +206,57 @@ def _memory(timed: Sequence[Row]) -> str:
 
 def _adaptation(timed: Sequence[Row]) -> str:
     parts = []
-    for row in timed:
-        if not row["stages"]:
+    for scenario in ("adapt", "stream"):
+        rows = [row for row in timed if row["scenario"] == scenario and row["stages"]]
+        if not rows:
             continue
-        cells = "".join(
-            f"<tr><td>{escape(name.replace('_', ' '))}</td>"
-            f"<td class=n>{format_ms(stage['p50_ms']) if stage else 'not measured'}</td>"
-            f"<td class=n>{format_ms(stage['p95_ms']) if stage else ''}</td></tr>"
-            for name, stage in row["stages"].items()
+        names = list(rows[0]["stages"])
+        head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+        body = ""
+        for row in rows:
+            cells = "".join(f"<td class=n>{_stage(row['stages'].get(name))}</td>" for name in names)
+            path = "pixels" if row["encoder_included"] else "features"
+            body += f"<tr><td>{escape(_name(row))}</td><td>{path}</td>{cells}</tr>"
+        notes = dict.fromkeys(note for row in rows for note in row["notes"])
+        told = "".join(f"<p class='muted'>{escape(note)}.</p>" for note in notes)
+        parts.append(
+            f"<h3>{scenario}: {escape(rows[0]['unit'] or '')}</h3><p class='muted'>Median (95th percentile), ms.</p>"
         )
+        parts.append(_scroll(f"<table><tr><th>engine</th><th>from</th>{head}</tr>{body}</table>") + told)
+    return f"<h2>Adaptation</h2>{''.join(parts)}{_messages(timed)}" if parts else ""
+
+
+def _stage(stage: Mapping[str, Any] | None) -> str:
+    return f"{format_ms(stage['p50_ms'])} ({format_ms(stage['p95_ms'])})" if stage else "not measured"
+
+
+def _messages(timed: Sequence[Row]) -> str:
+    """Bytes and modelled costs; the same messages cost the same, whatever engine made them."""
+    seen: dict[str, str] = {}
+    for row in timed:
+        if not row["bytes"]:
+            continue
         sizes = ""
-        for direction in ("upload", "download"):
-            size = (row["bytes"] or {}).get(direction)
-            if size:
-                sizes += f"{direction} {size['payload_bytes']:,} B payload, {size['message_bytes']:,} B message. "
+        for way in ("upload", "download"):
+            size = row["bytes"][way]
+            sizes += f"{way}: {size['payload_bytes']:,} B payload, {size['message_bytes']:,} B message. "
         links = "".join(
             f"<tr><td>{escape(link['link'])}</td><td class=n>{format_ms(link['time_ms'])}</td>"
             f"<td class=n>{'n/a' if link['energy_j'] is None else format_ms(link['energy_j'] * 1e3)}</td>"
             f"<td class=w>{escape(link['source'])}</td></tr>"
             for link in row["network"]
         )
-        network = (
-            "<p><span class='badge warn'>model</span> what the messages would cost on named links; nothing was "
-            "sent over them:</p>"
-        )
-        network += _scroll(f"<table><tr><th>link</th><th>ms</th><th>mJ</th><th>source</th></tr>{links}</table>")
-        network = network if links else ""
-        notes = "".join(f"<p class='muted'>{escape(note)}</p>" for note in row["notes"])
-        parts.append(
-            f"<h3>{escape(_name(row, True))}, {_path(row)}</h3><p>{escape(row['unit'] or '')}. {escape(sizes)}</p>"
-            + _scroll(f"<table><tr><th>part</th><th>p50 ms</th><th>p95 ms</th></tr>{cells}</table>")
-            + network
-            + notes
-        )
-    return f"<h2>Adaptation</h2>{''.join(parts)}" if parts else ""
+        seen.setdefault(sizes, links)
+    found = ""
+    for sizes, links in seen.items():
+        found += f"<p>{escape(sizes)}</p>"
+        if links:
+            table = f"<table><tr><th>link</th><th>ms</th><th>mJ</th><th>source</th></tr>{links}</table>"
+            found += (
+                "<p><span class='badge warn'>model</span> what these messages would cost on named links; nothing was "
+            )
+            found += f"sent over them:</p>{_scroll(table)}"
+    return f"<h3>Messages</h3>{found}" if found else ""
 
 
 def _series(timed: Sequence[Row]) -> str:

@@ -106,9 +106,7 @@ def _absent(
     rows: dict[str, EngineRow],
     bundle: Bundle,
 ) -> str | None:
-    row = rows.get(selection.engine)
-    if row is None:
-        return f"there is no engine '{selection.engine}' in this version"
+    row = rows[selection.engine]
     reason = row.reason
     if selection.compile_only and row.precisions:
         # Compiling needs less than running: no GPU, for example.

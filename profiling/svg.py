@@ -10,6 +10,8 @@ from html import escape
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 
 _ROW, _TOP, _AXIS = 26, 6, 34
+_LONGEST_WHISKER = 2.0
+"""A whisker that is longer than this many times the longest bar is cut and ends in an arrow: the bars stay readable."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
         return ""
     left = 14 + 6.6 * max(len(item.label) for item in items)
     width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
-    marks = ticks(max(max(item.value, item.high or 0.0) for item in items))
+    most = _LONGEST_WHISKER * max(max(item.value for item in items), 1e-12)
+    marks = ticks(max(max(item.value, min(item.high or 0.0, most)) for item in items))
     scale = (width - left) / marks[-1]
     height = _TOP + _ROW * len(items) + _AXIS
     groups = list(dict.fromkeys(item.group for item in items))
@@ -95,10 +98,9 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
             parts.append(f'<rect x="{left:.1f}" y="{y}" width="{length:.1f}" height="18" fill="url(#hatch)"/>')
         end = left + length
         if item.high is not None and item.high > item.value:
-            end = left + item.high * scale
-            parts.append(
-                f'<path d="M{left + length:.1f} {y + 9}H{end:.1f}M{end:.1f} {y + 4}V{y + 14}" class="whisker"/>'
-            )
+            end = left + min(item.high, most) * scale
+            tip = f"M{end:.1f} {y + 4}V{y + 14}" if item.high <= most else f"M{end - 5:.1f} {y + 5}l5 4l-5 4"
+            parts.append(f'<path d="M{left + length:.1f} {y + 9}H{end:.1f}{tip}" class="whisker"/>')
         parts.append(f'<text x="{end + 6:.1f}" y="{y + 13}">{escape(item.text)}</text>')
     return "".join([*parts, "</svg>"])
 

@@ -98,7 +98,7 @@ def print_document(document: Mapping[str, Any]) -> None:
             format_ms(wall.get("p95_ms")),
             format_ms((row["latency"] or {}).get("cold_ms")),
             format_bytes(row["memory"]["peak_rss_bytes"]) if (row["memory"] or {}).get("peak_rss_bytes") else "",
-            format_energy(primary_energy(row)) if row["status"] == "ok" else "",
+            format_energy(primary_energy(row)) if row["energy"] else "",
             escape(note),
         )
     console.print(table)

@@ -11,12 +11,12 @@ import copy
 from typing import Any
 
 import torch
-from lit_mmpg.torch_engines.base import load_network
 from torch.nn import functional
 
 from lit_mmpg.device.graphs import AnswerGraph
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.torch_engines.base import load_network
 from profiling.inputs import role_inputs
 
 

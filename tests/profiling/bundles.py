@@ -137,7 +137,7 @@ def make_bundle(folder: Path, run_id: str | None = None, tracking_uri: str | Non
                 file.stat().st_size,
                 nodes,
                 1000,
-                {},
+                {"B": 1, "T": T} if role == "model" else {"N": T},
                 inputs,
                 outputs,
                 ACCEPTED,

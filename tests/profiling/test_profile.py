@@ -258,10 +258,35 @@ CONFIGS = sorted((ROOT / "configs" / "profile").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_shipped_configs(path: Path) -> None:
+def test_shipped_configs(path: Path, bundle: Path) -> None:
     config = load_config(path)
+    assert make_plan(config, Bundle.open(bundle))  # every engine, precision and option exists
     assert config.name == path.stem and config.links
     assert load_config(path, [f"engines={json.dumps(to_json(config.engines))}"]) == config
+
+
+def test_ahead_of_time_compilation_is_reported_and_not_timed(
+    bundle: Path, config: Path, tmp_path: Path, capsys
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    override = "engines=[{engine: tensorrt_rtx, compile_only: true}]"
+    arguments = ["run", "--bundle", str(bundle), "--config", str(config), "--output", str(tmp_path), "--no-record"]
+    assert main([*arguments, "--set", override]) == 0
+    (row,) = documents.load(tmp_path / "profile.json")["rows"]  # one row for all scenarios and paths
+    assert row["status"] == "compiled" and row["latency"] is None and row["energy"] == []
+    assert set(row["engine_details"]["compiled_bytes"]) == {"model", "project", "encode"}
+    assert row["memory"]["engine_bytes"] > 1000 and "not run" in row["reason"]
+    assert "compiled" in capsys.readouterr().out
+
+
+def test_an_engine_without_a_gpu_is_listed_with_its_reason(bundle: Path, config: Path) -> None:
+    overrides = ["engines=[{engine: onnxruntime_cuda}, {engine: torch, compile_only: true}]", "scenarios=[finetune]"]
+    plan = make_plan(load_config(config, [overrides[0]]), Bundle.open(bundle))
+    reasons = {cell.engine: cell.absent for cell in plan}
+    assert "CUDAExecutionProvider" in reasons["onnxruntime_cuda"] or reasons["onnxruntime_cuda"] is None
+    assert "remove compile_only" in reasons["torch"]
+    (cell,) = make_plan(load_config(config, overrides), Bundle.open(bundle))
+    assert (cell.engine, cell.scenario, cell.encoder) == ("torch", "finetune", False)
 
 
 def test_all_boards_are_there() -> None:
