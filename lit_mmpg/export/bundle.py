@@ -12,19 +12,54 @@ from safetensors import torch as safetensors_torch
 
 import lit_mmpg
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
+from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
+from lit_mmpg.export.encoder import FrameEncoder, load_encoder, pictures
 from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
-from lit_mmpg.export.samples import Samples, draw_samples
+from lit_mmpg.export.samples import DeviceSample, draw_samples
 from lit_mmpg.export.source import Source
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
-from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, file_digest
-from lit_mmpg.runtime.manifest import OWN_ENCODER, AnchorRule, Frames, GraphInfo, Link, Manifest, Preprocessing
+from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
+from lit_mmpg.runtime.manifest import (
+    OWN_ENCODER,
+    Acceptance,
+    AnchorRule,
+    Frames,
+    GraphInfo,
+    Link,
+    Manifest,
+    Preprocessing,
+)
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
+
+PICTURES = 2
+"""Pictures per device on which a frame encoder is checked."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What goes into a bundle.
+
+    Attributes:
+        precisions: Precisions of every graph; fp32 is always among them.
+        samples: ``data`` or ``synthetic``, see :mod:`lit_mmpg.export.samples`.
+        keep_failed: Write variants that failed their acceptance, too.
+        weights: Also write the weights and sizes of the device model, for engines that need torch.
+        frame_encoder: Frame encoder that made the features: folder, or name on the hub.
+        frames: Folder or zip archive of pictures on which the frame encoder is calibrated and checked.
+    """
+
+    precisions: tuple[str, ...] = ("fp32",)
+    samples: str = "data"
+    keep_failed: bool = False
+    weights: bool = False
+    frame_encoder: str | None = None
+    frames: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,37 +78,37 @@ class Variant:
 
 
 def write_bundle(
-    source: Source,
-    output: Path,
-    precisions: Sequence[str] = ("fp32",),
-    samples: str = "data",
-    keep_failed: bool = False,
-    weights: bool = False,
-    step: Step = lambda text: None,
+    source: Source, output: Path, options: Options = Options(), step: Step = lambda text: None
 ) -> list[Variant]:
     """Export a checkpoint.
 
     Args:
         source: The checkpoint.
         output: Folder of the bundle; an older bundle there is replaced.
-        precisions: Precisions of every graph; fp32 is always among them.
-        samples: ``data`` or ``synthetic``, see :mod:`lit_mmpg.export.samples`.
-        keep_failed: Write variants that failed their acceptance, too.
-        weights: Also write the weights and sizes of the device model, for engines that need torch.
+        options: What goes into it.
         step: Told what happens next.
 
     Returns:
         All variants that were made.
 
     Raises:
-        UserError: If the data cannot be read.
+        UserError: If the data or the frame encoder cannot be read, or do not fit the checkpoint.
     """
+    encoder = None
+    if options.frame_encoder is not None:
+        step("loading the frame encoder")
+        encoder = _fitting_encoder(source, options.frame_encoder)
     step("reading the devices of the data")
-    drawn = draw_samples(source, samples)
+    drawn = draw_samples(source, options.samples)
     network, shape = source.network, source.data.batch
-    options = max(device.inputs["model"]["text"].shape[1] for device in drawn.acceptance) if _asks(source) else 1
-    specs = graph_specs(network, shape.max_frames, options)
-    sizes = {"B": 1, "N": 1, "T": shape.max_frames, "L": source.meta["max_words"], "O": options}
+    asks = network.shapes.task != "retrieval"
+    choices = max(device.inputs["model"]["text"].shape[1] for device in drawn.acceptance) if asks else 1
+    specs = graph_specs(network, shape.max_frames, choices)
+    if encoder is not None:
+        specs.append(encoder.spec())
+        for seed, devices in enumerate((drawn.calibration, drawn.acceptance)):
+            show_pictures(devices, encoder, options.frames, seed)
+    sizes = {"B": 1, "N": 1, "T": shape.max_frames, "L": source.meta["max_words"], "O": choices}
     variants: list[Variant] = []
     with bundle_folder(output) as folder:
         for spec in specs:
@@ -81,9 +116,23 @@ def write_bundle(
             graph = export_graph(spec, network)
             used = {d: sizes[d] for dims in spec.dims.values() for d in dims.values()}
             macs = count_macs(graph, sizes)
-            for precision in dict.fromkeys(["fp32", *precisions]):
+            for precision in dict.fromkeys(["fp32", *options.precisions]):
                 step(f"{spec.role}: {precision}")
-                variant = _variant(folder, graph, spec, precision, source, drawn, specs, macs, used, keep_failed)
+                calibration = [_inputs(device, spec) for device in drawn.calibration]
+                model = convert(graph, precision, calibration)
+                kind = drawn.source
+                if encoder is not None and spec.role == "encode":
+                    kind = "data" if options.frames else "synthetic"
+                variant = _variant(
+                    folder,
+                    model,
+                    spec,
+                    precision,
+                    macs,
+                    used,
+                    accept(model, precision, spec, network, drawn.acceptance, kind, _other(spec, specs)),
+                    options.keep_failed,
+                )
                 variants.append(variant)
         step("reference")
         safetensors_numpy.save_file(make_reference(specs, network, drawn.acceptance).to_tensors(), folder / REFERENCE)
@@ -91,12 +140,49 @@ def write_bundle(
         if len(network.spec):
             safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
             extra.append(STATIC)
-        if weights:
+        if options.weights:
             extra += _write_weights(source, folder)
         graphs = tuple(variant.info for variant in variants if variant.written)
         files = {name: file_digest(folder / name) for name in extra}
-        write_manifest(folder, make_manifest(source, graphs, files))
+        write_manifest(folder, make_manifest(source, graphs, files, encoder.preprocessing if encoder else None))
     return variants
+
+
+def _fitting_encoder(source: Source, name: str) -> FrameEncoder:
+    frame = source.network.shapes.frame
+    if len(frame) == 3:
+        raise UserError(f"--frame-encoder: {source.path} takes pixels and has an encoder of its own; leave it out")
+    encoder = load_encoder(name, getattr(source.data, "image_size", None))
+    if encoder.features != frame[0]:
+        raise UserError(
+            f"--frame-encoder {name} gives {encoder.features} features a frame, {source.path} was trained on "
+            f"{frame[0]}; name the encoder that made the features"
+        )
+    return encoder
+
+
+def show_pictures(devices: Sequence[DeviceSample], encoder: FrameEncoder, path: str | None, seed: int) -> None:
+    """Give each device pictures for the frame encoder.
+
+    Args:
+        devices: The devices, whose inputs are added to.
+        encoder: The frame encoder.
+        path: Where the pictures are; ``None`` generates them.
+        seed: Which pictures.
+    """
+    found = pictures(path, encoder, PICTURES * len(devices), seed)
+    for i, device in enumerate(devices):
+        device.inputs["encode"] = {"pixels": found[PICTURES * i : PICTURES * (i + 1)]}
+
+
+def _inputs(device: DeviceSample, spec: GraphSpec) -> Arrays:
+    return {**device.inputs[spec.role], **(device.parameters if spec.personal else {})}
+
+
+def _other(spec: GraphSpec, specs: Sequence[GraphSpec]) -> GraphSpec | None:
+    """For embeddings, the graph of the other modality."""
+    pair = {"model", "text"}
+    return next((s for s in specs if {s.role, spec.role} == pair and s.output == "embedding"), None)
 
 
 def _write_weights(source: Source, folder: Path) -> list[str]:
@@ -109,26 +195,17 @@ def _write_weights(source: Source, folder: Path) -> list[str]:
     return [WEIGHTS, NETWORK]
 
 
-def _asks(source: Source) -> bool:
-    return source.network.shapes.task != "retrieval"
-
-
 def _variant(
     folder: Path,
-    graph: onnx.ModelProto,
+    model: onnx.ModelProto,
     spec: GraphSpec,
     precision: str,
-    source: Source,
-    drawn: Samples,
-    specs: Sequence[GraphSpec],
     macs: int,
     sizes: dict[str, int],
+    accepted: tuple[Acceptance, list[str]],
     keep_failed: bool,
 ) -> Variant:
-    calibration = [{**d.inputs[spec.role], **(d.parameters if spec.personal else {})} for d in drawn.calibration]
-    model = convert(graph, precision, calibration)
-    others = next((s for s in specs if {s.role, spec.role} == {"model", "text"} and s.output == "embedding"), None)
-    acceptance, problems = accept(model, precision, spec, source.network, drawn.acceptance, drawn.source, others)
+    acceptance, problems = accepted
     name = f"{spec.role}.onnx" if precision == "fp32" else f"{spec.role}.{precision}.onnx"
     onnx.save_model(model, str(folder / name))
     info = GraphInfo(
@@ -150,17 +227,22 @@ def _variant(
     return Variant(info, problems, written)
 
 
-def make_manifest(source: Source, graphs: tuple[GraphInfo, ...], files: dict[str, str]) -> Manifest:
+def make_manifest(
+    source: Source,
+    graphs: tuple[GraphInfo, ...],
+    files: dict[str, str],
+    preprocessing: Preprocessing | None = None,
+) -> Manifest:
     """The manifest of a bundle.
 
     Args:
         source: The checkpoint.
         graphs: Graphs in the bundle.
         files: SHA-256 of every other file.
+        preprocessing: What happens before the frame encoder, where the device model has none of its own.
     """
     network, shape, meta, cloud = source.network, source.data.batch, source.meta, source.cloud
     pixels = len(network.shapes.frame) == 3
-    preprocessing = None
     if pixels:
         _, height, width = network.shapes.frame
         preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)

@@ -8,7 +8,6 @@ from onnx import helper, numpy_helper
 
 FP32_OPERATORS = (
     "Cast",
-    "Clip",
     "ConstantOfShape",
     "CumSum",
     "Div",
@@ -30,6 +29,7 @@ FP32_OPERATORS = (
 smaller than their mean."""
 
 TRANSPARENT = (
+    "Clip",
     "Concat",
     "Expand",
     "Flatten",
@@ -43,7 +43,7 @@ TRANSPARENT = (
     "Transpose",
     "Unsqueeze",
 )
-"""Operators that move values without computing: they keep the width in which their first input is."""
+"""Operators that move or bound values without computing: they keep the width in which their first input is."""
 
 HALF_LARGEST = float(np.finfo(np.float16).max)
 

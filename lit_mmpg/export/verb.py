@@ -35,23 +35,25 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"export has no option {unknown[0]}; see lit-mmpg export --help")
     checkpoint, output = require_checkpoint(options.ckpt), Path(options.output)
     check_target(output)
+    if options.frames and not options.frame_encoder:
+        raise UserError("--frames are for a frame encoder; name it with --frame-encoder")
     # Cheap checks come first: importing torch takes seconds, a typing mistake should not.
-    from lit_mmpg.export.bundle import write_bundle
+    from lit_mmpg.export.bundle import Options, write_bundle
     from lit_mmpg.export.source import open_source
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=wide_console()) as progress:
         task = progress.add_task("loading the checkpoint", total=None)
         source = open_source(checkpoint, flags)
-        variants = write_bundle(
-            source,
-            output,
-            options.precisions,
+        chosen = Options(
+            tuple(options.precisions),
             options.samples,
             options.keep_failed,
             options.torch,
-            lambda text: progress.update(task, description=text),
+            options.frame_encoder,
+            options.frames,
         )
+        variants = write_bundle(source, output, chosen, lambda text: progress.update(task, description=text))
     _print(variants, output)
     return 0 if all(variant.written for variant in variants) else 1
 
@@ -74,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
         choices=("data", "synthetic"),
         default="data",
         help="what graphs are checked on: the data's unseen devices, or clips drawn from the training statistics",
+    )
+    parser.add_argument(
+        "--frame-encoder",
+        metavar="DIR",
+        help="encoder that made the frame features (a transformers folder, or a name on the hub), so that the bundle "
+        "starts from pixels",
+    )
+    parser.add_argument(
+        "--frames",
+        metavar="PATH",
+        help="folder or zip archive of pictures CLIP/FRAME.jpg that the frame encoder is calibrated and checked on; "
+        "generated pictures when not given",
     )
     parser.add_argument("--torch", action="store_true", help="also write the weights, for the engines that need torch")
     parser.add_argument("--keep-failed", action="store_true", help="write variants that failed their acceptance, too")

@@ -44,7 +44,7 @@ class Limits:
 
 LIMITS = {
     "fp32": Limits(1e-3, 1.0, 0.999),
-    "fp16": Limits(1e-2, 0.99, 0.995),
+    "fp16": Limits(2e-2, 0.99, 0.995),
     "int8_weight": Limits(3e-2, 0.97, 0.98),
     "int8": Limits(1e-1, 0.95, 0.95),
 }

@@ -23,10 +23,13 @@ trt = pytest.importorskip("tensorrt_rtx")
 @pytest.mark.parametrize("kind", ["features", "pixels"])
 def test_every_graph_of_a_bundle_is_compiled(made, kind, tmp_path):
     bundle = Bundle.open(made(kind).bundle)
+    seen = set()  # of a graph that is too thin to quantise, int8 equals fp32
     for graph in bundle.manifest.graphs:
         engine = create_engine("tensorrt_rtx", bundle, graph.role, graph.precision, cache=str(tmp_path))
         compiled = engine.compile()
-        assert len(compiled.data) > 10_000 and compiled.build_s > 0
+        assert len(compiled.data) > 10_000
+        assert (compiled.build_s is None) == (graph.sha256 in seen)
+        seen.add(graph.sha256)
     files = {path.suffix for path in tmp_path.iterdir()}
     assert files == {".engine", ".sha256"}
 
