@@ -106,10 +106,12 @@ class CloudConfig:
     Attributes:
         url: A running service (``lit-mmpg serve``); None: not measured over a network.
         ckpt: Checkpoint whose cloud half runs in this process (needs torch); None: not measured.
+        api_key_env: Environment variable that holds the service's API key; a key itself does not belong in a file.
     """
 
     url: str | None = None
     ckpt: str | None = None
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         if self.url and self.ckpt:

@@ -13,6 +13,7 @@ from profiling.tables import (
     absent_lines,
     describe_energy,
     energy_lines,
+    engine_label,
     format_energy,
     format_ms,
     primary_energy,
@@ -65,7 +66,7 @@ def render(profile: Mapping[str, Any]) -> str:
 
 
 def _name(row: Row, scenario: bool = False) -> str:
-    text = f"{row['engine']} {row['precision']}"
+    text = f"{engine_label(row)} {row['precision']}"
     text += f" ×{row['batch']}" if row["batch"] > 1 else ""
     return f"{text} {row['scenario']}" if scenario else text
 
@@ -138,7 +139,7 @@ def _table(rows: Sequence[Row]) -> str:
         told = remarks(row) if row["status"] == "ok" else row["reason"] or ""
         peak = (row["memory"] or {}).get("peak_rss_bytes")
         cells = [
-            f"<td>{escape(row['engine'])}</td><td>{row['precision']}</td><td class=n>{row['batch']}</td>",
+            f"<td>{escape(engine_label(row))}</td><td>{row['precision']}</td><td class=n>{row['batch']}</td>",
             f"<td>{row['scenario']}</td><td>{'pixels' if row['encoder_included'] else 'features'}</td>",
             f"<td class=s>{status}{f'<br>{escape(told)}' if told else ''}</td>",
             *(f"<td class=n>{format_ms(wall.get(key))}</td>" for key in ("p50_ms", "p95_ms", "p99_ms")),
@@ -188,7 +189,7 @@ def _memory(timed: Sequence[Row]) -> str:
     items, seen = [], set()
     for row in timed:
         memory = row["memory"] or {}
-        key = (row["engine"], row["precision"], row["batch"], row["encoder_included"])
+        key = (engine_label(row), row["precision"], row["batch"], row["encoder_included"])
         if memory.get("peak_rss_bytes") and key not in seen and row["scenario"] == "answer":
             seen.add(key)
             label = _name(row) + (" pixels" if row["encoder_included"] else "")

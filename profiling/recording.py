@@ -15,6 +15,7 @@ from typing import Any
 
 from profiling import document as documents
 from profiling.html import render
+from profiling.tables import engine_label
 
 PROFILE_TAG = "lit_mmpg.profile_digest"
 PARENT_TAG = "mlflow.parentRunId"
@@ -134,7 +135,9 @@ def flat_metrics(profile: Mapping[str, Any]) -> dict[str, float]:
         if row["status"] != "ok":
             continue
         path = "pixels" if row["encoder_included"] else "features"
-        prefix = "/".join((row["engine"], row["precision"], f"b{row['batch']}", row["scenario"], path))
+        prefix = "/".join(
+            (engine_label(row).replace("=", " "), row["precision"], f"b{row['batch']}", row["scenario"], path)
+        )
         values: dict[str, float | None] = {}
         if row["latency"]:
             wall = row["latency"]["wall"]

@@ -15,6 +15,12 @@ Row = Mapping[str, Any]
 NOT_TIMED = {"wrong": "WRONG", "failed": "failed", "absent": "not here", "compiled": "compiled"}
 
 
+def engine_label(row: Row) -> str:
+    """Engine with the options that make it another one, for example ``onnxruntime personalise=rebind``."""
+    options = {key: value for key, value in row["options"].items() if key not in ("threads", "device")}
+    return " ".join([row["engine"], *(f"{key}={value}" for key, value in options.items())])
+
+
 def primary_energy(row: Row) -> Mapping[str, Any] | None:
     """The first energy figure that there is: measured before modelled."""
     for reading in row["energy"]:
@@ -65,6 +71,9 @@ def remarks(row: Row) -> str:
     if row.get("bytes"):
         up, down = (format_bytes(row["bytes"][way]["message_bytes"]) for way in ("upload", "download"))
         found.insert(0, f"up {up}, down {down}")
+    device = (row.get("latency") or {}).get("device")
+    if device:
+        found.insert(0, f"GPU alone {format_ms(device['p50_ms'])} ms")
     return "; ".join(found)
 
 
@@ -83,13 +92,13 @@ def print_document(document: Mapping[str, Any]) -> None:
     for row in rows:
         if row["status"] == "absent":
             continue
-        if previous not in (None, row["engine"]):
+        if previous not in (None, engine_label(row)):
             table.add_section()
-        previous = row["engine"]
+        previous = engine_label(row)
         wall = (row["latency"] or {}).get("wall") or {}
         note = remarks(row) if row["status"] == "ok" else f"{NOT_TIMED[row['status']]}: {row['reason']}"
         table.add_row(
-            row["engine"],
+            engine_label(row),
             row["precision"],
             str(row["batch"]),
             row["scenario"],
@@ -112,7 +121,7 @@ def absent_lines(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row["status"] == "absent":
             what = f"{row['precision']} {row['scenario']}{' from pixels' if row['encoder_included'] else ''}"
-            groups.setdefault((row["engine"], row["reason"]), {})[what] = None
+            groups.setdefault((engine_label(row), row["reason"]), {})[what] = None
     lines = []
     for (engine, reason), cells in groups.items():
         shown = ", ".join(cells) if len(cells) <= 4 else f"{len(cells)} cells ({next(iter(cells))}, ...)"

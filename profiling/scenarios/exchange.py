@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
+from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.runtime.bundle import Bundle
 from profiling.config import CloudConfig
@@ -115,7 +117,7 @@ def open_cloud(settings: CloudConfig, bundle: Bundle) -> tuple[Cloud, str | None
     if settings.ckpt is not None:
         return _in_process(settings.ckpt), None
     if settings.url is not None:
-        return _service(settings.url), None
+        return _service(settings.url, settings.api_key_env), None
     return _from_reference(bundle), "no cloud was named (cloud.ckpt or cloud.url): its time is absent, not zero"
 
 
@@ -132,17 +134,20 @@ def _in_process(ckpt: str) -> Cloud:
     return ask
 
 
-def _service(url: str) -> Cloud:
+def _service(url: str, api_key_env: str | None) -> Cloud:
     import httpx
 
-    from lit_mmpg.errors import UserError
-
-    client = httpx.Client(base_url=url, timeout=30.0)
+    headers = {"Content-Type": "application/octet-stream"}
+    if api_key_env is not None:
+        if api_key_env not in os.environ:
+            raise UserError(f"cloud.api_key_env names {api_key_env}, which is not set; export it first")
+        headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
+    client = httpx.Client(base_url=url, timeout=30.0, headers=headers)
 
     def ask(data: bytes) -> tuple[bytes, float]:
         begin = time.perf_counter()
         try:
-            response = client.post("/v1/adapt", content=data, headers={"Content-Type": "application/octet-stream"})
+            response = client.post("/v1/adapt", content=data)
             response.raise_for_status()
         except httpx.HTTPError as error:
             raise UserError(f"cloud.url {url} does not answer: {error}") from error
