@@ -107,7 +107,10 @@ def film(
     # Several devices may be one and the same camera.
     missing = list({path: (shot, path) for shot, path in missing}.values())
     if missing:
-        pixels = _unpack(images, sorted({clip for shot, _ in missing for clip in shot.clips}), cache_dir, fingerprint)
+        # All clips, not only those that are missing now: one file of pixels then serves every later extraction.
+        pixels = _unpack(
+            images, sorted({clip for shot in shots.values() for clip in shot.clips}), cache_dir, fingerprint
+        )
         _work(missing, pixels, str(encoder.prepare()), workers or len(os.sched_getaffinity(0)))
     return paths
 
