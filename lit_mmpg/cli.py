@@ -37,6 +37,7 @@ VERBS = {
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "profile": Verb("profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
+    "answer": Verb("lit_mmpg.runtime.answer:main", "answer a question about a video file with a bundle"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }
 

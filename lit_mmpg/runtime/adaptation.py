@@ -1,0 +1,67 @@
+"""One adaptation of a device: upload, download, swap; and what the device goes on with when that fails."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_mmpg.link import LinkError
+from lit_mmpg.runtime.client import CloudClient, CloudError, Traffic
+from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+
+Source = Literal["cloud", "cached", "static"]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How an attempt ended.
+
+    Attributes:
+        source: With which parameters the device answers now: just received, those of before, or none.
+        traffic: Bytes that crossed the link; ``None`` where nothing came back.
+        cloud_ms: Time from sending to the checked answer, milliseconds.
+        swap_ms: Time to load the parameters, milliseconds.
+        error: Why the cloud did not help, for people; ``None`` where it did or was not asked.
+        reason: The same as a short name, for counting.
+    """
+
+    source: Source
+    traffic: Traffic | None = None
+    cloud_ms: float = 0.0
+    swap_ms: float = 0.0
+    error: str | None = None
+    reason: str | None = None
+
+
+def restore(session: DeviceSession, state: DeviceState) -> Source:
+    """Load the last good parameters, where there are any."""
+    session.swap(state.parameters)
+    return "cached" if state.parameters is not None else "static"
+
+
+def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, device_id: str) -> Adaptation:
+    """Ask the cloud for parameters for the state's context and load them.
+
+    Whatever the cloud does, the session can answer afterwards, and only parameters that belong to this request, this
+    device and this bundle are ever loaded.
+    """
+    kept: Source = "cached" if state.parameters is not None else "static"
+    upload = state.upload(device_id)
+    start = time.perf_counter()
+    try:
+        download, traffic = client.adapt(upload)
+        parameters = download.parameters(state.bundle.spec)
+    except CloudError as error:
+        return Adaptation(kept, cloud_ms=_since(start), error=str(error), reason=error.reason)
+    except LinkError as error:
+        return Adaptation(kept, cloud_ms=_since(start), error=str(error), reason="garbage")
+    cloud_ms, start = _since(start), time.perf_counter()
+    session.swap(parameters)
+    state.parameters = parameters
+    return Adaptation("cloud", traffic, cloud_ms, _since(start))
+
+
+def _since(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)

@@ -1,0 +1,109 @@
+"""``lit-mmpg answer``: one video file, one question, one answer, and where bytes and time went. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.video import require_video, sample_frames
+
+KEY_VARIABLE = "LIT_MMPG_API_KEY"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Answer a question about a video.
+
+    Raises:
+        UserError: If the video, the bundle or the address is not usable.
+    """
+    options = _parser().parse_args(list(argv))
+    video, bundle = require_video(options.video), Bundle.open(options.bundle)
+    if not options.question.strip():
+        raise UserError("the question is empty; write it in quotes behind the video")
+    client = CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout) if options.cloud else None
+    if client is not None and not len(bundle.spec):
+        raise UserError(f"{options.bundle} holds a static model, which no cloud can adapt; leave --cloud out")
+    times: dict[str, float] = {}
+
+    def timed(name: str, start: float) -> float:
+        now = time.perf_counter()
+        times[name] = 1e3 * (now - start)
+        return now
+
+    start = time.perf_counter()
+    with DeviceSession(bundle, options.engine, options.precision) as session:
+        state = DeviceState.load(bundle, options.state)
+        source = restore(session, state)
+        start = timed("load", start)
+        pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
+        start = timed("decode", start)
+        features = session.encode(pixels)
+        start = timed("encode", start)
+        outcome = Adaptation(source)
+        if client is not None:
+            state.see(session.project(features))
+            outcome = adapt(session, state, client, options.device_id)
+            client.close()
+            start = timed("cloud", start)
+        start = time.perf_counter()
+        answer = session.answer(features, options.question, options.options or ())
+        timed("answer", start)
+        unknown = session.unknown_words(options.question)
+    if options.state:
+        state.save(options.state)
+    console = wide_console()
+    console.print(f"[bold]{escape(answer.text)}[/bold]   (probability {answer.confidence:.0%}, not calibrated)")
+    table = Table.grid(padding=(0, 2))
+    table.add_row("next", escape(", ".join(f"{name} {share:.0%}" for name, share in answer.ranking[1:])))
+    table.add_row("parameters", {"cloud": "personal, just received", "cached": "personal, of before"}.get(
+        outcome.source, "static model"))  # fmt: skip
+    if outcome.traffic is not None:
+        up, down = outcome.traffic.upload_wire_bytes, outcome.traffic.download_wire_bytes
+        payload = outcome.traffic.upload_payload_bytes, outcome.traffic.download_payload_bytes
+        table.add_row(
+            "bytes",
+            f"up {format_bytes(up)}, down {format_bytes(down)} on the wire "
+            f"(payload {format_bytes(payload[0])} and {format_bytes(payload[1])})",
+        )
+    table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
+    table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
+    console.print(table)
+    for note in (state.note, outcome.error):
+        if note:
+            console.print(f"[yellow]note[/yellow] {escape(note)}")
+    if unknown:
+        console.print(f"[yellow]note[/yellow] words the model has never seen: {escape(', '.join(unknown))}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-mmpg answer",
+        description="Answer one question about one video file with a device bundle; no torch is needed.",
+        epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("video", help="video file")
+    parser.add_argument("question", help="question, in quotes")
+    parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
+    parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
+    parser.add_argument("--cloud", metavar="URL", help="ask this cloud for personal parameters first")
+    parser.add_argument("--device-id", default="answer", help="name of this device (default: %(default)s)")
+    parser.add_argument("--state", metavar="DIR", help="keep the context and the last good parameters here")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
+    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at (default: as trained)")
+    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
+    parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
+    return parser

@@ -1,0 +1,174 @@
+"""A device without torch: a bundle, its engines, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.data.vocabulary import Vocabulary
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.engines import create_engine
+from lit_mmpg.runtime.engines.base import Engine
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the device model says.
+
+    Attributes:
+        text: The answer, or the chosen option.
+        confidence: Its probability, 0 to 1 (softmax of the scores; not calibrated).
+        ranking: The best answers with their probabilities, best first.
+    """
+
+    text: str
+    confidence: float
+    ranking: tuple[tuple[str, float], ...]
+
+
+class DeviceSession:
+    """The device half of a bundle, ready to answer. Close it, or use it as a context manager.
+
+    Args:
+        bundle: The bundle.
+        engine: Name of the engine of the device model.
+        precision: Precision of the device model; all other graphs run in fp32.
+        options: Options of the engine.
+
+    Raises:
+        UserError: If the bundle lacks a graph, or the engine cannot run here.
+    """
+
+    def __init__(self, bundle: Bundle, engine: str = "onnxruntime", precision: str = "fp32", **options: Any) -> None:
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self._engine, self._options = engine, options
+        self._engines: dict[str, Engine] = {}
+        self._vocabulary = Vocabulary.from_json(self.manifest.vocabulary)
+        self._open("model", precision)
+        self.adapted = False
+        """Whether personal parameters are in use."""
+
+    def __enter__(self) -> DeviceSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines."""
+        for engine in self._engines.values():
+            engine.deactivate()
+        self._engines = {}
+
+    def _open(self, role: str, precision: str = "fp32") -> Engine:
+        if role not in self._engines:
+            engine = create_engine(self._engine, self.bundle, role, precision, **self._options)
+            engine.activate()
+            self._engines[role] = engine
+        return self._engines[role]
+
+    # -- frames --------------------------------------------------------------------------------------------------
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width at which pictures enter :meth:`encode`.
+
+        Raises:
+            UserError: If the bundle holds no frame encoder.
+        """
+        if self.manifest.preprocessing is None:
+            raise UserError(
+                f"{self.bundle.path} holds no frame encoder; export with --frame-encoder, or give features instead of "
+                "videos"
+            )
+        return self.manifest.preprocessing.height, self.manifest.preprocessing.width
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Frame features ``[T, D]`` of ``[T, 3, H, W]`` uint8 RGB pictures of :attr:`picture_size`."""
+        return self._open("encode").infer({"pixels": np.ascontiguousarray(pixels)})["features"]
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """What may be uploaded of each frame: ``[T, D]`` to ``[T, H]``."""
+        return self._open("project").infer({"features": np.ascontiguousarray(features, np.float32)})["projected"]
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def swap(self, parameters: Mapping[str, np.ndarray] | None) -> None:
+        """Load personal parameters; ``None`` goes back to the static model.
+
+        Raises:
+            ValueError: If they do not match the specification; the former ones stay in use.
+        """
+        self._open("model").load_parameters(parameters)
+        self.adapted = parameters is not None
+
+    def _frames(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        if features.ndim != 2 or features.shape[1] != self.manifest.frames.features:
+            raise UserError(
+                f"frame features have shape {features.shape}, the bundle takes [T, {self.manifest.frames.features}]"
+            )
+        most = self.manifest.frames.max_frames
+        if len(features) > most:
+            features = features[np.round(np.linspace(0, len(features) - 1, most)).astype(int)]
+        frames = np.ascontiguousarray(features[None], np.float32)
+        return {"frames": frames, "frame_mask": np.ones(frames.shape[:2], bool)}
+
+    def _tokens(self, texts: Sequence[str]) -> np.ndarray:
+        rows = [self._vocabulary.encode(text, self.manifest.max_words) for text in texts]
+        tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        return tokens
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that the model has never seen."""
+        from lit_mmpg.data.vocabulary import UNKNOWN, tokenize
+
+        return [word for word in tokenize(text) if self._vocabulary.index(word) == UNKNOWN]
+
+    def answer(self, features: np.ndarray, question: str, options: Sequence[str] = ()) -> Answer:
+        """Answer one question about one clip.
+
+        Args:
+            features: ``[T, D]`` frame features.
+            question: The question.
+            options: Candidate answers; for a multiple-choice model only, which needs at least two.
+
+        Raises:
+            UserError: If the bundle does not answer questions of this kind.
+        """
+        task = self.manifest.task
+        if task == "retrieval":
+            raise UserError(f"{self.bundle.path} finds clips, it answers no questions; use 'lit-mmpg search'")
+        if (task == "multiple_choice") != bool(options):
+            wanted = (
+                "needs options to choose from" if task == "multiple_choice" else "answers freely; leave options out"
+            )
+            raise UserError(f"{self.bundle.path}: its model {wanted}")
+        texts = [f"{question} {option}" for option in options] or [question]
+        inputs = {**self._frames(features), "text": self._tokens(texts)[None]}
+        scores = self._open("model").infer(inputs)["scores"][0].astype(np.float64)
+        likely = np.exp(scores - scores.max())
+        likely /= likely.sum()
+        names = list(options) or list(self.manifest.answers)
+        best = np.argsort(-likely, kind="stable")[:5]
+        ranking = tuple((names[i], float(likely[i])) for i in best)
+        return Answer(ranking[0][0], ranking[0][1], ranking)
+
+    def embed_video(self, features: np.ndarray) -> np.ndarray:
+        """Unit-length embedding ``[H]`` of one clip (retrieval)."""
+        self._require_retrieval()
+        return self._open("model").infer(self._frames(features))["embedding"][0]
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """Unit-length embedding ``[H]`` of one sentence (retrieval)."""
+        self._require_retrieval()
+        return self._open("text").infer({"text": self._tokens([text])})["embedding"][0]
+
+    def _require_retrieval(self) -> None:
+        if self.manifest.task != "retrieval":
+            raise UserError(f"{self.bundle.path} answers questions, it does not search; use 'lit-mmpg answer'")

@@ -1,0 +1,175 @@
+"""What a device remembers: the anchors of its latest clips, its last good parameters, and its sequence number.
+
+One file, replaced in one step, with a digest over its content: a torn or edited file is left aside, never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors import numpy as safetensors_numpy
+
+from lit_mmpg.link import Upload
+from lit_mmpg.runtime.anchors import select_anchors
+from lit_mmpg.runtime.bundle import Bundle
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ContextClip:
+    """What the device keeps of one clip: anchors ``[K, H]``, times ``[K]``, mask ``[K]``, frames of the clip."""
+
+    anchors: np.ndarray
+    times: np.ndarray
+    mask: np.ndarray
+    num_frames: int
+
+
+@dataclass
+class DeviceState:
+    """State of one device for one bundle.
+
+    Attributes:
+        bundle: The bundle; state of another checkpoint is of no use.
+        clips: The latest clips, oldest first, at most as many as a context takes.
+        parameters: Last good personal parameters; ``None`` before the first.
+        sequence: Number of the next request; it only grows.
+        note: Why an older state was left aside, if it was.
+    """
+
+    bundle: Bundle
+    clips: deque[ContextClip] = field(default_factory=deque)
+    parameters: dict[str, np.ndarray] | None = None
+    sequence: int = 0
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        rule = self.bundle.manifest.anchors
+        self.clips = deque(self.clips, maxlen=rule.context_clips if rule else 1)
+
+    def see(self, projected: np.ndarray) -> None:
+        """Take a clip into the context.
+
+        Args:
+            projected: ``[T, H]`` what may be uploaded of its frames.
+        """
+        rule = self.bundle.manifest.anchors
+        if rule is not None:
+            self.clips.append(ContextClip(*select_anchors(projected, rule.count, rule.rule), len(projected)))
+
+    def upload(self, device_id: str) -> Upload:
+        """The request that sends the whole context."""
+        manifest = self.bundle.manifest
+        assert self.clips and manifest.link is not None
+        width = max(len(clip.mask) for clip in self.clips)  # all frames as anchors: clips differ in length
+
+        def stack(arrays: list[np.ndarray]) -> np.ndarray:
+            padded = [np.pad(a, [(0, width - len(a)), *[(0, 0)] * (a.ndim - 1)]) for a in arrays]
+            return np.stack(padded)
+
+        message = Upload.encode(
+            anchors=stack([clip.anchors for clip in self.clips]),
+            anchor_mask=stack([clip.mask for clip in self.clips]),
+            positions=stack([clip.times for clip in self.clips]),
+            num_frames=np.array([clip.num_frames for clip in self.clips]),
+            device_id=device_id,
+            sequence=self.sequence,
+            codec=manifest.link.upload_codec,
+            checkpoint_digest=manifest.checkpoint_digest,
+            spec_digest=manifest.spec.digest(),
+        )
+        self.sequence += 1
+        return message
+
+    # -- on the disk ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the state in one step; an interrupted write leaves the former state.
+
+        Raises:
+            OSError: If the disk is full or not writable; the former state is still there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, np.ndarray] = {}
+        for i, clip in enumerate(self.clips):
+            tensors |= {f"clip{i:04d}.anchors": clip.anchors, f"clip{i:04d}.times": clip.times}
+            tensors |= {f"clip{i:04d}.mask": clip.mask, f"clip{i:04d}.frames": np.array([clip.num_frames])}
+        tensors |= {f"parameters.{name}": array for name, array in (self.parameters or {}).items()}
+        facts = {
+            "version": STATE_VERSION,
+            "checkpoint": self.bundle.manifest.checkpoint_digest,
+            "spec": self.bundle.spec.digest(),
+            "sequence": self.sequence,
+            "sha256": _digest(tensors),
+        }
+        data = safetensors_numpy.save(
+            tensors or {"empty": np.zeros(1, np.uint8)}, metadata={"state": json.dumps(facts)}
+        )
+        partial, target = folder / f"state.{os.getpid()}", folder / "state.safetensors"
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, bundle: Bundle, folder: str | Path | None) -> DeviceState:
+        """The state of a former run, or a fresh one where there is none that fits and is whole."""
+        path = None if folder is None else Path(folder) / "state.safetensors"
+        if path is None or not path.is_file():
+            return cls(bundle)
+        try:
+            with safe_open(path, "numpy") as file:
+                facts = json.loads((file.metadata() or {})["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
+            if facts["sha256"] != _digest(tensors):
+                raise ValueError("its digest differs")
+            sequence = int(facts["sequence"])
+            manifest = bundle.manifest
+            fits = facts["checkpoint"] == manifest.checkpoint_digest and facts["spec"] == bundle.spec.digest()
+            if facts["version"] != STATE_VERSION or not fits:
+                # The counter must go on growing whatever the checkpoint is.
+                return cls(bundle, sequence=sequence, note=f"{path} belongs to another checkpoint; left aside")
+            parameters = {n.removeprefix("parameters."): a for n, a in tensors.items() if n.startswith("parameters.")}
+            if parameters:
+                bundle.spec.validate(parameters)
+            return cls(bundle, _clips(tensors), parameters or None, sequence)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            return cls(
+                bundle, note=f"{path} is damaged ({error}); left aside, the static model answers until the next one"
+            )
+
+
+def _clips(tensors: Mapping[str, np.ndarray]) -> deque[ContextClip]:
+    names = sorted({name.split(".")[0] for name in tensors if name.startswith("clip")})
+    return deque(
+        ContextClip(
+            tensors[f"{name}.anchors"],
+            tensors[f"{name}.times"],
+            tensors[f"{name}.mask"],
+            int(tensors[f"{name}.frames"][0]),
+        )
+        for name in names
+    )
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,326 @@
+"""The device without torch: same anchors and answers as in training, a state that survives, and a cloud that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.cli import main
+from lit_mmpg.device.anchors import select_anchors as torch_anchors
+from lit_mmpg.errors import UserError
+from lit_mmpg.link import Download, Upload
+from lit_mmpg.runtime.adaptation import adapt, restore
+from lit_mmpg.runtime.anchors import select_anchors
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.client import CloudClient, CloudError
+from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.video import list_videos, sample_frames, uniform_indices
+
+RNG = np.random.default_rng(0)
+
+
+def write_video(path: Path, frames: int = 12, height: int = 48, width: int = 64) -> Path:
+    """A clip whose frame t is grey of level 16 t."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for t in range(frames):
+            picture = np.full((height, width, 3), 16 * t, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def bundle(made) -> Bundle:
+    return Bundle.open(made("pixels").bundle)
+
+
+def parameters_of(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {e.name: rng.normal(0, 0.3, e.shape).astype(np.float32) for e in bundle.spec}
+
+
+# -- anchors, frames, answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["first", "uniform", "k_center"])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("frames", [1, 2, 5, 9])
+def test_anchors_are_those_of_training(rule: str, count: int, frames: int) -> None:
+    features = RNG.normal(size=(frames, 4)).astype(np.float32)
+    ours = select_anchors(features, count, rule)
+    theirs = torch_anchors(torch.from_numpy(features), torch.ones(frames, dtype=torch.bool), count, rule)  # type: ignore[arg-type]
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine[: len(other)], other.numpy(), atol=1e-6)
+        assert not mine[len(other) :].any()
+
+
+def test_frames_are_decoded_in_order_spread_evenly_and_resized(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4")
+    frames = sample_frames(video, 4, (24, 32))
+    assert frames.shape == (4, 3, 24, 32) and frames.dtype == np.uint8
+    wanted = 16 * uniform_indices(12, 4)
+    np.testing.assert_allclose(frames.mean((1, 2, 3)), wanted, atol=6)
+    assert len(sample_frames(video, 99)) == 12
+    assert uniform_indices(12, 4).tolist() == [1, 4, 7, 10]
+
+
+def test_what_is_no_video_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torn.mp4").write_bytes(write_video(tmp_path / "clip.mp4").read_bytes()[:400])
+    with pytest.raises(UserError, match=r"torn\.mp4: (cannot be decoded|holds no)"):
+        sample_frames(tmp_path / "torn.mp4", 2)
+    with pytest.raises(UserError, match=r"does not exist.*clip\.mp4"):
+        sample_frames(tmp_path / "clap.mp4", 2)
+    with pytest.raises(UserError, match="holds no video files"):
+        (tmp_path / "empty").mkdir()
+        list_videos(tmp_path / "empty")
+
+
+def test_answers_are_those_of_the_bundles_reference_and_personal_ones_differ(bundle: Bundle) -> None:
+    reference = bundle.reference()
+    with DeviceSession(bundle) as session:
+        samples = reference.roles["model"]
+        row = samples.inputs["frame_mask"][0]
+        features = samples.inputs["frames"][0][row]
+        question = "what is mine"
+        plain = session.answer(features, question)
+        assert 0 < plain.confidence <= 1 and plain.text in bundle.manifest.answers
+        assert [share for _, share in plain.ranking] == sorted((s for _, s in plain.ranking), reverse=True)
+        session.swap(parameters_of(bundle, 1))
+        assert session.adapted and session.answer(features, question).ranking != plain.ranking
+        session.swap(None)
+        assert session.answer(features, question) == plain
+        with pytest.raises(UserError, match="answers questions"):
+            session.embed_text("a dog")
+        with pytest.raises(UserError, match="leave options out"):
+            session.answer(features, question, ["a", "b"])
+
+
+# -- state -------------------------------------------------------------------------------------------------------
+
+
+def filled(bundle: Bundle) -> DeviceState:
+    state = DeviceState(bundle)
+    for frames in (3, 1, 4):
+        state.see(RNG.normal(size=(frames, bundle.manifest.frames.width)).astype(np.float32))
+    state.parameters = parameters_of(bundle, 0)
+    state.upload("a")
+    return state
+
+
+def test_state_survives_a_restart(bundle: Bundle, tmp_path: Path) -> None:
+    state = filled(bundle)
+    state.save(tmp_path)
+    again = DeviceState.load(bundle, tmp_path)
+    assert again.note is None and again.sequence == 1 and len(again.clips) == len(state.clips)
+    assert again.upload("a").sequence == 1
+    for old, new in zip(state.clips, again.clips, strict=True):
+        np.testing.assert_array_equal(old.anchors, new.anchors)
+    assert again.parameters is not None and state.parameters is not None
+    assert all(np.array_equal(again.parameters[name], state.parameters[name]) for name in bundle.spec.names)
+
+
+@pytest.mark.parametrize("fault", ["torn", "flipped", "text"])
+def test_damaged_state_is_left_aside(bundle: Bundle, tmp_path: Path, fault: str) -> None:
+    filled(bundle).save(tmp_path)
+    path = tmp_path / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data = {"torn": data[:-40], "flipped": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:], "text": b"no state"}[fault]
+    path.write_bytes(data)
+    again = DeviceState.load(bundle, tmp_path)
+    assert again.parameters is None and "left aside" in str(again.note)
+
+
+def test_state_of_another_checkpoint_gives_its_counter_only(bundle: Bundle, tmp_path: Path) -> None:
+    filled(bundle).save(tmp_path)
+    other = Bundle(bundle.path, dataclasses.replace(bundle.manifest, checkpoint_digest="0" * 64))
+    again = DeviceState.load(other, tmp_path)
+    assert again.parameters is None and not again.clips and again.sequence == 1
+
+
+def test_a_write_that_fails_keeps_the_former_state(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = filled(bundle)
+    state.save(tmp_path)
+    before = (tmp_path / "state.safetensors").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    state.sequence = 99
+    with pytest.raises(OSError, match="No space"):
+        state.save(tmp_path)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+# -- the cloud fails ---------------------------------------------------------------------------------------------
+
+Behaviour = Callable[[BaseHTTPRequestHandler, Upload, bytes], None]
+
+
+@pytest.fixture
+def cloud(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
+    """A real HTTP server that answers well, or as badly as it is told."""
+    told = {"fault": ""}
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            upload = Upload.from_bytes(self.rfile.read(int(self.headers["content-length"])))
+            fault, status = told["fault"], 200
+            asked = dataclasses.replace(upload, request_id="0" * 32) if fault == "another request" else upload
+            asked = dataclasses.replace(upload, device_id="somebody else") if fault == "another device" else asked
+            data = Download.answer(asked, bundle.spec, parameters_of(bundle, 5), codec="fp16").to_bytes()
+            if fault == "stall":
+                time.sleep(1.0)
+            if fault == "reset":
+                self.connection.close()
+                return
+            if fault == "flipped bits":
+                data = data[:-9] + bytes([data[-9] ^ 16]) + data[-8:]
+            if fault == "another version":
+                data = data[:4] + (99).to_bytes(2, "little") + data[6:]
+            if fault in ("429", "503", "401"):
+                status, data = int(fault), b'{"error": "told so"}'
+            if fault == "page":
+                data = b"<html>welcome to the hotel</html>"
+            self.send_response(status)
+            self.send_header("content-length", str(len(data) + (50 if fault == "truncated" else 0)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"x" * 2**23 if fault == "flood" else data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", told
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_adaptation_loads_what_the_cloud_sent_and_counts_its_bytes(bundle: Bundle, cloud) -> None:
+    url, _ = cloud
+    state = filled(bundle)
+    with DeviceSession(bundle) as session, CloudClient(url) as client:
+        assert restore(session, state) == "cached"
+        outcome = adapt(session, state, client, "kitchen")
+        assert outcome.source == "cloud" and outcome.error is None and outcome.traffic is not None
+        sent = {name: array.astype(np.float16).astype(np.float32) for name, array in parameters_of(bundle, 5).items()}
+        assert state.parameters is not None
+        assert all(np.array_equal(state.parameters[name], sent[name]) for name in bundle.spec.names)
+        t = outcome.traffic
+        assert t.upload_payload_bytes < t.upload_message_bytes < t.upload_wire_bytes
+        assert t.download_payload_bytes < t.download_message_bytes < t.download_wire_bytes
+
+
+FAULTS = {
+    "stall": "timeout",
+    "reset": "unreachable",
+    "flipped bits": "garbage",
+    "another version": "garbage",
+    "another request": "garbage",
+    "another device": "garbage",
+    "truncated": "unreachable",
+    "flood": "garbage",
+    "page": "garbage",
+    "429": "busy",
+    "503": "busy",
+    "401": "refused",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_the_cloud_does_the_device_keeps_its_parameters_and_answers(bundle: Bundle, cloud, fault: str) -> None:
+    url, told = cloud
+    state = filled(bundle)
+    kept = {name: array.copy() for name, array in (state.parameters or {}).items()}
+    features = RNG.normal(size=(3, bundle.manifest.frames.features)).astype(np.float32)
+    with DeviceSession(bundle) as session, CloudClient(url, timeout_s=0.4) as client:
+        restore(session, state)
+        before = session.answer(features, "what is mine")
+        told["fault"] = fault
+        outcome = adapt(session, state, client, "kitchen")
+        assert (outcome.source, outcome.reason) == ("cached", FAULTS[fault])
+        assert session.answer(features, "what is mine") == before
+        assert state.parameters is not None and all(np.array_equal(state.parameters[n], kept[n]) for n in kept)
+        told["fault"] = ""
+        assert adapt(session, state, client, "kitchen").source == "cloud"  # and it recovers
+
+
+def test_a_cloud_that_is_gone_is_said_within_the_timeout(bundle: Bundle) -> None:
+    with CloudClient("http://127.0.0.1:9", timeout_s=0.5) as client, pytest.raises(CloudError) as error:
+        client.adapt(filled(bundle).upload("kitchen"))
+    assert error.value.reason == "unreachable"
+
+
+def test_a_key_does_not_travel_in_the_clear() -> None:
+    CloudClient("http://127.0.0.1:8000", "secret").close()
+    CloudClient("https://cloud.example", "secret").close()
+    with pytest.raises(UserError, match="unencrypted"):
+        CloudClient("http://cloud.example", "secret")
+    with pytest.raises(UserError, match="is not a URL"):
+        CloudClient("cloud.example:80")
+
+
+# -- the verb ----------------------------------------------------------------------------------------------------
+
+
+def test_answer_goes_from_a_video_file_to_an_answer_without_torch(bundle: Bundle, cloud, tmp_path: Path) -> None:
+    url, told = cloud
+    video = write_video(tmp_path / "clip.mp4")
+    code = """
+import sys
+for name in ("torch", "lightning", "transformers", "mlflow"):
+    sys.modules[name] = None
+from lit_mmpg.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "answer", str(video), "what is mine?", "--bundle", str(bundle.path)]
+    command += ["--cloud", url, "--state", str(tmp_path / "state")]
+
+    def run() -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = run()
+    assert "just received" in first and "on the wire" in first
+    told["fault"] = "503"
+    second = run()
+    assert "of before" in second and "busy" in second
+
+
+def test_mistakes_of_answer_are_said_at_once(
+    made, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(tmp_path / "clip.mp4")
+
+    def error(*arguments: str) -> str:
+        assert main(["answer", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "does not exist" in error(str(tmp_path / "clop.mp4"), "what?", "--bundle", str(bundle.path))
+    assert "is not a folder" in error(str(video), "what?", "--bundle", str(tmp_path / "none"))
+    assert "question is empty" in error(str(video), " ", "--bundle", str(bundle.path))
+    assert "--frame-encoder" in error(str(video), "what?", "--bundle", str(made("features").bundle))
+    assert json.dumps(read_checkpoint(made("pixels").cloud)["lit_mmpg"]["half"]) == '"cloud"'
