@@ -92,6 +92,9 @@ def test_a_condition_on_cost_decides_too() -> None:
     dear = Claim("c", "t", "ours", ("static",), max_device_flops_ratio=1.1, reuse=8)
     found = verdict(dear, *made)
     assert found.verdict == FAILS and found.against[0].flops_ratio == pytest.approx(1.2)
+    assert "once one adaptation serves 16 clips" in found.against[0].note
+    greedy = {**COSTS, "ours": {"answer_flops": 111.0, "adapt_flops": 0.0}}
+    assert "however many" in verdict(cheap, *made, costs=greedy).against[0].note
     assert verdict(cheap, *made, costs={}).verdict == UNDECIDED
 
 

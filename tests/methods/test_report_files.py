@@ -117,7 +117,7 @@ def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results
     assert results.not_applicable == {"majority": "no answers <here>"}
     assert results.devices["ours"].values == sorted(results.devices["ours"].values)
     lines = results.verdict_lines()
-    assert "Ours beats static & more." in lines[1] and "1.02 x its device FLOPs" in lines[2]
+    assert "Ours beats static & more." in lines[1] and "at 1.02 times its device FLOPs" in lines[2]
 
 
 def test_plots_are_well_formed_and_hold_every_row(results: Results) -> None:

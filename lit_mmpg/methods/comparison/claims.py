@@ -8,6 +8,7 @@ is undecided; and where a row that it needs was not measured, it is *not tested*
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -155,13 +156,13 @@ def _adjusted(
         elif entry.high <= claim.margin:
             verdict = FAILS
         ratio = flops_ratio(costs, claim.method, entry.rival, claim.reuse)
-        if claim.max_device_flops_ratio is not None and verdict == HOLDS:
+        limit = claim.max_device_flops_ratio
+        if limit is not None:
+            note = within_from(costs, claim.method, entry.rival, limit)
+        if limit is not None and verdict == HOLDS:
             if ratio is None:
                 verdict, note = UNDECIDED, "the device FLOPs of one of the two are not known"
-            elif ratio > claim.max_device_flops_ratio:
-                note = (
-                    f"it costs {ratio:.2f} times the rival's device FLOPs, more than {claim.max_device_flops_ratio:g}"
-                )
+            elif ratio > limit:
                 verdict = FAILS
         changes = {"verdict": verdict, "p_value": p_value, "flops_ratio": ratio, "note": note}
         result.append(Comparand(**{**asdict(entry), **changes}))
@@ -172,6 +173,17 @@ def flops_ratio(costs: Mapping[str, Mapping[str, Any]], method: str, rival: str,
     """Device FLOPs per answered clip of one row over another's; None where one is not known."""
     ours, theirs = (amortised(costs.get(name, {}), "flops", reuse) for name in (method, rival))
     return ours / theirs if ours and theirs else None
+
+
+def within_from(costs: Mapping[str, Mapping[str, Any]], method: str, rival: str, limit: float) -> str:
+    """From how many answered clips per adaptation on the method costs at most ``limit`` times the rival, as a note."""
+    ours, theirs = costs.get(method, {}), amortised(costs.get(rival, {}), "flops", float("inf"))
+    if ours.get("answer_flops") is None or ours.get("adapt_flops") is None or theirs is None:
+        return ""
+    room = limit * theirs - float(ours["answer_flops"])
+    if room <= 0:
+        return f"it costs more than {limit:g} times the rival however many clips one adaptation serves"
+    return f"at most {limit:g} times once one adaptation serves {max(1, math.ceil(ours['adapt_flops'] / room))} clips"
 
 
 def _gap(claim: Claim, rows: Mapping[str, Row], metric: str) -> Comparand:
@@ -197,7 +209,8 @@ def _gap(claim: Claim, rows: Mapping[str, Row], metric: str) -> Comparand:
     excess = sum(sign * weight * values.mean() for weight, (values, _, _) in zip(weights, sets, strict=True))
     lost = sign * (clean.values.mean() - shifted.values.mean())
     closed = sign * (method.values.mean() - shifted.values.mean())
-    text = f"the rival loses {lost:.4g} on shifted data, of which {closed:.4g} is regained"
+    scale, unit = (100.0, " points") if "accuracy" in metric or "R@" in metric else (1.0, "")
+    text = f"the rival loses {scale * lost:.3g}{unit} on shifted data, of which {scale * closed:.3g} are regained"
     if lost <= 0:
         return Comparand(rival, UNDECIDED, note="there is no gap: the rival is no worse on shifted data")
     value = interval(float(excess), draws)

@@ -101,7 +101,7 @@ class Results:
             text += f", p {format_p(entry.p_value)}"
         if entry.flops_ratio is not None:
             reuse = verdict.claim.reuse
-            text += f", {entry.flops_ratio:.2f} x its device FLOPs (one adaptation serving {reuse} clips)"
+            text += f", at {entry.flops_ratio:.2f} times its device FLOPs when one adaptation serves {reuse} clips"
         return f"{text} ({entry.note})" if entry.note else text
 
     def to_json(self) -> dict[str, Any]:

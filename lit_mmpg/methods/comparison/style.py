@@ -76,7 +76,7 @@ code{font-size:.9em}
 @media (max-width:600px){
   body{padding:14px 12px 40px}
   h1{font-size:1.35rem}
-  td:first-child{min-width:8em;max-width:9.5em;white-space:normal}
+  td:first-child{min-width:8em;max-width:9.5em;white-space:normal}wbr{display:inline}
 }
 @media print{
   body{max-width:none;font-size:11pt}
