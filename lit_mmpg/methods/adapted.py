@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject, rows
-from lit_mmpg.methods.costs import measured
+from lit_mmpg.methods.costs import measured, single_clip
 from lit_mmpg.methods.episodes import Episodes, Group, query_view
 from lit_mmpg.methods.registry import find_method
 
@@ -274,10 +272,8 @@ class _Runner:
         """Operations and seconds of a single device, apart from the evaluation, which works on many at once."""
         part = next(iter(self._episodes(group, at_once=1)))
         support = self._support(part)
-        batch, index = part.queries[0]
-        first = _take(query_view(batch, self.data.task), index[:1])
-        clips = int((first.clip >= 0).sum())
-        query = Episode(first, support.parameters)
+        # One clip at a time, as a device answers: a batch of clips would share what each clip costs alone.
+        query = Episode(query_view(single_clip(part.queries[0][0]), self.data.task), support.parameters)
         state = self.method.adapt(support, options)
         adapt = measured(lambda: self.method.adapt(support, options))
         with torch.no_grad():
@@ -289,8 +285,8 @@ class _Runner:
             per=self.method.bytes_per,
             adapt_flops=adapt.flops,
             adapt_s=adapt.seconds,
-            answer_flops=answer.flops / clips,
-            answer_s=answer.seconds / clips,
+            answer_flops=answer.flops,
+            answer_s=answer.seconds,
             adapt_peak_bytes=adapt.peak_bytes,
             answer_peak_bytes=answer.peak_bytes,
             answers_in=self.method.answers_in,
@@ -298,14 +294,3 @@ class _Runner:
             support_clips=self.support_clips,
             labelled_items=self.labelled_items,
         )
-
-
-def _take(batch: Batch, index: Tensor) -> Batch:
-    """Some rows of a batch."""
-
-    def take(value: Any) -> Any:
-        if isinstance(value, Frames):
-            return Frames(value.values[index], value.mask[index])
-        return value[index] if isinstance(value, Tensor) else value
-
-    return replace(batch, **{f.name: take(getattr(batch, f.name)) for f in fields(batch)})

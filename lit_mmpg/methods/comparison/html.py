@@ -20,6 +20,7 @@ from lit_mmpg.methods.comparison.view import (
     introduction,
     method_lines,
     method_sentences,
+    split_rows,
 )
 from lit_mmpg.report import format_row
 
@@ -75,7 +76,7 @@ def _main_table(results: Results) -> str:
         cells = "".join(f'<td><a href="{_target(results, name)}">{_interval(c.cell(name))}</a></td>' for c in shown)
         css = ' class="strong"' if name in strong else ""
         kind = escape(results.settings.get(name, ""))
-        first = f'<td><span class="n">{i}</span>{_name(name)}</td><td class="text">{kind}</td>'
+        first = f'<td><span class="n">{i}</span>{escape(name)}</td><td class="text">{kind}</td>'
         lines.append(f"<tr{css}>{first}{cells}</tr>")
     lines += [
         f'<tr><td>{escape(name)}</td><td class="text" colspan="{len(shown) + 1}">n/a: {escape(reason)}</td></tr>'
@@ -89,11 +90,6 @@ def _main_table(results: Results) -> str:
         f'<div class="scroll"><table><thead><tr><th>row</th><th class="text">kind</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def _name(text: str) -> str:
-    """A name that may be broken after an underscore."""
-    return escape(text).replace("_", "_<wbr>")
 
 
 def _interval(text: str) -> str:
@@ -123,7 +119,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) 
 
     def cell(tag: str, i: int, value: str) -> str:
         css = ' class="text long"' if 0 < i < text else ' class="wide"' if tag == "th" and i else ""
-        return f"<{tag}{css}>{_name(value) if i == 0 else escape(value)}</{tag}>"
+        return f"<{tag}{css}>{escape(value)}</{tag}>"
 
     head = "".join(cell("th", i, value) for i, value in enumerate(header))
     body = "".join(f"<tr>{''.join(cell('td', i, value) for i, value in enumerate(row))}</tr>" for row in rows)
@@ -144,14 +140,8 @@ def _costs(results: Results) -> str:
 
 
 def _other_splits(results: Results) -> str:
-    if len(results.splits) < 2:
-        return ""
-    rows = []
-    for name in results.names:
-        found = [results.find(name, split, results.primary) for split in results.splits]
-        rows.append([name, *("" if row is None else format_row(row) for row in found)])
-    names = [f"{split}: {SPLITS[split]}" if split in SPLITS else split for split in results.splits]
-    return f"<h2>Other groups of devices</h2>{_table(['row', *names], rows)}"
+    header, rows = split_rows(results)
+    return f"<h2>Other groups of devices</h2>{_table(header, rows)}" if rows else ""
 
 
 def _seeds(results: Results) -> str:
@@ -170,7 +160,7 @@ def _seeds(results: Results) -> str:
             text = escape(format_row({"metric": results.primary, "value": shown[seed]}))
             link = _run_link(results, results.links[name][seed])
             cells.append(f'<td><a href="{link}">{text}</a></td>' if link else f"<td>{text}</td>")
-        lines.append(f'<tr id="seeds-{escape(name)}"><td>{_name(name)}</td>{"".join(cells)}</tr>')
+        lines.append(f'<tr id="seeds-{escape(name)}"><td>{escape(name)}</td>{"".join(cells)}</tr>')
     head = "".join(f"<th>seed {seed}</th>" for seed in seeds)
     link = "Each value leads to its MLflow run (start the page with <code>lit-mmpg ui</code>)." if results.store else ""
     return (

@@ -27,7 +27,7 @@ a{color:var(--link)}
 .scroll{overflow-x:auto;margin:.6em 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{
-  padding:5px 12px 5px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top
+  padding:5px 10px 5px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top
 }
 th{color:var(--soft);font-weight:600;vertical-align:bottom}
 th.wide{white-space:normal;min-width:6.5em}
@@ -76,7 +76,7 @@ code{font-size:.9em}
 @media (max-width:600px){
   body{padding:14px 12px 40px}
   h1{font-size:1.35rem}
-  td:first-child{min-width:8em;max-width:9.5em;white-space:normal}wbr{display:inline}
+  td:first-child{min-width:8.5em;max-width:9.5em;white-space:normal;overflow-wrap:anywhere}
 }
 @media print{
   body{max-width:none;font-size:11pt}

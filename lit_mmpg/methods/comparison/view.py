@@ -58,6 +58,9 @@ def columns(results: Results) -> list[Column]:
 
         return cell
 
+    def value(name: str) -> Callable[[str], str]:
+        return lambda row: metric(name)(row).partition(" [")[0]
+
     def cost(show: Callable[[dict[str, Any]], str]) -> Callable[[str], str]:
         return lambda row: show(results.costs.get(row, {}))
 
@@ -68,7 +71,7 @@ def columns(results: Results) -> list[Column]:
     found = [
         Column(_title(primary), metric(primary), METRICS.get(primary, "")),
         Column(f"minus {reference}", metric(f"{primary}_minus_{reference}"), "Difference from that row, item by item."),
-        Column("mean over devices", metric(f"{primary}_macro"), "Each device weighs the same."),
+        Column("mean over devices", value(f"{primary}_macro"), "Each device weighs the same."),
         Column("worst tenth", metric(f"{primary}_worst_decile"), "Mean over the worst tenth of the devices."),
         *(Column(_title(name), metric(name)) for name in ("t2v/R@1", "t2v/R@10", "t2v/MedR") if primary != "accuracy"),
         Column("up", cost(lambda c: format_sent(c.get("upload_bytes"))), "Bytes of the messages of one adaptation."),
@@ -85,6 +88,17 @@ def columns(results: Results) -> list[Column]:
 def _title(metric: str) -> str:
     titles = {"accuracy": "accuracy, %", "t2v/mean_log_rank": "mean log-rank", "t2v/MedR": "median rank"}
     return titles.get(metric, metric.removeprefix("t2v/") + (", %" if "R@" in metric else ""))
+
+
+def split_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The primary metric on every group of devices that more than one row was measured on; nothing for one group."""
+    cells = {s: [results.find(name, s, results.primary) for name in results.names] for s in results.splits}
+    shown = [split for split, found in cells.items() if split == results.splits[0] or sum(map(bool, found)) > 1]
+    if len(shown) < 2:
+        return [], []
+    header = ["row", *(f"{split}: {SPLITS[split]}" if split in SPLITS else split for split in shown)]
+    values = [["" if row is None else format_row(row) for row in cells[split]] for split in shown]
+    return header, [list(row) for row in zip(results.names, *values, strict=True)]
 
 
 def cost_rows(results: Results) -> tuple[list[str], list[list[str]]]:

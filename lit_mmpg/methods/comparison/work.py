@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.comparison.cells import CELL_VERSION, Cell, CellStore, item_values, own_rows
+from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cell, CellStore, item_values, own_rows
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
@@ -203,7 +203,15 @@ class Work:
         checkpoint = finished[row.checkpoint].checkpoint
         passes = self._test_passes(self.comparison.runs[row.checkpoint], seed)
         flags = [*(self._seed_flags(seed)), *(flag for flag in self.flags if flag.startswith("--data"))]
-        content = [CELL_VERSION, row.method, dict(row.options), checkpoint, finished[row.checkpoint].data, passes, seed]
+        content = [
+            ADAPTED_VERSION,
+            row.method,
+            dict(row.options),
+            checkpoint,
+            finished[row.checkpoint].data,
+            passes,
+            seed,
+        ]
         digest = _sha([*content, self.comparison.frame_encoder])
         kept = self._kept(name, seed, digest)
         if kept is not None:

@@ -24,6 +24,7 @@ from lit_mmpg.methods.comparison.view import (
     introduction,
     method_lines,
     method_sentences,
+    split_rows,
 )
 from lit_mmpg.report import format_row
 
@@ -107,14 +108,9 @@ def markdown(results: Results) -> str:
     rows = [[name, results.settings.get(name, ""), *(c.cell(name) for c in shown)] for name in results.names]
     rows += [[name, f"n/a: {reason}", *("" for _ in shown)] for name, reason in results.not_applicable.items()]
     parts.append(_table(["row", "kind", *(c.title for c in shown)], rows))
-    if len(results.splits) > 1:
-        parts.append("## Other groups of devices")
-        cells = [[results.find(n, s, results.primary) for s in results.splits] for n in results.names]
-        body = [
-            [n, *("" if r is None else format_row(r) for r in found)]
-            for n, found in zip(results.names, cells, strict=True)
-        ]
-        parts.append(_table(["row", *results.splits], body))
+    header, body = split_rows(results)
+    if body:
+        parts += ["## Other groups of devices", _table(header, body)]
     header, costs = cost_rows(results)
     if costs:
         parts += [
