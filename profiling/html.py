@@ -55,7 +55,7 @@ def render(profile: Mapping[str, Any]) -> str:
     rows: Sequence[Row] = profile["rows"]
     timed = [row for row in rows if row["status"] == "ok" and row["latency"]]
     parts = [_head(profile, rows, timed)]
-    parts += [_latency(timed), _table(rows), _energy(rows, timed), _memory(timed), _adaptation(timed)]
+    parts += [_latency(timed), _table(rows), _energy(rows, timed), _memory(timed), _adaptation(timed), _finetune(timed)]
     parts += [_series(timed), _verdicts(rows), _absent(profile, rows), _environment(profile), _reading()]
     title = escape(f"Profile of {profile['bundle']['path']} on {profile['name']}")
     return (
@@ -158,11 +158,11 @@ def _energy(rows: Sequence[Row], timed: Sequence[Row]) -> str:
     items, estimates = [], False
     for row in timed:
         reading = primary_energy(row)
-        if reading is not None:
+        if reading is not None and row["scenario"] == "answer":
             estimates |= reading["estimate"]
             high = reading["gross_j_per_unit"] + (reading["bound_j_per_unit"] or 0.0)
             text = format_energy(reading)
-            label = _name(row, True) + (" pixels" if row["encoder_included"] else "")
+            label = _name(row) + (" pixels" if row["encoder_included"] else "")
             items.append(
                 svg.Bar(
                     label,
@@ -181,7 +181,7 @@ def _energy(rows: Sequence[Row], timed: Sequence[Row]) -> str:
         if estimates
         else ""
     )
-    chart = _scroll(svg.bars(items, "mJ per unit, gross", "Energy per unit")) if items else ""
+    chart = _scroll(svg.bars(items, "mJ per answer, gross", "Energy per answer")) if items else ""
     return f"<h2>Energy</h2>{told}{mark}{chart}"
 
 
@@ -225,6 +225,32 @@ def _adaptation(timed: Sequence[Row]) -> str:
         )
         parts.append(_scroll(f"<table><tr><th>engine</th><th>from</th>{head}</tr>{body}</table>") + told)
     return f"<h2>Adaptation</h2>{''.join(parts)}{_messages(timed)}" if parts else ""
+
+
+def _finetune(timed: Sequence[Row]) -> str:
+    """Fine-tuning on the device beside adaptations by generated parameters."""
+    trained = [row for row in timed if row["scenario"] == "finetune"]
+    if not trained:
+        return ""
+    body = ""
+    for row in [*trained, *(row for row in timed if row["scenario"] == "adapt")]:
+        path = " from pixels" if row["encoder_included"] else ""
+        peak = (row["memory"] or {}).get("peak_rss_bytes")
+        reading = primary_energy(row)
+        body += (
+            f"<tr><td>{escape(_name(row))} {row['scenario']}{path}</td>"
+            f"<td class=n>{format_ms(row['latency']['wall']['p50_ms'])}</td><td>{escape(format_energy(reading))} "
+            f"<span class=muted>{escape(describe_energy(reading))}</span></td>"
+            f"<td class=n>{format_bytes(peak) if peak else ''}</td></tr>"
+        )
+    head = "<th>way</th><th>p50 ms</th><th>energy</th><th>peak RSS</th>"
+    notes = "".join(f"<p class='muted'>{escape(note)}.</p>" for note in trained[0]["notes"])
+    return (
+        f"<h2>Fine-tuning on the device instead</h2><p>{escape(trained[0]['unit'] or '')}. An adaptation by generated "
+        "parameters includes one answer here; network and cloud are not in it.</p>"
+        + _scroll(f"<table><tr>{head}</tr>{body}</table>")
+        + notes
+    )
 
 
 def _stage(stage: Mapping[str, Any] | None) -> str:

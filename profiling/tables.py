@@ -49,7 +49,7 @@ def describe_energy(reading: Mapping[str, Any] | None) -> str:
     """Source and scope; an estimate is called one."""
     if reading is None:
         return ""
-    return f"{'ESTIMATE by ' if reading['estimate'] else ''}{reading['source']}, {reading['scope']}"
+    return f"ESTIMATE, {reading['source']}" if reading["estimate"] else f"{reading['source']}, {reading['scope']}"
 
 
 def flags(row: Row) -> list[str]:
