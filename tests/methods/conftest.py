@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.cloud.exchange import LinkConfig
 from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.batches import BatchShape
@@ -100,3 +102,14 @@ def pixel_world(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     module = DeviceModule(DeviceModelConfig(**PIXEL_NETWORK))
     module.network = DeviceModel(shapes_of(data.meta), module.network_config)
     return Loaded(Subject(module, [device.id for device in data.device_table.devices]), data, "none.ckpt")
+
+
+def take(batch: Batch, index: torch.Tensor) -> Batch:
+    """Some devices of a batch."""
+
+    def part(value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return value[index]
+        return Frames(value.values[index], value.mask[index]) if isinstance(value, Frames) else value
+
+    return dataclasses.replace(batch, **{f.name: part(getattr(batch, f.name)) for f in dataclasses.fields(batch)})

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.methods.adapted import _take, evaluate_adapted
+from lit_mmpg.methods.adapted import evaluate_adapted
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
 from lit_mmpg.methods.finetune import FineTuneAll, FineTuneHead, FineTuneLowRank, FineTuning, Sampler
 from lit_mmpg.methods.objectives import device_loss
-from tests.methods.conftest import World
+from tests.methods.conftest import World, take
 
 KINDS = [FineTuneAll, FineTuneHead, FineTuneLowRank]
 TASKS = ["open_ended", "retrieval"]
@@ -73,7 +73,7 @@ def test_a_device_alone_is_tuned_as_it_is_among_others(world: World, kind: type[
     loaded, support, _, _ = first_group(world, "open_ended")
     method = kind(loaded.subject, loaded.data)
     together = method.adapt(support, options(kind, 3))
-    alone = method.adapt(Episode(_take(support.batch, torch.tensor([1]))), options(kind, 3))
+    alone = method.adapt(Episode(take(support.batch, torch.tensor([1]))), options(kind, 3))
     for name, tensor in alone.items():
         torch.testing.assert_close(tensor[0], together[name][1], atol=1e-5, rtol=1e-4)
 
@@ -81,7 +81,7 @@ def test_a_device_alone_is_tuned_as_it_is_among_others(world: World, kind: type[
 def test_all_weights_follow_plain_adam_on_one_model(world: World) -> None:
     """Stacked weights under vmap take the steps that an ordinary training of one model takes."""
     loaded, support, _, _ = first_group(world, "open_ended")
-    alone = Episode(_take(support.batch, torch.tensor([0])))
+    alone = Episode(take(support.batch, torch.tensor([0])))
     method = FineTuneAll(loaded.subject, loaded.data)
     tuned = method.adapt(alone, options(FineTuneAll, 3))
     model = copy.deepcopy(loaded.subject.network).requires_grad_(True)

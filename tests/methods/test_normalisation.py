@@ -13,7 +13,7 @@ from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
 from lit_mmpg.methods.normalisation import FeatureStatistics, Tent, moments
 from lit_mmpg.methods.objectives import entropy
-from tests.methods.conftest import World
+from tests.methods.conftest import World, take
 
 
 def first_group(world: World, task: str):
@@ -107,6 +107,4 @@ def test_tent_follows_the_gradient_of_one_device_alone(world: World) -> None:
 
 
 def _row(batch: Batch, b: int) -> Batch:
-    from lit_mmpg.methods.adapted import _take
-
-    return _take(batch, torch.tensor([b]))
+    return take(batch, torch.tensor([b]))

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_mmpg.methods.adapted import _take
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
 from lit_mmpg.methods.evolution import SeparableCmaEs
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame, laplacian_assignment, neighbours
 from lit_mmpg.methods.prototypes import T3A, DynamicCache, entropy_of, ranks_within_class
-from tests.methods.conftest import World
+from tests.methods.conftest import World, take
 
 
 def first_group(world: World, task: str = "open_ended"):
@@ -70,7 +69,7 @@ def test_t3a_prototypes_are_those_of_the_paper(world: World, keep: int) -> None:
 def test_t3a_without_examples_is_the_checkpoint(world: World) -> None:
     loaded, support, query, index = first_group(world)
     method = T3A(loaded.subject, loaded.data)
-    empty = Episode(_take(support.batch, torch.arange(len(support.batch))))
+    empty = Episode(take(support.batch, torch.arange(len(support.batch))))
     empty.batch.text_mask[:] = False
     options = {"keep": 5, "scale": "head"}
     found = method.respond(query, rows(method.adapt(empty, options), index), options).logits
