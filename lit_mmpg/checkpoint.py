@@ -58,3 +58,22 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
             f"name a checkpoint of the {half} half"
         )
     return checkpoint
+
+
+def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the configuration that it was trained with: model, data and seed.
+
+    Args:
+        path: The file, for the message.
+        checkpoint: Its content, from :func:`read_checkpoint`.
+
+    Raises:
+        UserError: If it does not say.
+    """
+    import yaml
+
+    ours = checkpoint["lit_mmpg"]
+    if "config" not in ours:
+        raise UserError(f"{path} does not say how it was configured; name a checkpoint that 'lit-mmpg fit' wrote")
+    trained = yaml.safe_load(ours["config"])
+    return {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}

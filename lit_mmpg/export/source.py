@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from torch import nn
 
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, trained_config
 from lit_mmpg.cloud.exchange import state_digest
 from lit_mmpg.cloud.module import CloudModule
-from lit_mmpg.errors import UserError
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
 
@@ -73,10 +71,7 @@ def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
     """
     checkpoint = read_checkpoint(path)
     ours = checkpoint["lit_mmpg"]
-    if "config" not in ours:
-        raise UserError(f"{path} does not say how it was configured; name a checkpoint that 'lit-mmpg fit' wrote")
-    trained = yaml.safe_load(ours["config"])
-    kept = {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+    kept = trained_config(path, checkpoint)
     trainer = {"logger": False, "accelerator": "cpu", "devices": 1}
     cli = CLI(Request("export", merge(kept, {"trainer": trainer}), list(data_flags), name=Path(path).name))
     cli.build(Run())

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, trained_config
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import print_rows, write_rows
 from lit_mmpg.tracking.logger import flatten
@@ -94,10 +93,7 @@ def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[C
     path = str(request.options["ckpt_path"])
     checkpoint = read_checkpoint(path)
     ours = checkpoint["lit_mmpg"]
-    if "config" not in ours:
-        raise UserError(f"{path} does not say how it was configured; name a checkpoint that 'lit-mmpg fit' wrote")
-    trained = yaml.safe_load(ours["config"])
-    kept = {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+    kept = trained_config(path, checkpoint)
     request.config = merge(kept, {key: value for key, value in request.config.items() if value is not None})
     cli = CLI(request)
     _check_model(cli.record["model"], kept["model"], path)

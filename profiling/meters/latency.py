@@ -128,6 +128,40 @@ class Latency:
     cut_short: bool = False
     warmup: int = 0
 
+    @classmethod
+    def of_wall(
+        cls,
+        samples_ms: Sequence[float],
+        cold_ms: float,
+        overhead_s: float,
+        *,
+        warmup: int = 1,
+        cut_short: bool = False,
+        kept_ms: Sequence[float] | None = None,
+    ) -> Latency:
+        """Result of a scenario that read the wall clock itself, in one attempt.
+
+        Args:
+            samples_ms: All samples, in order; they decide whether the halves agree.
+            cold_ms: The very first call.
+            overhead_s: Timer overhead that was subtracted from each sample.
+            warmup: Calls that were not recorded.
+            cut_short: Whether the run ended before the least number of calls.
+            kept_ms: The samples to keep, where these are fewer than all.
+        """
+        halves = halves_differ(samples_ms)
+        return cls(
+            wall=Distribution.of(samples_ms if kept_ms is None else kept_ms),
+            device=None,
+            device_source=None,
+            cold_ms=cold_ms,
+            timer_overhead_ms=overhead_s * 1e3,
+            halves=[halves],
+            stable=halves <= UNSTABLE,
+            cut_short=cut_short,
+            warmup=warmup,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data with the fields above."""
         return asdict(self)

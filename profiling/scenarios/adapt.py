@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from lit_mmpg.link import Upload
 from profiling.meters import network
-from profiling.meters.latency import UNSTABLE, Distribution, Latency, LatencyConfig, halves_differ, timer_overhead_s
+from profiling.meters.latency import Distribution, Latency, LatencyConfig, timer_overhead_s
 from profiling.scenarios import Context, Outcome
 from profiling.scenarios.exchange import DeviceSide, open_cloud
 
@@ -113,16 +113,6 @@ def time_parts(
         if recorded < 0:
             begin = clock()
     total = [sum(values) for values in zip(*samples.values(), strict=True)]
-    halves = halves_differ(total)
-    latency = Latency(
-        wall=Distribution.of(total),
-        device=None,
-        device_source=None,
-        cold_ms=cold_ms,
-        timer_overhead_ms=overhead_s * 1e3,
-        halves=[halves],
-        stable=halves <= UNSTABLE,
-        cut_short=len(total) < config.min_count,
-        warmup=config.warmup + 1,
-    )
+    cut_short = len(total) < config.min_count
+    latency = Latency.of_wall(total, cold_ms, overhead_s, warmup=config.warmup + 1, cut_short=cut_short)
     return {name: Distribution.of(values) for name, values in samples.items()}, latency

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from profiling.meters import network
-from profiling.meters.latency import UNSTABLE, Distribution, Latency, halves_differ, timer_overhead_s
+from profiling.meters.latency import Distribution, Latency, timer_overhead_s
 from profiling.scenarios import Context, Outcome
 from profiling.scenarios.adapt import sizes
 from profiling.scenarios.exchange import DeviceSide, open_cloud
@@ -40,7 +40,6 @@ def run(context: Context) -> Outcome:
         clip_ms.append(max(0.0, time.perf_counter() - start - overhead_s) * 1e3)
     plain = [ms for ms, adapts in zip(clip_ms, adapted, strict=True) if not adapts]
     with_adaptation = [ms for ms, adapts in zip(clip_ms, adapted, strict=True) if adapts]
-    halves = halves_differ(clip_ms)
     size = sizes(upload, answer)
     per_clip = {f"{way}_per_clip": size[way]["message_bytes"] / settings.adapt_every for way in ("upload", "download")}
     notes = [f"an adaptation comes with every {settings.adapt_every} clips; times are the device's own part"]
@@ -51,16 +50,7 @@ def run(context: Context) -> Outcome:
 
     return Outcome(
         unit=f"one clip of a stream ({pipeline.unit}); energy: a cycle of {settings.adapt_every} clips",
-        latency=Latency(
-            wall=Distribution.of(clip_ms),
-            device=None,
-            device_source=None,
-            cold_ms=cold_ms,
-            timer_overhead_ms=overhead_s * 1e3,
-            halves=[halves],
-            stable=halves <= UNSTABLE,
-            warmup=1,
-        ),
+        latency=Latency.of_wall(clip_ms, cold_ms, overhead_s),
         work=cycle,
         stages={
             "clip_without_adaptation": Distribution.of(plain) if plain else None,

@@ -11,7 +11,7 @@ import numpy as np
 
 from profiling.inputs import adapted_parameters
 from profiling.meters.energy import Recorder
-from profiling.meters.latency import UNSTABLE, Distribution, Latency, halves_differ, timer_overhead_s
+from profiling.meters.latency import Latency, timer_overhead_s
 from profiling.meters.sources import SourceLost
 from profiling.meters.state import read_state
 from profiling.scenarios import Context, Outcome
@@ -74,17 +74,8 @@ def run(context: Context) -> Outcome:
     kept = samples if len(samples) <= KEPT_SAMPLES else samples[:: -(-len(samples) // KEPT_SAMPLES)]
     if len(kept) < len(samples):
         notes.append(f"{len(kept)} of {len(samples)} single latencies are kept, evenly spaced")
-    drift = halves_differ(samples)
-    latency = Latency(
-        wall=Distribution.of([s * 1e3 for s in kept]),
-        device=None,
-        device_source=None,
-        cold_ms=cold_ms,
-        timer_overhead_ms=overhead_s * 1e3,
-        halves=[drift],
-        stable=drift <= UNSTABLE,
-        warmup=1,
-    )
+    samples_ms, kept_ms = ([second * 1e3 for second in seconds] for seconds in (samples, kept))
+    latency = Latency.of_wall(samples_ms, cold_ms, overhead_s, kept_ms=kept_ms)
     return Outcome(pipeline.unit, latency, None, series={"sustained": series, "power": power}, notes=notes)
 
 
