@@ -1,0 +1,80 @@
+"""The frame encoder as a graph that every worker opens: the same graph that ``lit-mmpg export`` puts into a bundle.
+
+So features that a model is trained on and features that a device computes agree to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from lit_mmpg.data.readers.files import fingerprint_files
+from lit_mmpg.errors import UserError
+from lit_mmpg.extract.store import write_in_one_step
+
+SETTINGS = "preprocessor_config.json"
+FILES = ("config.json", SETTINGS)
+GRAPH_VERSION = 1
+"""Raise it when graphs of an older version must not be reused."""
+
+
+def encoder_folder(source: str) -> Path:
+    """The folder of an encoder; one that is named on the hub is downloaded (settings and safetensors weights only).
+
+    Raises:
+        UserError: If it is not there, cannot be fetched, or lacks a file.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise UserError(f"--encoder {source} is not a folder, and no name on the hub")
+        try:
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(source, allow_patterns=[*FILES, "model*.safetensors*"]))
+        except ImportError as error:
+            raise UserError("--encoder needs transformers: pip install 'lit-mmpg[train,video]'") from error
+        except Exception as error:  # the hub's client has many, none of them ours to mend
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--encoder {source} is no folder here and cannot be fetched ({reason})") from error
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing or not list(folder.glob("model*.safetensors")):
+        raise UserError(f"--encoder {source} lacks {', '.join(missing) or 'model.safetensors'}; name a vision encoder")
+    return folder
+
+
+def encoder_digest(folder: Path) -> str:
+    """Digest of everything that the features depend on."""
+    files = [folder / name for name in FILES] + sorted(folder.glob("model*.safetensors"))
+    return hashlib.sha256(f"{GRAPH_VERSION} {fingerprint_files(files)}".encode()).hexdigest()[:24]
+
+
+def prepare_graph(folder: Path, digest: str, edge: int | None, cache: Path) -> tuple[Path, tuple[int, int]]:
+    """Export the encoder unless that was done before.
+
+    Args:
+        folder: Folder of the encoder.
+        digest: Its digest.
+        edge: Height and width of the pictures; ``None``: the encoder's own.
+        cache: Where graphs are kept.
+
+    Returns:
+        The graph, and height and width of its pictures.
+
+    Raises:
+        UserError: If the model has no pooled output, or cannot be loaded.
+    """
+    graph = cache / f"{digest}-{edge or 'own'}.onnx"
+    note = graph.with_suffix(".json")
+    if not (graph.is_file() and note.is_file()):
+        from lit_mmpg.export.encoder import load_encoder
+        from lit_mmpg.export.graphs import export_graph
+
+        encoder = load_encoder(str(folder), edge)
+        cache.mkdir(parents=True, exist_ok=True)
+        write_in_one_step(graph, export_graph(encoder.spec()).SerializeToString())
+        size = [encoder.preprocessing.height, encoder.preprocessing.width]
+        write_in_one_step(note, json.dumps(size).encode())
+    height, width = json.loads(note.read_text(encoding="utf-8"))
+    return graph, (int(height), int(width))

@@ -1,0 +1,165 @@
+"""Where features wait until all are there, and the HDF5 file that they become.
+
+One ``.npy`` file per clip, each written in one step, so that a kill loses no more than the clips at work; the HDF5 file
+is made of them at the end and replaces an older one in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.data.features import IDS_DATASET
+from lit_mmpg.errors import UserError
+
+LAYOUT_VERSION = 1
+EDGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What features depend on; files made with other settings are never mixed.
+
+    Attributes:
+        encoder: Digest of the encoder's files.
+        height: Rows of the pictures that are encoded, pixels.
+        width: Columns.
+        frames: Most frames per clip.
+        sampling: ``uniform`` or ``shots``.
+        dtype: ``float16`` or ``float32``.
+        version: Version of the layout.
+    """
+
+    encoder: str
+    height: int
+    width: int
+    frames: int
+    sampling: str
+    dtype: str
+    version: int = LAYOUT_VERSION
+
+
+def source_digest(path: Path) -> str:
+    """Whether a video is still the same: its size, and a digest of its first and last 64 KiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(EDGE_BYTES))
+        file.seek(max(0, size - EDGE_BYTES))
+        digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()[:24]
+
+
+class Store:
+    """Features on their way into one HDF5 file.
+
+    Args:
+        output: The HDF5 file.
+        settings: What the features depend on.
+
+    Raises:
+        UserError: If the file there was made with other settings, or is none of ours.
+    """
+
+    def __init__(self, output: Path, settings: Settings) -> None:
+        self.output, self.settings = output, settings
+        self.parts = output.with_name(f"{output.name}.parts")
+        self._kept = self._read_output()
+        note = self.parts / "settings.json"
+        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asdict(settings):
+            shutil.rmtree(self.parts)  # an interrupted run with other settings: nothing of it can be used
+        self.parts.mkdir(parents=True, exist_ok=True)
+        write_in_one_step(note, json.dumps(asdict(settings)).encode())
+
+    def _read_output(self) -> dict[str, str]:
+        import h5py
+
+        if not self.output.exists():
+            return {}
+        try:
+            with h5py.File(self.output, "r") as file:
+                made = json.loads(file.attrs.get("settings", "null"))
+                sources = {name: str(item.attrs.get("source", "")) for name, item in file.items()}
+        except OSError as error:
+            raise UserError(f"{self.output} is not a complete HDF5 file; move it away or name another one") from error
+        if made == asdict(self.settings):
+            return sources
+        if made is None:
+            raise UserError(f"{self.output} was not written by extract; name another file")
+        other = [name for name, value in asdict(self.settings).items() if made.get(name) != value]
+        raise UserError(
+            f"{self.output} was made with another {', '.join(other)}; name another file, or delete it to start anew"
+        )
+
+    def part(self, clip: str, digest: str) -> Path:
+        """Where the features of a clip wait."""
+        return self.parts / f"{hashlib.sha256(clip.encode()).hexdigest()[:24]}-{digest}.npy"
+
+    def has(self, clip: str, digest: str) -> bool:
+        """Whether a clip is done, in this run or an earlier one."""
+        return self._kept.get(clip) == digest or self.part(clip, digest).is_file()
+
+    def finish(self, done: Mapping[str, str], facts: Mapping[str, Any]) -> int:
+        """Write the HDF5 file from all finished clips and what it held before.
+
+        Args:
+            done: Clip -> digest of its video, of the finished clips of this folder. Clips of an older file whose
+                videos are no longer in the folder stay.
+            facts: What else to note in the file.
+
+        Returns:
+            Number of clips in the file.
+        """
+        import h5py
+
+        partial = self.output.with_name(f".{self.output.name}.{os.getpid()}")
+        try:
+            with h5py.File(partial, "w") as file:
+                file.attrs["settings"] = json.dumps(asdict(self.settings))
+                for name, value in facts.items():
+                    file.attrs[name] = value
+                for clip, digest in sorted(done.items()):
+                    part = self.part(clip, digest)
+                    if part.is_file():
+                        file.create_dataset(clip, data=np.load(part, allow_pickle=False)).attrs["source"] = digest
+                if self._kept:
+                    with h5py.File(self.output, "r") as old:
+                        for clip in sorted(set(old) - set(file)):
+                            old.copy(clip, file)
+                count = len(file)
+            partial.replace(self.output)
+        finally:
+            partial.unlink(missing_ok=True)
+        shutil.rmtree(self.parts)
+        return count
+
+
+def clip_ids(videos: Sequence[Path]) -> dict[str, Path]:
+    """Id -> video; the id of a clip is the name of its file without the suffix.
+
+    Raises:
+        UserError: If two files have the same name but for their suffix, or a name means something else in the file.
+    """
+    found: dict[str, Path] = {}
+    for path in videos:
+        if path.stem == IDS_DATASET:
+            raise UserError(f"{path}: '{IDS_DATASET}' is no possible name of a clip in a file of features; rename it")
+        if path.stem in found:
+            raise UserError(f"{path} and {found[path.stem].name} would both be clip '{path.stem}'; rename one of them")
+        found[path.stem] = path
+    return found
+
+
+def write_in_one_step(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a killed writer, never leaves half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)

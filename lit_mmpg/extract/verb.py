@@ -1,0 +1,115 @@
+"""``lit-mmpg extract``: frame features of all videos of a folder, in one file that a data configuration can name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.runtime.video import SAMPLING, list_videos
+
+CACHE = Path("outputs/cache/encoders")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Extract features.
+
+    Returns:
+        0, or 1 where at least one video was left out.
+
+    Raises:
+        UserError: If the folder, the encoder or the output is not usable, or no video could be read.
+    """
+    options = _parser().parse_args(list(argv))
+    output = Path(options.output).expanduser()
+    if output.suffix not in (".h5", ".hdf5") or output.is_dir():
+        raise UserError(f"--output {output}: features are written as HDF5; name a file that ends in .h5")
+    if options.frames < 1 or options.workers < 1 or (options.size is not None and options.size < 32):
+        raise UserError("--frames and --workers must be at least 1, --size at least 32")
+    # Before anything long: what is there, and whether it fits together.
+    from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
+    from lit_mmpg.extract.store import Settings, Store, clip_ids, source_digest
+
+    videos = clip_ids(list_videos(options.videos))
+    folder = encoder_folder(options.encoder)
+    digest = encoder_digest(folder)
+    console = wide_console()
+    with console.status("exporting the encoder, once"):
+        graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
+    store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
+    sources = {clip: source_digest(path) for clip, path in videos.items()}
+
+    from lit_mmpg.extract.work import Done, Job, run_jobs
+
+    jobs = [
+        Job(clip, str(path), str(store.part(clip, sources[clip])))
+        for clip, path in videos.items()
+        if not store.has(clip, sources[clip])
+    ]
+    if len(jobs) < len(videos):
+        console.print(f"{len(videos) - len(jobs)} of {len(videos)} clips are there already")
+    if not jobs and output.is_file() and not any(store.part(c, s).is_file() for c, s in sources.items()):
+        return 0
+    failed: list[Done] = []
+    frames, start = 0, time.perf_counter()
+    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TextColumn("clips, elapsed"))
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True
+    ) as progress:
+        bar = progress.add_task("", total=len(videos), completed=len(videos) - len(jobs))
+        for done in run_jobs(jobs, graph, store.settings, min(options.workers, max(1, len(jobs)))):
+            frames += done.frames
+            progress.advance(bar)
+            if done.error is not None:
+                failed.append(done)
+                progress.console.print(f"[yellow]left out[/yellow] {escape(done.error)}")
+    lost = {done.job.clip for done in failed}
+    finished = {clip: source for clip, source in sources.items() if clip not in lost}
+    if not finished:
+        raise UserError(f"none of the {len(videos)} videos in {options.videos} could be read; see above")
+    count = store.finish(finished, {"encoder": folder.name})
+    seconds = time.perf_counter() - start
+    console.print(
+        f"{escape(str(output))}: {count} clips, {format_bytes(output.stat().st_size)}; now {len(jobs) - len(failed)} "
+        f"with {frames} frames in {seconds:.1f} s ({frames / seconds:.0f} frames/s); {len(failed)} left out"
+    )
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-mmpg extract",
+        description="Frame features of all videos of a folder, as HDF5 with one dataset [frames, features] per video, "
+        "named as the file without its suffix: what data.features of a data configuration takes. A run that was "
+        "stopped, or more videos later: the same command goes on.",
+        epilog="Exit status: 0 all clips are there; 1 some videos could not be read and were left out; 2 nothing "
+        "could be done.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--videos", required=True, metavar="FOLDER", help="folder of video files")
+    parser.add_argument(
+        "--encoder", required=True, metavar="NAME", help="vision encoder: a transformers folder, or a name on the hub"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE.h5", help="features; an older file is added to")
+    parser.add_argument(
+        "--sampling",
+        choices=SAMPLING,
+        default="uniform",
+        help="uniform: spread over the length; shots: every shot has a frame before a long one has several",
+    )
+    parser.add_argument("--frames", type=int, default=16, metavar="N", help="most frames per clip (default: 16)")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="height and width of the pictures (default: as the encoder says)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one for each core)"
+    )
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
+    return parser
