@@ -53,8 +53,8 @@ _STATE: dict[str, Any] = {}
 def run_jobs(jobs: Sequence[Job], graph: Path, settings: Settings, workers: int) -> Iterator[Done]:
     """Do all jobs, in any order.
 
-    A worker that dies takes the clips at work with it (which of them is at fault cannot be told); each of those is tried
-    once more in a process of its own, and reported if that dies, too.
+    A worker that dies takes the clips at work with it (which of them is at fault cannot be told); each of those is
+    tried once more in a process of its own, and reported if that dies, too.
     """
     waiting = list(jobs)[::-1]
     while waiting:

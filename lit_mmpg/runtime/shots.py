@@ -69,6 +69,6 @@ def shot_indices(cuts: np.ndarray, total: int, count: int) -> np.ndarray:
     return np.concatenate(
         [
             start + ((2 * np.arange(share) + 1) * length) // (2 * max(1, share))
-            for start, length, share in zip(starts, lengths, shares, strict=True)
+            for start, length, share in zip(starts.tolist(), lengths.tolist(), shares.tolist(), strict=True)
         ]
     ).astype(np.int64)

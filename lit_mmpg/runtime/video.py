@@ -140,7 +140,8 @@ def _pick(
     av: Any, path: Path, wanted: np.ndarray, size: tuple[int, int] | None
 ) -> tuple[list[tuple[np.ndarray, float]], int]:
     """The wanted frames with their times, and how many frames were decoded until the last of them or the end."""
-    remaining, found, index = [int(i) for i in wanted][::-1], [], -1
+    remaining, index = [int(i) for i in wanted][::-1], -1
+    found: list[tuple[np.ndarray, float]] = []
     with av.open(str(path)) as container:
         for index, frame in enumerate(container.decode(_stream(container, path))):
             if not remaining:
