@@ -80,7 +80,7 @@ class Wrong(OnnxRuntimeEngine):
         return {"scores": scores}
 
     def _load_parameters(self, parameters: dict[str, np.ndarray]) -> None:
-        if self.fault == "ignores" and self._feed:
+        if self.fault == "ignores" and self._binding is not None:
             return
         if self.fault == "drops_bias":
             parameters = {n: np.zeros_like(a) if n.endswith(".c") else a for n, a in parameters.items()}
@@ -180,3 +180,19 @@ def test_torch_engines_refuse_what_they_lack(made, tmp_path):
         create_engine("torch", bundle, "model", "int8")
     with pytest.raises(UserError, match="on a GPU only"):
         create_engine("torch_tensorrt", bundle, "model", device="cpu")
+
+
+def test_answers_are_kept_when_the_next_is_computed(bundle):
+    samples = bundle.reference().roles["model"]
+    with create_engine("onnxruntime", bundle, "model") as engine:
+        first = engine.infer({name: array[:2] for name, array in samples.inputs.items()})["scores"]
+        kept = first.copy()
+        own = bundle.reference().parameters["probe"]
+        engine.load_parameters(own)
+        second = engine.infer({name: array[2:4] for name, array in samples.inputs.items()})["scores"]
+        engine.load_parameters(None)
+        np.testing.assert_array_equal(first, kept)
+        assert not np.array_equal(first, second)
+        assert own["head.u"].any() and np.array_equal(own["head.u"], bundle.reference().parameters["probe"]["head.u"])
+        wider = {name: array[:, ::-1].copy()[:, ::-1][:3] for name, array in samples.inputs.items()}
+        assert engine.infer(wider)["scores"].shape == (3, kept.shape[1])

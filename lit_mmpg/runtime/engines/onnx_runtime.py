@@ -43,6 +43,8 @@ class OnnxRuntimeEngine(Engine):
     config_class = OnnxRuntimeConfig
     ways: ClassVar[tuple[str, ...]] = ("inputs", "rebind", "reload")
     provider = "CPUExecutionProvider"
+    memory = "cpu"
+    """Where personal parameters are kept between calls."""
     package = "onnxruntime is not installed; run pip install 'lit-mmpg[board-cpu]'"
     config: OnnxRuntimeConfig
 
@@ -64,7 +66,9 @@ class OnnxRuntimeEngine(Engine):
         import onnxruntime
 
         self._outputs = [info.name for info in self.info.outputs]
-        self._feed: dict[str, Any] = {}
+        self._names = [info.name for info in self.inputs]
+        self._binding: Any = None
+        self._shapes: list[tuple[int, ...]] = []
         self._baked = b""
         if not self.personal or self.config.personalise == "inputs":
             self._session = self._make_session(onnxruntime, str(self.graph))
@@ -92,22 +96,45 @@ class OnnxRuntimeEngine(Engine):
         return session
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        values = self._session.run(self._outputs, {**inputs, **self._feed})
+        if self._binding is None:
+            values = self._session.run(self._outputs, dict(inputs))
+        else:
+            # Personal parameters stay bound: handing them over in every call costs more than computing with them.
+            arrays = [np.ascontiguousarray(inputs[name]) for name in self._names]  # alive until the end of the run
+            for name, array in zip(self._names, arrays, strict=True):
+                self._binding.bind_cpu_input(name, array)
+            shapes = [array.shape for array in arrays]
+            if shapes != self._shapes:  # outputs keep their memory as long as their shape
+                for name in self._outputs:
+                    self._binding.bind_output(name)
+                self._shapes = shapes
+            self._session.run_with_iobinding(self._binding)
+            values = self._binding.copy_outputs_to_cpu()
         return dict(zip(self._outputs, values, strict=True))
 
     def _load_parameters(self, parameters: Arrays) -> None:
         import onnxruntime
 
         if self.config.personalise == "inputs":
-            self._feed = dict(parameters)
+            if self._binding is None:
+                self._binding = self._session.io_binding()
+                # Zeros of our own: on the CPU the value shares the array's memory, which a swap then overwrites.
+                self._values = {
+                    name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(array), self.memory, 0)
+                    for name, array in parameters.items()
+                }
+                for name, value in self._values.items():
+                    self._binding.bind_ortvalue_input(name, value)
+            for name, array in parameters.items():
+                self._values[name].update_inplace(array)
         elif self.config.personalise == "rebind":
             self._session = self._make_session(onnxruntime, self._baked, parameters)
         else:
             self._session = self._make_session(onnxruntime, bake(self.graph, parameters))
 
     def _deactivate(self) -> None:
+        self._binding, self._values = None, {}
         del self._session
-        self._feed = {}
 
     def describe(self) -> dict[str, Any]:
         """Adds the version, the provider and the threads."""
@@ -125,6 +152,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     name = "onnxruntime_cuda"
     provider = "CUDAExecutionProvider"
+    memory = "cuda"
     package = "onnxruntime-gpu is not installed; install it in place of onnxruntime"
 
     @classmethod
@@ -134,23 +162,6 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def _provider_options(self) -> dict[str, str]:
         return {"use_tf32": "0"}
-
-    def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        import onnxruntime
-
-        feed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        values = self._session.run_with_ort_values(self._outputs, {**feed, **self._feed})
-        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
-
-    def _load_parameters(self, parameters: Arrays) -> None:
-        super()._load_parameters(parameters)
-        if self.config.personalise == "inputs":
-            import onnxruntime
-
-            # They stay on the device between calls.
-            self._feed = {
-                name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in parameters.items()
-            }
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,7 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
 
     def _provider_options(self) -> dict[str, str]:
         folder = self.config.cache or str(cache_folder() / "onnxruntime")
-        shapes = {kind: self._shapes(kind) for kind in ("min", "opt", "max")}
+        shapes = {kind: self._profile(kind) for kind in ("min", "opt", "max")}
         return {
             "trt_engine_cache_enable": "1" if self.config.personalise == "inputs" else "0",
             "trt_engine_cache_path": folder,
@@ -191,7 +202,7 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
             **{f"trt_profile_{kind}_shapes": text for kind, text in shapes.items()},
         }
 
-    def _shapes(self, kind: str) -> str:
+    def _profile(self, kind: str) -> str:
         """``name:1x8x1280,...`` for every input of varying size."""
         sizes = profile_sizes(self, self.config.max_batch)[("min", "opt", "max").index(kind)]
         parts = []

@@ -1,0 +1,425 @@
+"""Ways to personalise a running engine, against each other and against an engine with the parameters baked in.
+
+    python -m profiling.benchmarks.personalise [--output FILE.json] [--rounds 50] [--swaps 30] [--bundle DIR ...]
+
+Without ``--bundle`` it exports a device model of 512 features, width 128 and 500 answers with each form of dynamic
+layers; its weights are random, of which no time depends. Everything runs on one thread. For each way:
+
+- ``swap_ms``: from the bytes of a download in memory to the first answer with them (message parsed and checked,
+  parameters decoded, swapped, one inference), in turns with the other ways; of which ``load_ms`` is the swap alone.
+- ``ratio``: steady-state latency at batch 1 over the engine with the same parameters baked in. Single inferences take
+  turns (A B B A ...); a ratio is that of the medians of 100 turns, given are its median, 10th and 90th percentiles.
+- ``extra_bytes``: what the process grows by at most during swaps, in a fresh process.
+
+Every way is verified against the reference first; one that is wrong is not timed. Targets: ``inputs`` at most 1.05
+times the baked engine, and a load of at most one inference. Ways that need a GPU are listed with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.runtime.bundle import Arrays, Bundle
+from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
+from lit_mmpg.runtime.verify import verify
+from profiling.benchmarks.timing import Ratio
+
+FORMS = ("low_rank", "full", "core", "basis")
+ENGINES = ("onnxruntime", "onnxruntime_cuda", "tensorrt", "torch_tensorrt")
+"""Engines that are measured where they can run."""
+RATIO_TARGET = 1.05
+LOAD_TARGET = 1.0
+"""Most time of a load, in inferences."""
+CASES = ("device0", "device1")
+CODEC = "fp16"
+BLOCK = 100
+"""Turns whose medians give one ratio."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one way on one bundle; ``None`` where a reason says why not."""
+
+    case: str
+    engine: str
+    way: str
+    parameters: int
+    download_bytes: int
+    swap_ms: float | None = None
+    load_ms: float | None = None
+    infer_ms: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    extra_bytes: int | None = None
+    reason: str | None = None
+
+    @property
+    def target_met(self) -> bool | None:
+        """Whether ``inputs`` keeps both targets; ``None`` for other ways."""
+        if self.way != "inputs" or self.ratio is None or self.load_ms is None or self.infer_ms is None:
+            return None
+        return self.ratio <= RATIO_TARGET and self.load_ms <= LOAD_TARGET * self.infer_ms
+
+
+def downloads(bundle: Bundle) -> dict[str, bytes]:
+    """Messages as the cloud would send them, for the devices of the reference."""
+    manifest, reference = bundle.manifest, bundle.reference()
+    upload = Upload.encode(
+        anchors=np.ones((1, 1, manifest.frames.width), np.float32),
+        anchor_mask=np.ones((1, 1), bool),
+        positions=np.zeros((1, 1), np.float32),
+        num_frames=np.ones(1, np.int64),
+        device_id="benchmark",
+        sequence=0,
+        codec="int8",
+        checkpoint_digest=manifest.checkpoint_digest,
+        spec_digest=bundle.spec.digest(),
+    )
+    return {
+        case: Download.answer(upload, bundle.spec, reference.parameters[case], codec=CODEC).to_bytes() for case in CASES
+    }
+
+
+def first_row(bundle: Bundle) -> Arrays:
+    """One question."""
+    return {name: array[:1].copy() for name, array in bundle.reference().roles["model"].inputs.items()}
+
+
+def measure(case: str, bundle: Bundle, name: str, rounds: int, swaps: int) -> list[Row]:
+    """Figures of all ways of one engine.
+
+    Args:
+        case: What to call the bundle.
+        bundle: The bundle.
+        name: The engine.
+        rounds: Blocks of the steady state.
+        swaps: Rounds of swaps.
+    """
+    messages, inputs = downloads(bundle), first_row(bundle)
+    decoded = {device: Download.from_bytes(data).parameters(bundle.spec) for device, data in messages.items()}
+    ways = engine_class(name).ways
+    baked = next(way for way in ("reload", "refit") if way in ways)
+    engines = {way: create_engine(name, bundle, "model", personalise=way) for way in ways}
+    try:
+        for way, engine in engines.items():
+            engine.activate()
+            verdict = verify(engine)
+            if not verdict.ok:
+                raise UserError(f"{case}, {name} by {way}: wrong, not timed: {'; '.join(verdict.problems)}")
+        swap, load = _swaps(engines, messages, decoded, inputs, bundle, swaps)
+        for engine in engines.values():
+            engine.load_parameters(decoded[CASES[0]])
+        rows = []
+        for way, engine in engines.items():
+            infer_ms, ratio = steady_state(engine, engines[baked], inputs, rounds)
+            rows.append(
+                Row(
+                    case,
+                    name,
+                    way,
+                    bundle.spec.size,
+                    len(messages[CASES[0]]),
+                    swap_ms=float(np.median(swap[way])),
+                    load_ms=float(np.median(load[way])),
+                    infer_ms=infer_ms,
+                    ratio=ratio.median,
+                    ratio_low=ratio.low,
+                    ratio_high=ratio.high,
+                    extra_bytes=_extra_bytes(bundle.path, name, way),
+                )
+            )
+        return rows
+    finally:
+        for engine in engines.values():
+            engine.deactivate()
+
+
+def steady_state(engine: Engine, baked: Engine, inputs: Arrays, rounds: int) -> tuple[float, Ratio]:
+    """Median latency in ms, and its ratio to that of the baked engine.
+
+    Single inferences take turns, so that whatever else runs on the machine hits both; the ratio is one of medians over
+    a block of turns, which an interrupted call does not move.
+
+    Args:
+        engine: The engine.
+        baked: The engine with the same parameters baked in.
+        inputs: One question.
+        rounds: Blocks.
+    """
+    times = np.zeros((rounds + 1, BLOCK, 2))
+    for block in range(rounds + 1):
+        for turn in range(BLOCK):
+            order = ((0, engine), (1, baked)) if turn % 2 else ((1, baked), (0, engine))
+            for column, current in order:
+                start = time.perf_counter()
+                current.infer(inputs)
+                times[block, turn, column] = time.perf_counter() - start
+    medians = np.median(times[1:], axis=1)  # the first block warms up
+    low, middle, high = np.percentile(medians[:, 0] / medians[:, 1], [10, 50, 90])
+    return float(np.median(medians[:, 0])) * 1e3, Ratio(float(middle), float(low), float(high))
+
+
+def _swaps(
+    engines: dict[str, Engine],
+    messages: dict[str, bytes],
+    decoded: dict[str, Arrays],
+    inputs: Arrays,
+    bundle: Bundle,
+    rounds: int,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of whole swaps and of loads, in turns; each answer is compared with the expected one."""
+    swap: dict[str, list[float]] = {way: [] for way in engines}
+    load: dict[str, list[float]] = {way: [] for way in engines}
+    expected = {}
+    with create_engine("onnxruntime", bundle, "model") as judge:
+        for name in CASES:
+            judge.load_parameters(decoded[name])
+            expected[name] = judge.infer(inputs)
+    for turn in range(rounds + 1):
+        name = CASES[turn % len(CASES)]
+        for way, engine in engines.items():
+            start = time.perf_counter()
+            parameters = Download.from_bytes(messages[name]).parameters(bundle.spec)
+            loading = time.perf_counter()
+            engine.load_parameters(parameters)
+            loaded = time.perf_counter()
+            answer = engine.infer(inputs)
+            end = time.perf_counter()
+            for output, values in answer.items():
+                np.testing.assert_allclose(values, expected[name][output], rtol=1e-3, atol=1e-3)
+            if turn:  # the first turn warms up
+                swap[way].append((end - start) * 1e3)
+                load[way].append((loaded - loading) * 1e3)
+    return swap, load
+
+
+def _extra_bytes(path: Path, name: str, way: str) -> int | None:
+    """Growth of a fresh process during swaps."""
+    module = [sys.executable, "-m", "profiling.benchmarks.personalise"]
+    command = [*module, "--child", name, way, "--bundle", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout)["extra_bytes"]) if done.stdout.strip() else None
+
+
+def child(name: str, way: str, bundle: Bundle) -> int | None:
+    """What this process grows by at most during swaps, in bytes; ``None`` where the system does not say.
+
+    Args:
+        name: The engine.
+        way: The way.
+        bundle: The bundle.
+    """
+
+    def status(field: str) -> int | None:
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+        except (OSError, StopIteration):
+            return None
+
+    inputs = first_row(bundle)
+    decoded = [Download.from_bytes(data).parameters(bundle.spec) for data in downloads(bundle).values()]
+    with create_engine(name, bundle, "model", personalise=way) as engine:
+        engine.infer(inputs)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
+        except OSError:
+            return None
+        before = status("VmRSS")
+        for turn in range(6):
+            engine.load_parameters(decoded[turn % 2])
+            engine.infer(inputs)
+        peak = status("VmHWM")
+    return None if before is None or peak is None else max(0, peak - before)
+
+
+def open_rows(case: str, bundle: Bundle, name: str, reason: str) -> list[Row]:
+    """Rows of an engine that cannot run here.
+
+    Args:
+        case: What to call the bundle.
+        bundle: The bundle.
+        name: The engine.
+        reason: Why it cannot run.
+    """
+    try:
+        ways = engine_class(name).ways
+    except UserError:
+        ways = ("inputs",)
+    size = len(downloads(bundle)[CASES[0]])
+    return [Row(case, name, way, bundle.spec.size, size, reason=reason) for way in ways]
+
+
+def make_bundle(form: str, folder: Path) -> Bundle:
+    """A bundle of a device model with random weights.
+
+    Args:
+        form: Form of its dynamic layers.
+        folder: Where to write it.
+    """
+    import onnx
+    import torch
+    from safetensors import numpy as safetensors_numpy
+
+    from lit_mmpg.device.graphs import graph_specs
+    from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+    from lit_mmpg.export.graphs import export_graph
+    from lit_mmpg.export.reference import make_reference, static_parameters
+    from lit_mmpg.export.samples import DeviceSample
+    from lit_mmpg.export.statistics import count_macs, tensor_infos
+    from lit_mmpg.export.write import write_manifest
+    from lit_mmpg.runtime.bundle import REFERENCE, STATIC, file_digest
+    from lit_mmpg.runtime.manifest import Acceptance, AnchorRule, Frames, GraphInfo, Link, Manifest
+
+    torch.manual_seed(0)
+    frames, words = 8, 16
+    config = DeviceModelConfig(width=128, heads=1, temporal=False)
+    dynamic = DynamicConfig(("frame_projection", "head"), form, 8)  # type: ignore[arg-type]
+    network = DeviceModel(Shapes("open_ended", (512,), 5000, 500, words), config, dynamic).eval().requires_grad_(False)
+    spec = graph_specs(network, frames, 1)[0]
+    rng = np.random.default_rng(0)
+    inputs = {
+        "frames": rng.standard_normal((16, frames, 512)).astype(np.float32),
+        "frame_mask": np.ones((16, frames), bool),
+        "text": rng.integers(1, 5000, (16, 1, words)),
+    }
+
+    def own() -> Arrays:
+        static = static_parameters(network)
+        return {n: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for n, a in static.items()}
+
+    devices = [DeviceSample(f"device{i}", own(), {"model": inputs}) for i in range(3)]
+    graph = export_graph(spec, network)
+    onnx.save_model(graph, str(folder / "model.onnx"))
+    sizes = {"B": 1, "T": frames, "L": words}
+    info = GraphInfo(
+        role="model",
+        precision="fp32",
+        file="model.onnx",
+        sha256=file_digest(folder / "model.onnx"),
+        bytes=(folder / "model.onnx").stat().st_size,
+        nodes=len(graph.graph.node),
+        macs=count_macs(graph, sizes),
+        macs_at=sizes,
+        inputs=tensor_infos(graph.graph.input),
+        outputs=tensor_infos(graph.graph.output),
+        acceptance=Acceptance("synthetic", 0, 0, 0.0, None, None, True),
+    )
+    safetensors_numpy.save_file(make_reference([spec], network, devices).to_tensors(), folder / REFERENCE)
+    safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
+    manifest = Manifest(
+        version="benchmark",
+        task="open_ended",
+        half="cloud",
+        checkpoint_digest="0" * 64,
+        run_id=None,
+        tracking_uri=None,
+        data_fingerprint="",
+        spec=network.spec,
+        frames=Frames(512, 128, frames),
+        anchors=AnchorRule(2, "uniform", 8, "device"),
+        link=Link("int8", CODEC),
+        preprocessing=None,
+        max_words=words,
+        vocabulary={},
+        answers=(),
+        graphs=(info,),
+        files={name: file_digest(folder / name) for name in (REFERENCE, STATIC)},
+    )
+    write_manifest(folder, manifest)
+    return Bundle.open(folder)
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """One line per way."""
+    table = Table(title="ways to personalise, batch 1, one thread", caption="ratio: over the baked engine, in turns")
+    for name in ("bundle", "engine", "way"):
+        table.add_column(name, no_wrap=True)
+    for name in ("values", "download", "bytes to answer ms", "load ms", "inference ms", "ratio", "extra", "targets"):
+        table.add_column(name, justify="right")
+    previous = None
+    reasons: dict[str, str] = {}
+    for row in rows:
+        if row.reason:
+            reasons[row.engine] = row.reason
+            continue
+        if previous not in (None, row.case):
+            table.add_section()
+        previous = row.case
+        start = (row.case, row.engine, row.way, f"{row.parameters:,}", f"{row.download_bytes:,} B")
+        extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.1f} MiB"
+        met = {True: "met", False: "missed", None: ""}[row.target_met]
+        ratio = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+        table.add_row(*start, f"{row.swap_ms:.3f}", f"{row.load_ms:.3f}", f"{row.infer_ms:.3f}", ratio, extra, met)
+    console = Console()
+    console = console if console.is_terminal else Console(width=180)
+    console.print(table)
+    for name, reason in reasons.items():
+        console.print(escape(f"open: {name}: {reason}"), soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="profiling.benchmarks.personalise", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", help="JSON file for the rows")
+    parser.add_argument("--rounds", type=int, default=50, help="blocks of 100 turns of the steady state")
+    parser.add_argument("--swaps", type=int, default=30, help="rounds of swaps")
+    parser.add_argument("--bundle", nargs="+", default=[], help="bundles to measure instead of the four forms")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.child:
+        name, way = options.child
+        print(json.dumps({"extra_bytes": child(name, way, Bundle.open(options.bundle[0]))}))
+        return 0
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if options.bundle:
+            cases = {Path(path).name: Bundle.open(path) for path in options.bundle}
+        else:
+            cases = {}
+            for form in FORMS:
+                (Path(folder) / form).mkdir()
+                cases[form] = make_bundle(form, Path(folder) / form)
+        table = {row.name: row.reason for row in engine_table()}
+        for name in ENGINES:
+            for case, bundle in cases.items():
+                reason = table[name]
+                if reason is None:
+                    rows += measure(case, bundle, name, options.rounds, options.swaps)
+                else:
+                    rows += open_rows(case, bundle, name, reason)
+    print_rows(rows)
+    if options.output:
+        document = {
+            "environment": {
+                "machine": platform.machine(),
+                "python": platform.python_version(),
+                "cores": os.cpu_count(),
+                "onnxruntime": __import__("onnxruntime").__version__,
+            },
+            "rows": [vars(row) | {"target_met": row.target_met} for row in rows],
+        }
+        Path(options.output).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
