@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_mmpg.batch import Batch, Frames, frame_positions
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
+from lit_mmpg.cloud.codebooks import from_checkpoint, learn_codebooks, resolve, to_tensors
 from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators, stored_conditions
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
 from lit_mmpg.cloud.reasoner import AnchorFrameDistributionReasoner, Reconstruction, reconstruction_loss
@@ -22,6 +23,8 @@ from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.device.plots import reconstruction_curve
 from lit_mmpg.errors import UserError
+from lit_mmpg.link import register
+from lit_mmpg.link.product import ProductQuantiser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,6 +136,7 @@ class CloudModule(AnsweringModule):
         self._conditions: Tensor | None = None
         self._condition_count: int | None = None
         self._exchange: Exchange | None = None
+        self.quantiser: ProductQuantiser | None = None
         self._reconstruction: dict[tuple[str, int], list[float]] = {}
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -209,6 +213,24 @@ class CloudModule(AnsweringModule):
         if self.meta is None and "network" in checkpoint.get("lit_mmpg", {}):
             self.network_config = DeviceModelConfig(**checkpoint["lit_mmpg"]["network"])
         super().on_load_checkpoint(checkpoint)
+        self.quantiser = from_checkpoint(checkpoint.get("lit_mmpg", {}))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the codebooks of the link."""
+        super().on_save_checkpoint(checkpoint)
+        self._fit_codebooks(again=False)
+        if self.quantiser is not None:
+            checkpoint["lit_mmpg"]["codebooks"] = to_tensors(self.quantiser)
+
+    def _fit_codebooks(self, again: bool) -> None:
+        """In training: codebooks for the anchors as the weights now make them, where these change (``again``)."""
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        fixed = self.freeze_static and not self.network.config.context_width
+        if self.quantiser is None or (again and not fixed):
+            self.quantiser = learn_codebooks(self)
+            if self.quantiser is not None:
+                register(self.quantiser)
 
     def setup(self, stage: str) -> None:
         """Build; a frozen pixel encoder then encodes every frame once instead of once per epoch."""
@@ -338,6 +360,7 @@ class CloudModule(AnsweringModule):
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics and byte counts."""
         super().on_validation_epoch_start()
+        self._fit_codebooks(again=True)
         self._open_link()
 
     def on_test_epoch_start(self) -> None:
@@ -352,7 +375,7 @@ class CloudModule(AnsweringModule):
 
     def _open_link(self) -> None:
         both = nn.ModuleList(m for m in (self.network, self.reasoner, self.pool, self.adaptor) if m is not None)
-        self._exchange = Exchange(self.link, self.network.spec, state_digest(both))
+        self._exchange = Exchange(resolve(self.link, self.quantiser), self.network.spec, state_digest(both))
 
     def adapt(self, context: Frames, devices: Tensor) -> tuple[Tensor, ...]:
         """Parameters for each device, through the messages and codecs of the link."""

@@ -8,7 +8,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
 from lit_mmpg.data.corpus import Corpus, DeviceTable
@@ -309,6 +310,20 @@ class DeviceData(L.LightningDataModule, ABC):
             return np.zeros((0, 0)), []
         return _mean_features(self.corpus.frames, clips).astype(np.float64), [" ".join(own[clip.id]) for clip in clips]
 
+    def training_contexts(self, most: int = 4096) -> Iterator[Frames]:
+        """Clips of the training devices as their contexts show them, at most ``most`` of them, evenly over devices.
+
+        Yields:
+            ``[1, C, T, ...]`` clips of one device, without overlap.
+        """
+        gather = self._gatherer(self.corpus.frames, self.corpus.filmed)
+        timelines = {device: clips for device, clips in self._timelines("train").items() if len(clips)}
+        share, size = max(1, most // max(1, len(timelines))), self.batch.context_clips
+        for device, clips in timelines.items():
+            for start in range(0, min(share, len(clips)), size):
+                chosen = clips[start : min(start + size, share)].tolist()
+                yield gather([chosen], len(chosen), [device])
+
     def encode_once(self, encode: Callable[[np.ndarray], np.ndarray] | None) -> None:
         """Hand out features instead of pixels from now on, each frame encoded once; ``None`` goes back to pixels.
 
@@ -338,16 +353,16 @@ class DeviceData(L.LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
-        def gather(source: FrameSource, filmed: FilmedFrames | None = None) -> FrameGatherer:
-            if self._frame_encoder is not None:
-                if id(source) not in self._encoded:
-                    self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
-                source = self._encoded[id(source)]
-            return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
-
-        clean = gather(self.corpus.clean) if with_clean and self.corpus.clean is not None else None
-        frames = gather(self.corpus.frames, self.corpus.filmed)
+        clean = self._gatherer(self.corpus.clean) if with_clean and self.corpus.clean is not None else None
+        frames = self._gatherer(self.corpus.frames, self.corpus.filmed)
         return Collator(self._items[split], frames, clean, self.batch, with_context)
+
+    def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None) -> FrameGatherer:
+        if self._frame_encoder is not None:
+            if id(source) not in self._encoded:
+                self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
+            source = self._encoded[id(source)]
+        return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 
     def train_dataloader(self) -> TrainBatches:
         """Training batches; the context and the clean twins are gathered only for a module that wants them."""

@@ -5,12 +5,20 @@ name      what is sent for an array ``x``                       error of one val
 ========  ====================================================  ============================================
 ``fp32``  ``x`` as float32                                      none (float32 input)
 ``fp16``  ``x`` as float16                                      <= 2^-11 |x|, or 2^-25 below 2^-14
-``int8``  ``x`` as int8 and ``x:scale`` as float32              <= scale / 2; scale < max |x| / 127 * (1 + 2^-16)
+``int8``  ``x`` as int8 and ``x:scale`` as uint16               <= scale / 2; scale < max |x| / 127 * (1 + 2^-8)
+``int7``  ``x`` packed, ``x:scale``, ``x:length``               <= scale / 2; scale < max |x| / 63 * (1 + 2^-8)
+``int6``  the same with 31 for 63                               one bit less each
+``int4``  the same with 7 for 63
+``pq...`` the nearest words of a codebook that both sides hold  see :mod:`lit_mmpg.link.product`
 ========  ====================================================  ============================================
 
-``int8`` is symmetric with one scale for each index of one axis ("per channel"). The scale keeps every axis, with length
-1 where it is shared, so an encoded tensor says for itself which axis that is. Encoding what was decoded gives the same
-bytes again with each of the three. Another codec is one :func:`register` call.
+Integers are symmetric with one scale for each index of one axis ("per channel"). The scale keeps every axis, with
+length 1 where it is shared, so an encoded tensor says for itself which axis that is. A scale is a float32 without its
+sign (scales have none) and its last 15 bits: two bytes, the whole range, nine significant bits, rounded up so that no
+value leaves the range. Encoding what was decoded gives the same bytes again with each codec.
+
+``int7``, ``int6`` and ``int4`` pack ``value + limit`` along the last axis, most significant bit first, into whole bytes
+(uint8); ``length`` (uint16) is the size of that axis; a scalar has none. Another codec is one :func:`register` call.
 """
 
 from __future__ import annotations
@@ -25,8 +33,8 @@ from lit_mmpg.link.errors import LinkError
 PART_SEPARATOR = ":"
 """Between the name of a tensor and the name of an additional part of it; tensor names may not hold it."""
 
-_INT8_MAX = 127
-_SCALE_BITS = 17  # 127 * scale then fits float32's 24 bits exactly, which makes encode(decode(x)) exact
+_SCALE_BITS = 9  # what a scale's two bytes hold; 127 / (1 + 2^-8) still rounds to 127: encode(decode(x)) is exact
+_SCALE_SHIFT = 15  # bits of a float32 that a scale leaves out
 _SMALLEST = 2.0**-100  # smaller magnitudes become zero: their scales would be subnormal
 
 
@@ -91,37 +99,97 @@ class Fp16:
 
 
 class Int8:
-    """Symmetric 8-bit integers, -127 to 127, rounded half to even, with float32 scales along one axis."""
+    """Symmetric 8-bit integers, -127 to 127, rounded half to even, with scales along one axis."""
 
     name = "int8"
 
     def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
         """See :class:`Codec`."""
-        shared = _shared_axes(array.shape, axis)
-        exact = array.astype(np.float64)
-        largest = np.max(np.abs(exact), axis=shared, keepdims=True, initial=0.0)
-        scale = _round_up(np.where(largest < _SMALLEST, 0.0, largest / _INT8_MAX))
-        if (scale * _INT8_MAX > np.finfo(np.float32).max).any():
-            raise ValueError(f"largest magnitude {largest.max():g} does not fit int8 with float32 scales")
-        values = np.rint(exact / np.where(scale > 0, scale, np.inf))
-        return {"": values.astype(np.int8), "scale": scale.astype(np.float32)}
+        values, scale = _quantise(array, axis, 127)
+        return {"": values, "scale": scale}
 
     def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """See :class:`Codec`."""
         if set(parts) != {"", "scale"}:
             raise LinkError(f"has parts {sorted(parts)}, expected the values and their scale")
-        values, scale = parts[""], parts["scale"]
-        if values.dtype != np.int8 or scale.dtype != np.float32:
-            raise LinkError(f"has types {values.dtype} and {scale.dtype}, expected int8 and float32")
-        ones = (1,) * values.ndim
-        if scale.shape not in {ones, *((*ones[:i], n, *ones[i + 1 :]) for i, n in enumerate(values.shape))}:
-            raise LinkError(f"has values of shape {values.shape} but scales of shape {scale.shape}")
-        if not np.isfinite(scale).all() or (scale < 0).any():
-            raise LinkError("has a scale that is negative, NaN or infinite")
+        values = parts[""]
+        if values.dtype != np.int8:
+            raise LinkError(f"has values of type {values.dtype}, expected int8")
         if (values == -128).any():
             raise LinkError("holds -128, which symmetric int8 does not use")
-        with np.errstate(over="ignore"):
-            return np.asarray(values * scale, dtype=np.float32)
+        return _dequantise(values, parts["scale"])
+
+
+class PackedInt:
+    """Symmetric integers of fewer than 8 bits, packed along the last axis.
+
+    Args:
+        bits: Bits of a value, 2 to 7.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self.bits, self.limit, self.name = bits, 2 ** (bits - 1) - 1, f"int{bits}"
+
+    def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
+        """See :class:`Codec`."""
+        if array.ndim and array.shape[-1] > 2**16 - 1:
+            raise ValueError(f"has a last axis of {array.shape[-1]} values, {self.name} takes at most 65535")
+        values, scale = _quantise(array, axis, self.limit)
+        codes = (np.atleast_1d(values).astype(np.int16) + self.limit).astype(np.uint8)
+        bits = np.unpackbits(codes[..., None], axis=-1)[..., 8 - self.bits :]
+        packed = np.packbits(bits.reshape(*codes.shape[:-1], codes.shape[-1] * self.bits), axis=-1)
+        parts = {"": packed, "scale": scale}
+        return parts | {"length": np.array(array.shape[-1], np.uint16)} if array.ndim else parts
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        if not {"", "scale"} <= set(parts) <= {"", "scale", "length"}:
+            raise LinkError(f"has parts {sorted(parts)}, expected the values, their scale and their length")
+        packed, length = parts[""], parts.get("length", np.ones((), np.uint16))
+        if packed.dtype != np.uint8 or length.dtype != np.uint16 or length.shape != () or not packed.ndim:
+            raise LinkError(f"has values {packed.dtype} {packed.shape} and length {length.dtype} {length.shape}")
+        count = int(length)
+        if packed.shape[-1] != -(-count * self.bits // 8):
+            raise LinkError(f"has {packed.shape[-1]} bytes for {count} values of {self.bits} bits")
+        if "length" not in parts and packed.ndim > 1:
+            raise LinkError("has no length")
+        bits = np.unpackbits(packed, axis=-1)
+        used = count * self.bits
+        if bits[..., used:].any():
+            raise LinkError("has bits beyond its last value")
+        split = bits[..., :used].reshape(*packed.shape[:-1], count, self.bits)
+        padded = np.concatenate([np.zeros((*split.shape[:-1], 8 - self.bits), np.uint8), split], axis=-1)
+        codes = np.packbits(padded, axis=-1)[..., 0]
+        if (codes > 2 * self.limit).any():
+            raise LinkError(f"holds a code that symmetric {self.name} does not use")
+        values = (codes.astype(np.int16) - self.limit).astype(np.int8)
+        return _dequantise(values if "length" in parts else values.reshape(()), parts["scale"])
+
+
+def _quantise(array: np.ndarray, axis: int | None, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers from ``-limit`` to ``limit`` as int8, and their stored scales."""
+    shared = _shared_axes(array.shape, axis)
+    exact = array.astype(np.float64)
+    largest = np.max(np.abs(exact), axis=shared, keepdims=True, initial=0.0)
+    scale = _round_up(np.where(largest < _SMALLEST, 0.0, largest / limit))
+    if (scale * limit > np.finfo(np.float32).max).any():
+        raise ValueError(f"largest magnitude {largest.max():g} does not fit int{limit.bit_length() + 1}")
+    values = np.rint(exact / np.where(scale > 0, scale, np.inf)).astype(np.int8)
+    bits = np.asarray(scale, np.float32).view(np.uint32)
+    return values, (bits >> _SCALE_SHIFT).astype(np.uint16)
+
+
+def _dequantise(values: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    if stored.dtype != np.uint16:
+        raise LinkError(f"has scales of type {stored.dtype}, expected uint16")
+    ones = (1,) * values.ndim
+    if stored.shape not in {ones, *((*ones[:i], n, *ones[i + 1 :]) for i, n in enumerate(values.shape))}:
+        raise LinkError(f"has values of shape {values.shape} but scales of shape {stored.shape}")
+    scale = (stored.astype(np.uint32) << _SCALE_SHIFT).view(np.float32)
+    if not np.isfinite(scale).all():
+        raise LinkError("has a scale that is NaN or infinite")
+    with np.errstate(over="ignore"):
+        return np.asarray(values * scale, dtype=np.float32)
 
 
 def _shared_axes(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
@@ -142,7 +210,8 @@ def _round_up(scale: np.ndarray) -> np.ndarray:
     return rounded
 
 
-_CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32(), Fp16(), Int8())}
+_BUILT_IN: tuple[Codec, ...] = (Fp32(), Fp16(), Int8(), *map(PackedInt, (7, 6, 4)))
+_CODECS: dict[str, Codec] = {codec.name: codec for codec in _BUILT_IN}
 
 
 def register(codec: Codec) -> None:
@@ -151,7 +220,7 @@ def register(codec: Codec) -> None:
     Raises:
         ValueError: If the name is taken by another codec.
     """
-    if _CODECS.setdefault(codec.name, codec) is not codec:
+    if _CODECS.setdefault(codec.name, codec) != codec:
         raise ValueError(f"a codec called {codec.name!r} is registered already")
 
 

@@ -24,13 +24,15 @@ Header, every key present and no other:
 
 Payload of an upload, for C context clips with up to K anchors of H projected features each:
 
-    ``anchors``            [C, K, H], encoded by the codec (``int8``: one scale per clip), padding is 0
+    ``anchors``            [C, K, H], encoded by the codec (integers: one scale per clip), padding is 0
     ``anchor_mask``        uint8 [ceil(C * K / 8)], one bit per anchor, clip by clip, most significant bit first
-    ``positions``          uint16 [C, K], time of the anchor in its clip, 0 (first frame) to 65535 (last)
+    ``positions``          uint8 [C, K], time of the anchor in its clip, 0 (first frame) to 255 (last)
     ``num_frames``         uint16 [C], frames of the clip that the anchors were chosen from
 
-Payload of a download: one tensor for each entry of the ParameterSpec, under its name, encoded by the codec (``int8``:
+Payload of a download: one tensor for each entry of the ParameterSpec, under its name, encoded by the codec (integers:
 one scale per index of the shortest axis, a single one for a vector).
+
+Version 2 halved the scales, and positions went from uint16 to uint8.
 
 Three counts that are never mixed: ``payload_bytes`` is what the encoded tensors hold (values, scales, mask, positions,
 lengths), without the JSON inside safetensors; ``message_bytes`` is ``len(to_bytes())``; wire bytes, which the transport
@@ -59,7 +61,7 @@ from lit_mmpg.link import codecs
 from lit_mmpg.link.errors import LinkError
 from lit_mmpg.parameters import ParameterSpec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = b"MMPG"
 DEFAULT_MAX_BYTES = 4 * 2**20
 """Larger messages are refused unread. The largest sensible download (four ``full`` layers in fp32) takes a quarter."""
@@ -69,7 +71,7 @@ DEFAULT_MAX_NORM = 1e3
 _PRELUDE = struct.Struct("<4sHHI")
 _MAX_HEADER_BYTES = 4096
 _MAX_TENSOR_TABLE_BYTES = 2**16
-_MAX_POSITION = _MAX_UINT16 = 2**16 - 1
+_MAX_POSITION, _MAX_UINT16 = 2**8 - 1, 2**16 - 1
 _HEX_32, _HEX_64 = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
 _SIDE_TENSORS = ("anchor_mask", "positions", "num_frames")
 
@@ -166,7 +168,7 @@ class Upload(_Message):
             raise ValueError(f"anchors have shape {shape}, expected [{self.context_length}, K, H]")
         bits = shape[0] * shape[1]
         _check_array("anchor_mask", self.tensors["anchor_mask"], "uint8", (-(-bits // 8),))
-        _check_array("positions", self.tensors["positions"], "uint16", shape[:2])
+        _check_array("positions", self.tensors["positions"], "uint8", shape[:2])
         _check_array("num_frames", self.tensors["num_frames"], "uint16", shape[:1])
         if np.unpackbits(self.tensors["anchor_mask"])[bits:].any():
             raise ValueError("anchor_mask has bits beyond its last anchor")
@@ -195,7 +197,7 @@ class Upload(_Message):
         Args:
             anchors: ``[C, K, H]`` floating point, projected features of the anchor frames. Padding is sent as 0.
             anchor_mask: ``[C, K]`` bool, True where an anchor is real.
-            positions: ``[C, K]`` floating point, 0 (first frame of the clip) to 1 (last); sent in steps of 1/65535.
+            positions: ``[C, K]`` floating point, 0 (first frame of the clip) to 1 (last); sent in steps of 1/255.
             num_frames: ``[C]`` integer, frames of each clip, at most 65535.
             device_id: Name of the device.
             sequence: The device's counter.
@@ -227,7 +229,7 @@ class Upload(_Message):
         steps = np.rint(np.where(mask, positions, 0).astype(np.float64) * _MAX_POSITION)
         encoded |= {
             "anchor_mask": np.packbits(mask),
-            "positions": steps.astype(np.uint16),
+            "positions": steps.astype(np.uint8),
             "num_frames": num_frames.astype(np.uint16),
         }
         return cls(

@@ -103,13 +103,17 @@ def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[C
     return cli, path
 
 
+FREE = frozenset({"device_ckpt", "link.upload_codec", "link.download_codec"})
+"""Settings of the model that a measurement may choose anew: they change no weight."""
+
+
 def _check_model(asked: dict[str, Any], trained: dict[str, Any], path: str) -> None:
     if asked["class_path"].split(".")[-1] != trained["class_path"].split(".")[-1]:
         raise UserError(f"{path} holds a {trained['class_path']}, not a {asked['class_path']}; leave --model out")
     asked_values, trained_values = flatten(asked), flatten(trained)
     for name, value in trained_values.items():
         # What the checkpoint does not mention is newer than it, and at its default.
-        if name != "device_ckpt" and name in asked_values and asked_values[name] != value:
+        if name not in FREE and name in asked_values and asked_values[name] != value:
             raise UserError(
                 f"--model.{name} is {asked_values[name]}, but {path} was trained with {value}; leave --model.{name} out"
             )

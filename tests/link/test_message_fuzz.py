@@ -22,7 +22,7 @@ SPEC = ParameterSpec((ParameterEntry("head.u", (4, 2)), ParameterEntry("head.c",
 def seeds() -> list[bytes]:
     rng = np.random.default_rng(5)
     messages: list[bytes] = []
-    for codec in ("fp32", "fp16", "int8"):
+    for codec in ("fp32", "fp16", "int8", "int6"):
         upload = Upload.encode(
             anchors=rng.normal(size=(2, 3, 4)),
             anchor_mask=np.array([[True, True, False], [True, False, False]]),

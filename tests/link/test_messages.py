@@ -19,7 +19,9 @@ from lit_mmpg.link import PROTOCOL_VERSION, Download, LinkError, Upload
 from lit_mmpg.parameters import ParameterEntry, ParameterSpec
 
 SPEC = ParameterSpec((ParameterEntry("projection.u", (6, 2)), ParameterEntry("projection.c", (6,))))
-CODECS = ("fp32", "fp16", "int8")
+CODECS = ("fp32", "fp16", "int8", "int7", "int6", "int4")
+BOUND = {"fp32": 1e-7, "fp16": 2.0**-11, "int8": 1 / 253, "int7": 1 / 125, "int6": 1 / 61, "int4": 1 / 13}
+"""Largest error of a value over the largest magnitude that shares its scale."""
 IDENTITY = {
     "device_id": "kitchen robot 3",
     "sequence": 41,
@@ -60,7 +62,7 @@ def assemble(header: bytes, payload: bytes, magic=b"MMPG", version=PROTOCOL_VERS
 def split(message: bytes) -> tuple[dict, bytes]:
     """Independent reading of the documented layout."""
     magic, version, header_length, checksum = struct.unpack("<4sHHI", message[:12])
-    assert (magic, version) == (b"MMPG", 1)
+    assert (magic, version) == (b"MMPG", 2)
     header, payload = message[12 : 12 + header_length], message[12 + header_length :]
     assert checksum == zlib.crc32(header)
     return json.loads(header.decode("utf-8")), payload
@@ -97,11 +99,10 @@ def test_upload_round_trip(codec):
     mask = source["anchor_mask"]
     np.testing.assert_array_equal(received.anchor_mask, mask)
     np.testing.assert_array_equal(received.num_frames, source["num_frames"])
-    np.testing.assert_allclose(received.positions, np.where(mask, source["positions"], 0), atol=1 / 131070 + 1e-7)
+    np.testing.assert_allclose(received.positions, np.where(mask, source["positions"], 0), atol=1 / 510 + 1e-7)
     expected = np.where(mask[..., None], source["anchors"], 0)
     per_clip = np.abs(expected).max(axis=(1, 2), keepdims=True)
-    bound = {"fp32": 1e-7, "fp16": 2.0**-11, "int8": 1.001 / 254}[codec]
-    assert (np.abs(received.anchors - expected) <= bound * per_clip + 1e-12).all()
+    assert (np.abs(received.anchors - expected) <= BOUND[codec] * per_clip + 1e-12).all()
     assert received.anchors.dtype == received.positions.dtype == np.float32
 
 
@@ -132,10 +133,9 @@ def test_download_round_trip(codec):
     received.check_answers(upload)
     result = received.parameters(SPEC)
     assert tuple(result) == SPEC.names
-    bound = {"fp32": 0.0, "fp16": 2.0**-11, "int8": 1.001 / 254}[codec]
     for name, array in result.items():
         assert array.dtype == np.float32
-        assert np.abs(array - parameters[name]).max() <= bound * np.abs(parameters[name]).max()
+        assert np.abs(array - parameters[name]).max() <= BOUND[codec] * np.abs(parameters[name]).max()
 
 
 def test_download_of_a_specification_without_entries():
@@ -159,7 +159,7 @@ def test_padding_is_neither_sent_nor_widens_a_scale():
 
 
 @pytest.mark.parametrize("make", [make_upload, make_download])
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", CODECS[:3])
 def test_layout_as_documented(make, codec):
     message = make(codec)
     header, payload = split(message.to_bytes())
@@ -183,8 +183,8 @@ def test_layout_as_documented(make, codec):
         assert bits[:6] == mask.ravel().astype(int).tolist()
         assert bits[6:] == [0, 0]
         positions = tensors.pop("positions")
-        assert positions.dtype == np.uint16
-        np.testing.assert_array_equal(positions, np.where(mask, np.rint(source["positions"] * 65535), 0))
+        assert positions.dtype == np.uint8
+        np.testing.assert_array_equal(positions, np.where(mask, np.rint(source["positions"] * 255), 0))
         lengths = tensors.pop("num_frames")
         assert lengths.dtype == np.uint16
         np.testing.assert_array_equal(lengths, source["num_frames"])
@@ -201,7 +201,8 @@ def test_layout_as_documented(make, codec):
         assert values.shape == original.shape
         scale = tensors.pop(f"{name}:scale") if codec == "int8" else np.float32(1)
         if codec == "int8":
-            assert scale.shape == scale_shape
+            assert (scale.dtype, scale.shape) == (np.uint16, scale_shape)
+            scale = (scale.astype(np.uint32) << 15).view(np.float32)
         np.testing.assert_allclose(
             values * scale, original, atol={"fp32": 0, "fp16": 2e-3, "int8": 0.02}[codec], rtol=1e-6
         )
@@ -221,13 +222,16 @@ def test_byte_counts(make, codec):
 
 def test_sizes_that_the_design_counts_on():
     upload = make_upload(**context(clips=16, anchors=1, width=128))
-    assert upload.payload_bytes == 16 * 128 + 16 * 4 + 2 + 16 * 2 + 16 * 2
+    side = 16 * 2 + 2 + 16 + 16 * 2  # scales, mask, positions, lengths
+    assert upload.payload_bytes == 16 * 128 + side
     assert upload.message_bytes < upload.payload_bytes + 900
+    seven = make_upload("int7", **context(clips=16, anchors=1, width=128))
+    assert seven.payload_bytes == 16 * 112 + side + 2 <= 2048
     entries = {"p.u": (256, 4), "p.v": (1280, 4), "p.c": (256,)}
     spec = ParameterSpec(tuple(ParameterEntry(*item) for item in entries.items()))
     parameters = {name: np.ones(shape, np.float32) for name, shape in entries.items()}
     download = Download.answer(make_upload(spec_digest=spec.digest()), spec, parameters, codec="int8")
-    assert download.payload_bytes == 1024 + 5120 + 256 + 4 * (4 + 4 + 1)
+    assert download.payload_bytes == 1024 + 5120 + 256 + 2 * (4 + 4 + 1)
     assert download.message_bytes < 8192
 
 
@@ -364,9 +368,9 @@ def test_absurd_norms_are_refused(codec):
     anchors = np.zeros((3, 2, 5))
     anchors[0, 0, :2] = 300.0, 400.0
     data = make_upload(codec, anchors=anchors).to_bytes()
-    assert Upload.from_bytes(data, max_norm=501).anchors.max() == pytest.approx(400, rel=1e-3)
+    assert Upload.from_bytes(data, max_norm=540).anchors.max() == pytest.approx(400, rel=1e-2)
     with pytest.raises(LinkError, match=r"tensor anchors holds a vector of norm [45]"):
-        Upload.from_bytes(data, max_norm=490)
+        Upload.from_bytes(data, max_norm=460)
     with pytest.raises(LinkError, match="norm"):
         Upload.from_bytes(make_upload("fp32", anchors=np.full((3, 2, 5), 1e38)).to_bytes())
     with pytest.raises(LinkError, match="norm"):
@@ -379,7 +383,7 @@ def test_absurd_norms_are_refused(codec):
 )
 def test_other_protocol_versions_are_refused_whatever_follows(version, remedy):
     for rest in (b"", b"a layout of which nothing is known here"):
-        with pytest.raises(LinkError, match=f"protocol version {version}, this side speaks 1; {remedy}"):
+        with pytest.raises(LinkError, match=f"protocol version {version}, this side speaks 2; {remedy}"):
             Upload.from_bytes(struct.pack("<4sHHI", b"MMPG", version, 0, 0) + rest)
 
 
@@ -455,18 +459,18 @@ MASK = safetensors.numpy.load(header_and_payload()[1])["anchor_mask"]
         ({"anchors": None, "anchors:scale": None}, r"lacks the tensors \['anchors'\]"),
         ({"positions": None}, r"lacks the tensors \['positions'\]"),
         ({"anchors:scale": None}, "expected the values and their scale"),
-        ({"more": np.ones(1, np.int8), "more:scale": np.ones(1, np.float32)}, r"unknown tensors \['more'\]"),
-        ({"anchors": np.ones((3, 2, 5), np.float32)}, "types float32"),
-        ({"anchors": np.ones((3, 10), np.int8), "anchors:scale": np.ones((3, 1), np.float32)}, "anchors have shape"),
+        ({"more": np.ones(1, np.int8), "more:scale": np.ones(1, np.uint16)}, r"unknown tensors \['more'\]"),
+        ({"anchors": np.ones((3, 2, 5), np.float32)}, "type float32"),
+        ({"anchors": np.ones((3, 10), np.int8), "anchors:scale": np.ones((3, 1), np.uint16)}, "anchors have shape"),
         ({"anchors": np.ones((2**40, 0), np.int8)}, r"without values: \['anchors'\]"),
-        ({"anchors:scale": np.full((3, 1, 1), np.nan, np.float32)}, "NaN"),
-        ({"anchors:scale": np.full((3, 1, 1), 1e36, np.float32)}, "norm"),
+        ({"anchors:scale": np.full((3, 1, 1), 0xFFFF, np.uint16)}, "NaN"),
+        ({"anchors:scale": np.full((3, 1, 1), 0xF600, np.uint16)}, "norm"),
         ({"anchor_mask": MASK | 1}, "beyond its last anchor"),
         ({"anchor_mask": MASK * 0}, "no anchor is real"),
         ({"anchor_mask": np.ones((3, 2), bool)}, "anchor_mask is bool"),
         ({"anchor_mask": np.zeros(2, np.uint8)}, "anchor_mask is"),
         ({"positions": np.zeros((3, 2), np.float16)}, "positions is float16"),
-        ({"positions": np.zeros((2, 3), np.uint16)}, "positions is"),
+        ({"positions": np.zeros((2, 3), np.uint8)}, "positions is"),
         ({"num_frames": np.zeros(3, np.uint16)}, "no frames"),
         ({"num_frames": np.ones(3, np.int64)}, "num_frames is int64"),
         ({"num_frames": np.ones(1, np.uint16)}, "num_frames is"),
