@@ -244,10 +244,11 @@ class Halves:
 
 def test_a_codec_can_be_added_once(monkeypatch):
     monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
+    before = set(codec_names())
     codec = Halves()
     register(codec)
     register(codec)
-    assert codec_names() == ("fp16", "fp32", "halves", "int4", "int6", "int7", "int8")
+    assert set(codec_names()) == before | {"halves"} >= set(CODECS)
     assert get_codec("halves") is codec
     array = np.arange(5, dtype=np.float32)
     encoded = encode("halves", {"x": array})
