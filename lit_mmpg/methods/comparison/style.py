@@ -30,7 +30,7 @@ th,td{
   padding:5px 10px 5px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap;vertical-align:top
 }
 th{color:var(--soft);font-weight:600;vertical-align:bottom}
-th.wide{white-space:normal;min-width:6.5em}
+th.wide{white-space:normal;min-width:4.6em}
 td.long{white-space:normal;min-width:16em;max-width:64ch}
 td:first-child,th:first-child,.text{text-align:left}
 td:first-child,th:first-child{position:sticky;left:0;background:var(--bg)}
