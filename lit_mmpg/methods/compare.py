@@ -8,7 +8,8 @@ settings and its data stay the same, and a training that was cut short goes on f
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from lit_mmpg.report import print_rows
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.methods.comparison.cells import CellStore
+    from lit_mmpg.methods.comparison.tracking import ComparisonRun
     from lit_mmpg.methods.comparison.work import Work
 
 
@@ -36,15 +38,36 @@ def main(argv: Sequence[str]) -> int:
     folder = Path("outputs/compare") / comparison.path.stem
     output = report_stem(options.output, folder)
     from lit_mmpg.methods.comparison.cells import CellStore
+    from lit_mmpg.methods.comparison.jobs import compute_in_processes, end_with
     from lit_mmpg.methods.comparison.work import Work
 
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}; it must be at least 1")
     store = CellStore(folder)
     work = Work(comparison, store, flags, options.fresh)
     work.check()
     if options.list:
         _list(comparison, seeds, store)
         return 0
-    return _run(comparison, seeds, work, store, output)
+    work.run = _parent(work, store)
+    if options.cells_for is not None:
+        end_with(options.cells_for)
+        work.compute(seeds, baselines=False)
+        return 0
+    apart = None
+    if options.jobs > 1 and len(seeds) > 1:
+        only = ["--only", *options.only] if options.only else []
+        again = ["--config", options.config, *only, *(["--fresh"] if options.fresh else []), *flags]
+        apart = partial(compute_in_processes, again, seeds, options.jobs)
+    return _run(work, seeds, store, output, apart)
+
+
+def _parent(work: Work, store: CellStore) -> ComparisonRun | None:
+    from lit_mmpg.methods.comparison.tracking import ComparisonRun
+    from lit_mmpg.methods.comparison.work import uri_of
+
+    uri, experiment, tracked = uri_of(work.comparison, work.flags)
+    return ComparisonRun(work.comparison, experiment or work.comparison.path.stem, uri, store) if tracked else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", help="folder for the report, or a .json file beside which its other forms are written"
     )
     parser.add_argument("--fresh", action="store_true", help="repeat cells that are finished")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="compute N seeds at once, each in a process of its own"
+    )
+    parser.add_argument("--cells-for", type=int, help=argparse.SUPPRESS)  # pid of the process that has the report
     return parser
 
 
@@ -82,16 +109,18 @@ def report_stem(output: str | None, folder: Path) -> Path:
     return path / "report"
 
 
-def _run(comparison: Comparison, seeds: tuple[int, ...], work: Work, store: CellStore, output: Path) -> int:
+def _run(
+    work: Work, seeds: tuple[int, ...], store: CellStore, output: Path, apart: Callable[[], None] | None = None
+) -> int:
+    """Compute what is missing (``apart`` first, where other processes do it), then print and write the report."""
     from lit_mmpg.methods.comparison.results import collect
-    from lit_mmpg.methods.comparison.tracking import ComparisonRun
-    from lit_mmpg.methods.comparison.work import uri_of
     from lit_mmpg.methods.comparison.writing import write_report
 
-    uri, experiment, tracked = uri_of(comparison, work.flags)
-    if tracked:
-        work.run = ComparisonRun(comparison, experiment or comparison.path.stem, uri, store)
+    comparison = work.comparison
     try:
+        if apart is not None:
+            apart()
+            work.fresh = False
         cells = work.compute(seeds)
         results = collect(comparison, cells, store.reads(), work.run)
         print_rows(results.rows, title=comparison.title)

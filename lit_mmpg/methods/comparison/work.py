@@ -114,13 +114,14 @@ class Work:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def compute(self, seeds: Sequence[int]) -> dict[str, list[Cell]]:
-        """All cells, by row."""
+    def compute(self, seeds: Sequence[int], baselines: bool = True) -> dict[str, list[Cell]]:
+        """All cells, by row; without the baselines where another process computes those."""
         comparison = self.comparison
         once = not comparison.seed_flags  # a baseline draws nothing: it needs a seed only where the data does
         baseline_seeds = seeds[:1] if once else seeds
         names = [*comparison.runs, *comparison.adapted] * len(seeds)
-        progress = Progress(names + [name for name in comparison.baselines for _ in baseline_seeds])
+        closed_form = comparison.baselines if baselines else ()
+        progress = Progress(names + [name for name in closed_form for _ in baseline_seeds])
         cells: dict[str, list[Cell]] = {}
         for seed in seeds:
             finished: dict[str, Cell] = {}
@@ -134,7 +135,7 @@ class Work:
                 progress.done(name, finished[name].seconds)
             for name, cell in finished.items():
                 cells.setdefault(name, []).append(cell)
-        for name in comparison.baselines:
+        for name in closed_form:
             for seed in baseline_seeds:
                 progress.start(name, seed)
                 cell = self._baseline(name, seed)

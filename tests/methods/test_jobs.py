@@ -1,0 +1,81 @@
+"""Seeds computed in processes of their own: the same cells, and nothing goes on when the first process is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lit_mmpg.cli import main
+from tests.integration import tiny
+from tests.integration.conftest import write_experiment
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_experiment(tmp_path, tiny.build_root(tmp_path / "data"), "retrieval")
+    monkeypatch.chdir(tmp_path)
+    runs = {"static": {"config": "device.yaml"}}
+    return tiny.write_config(tmp_path / "compare.yaml", seeds=[0, 1], runs=runs, baselines=["ridge"])
+
+
+def test_jobs_compute_what_one_process_computes(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", "--config", str(config)]
+    assert main([*arguments, "--jobs", "2", "--output", "apart.json"]) == 0
+    out = capfd.readouterr().out
+    assert "[seed 0] " in out and "[seed 1] " in out
+    assert out.count("finished before") == 2
+    assert main([*arguments, "--fresh", "--output", "alone.json"]) == 0
+    apart, alone = (
+        [{**row, "tracking": None} for row in json.loads(Path(f"{name}.json").read_text())["rows"]]
+        for name in ("apart", "alone")
+    )
+    assert [(r["method"], r["metric"], r["value"]) for r in apart] == [
+        (r["method"], r["metric"], r["value"]) for r in alone
+    ]
+
+
+def test_a_failing_seed_is_named_and_the_other_one_kept(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config.write_text(config.read_text() + 'seed_flags: ["--data.batch.devices={seed}"]\n')
+    assert main(["compare", "--config", str(config), "--only", "static", "--jobs", "0"]) == 2
+    assert "--jobs is 0" in capfd.readouterr().err
+    assert main(["compare", "--config", str(config), "--only", "static", "--jobs", "2"]) == 2
+    told = capfd.readouterr()
+    assert "data.batch.devices" in told.out
+    assert "seed 0 stopped" in told.err
+    assert Path("outputs/compare/compare/static-seed1.json").is_file()
+
+
+def test_processes_end_with_the_first(config: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_mmpg", "compare", "--config", str(config), "--jobs", "2"]
+    command.append("--trainer.max_epochs=100000")
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "[seed 1]" in line:
+            break
+
+    def others() -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"--cells-for={first.pid}".encode() in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+            except OSError:
+                continue
+        return found
+
+    assert len(others()) == 2
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    for _ in range(300):
+        if not others():
+            break
+        time.sleep(0.1)
+    assert not others()
