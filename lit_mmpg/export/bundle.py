@@ -22,7 +22,7 @@ from lit_mmpg.export.samples import DeviceSample, draw_samples
 from lit_mmpg.export.source import Source
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
-from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
+from lit_mmpg.runtime.bundle import CODEBOOKS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
 from lit_mmpg.runtime.manifest import (
     OWN_ENCODER,
     Acceptance,
@@ -140,6 +140,9 @@ def write_bundle(
         if len(network.spec):
             safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
             extra.append(STATIC)
+        if source.cloud is not None and source.cloud.quantiser is not None:
+            safetensors_numpy.save_file(source.cloud.quantiser.to_tensors(), folder / CODEBOOKS)
+            extra.append(CODEBOOKS)
         if options.weights:
             extra += _write_weights(source, folder)
         graphs = tuple(variant.info for variant in variants if variant.written)

@@ -53,6 +53,21 @@ class ProductQuantiser:
     def __hash__(self) -> int:
         return hash(self.name)
 
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """The codebooks by name, for a safetensors file."""
+        return {f"codebook{m:03d}": book for m, book in enumerate(self.codebooks)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> ProductQuantiser:
+        """Inverse of :meth:`to_tensors`.
+
+        Raises:
+            ValueError: If they are no codebooks.
+        """
+        if set(tensors) != {f"codebook{m:03d}" for m in range(len(tensors))}:
+            raise ValueError(f"holds {sorted(tensors)}, expected codebook000 and so on")
+        return cls([tensors[name] for name in sorted(tensors)])
+
     def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
         """Codes ``[..., M]`` uint8 of vectors ``[..., H]``.
 

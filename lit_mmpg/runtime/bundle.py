@@ -5,6 +5,7 @@
     ROLE.PRECISION.onnx        the same in another precision
     static.safetensors         personal parameters with which ``model`` equals the static model
     reference.safetensors      sample inputs, parameters of several devices, and the outputs to expect
+    codebooks.safetensors      words of the product quantiser for anchors, where the checkpoint has one
     weights.safetensors        only with ``export --torch``: the device model for engines that need torch
 
 Nothing is trusted before its digest has been compared: a truncated copy or an edited file is refused at
@@ -24,12 +25,15 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.link import codec_names, register
+from lit_mmpg.link.product import PQ, ProductQuantiser
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.manifest import ROLES, GraphInfo, Manifest
 
 MANIFEST = "manifest.json"
 STATIC = "static.safetensors"
 REFERENCE = "reference.safetensors"
+CODEBOOKS = "codebooks.safetensors"
 WEIGHTS = "weights.safetensors"
 STATIC_CASE = "static"
 """Name of the reference case without personal parameters."""
@@ -101,14 +105,15 @@ class Bundle:
     Args:
         path: The folder.
         manifest: Its manifest.
+        quantiser: Product quantiser of the anchors; ``None`` where the checkpoint has none.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, quantiser: ProductQuantiser | None = None) -> None:
+        self.path, self.manifest, self.quantiser = path, manifest, quantiser
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Open a bundle and verify every file in it.
+        """Open a bundle, verify every file in it, and make its codebooks known to the link.
 
         Args:
             path: The folder.
@@ -136,6 +141,12 @@ class Bundle:
         expected = {graph.file: graph.sha256 for graph in manifest.graphs} | manifest.files
         for name, sha256 in expected.items():
             bundle._verify(name, sha256)
+        if CODEBOOKS in manifest.files:
+            try:
+                bundle.quantiser = ProductQuantiser.from_tensors(bundle._tensors(CODEBOOKS))
+            except ValueError as error:
+                raise UserError(f"{folder / CODEBOOKS} {error}; export the bundle again") from error
+            register(bundle.quantiser)
         return bundle
 
     def _verify(self, name: str, sha256: str) -> None:
@@ -160,6 +171,31 @@ class Bundle:
     def precisions(self, role: str = "model") -> list[str]:
         """Precisions in which a role is there."""
         return [graph.precision for graph in self.manifest.graphs if graph.role == role]
+
+    def upload_codec(self, name: str | None = None) -> str:
+        """What a message calls the codec of the anchors.
+
+        Args:
+            name: A codec, or ``pq`` for the bundle's own codebooks; ``None``: the codec of the checkpoint.
+
+        Raises:
+            UserError: If the bundle cannot use it.
+        """
+        link = self.manifest.link
+        if link is None:
+            raise UserError(f"{self.path} holds a static model, which uploads nothing")
+        name = name or link.upload_codec
+        if name == PQ:
+            if self.quantiser is None:
+                raise UserError(
+                    f"{self.path} holds no codebooks, so it cannot upload with {PQ}; train the cloud half with "
+                    "link.codebooks above 0 and export again"
+                )
+            return self.quantiser.name
+        if name not in codec_names():
+            known = [codec for codec in codec_names() if not codec.startswith(f"{PQ}-")]
+            raise UserError(f"unknown upload codec '{name}'; choose from {', '.join([*known, PQ])}")
+        return name
 
     def info(self, role: str, precision: str = "fp32") -> GraphInfo:
         """Description of a graph.

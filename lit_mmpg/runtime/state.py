@@ -44,6 +44,7 @@ class DeviceState:
         parameters: Last good personal parameters; ``None`` before the first.
         sequence: Number of the next request; it only grows.
         note: Why an older state was left aside, if it was.
+        codec: Codec of the uploads, as :meth:`Bundle.upload_codec` takes it; not kept on the disk.
     """
 
     bundle: Bundle
@@ -51,6 +52,7 @@ class DeviceState:
     parameters: dict[str, np.ndarray] | None = None
     sequence: int = 0
     note: str | None = None
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         rule = self.bundle.manifest.anchors
@@ -69,7 +71,7 @@ class DeviceState:
     def upload(self, device_id: str) -> Upload:
         """The request that sends the whole context."""
         manifest = self.bundle.manifest
-        assert self.clips and manifest.link is not None
+        assert self.clips
         width = max(len(clip.mask) for clip in self.clips)  # all frames as anchors: clips differ in length
 
         def stack(arrays: list[np.ndarray]) -> np.ndarray:
@@ -83,7 +85,7 @@ class DeviceState:
             num_frames=np.array([clip.num_frames for clip in self.clips]),
             device_id=device_id,
             sequence=self.sequence,
-            codec=manifest.link.upload_codec,
+            codec=self.bundle.upload_codec(self.codec),
             checkpoint_digest=manifest.checkpoint_digest,
             spec_digest=manifest.spec.digest(),
         )

@@ -26,9 +26,8 @@ class DeviceSide:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.bundle = pipeline, pipeline.bundle
-        rule, link = self.bundle.manifest.anchors, self.bundle.manifest.link
-        assert rule is not None and link is not None  # the plan leaves static bundles out
-        self.codecs = link
+        rule = self.bundle.manifest.anchors
+        assert rule is not None  # the plan leaves static bundles out
         self._count = rule.count
         clips = 1 if rule.context == "clip" else rule.context_clips
         self._ring: deque[tuple[np.ndarray, np.ndarray, int]] = deque(maxlen=clips)
@@ -76,7 +75,7 @@ class DeviceSide:
             num_frames=np.array([frames for _, _, frames in self._ring]),
             device_id="profile",
             sequence=self._sequence,
-            codec=self.codecs.upload_codec,
+            codec=self.bundle.upload_codec(),
             checkpoint_digest=self.bundle.manifest.checkpoint_digest,
             spec_digest=self.bundle.spec.digest(),
         )

@@ -30,7 +30,10 @@ def test_manifest_survives_its_file(copy):
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "project.int8.onnx", "static.safetensors", "reference.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.onnx", "project.int8.onnx", "static.safetensors", "reference.safetensors", "codebooks.safetensors"],
+)
 def test_truncated_edited_and_missing_files_are_refused(copy, name):
     file = copy / name
     data = file.read_bytes()
