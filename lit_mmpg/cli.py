@@ -39,6 +39,7 @@ VERBS = {
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "profile": Verb("profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
     "answer": Verb("lit_mmpg.runtime.answer:main", "answer a question about a video file with a bundle"),
+    "search": Verb("lit_mmpg.runtime.search:main", "find the video files that fit a sentence with a bundle"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }
 

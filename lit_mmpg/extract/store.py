@@ -21,7 +21,6 @@ from lit_mmpg.data.features import IDS_DATASET
 from lit_mmpg.errors import UserError
 
 LAYOUT_VERSION = 1
-EDGE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,6 @@ class Settings:
     sampling: str
     dtype: str
     version: int = LAYOUT_VERSION
-
-
-def source_digest(path: Path) -> str:
-    """Whether a video is still the same: its size, and a digest of its first and last 64 KiB."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(EDGE_BYTES))
-        file.seek(max(0, size - EDGE_BYTES))
-        digest.update(file.read(EDGE_BYTES))
-    return digest.hexdigest()[:24]
 
 
 class Store:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import format_bytes, wide_console
-from lit_mmpg.runtime.video import SAMPLING, list_videos
+from lit_mmpg.runtime.video import SAMPLING, list_videos, video_digest
 
 CACHE = Path("outputs/cache/encoders")
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--frames and --workers must be at least 1, --size at least 32")
     # Before anything long: what is there, and whether it fits together.
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
-    from lit_mmpg.extract.store import Settings, Store, clip_ids, source_digest
+    from lit_mmpg.extract.store import Settings, Store, clip_ids
 
     videos = clip_ids(list_videos(options.videos))
     folder = encoder_folder(options.encoder)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     with console.status("exporting the encoder, once"):
         graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
     store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
-    sources = {clip: source_digest(path) for clip, path in videos.items()}
+    sources = {clip: video_digest(path) for clip, path in videos.items()}
 
     from lit_mmpg.extract.work import Done, Job, run_jobs
 

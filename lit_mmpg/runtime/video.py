@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lit_mmpg.runtime.shots import BINS, THUMBNAIL, find_cuts, histogram, shot_i
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 SAMPLING = ("uniform", "shots")
+EDGE_BYTES = 1 << 16
 
 
 def require_video(path: str | Path) -> Path:
@@ -41,6 +43,17 @@ def list_videos(folder: str | Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder} holds no video files ({', '.join(SUFFIXES)})")
     return found
+
+
+def video_digest(path: Path) -> str:
+    """Whether a file is still the same video: its size, and a digest of its first and last 64 KiB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(EDGE_BYTES))
+        file.seek(max(0, size - EDGE_BYTES))
+        digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()[:24]
 
 
 def uniform_indices(total: int, count: int) -> np.ndarray:
@@ -108,6 +121,26 @@ def sample_video(path: str | Path, count: int, size: tuple[int, int] | None = No
         raise UserError(f"{path}: holds no pictures; is it a video, and complete?")
     pixels, times = zip(*found, strict=True)
     return Sample(np.stack(pixels), wanted, np.array(times), total, len(cuts) + 1)
+
+
+def picture_at(path: str | Path, index: int, width: int) -> np.ndarray:
+    """One frame in its own shape, for people: ``[3, H, W]`` uint8 RGB of a given width.
+
+    Raises:
+        UserError: If it cannot be decoded.
+    """
+    path = require_video(path)
+    av = _av()
+    try:
+        with av.open(str(path)) as container:
+            codec = _stream(container, path).codec_context
+            height = max(1, round(width * codec.height / max(1, codec.width)))
+        found, _ = _pick(av, path, np.array([index]), (height, width))
+    except av.error.FFmpegError as error:
+        raise UserError(f"{path}: cannot be decoded ({error.strerror}); is it a video, and complete?") from error
+    if not found:
+        raise UserError(f"{path}: holds no frame {index}")
+    return found[0][0]
 
 
 def _packets(av: Any, path: Path) -> int:

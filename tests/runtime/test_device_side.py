@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -22,7 +17,6 @@ from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.device.anchors import select_anchors as torch_anchors
 from lit_mmpg.errors import UserError
-from lit_mmpg.link import Download, Upload
 from lit_mmpg.runtime.adaptation import adapt, restore
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
@@ -30,30 +24,14 @@ from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import list_videos, sample_frames, uniform_indices
+from tests.runtime.cloud_server import parameters_of, serving, write_video
 
 RNG = np.random.default_rng(0)
-
-
-def write_video(path: Path, frames: int = 12, height: int = 48, width: int = 64) -> Path:
-    """A clip whose frame t is grey of level 16 t."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for t in range(frames):
-            picture = np.full((height, width, 3), 16 * t, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 @pytest.fixture
 def bundle(made) -> Bundle:
     return Bundle.open(made("pixels").bundle)
-
-
-def parameters_of(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {e.name: rng.normal(0, 0.3, e.shape).astype(np.float32) for e in bundle.spec}
 
 
 # -- anchors, frames, answers ------------------------------------------------------------------------------------
@@ -174,48 +152,11 @@ def test_a_write_that_fails_keeps_the_former_state(
 
 # -- the cloud fails ---------------------------------------------------------------------------------------------
 
-Behaviour = Callable[[BaseHTTPRequestHandler, Upload, bytes], None]
-
 
 @pytest.fixture
 def cloud(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
-    """A real HTTP server that answers well, or as badly as it is told."""
-    told = {"fault": ""}
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            upload = Upload.from_bytes(self.rfile.read(int(self.headers["content-length"])))
-            fault, status = told["fault"], 200
-            asked = dataclasses.replace(upload, request_id="0" * 32) if fault == "another request" else upload
-            asked = dataclasses.replace(upload, device_id="somebody else") if fault == "another device" else asked
-            data = Download.answer(asked, bundle.spec, parameters_of(bundle, 5), codec="fp16").to_bytes()
-            if fault == "stall":
-                time.sleep(1.0)
-            if fault == "reset":
-                self.connection.close()
-                return
-            if fault == "flipped bits":
-                data = data[:-9] + bytes([data[-9] ^ 16]) + data[-8:]
-            if fault == "another version":
-                data = data[:4] + (99).to_bytes(2, "little") + data[6:]
-            if fault in ("429", "503", "401"):
-                status, data = int(fault), b'{"error": "told so"}'
-            if fault == "page":
-                data = b"<html>welcome to the hotel</html>"
-            self.send_response(status)
-            self.send_header("content-length", str(len(data) + (50 if fault == "truncated" else 0)))
-            self.end_headers()
-            with contextlib.suppress(OSError):
-                self.wfile.write(b"x" * 2**23 if fault == "flood" else data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", told
-    server.shutdown()
-    server.server_close()
+    with serving(bundle) as served:
+        yield served
 
 
 def test_an_adaptation_loads_what_the_cloud_sent_and_counts_its_bytes(bundle: Bundle, cloud) -> None:

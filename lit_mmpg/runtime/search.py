@@ -1,0 +1,199 @@
+"""``lit-mmpg search``: the clips of a folder that fit a sentence. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore
+from lit_mmpg.runtime.answer import KEY_VARIABLE
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.looking import Eye, Look
+from lit_mmpg.runtime.page import WIDTH, Hit, search_page
+from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.video import list_videos, picture_at
+
+
+@dataclass(frozen=True)
+class Found:
+    """A clip and how well it fits.
+
+    Attributes:
+        look: The clip.
+        score: Similarity of its embedding to the sentence's, -1 to 1.
+        best: Which of its frames alone fits best.
+    """
+
+    look: Look
+    score: float
+    best: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Search a folder of videos.
+
+    Returns:
+        0, or 1 where at least one video could not be read.
+
+    Raises:
+        UserError: If the folder, the bundle or the address is not usable, or no video can be read.
+    """
+    options = _parser().parse_args(list(argv))
+    videos, bundle = list_videos(options.clips), Bundle.open(options.bundle)
+    if not options.query.strip():
+        raise UserError("the query is empty; write it in quotes behind 'search'")
+    if bundle.manifest.task != "retrieval":
+        raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
+    if options.html and Path(options.html).suffix not in (".html", ".htm"):
+        raise UserError(f"--html {options.html}: name a file that ends in .html")
+    client = CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout) if options.cloud else None
+    if client is not None and not len(bundle.spec):
+        raise UserError(f"{options.bundle} holds a static model, which no cloud can adapt; leave --cloud out")
+    console = wide_console()
+    folder = Path(options.state) if options.state else None
+    with DeviceSession(bundle, options.engine, options.precision) as session:
+        state = DeviceState.load(bundle, folder)
+        outcome = Adaptation(restore(session, state))
+        eye = Eye(session, options.frames, folder / "features" if folder else None)
+        looks, problems = _look_at(videos, eye, console)
+        if client is not None:
+            for look in looks[-(state.clips.maxlen or 1) :]:
+                state.see(session.project(look.features))
+            outcome = adapt(session, state, client, options.device_id)
+            client.close()
+        start = time.perf_counter()
+        found = rank(session, looks, options.query)
+        rank_ms = 1e3 * (time.perf_counter() - start)
+        unknown = session.unknown_words(options.query)
+    notes = [*problems, *(note for note in (state.note, outcome.error) if note)]
+    if folder is not None and client is not None:
+        try:
+            state.save(folder)
+        except OSError as error:
+            notes.append(f"{folder}: the state cannot be written ({error.strerror})")
+    if unknown:
+        notes.append(f"words the model has never seen: {', '.join(unknown)}")
+    facts = _facts(outcome, looks, rank_ms)
+    shown = found[: options.top]
+    _print(console, options.query, shown, facts, notes)
+    if options.html:
+        hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
+        target = Path(options.html)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        partial.write_text(search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]), encoding="utf-8")
+        partial.replace(target)
+        console.print(f"page: {escape(str(target))}")
+    return 1 if problems else 0
+
+
+def rank(session: DeviceSession, looks: Sequence[Look], query: str) -> list[Found]:
+    """Clips by similarity to a sentence, best first; equal ones by name."""
+    text = session.embed_text(query)
+    found = []
+    for look in looks:
+        score = float(session.embed_video(look.features) @ text)
+        alone = [float(session.embed_video(frame[None]) @ text) for frame in look.features]
+        found.append(Found(look, score, int(np.argmax(alone))))
+    return sorted(found, key=lambda f: (-f.score, f.look.video.name))
+
+
+def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[Look], list[str]]:
+    looks, problems = [], []
+    columns = (TextColumn("looking at the clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for video in progress.track(videos):
+            try:
+                looks.append(eye.look(video))
+            except UserError as error:
+                problems.append(f"left out: {error}")
+    if not looks:
+        raise UserError(f"none of the {len(videos)} videos could be read; the first: {problems[0]}")
+    return looks, problems
+
+
+def _facts(outcome: Adaptation, looks: Sequence[Look], rank_ms: float) -> list[tuple[str, str]]:
+    personal = {"cloud": "personal, just received", "cached": "personal, of before"}
+    facts = [("parameters", personal.get(outcome.source, "static model"))]
+    if outcome.traffic is not None:
+        t = outcome.traffic
+        facts.append(
+            (
+                "bytes",
+                f"up {format_bytes(t.upload_wire_bytes)}, down {format_bytes(t.download_wire_bytes)} on the wire "
+                f"(payload {format_bytes(t.upload_payload_bytes)} and {format_bytes(t.download_payload_bytes)})",
+            )
+        )
+    fresh = [look for look in looks if not look.known]
+    known = f", {len(looks) - len(fresh)} known from before" if len(fresh) < len(looks) else ""
+    facts.append(("clips", f"{len(looks)}, {sum(len(look.features) for look in looks)} frames{known}"))
+    decode, encode = sum(look.decode_ms for look in fresh), sum(look.encode_ms for look in fresh)
+    cloud = f", cloud {outcome.cloud_ms:.0f} ms" if outcome.cloud_ms else ""
+    facts.append(("time", f"decode {decode:.0f} ms, encode {encode:.0f} ms{cloud}, rank {rank_ms:.1f} ms"))
+    return facts
+
+
+def _print(
+    console: Console, query: str, found: Sequence[Found], facts: Sequence[tuple[str, str]], notes: Sequence[str]
+) -> None:
+    table = Table(title=escape(f"“{query}”"), title_justify="left")
+    for name in ("rank", "clip", "score", "best moment", "decode ms", "encode ms"):
+        table.add_column(name, justify="left" if name == "clip" else "right", overflow="fold")
+    for i, hit in enumerate(found, 1):
+        seconds = float(hit.look.times_s[hit.best])
+        spent = ("known", "") if hit.look.known else (f"{hit.look.decode_ms:.0f}", f"{hit.look.encode_ms:.0f}")
+        table.add_row(str(i), escape(hit.look.video.name), f"{hit.score:.3f}", f"{seconds:.1f} s", *spent)
+    console.print(table)
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts:
+        grid.add_row(name, escape(text))
+    console.print(grid)
+    for note in notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
+
+
+def _picture(look: Look, best: int) -> np.ndarray | None:
+    try:
+        return picture_at(look.video, int(look.indices[best]), WIDTH)
+    except UserError:  # deleted since its features were kept
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-mmpg search",
+        description="Rank the video files of a folder by how well they fit a sentence, with a device bundle of a "
+        "retrieval model; no torch is needed.",
+        epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
+        "some videos could not be read; 2 nothing could be done.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("query", help="what to look for, in quotes")
+    parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
+    parser.add_argument("--clips", required=True, metavar="FOLDER", help="folder of video files")
+    parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="most clips to show (default: %(default)s)")
+    parser.add_argument("--cloud", metavar="URL", help="ask this cloud for personal parameters first")
+    parser.add_argument("--device-id", default="search", help="name of this device (default: %(default)s)")
+    parser.add_argument(
+        "--state", metavar="DIR", help="keep context, last good parameters and the features of clips seen before here"
+    )
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
+    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at per clip (default: as trained)")
+    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
+    parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
+    return parser
