@@ -80,7 +80,7 @@ class Wrong(OnnxRuntimeEngine):
         return {"scores": scores}
 
     def _load_parameters(self, parameters: dict[str, np.ndarray]) -> None:
-        if self.fault == "ignores" and self._binding is not None:
+        if self.fault == "ignores" and self._values:
             return
         if self.fault == "drops_bias":
             parameters = {n: np.zeros_like(a) if n.endswith(".c") else a for n, a in parameters.items()}

@@ -68,6 +68,9 @@ class OnnxRuntimeEngine(Engine):
         self._outputs = [info.name for info in self.info.outputs]
         self._names = [info.name for info in self.inputs]
         self._binding: Any = None
+        self._values: dict[str, Any] = {}
+        self._bound: dict[str, Any] = {}
+        self._buffers: Arrays = {}
         self._shapes: list[tuple[int, ...]] = []
         self._baked = b""
         if not self.personal or self.config.personalise == "inputs":
@@ -96,44 +99,51 @@ class OnnxRuntimeEngine(Engine):
         return session
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        if self._binding is None:
-            values = self._session.run(self._outputs, dict(inputs))
-        else:
-            # Personal parameters stay bound: handing them over in every call costs more than computing with them.
-            arrays = [np.ascontiguousarray(inputs[name]) for name in self._names]  # alive until the end of the run
-            for name, array in zip(self._names, arrays, strict=True):
-                self._binding.bind_cpu_input(name, array)
-            shapes = [array.shape for array in arrays]
-            if shapes != self._shapes:  # outputs keep their memory as long as their shape
-                for name in self._outputs:
-                    self._binding.bind_output(name)
-                self._shapes = shapes
-            self._session.run_with_iobinding(self._binding)
-            values = self._binding.copy_outputs_to_cpu()
-        return dict(zip(self._outputs, values, strict=True))
+        shapes = [inputs[name].shape for name in self._names]
+        if shapes != self._shapes:
+            self._bind(inputs)
+            self._shapes = shapes
+        for name, buffer in self._buffers.items():
+            np.copyto(buffer, inputs[name])
+        self._session.run_with_iobinding(self._binding)
+        return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
+
+    def _bind(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Buffers for inputs of these shapes.
+
+        They stay bound, and so do personal parameters: handing arrays over in every call costs more than copying them,
+        for parameters even more than computing with them.
+        """
+        import onnxruntime
+
+        self._binding = self._session.io_binding()
+        self._buffers = {info.name: np.zeros(inputs[info.name].shape, info.dtype) for info in self.inputs}
+        fixed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self._buffers.items()}
+        for name, value in (fixed | self._values).items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._bound = fixed  # values of ONNX Runtime that share the buffers' memory
+        for name in self._outputs:
+            self._binding.bind_output(name)
 
     def _load_parameters(self, parameters: Arrays) -> None:
         import onnxruntime
 
         if self.config.personalise == "inputs":
-            if self._binding is None:
-                self._binding = self._session.io_binding()
+            if not self._values:
                 # Zeros of our own: on the CPU the value shares the array's memory, which a swap then overwrites.
                 self._values = {
                     name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(array), self.memory, 0)
                     for name, array in parameters.items()
                 }
-                for name, value in self._values.items():
-                    self._binding.bind_ortvalue_input(name, value)
             for name, array in parameters.items():
                 self._values[name].update_inplace(array)
-        elif self.config.personalise == "rebind":
-            self._session = self._make_session(onnxruntime, self._baked, parameters)
-        else:
-            self._session = self._make_session(onnxruntime, bake(self.graph, parameters))
+            return
+        graph: str | bytes = self._baked or bake(self.graph, parameters)
+        self._session = self._make_session(onnxruntime, graph, parameters if self._baked else None)
+        self._shapes = []
 
     def _deactivate(self) -> None:
-        self._binding, self._values = None, {}
+        self._binding, self._values, self._bound, self._buffers = None, {}, {}, {}
         del self._session
 
     def describe(self) -> dict[str, Any]:
