@@ -353,9 +353,13 @@ class DeviceData(L.LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
-        clean = self._gatherer(self.corpus.clean) if with_clean and self.corpus.clean is not None else None
+        clean = self.clean_frames() if with_clean else None
         frames = self._gatherer(self.corpus.frames, self.corpus.filmed)
         return Collator(self._items[split], frames, clean, self.batch, with_context)
+
+    def clean_frames(self) -> FrameGatherer | None:
+        """Where the clean twins of all frames come from; None for data without them."""
+        return None if self.corpus.clean is None else self._gatherer(self.corpus.clean)
 
     def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None) -> FrameGatherer:
         if self._frame_encoder is not None:

@@ -202,9 +202,9 @@ class _Runner:
 
     def _episodes(self, group: str, at_once: int | None = None) -> Episodes:
         labelled = self.method.knows == "labelled"
-        return Episodes(
-            self.data, group, labelled, self.labels if labelled else None, at_once or self.method.at_once, self.seed
-        )
+        clips = self.labels if labelled else None
+        at_once = at_once or self.method.at_once
+        return Episodes(self.data, group, labelled, clips, at_once, self.seed, self.method.needs_clean)
 
     def too_few(self) -> str | None:
         """Why a supervised method has too few labelled clips to live up to its name."""

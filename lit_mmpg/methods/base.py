@@ -136,6 +136,7 @@ class AdaptationMethod(ABC):
         grid: Option -> values among which the validation devices choose.
         backward: Whether a device needs a backward pass.
         needs_pixels: Whether it works on pixels, so that features will not do.
+        needs_clean: Whether it is shown the clean twins of the earlier clips (an oracle).
         encode_once: Whether the encoder stays as it is, so that pixels may be encoded once for all steps.
         at_once: Devices that adapt together; results do not depend on it.
     """
@@ -147,6 +148,7 @@ class AdaptationMethod(ABC):
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     backward: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = False
+    needs_clean: ClassVar[bool] = False
     encode_once: ClassVar[bool] = True
     at_once: ClassVar[int] = 32
 
@@ -164,6 +166,8 @@ class AdaptationMethod(ABC):
         reason = cls.not_for_task(subject.task)
         if reason is None and cls.needs_pixels and not subject.pixels:
             return "the data has frame features, no pixels"
+        if reason is None and cls.needs_clean and data.clean_frames() is None:
+            return "the data has no clean twins of its frames"
         if reason is None and cls.knows == "labelled" and data.batch.context == "clip":
             return "each clip is its own context, so a labelled context would be the answer"
         return reason

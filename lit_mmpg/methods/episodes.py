@@ -92,6 +92,7 @@ class Episodes:
         support_clips: Clips of the support; ``None``: as many as the context has.
         at_once: Devices that adapt together.
         seed: Seed of the order in which unlabelled searches are given.
+        clean: Whether the support brings the clean twins of its frames, too.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Episodes:
         support_clips: int | None = None,
         at_once: int = 32,
         seed: int = 0,
+        clean: bool = False,
     ) -> None:
         self.data, self.labelled, self.at_once, self.seed = data, labelled, at_once, seed
         self.queries = data.eval_batches(group, with_context=False)
@@ -109,7 +111,8 @@ class Episodes:
         self.supports = data.eval_batches(group, context_clips=support_clips)
         self._collate = self.queries.collate
         shape = self._collate.shape
-        self._supporter = Collator(all_items(data), self._collate.frames, None, shape, with_context=False)
+        twins = data.clean_frames() if clean else None
+        self._supporter = Collator(all_items(data), self._collate.frames, twins, shape, with_context=False)
         self._keys: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for i, query in enumerate(self.supports.queries):
             self._keys.setdefault((query.device, query.context), []).append(i)

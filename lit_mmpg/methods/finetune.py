@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,7 @@ from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.device.outputs import Outputs, answer_batch
-from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject
+from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import output_replaced, over
 from lit_mmpg.methods.objectives import device_loss
 
@@ -90,6 +90,7 @@ class Sampler:
         return replace(
             support,
             frames=Frames(values[rows, clips], support.frames.mask[rows, clips]),
+            clean=support.clean and Frames(support.clean.values[rows, clips], support.clean.mask[rows, clips]),
             text=support.text[rows, items],
             text_mask=mask,
             text_clip=place.expand_as(items),
@@ -104,7 +105,7 @@ class FineTuning(AdaptationMethod):
     """Common part: steps of Adam on stacked weights, one trajectory for all numbers of steps."""
 
     paper = "fine-tuning"
-    setting = "supervised"
+    setting: ClassVar[Setting] = "supervised"
     knows = "labelled"
     backward = True
     grid: ClassVar = {"learning_rate": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2), "steps": STEPS}
@@ -160,11 +161,15 @@ class FineTuning(AdaptationMethod):
                 return
             batch = sampler.batch(step, values)
             with torch.enable_grad():
-                outputs = self.answer(Episode(batch, support.parameters), batch.frames.values, state)
-                loss = device_loss(self.network, batch, outputs).sum()
+                loss = self.loss(Episode(batch, support.parameters), state).sum()
                 optimiser.zero_grad()
                 loss.backward()
             optimiser.step()
+
+    def loss(self, episode: Episode, state: State) -> Tensor:
+        """What the steps minimise, for each device by itself, ``[G]``."""
+        outputs = self.answer(episode, episode.batch.frames.values, state)
+        return device_loss(self.network, episode.batch, outputs)
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the device's own weights."""
@@ -230,8 +235,9 @@ class FineTuneLowRank(FineTuning):
                 state[entry.name] = values.to(layer.weight.device).repeat(devices, *(1 for _ in entry.shape))
         return state
 
-    def answer(self, episode: Episode, values: Tensor, state: State) -> Outputs:
-        """Answers with the personal deltas."""
+    @contextmanager
+    def personal(self, state: State) -> Iterator[None]:
+        """While this lasts, the layers have the deltas of ``state``."""
 
         def delta(name: str) -> AbstractContextManager[None]:
             u, v, c = (state[f"{name}.{part}"] for part in ("u", "v", "c"))
@@ -245,7 +251,42 @@ class FineTuneLowRank(FineTuning):
         with ExitStack() as stack:
             for name in self.layers:
                 stack.enter_context(delta(name))
+            yield
+
+    def answer(self, episode: Episode, values: Tensor, state: State) -> Outputs:
+        """Answers with the personal deltas."""
+        with self.personal(state):
             return answer_batch(self.network, episode.batch, values, episode.parameters)
+
+
+class CleanTwins(FineTuneLowRank):
+    """Oracle: the same low-rank delta, learnt on the device from the clean twins of its earlier frames.
+
+    No device has these. What it gains on top of a static model is the room that is left for personal parameters of a
+    device whose frames alone are shifted: where little is gained, the shift has destroyed what is missing.
+    """
+
+    name = "clean_twins_lora"
+    paper = "control (oracle)"
+    setting = "control"
+    needs_clean = True
+    grid: ClassVar = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "rank": (8,), "steps": STEPS}
+
+    @property
+    def layers(self) -> list[str]:
+        """Those in front of the projected features, which are what is learnt."""
+        return [name for name in super().layers if name != "head"]
+
+    def loss(self, episode: Episode, state: State) -> Tensor:
+        """Squared distance of the projected frames from those of their clean twins, a mean over real frames."""
+        batch = episode.batch
+        assert batch.clean is not None
+        with torch.no_grad():
+            clean = self.network.project(self.network.encode(batch.clean.values), corrected=False)
+        with self.personal(state):
+            projected = self.network.project(self.network.encode(batch.frames.values), episode.parameters)
+        weight = batch.frames.mask.unsqueeze(-1).to(clean.dtype).expand_as(clean)
+        return ((projected - clean).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
 
 
 class _Whole(nn.Module):

@@ -9,7 +9,7 @@ from lit_mmpg.device.model import Task
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise
-from lit_mmpg.methods.finetune import FineTuneAll, FineTuneHead, FineTuneLowRank
+from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame
 from lit_mmpg.methods.normalisation import FeatureStatistics, Tent
@@ -29,6 +29,7 @@ _ALL: tuple[type[AdaptationMethod], ...] = (
     FineTuneAll,
     FineTuneHead,
     FineTuneLowRank,
+    CleanTwins,
     MeanDevice,
     SameNormNoise,
     GeneratorOnDevice,

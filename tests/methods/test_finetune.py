@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.methods.adapted import evaluate_adapted
+from lit_mmpg.methods.adapted import Loaded, evaluate_adapted
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
-from lit_mmpg.methods.finetune import FineTuneAll, FineTuneHead, FineTuneLowRank, FineTuning, Sampler
+from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank, FineTuning, Sampler
 from lit_mmpg.methods.objectives import device_loss
 from tests.methods.conftest import World, take
 
@@ -142,3 +143,26 @@ def test_too_few_labelled_clips_are_a_reason_and_pairs_are_counted(world: World)
     assert result.cost is not None and result.cost.backward
     assert result.cost.support_clips == 2 and result.cost.labelled_items == 4  # two questions about each clip
     assert result.setting == "supervised"
+
+
+def test_clean_twins_teach_what_undoes_a_camera(pixel_world: Loaded) -> None:
+    loaded = pixel_world
+    episodes = Episodes(loaded.data, "test_unseen", labelled=True, clean=True)
+    support = Episode(next(iter(episodes)).support)
+    assert support.batch.clean is not None
+    method = CleanTwins(loaded.subject, loaded.data)
+    start, end = method.adapt_all(support, [options(CleanTwins, 0), options(CleanTwins, 60)])
+    before, after = method.loss(support, start), method.loss(support, end)
+    assert (before > 0).all() and (after < 0.8 * before).all()
+    # The loss against an independent computation of one device: mean over real frames and dimensions.
+    network, batch = loaded.subject.network, support.batch
+    real = batch.frames.mask[0].numpy()
+    shifted = network.project(network.encode(batch.frames.values[:1]))[0].numpy()[real]
+    clean = network.project(network.encode(batch.clean.values[:1]), corrected=False)[0].numpy()[real]
+    assert before[0].item() == pytest.approx(float(np.mean((shifted - clean) ** 2)), rel=1e-5)
+
+
+def test_clean_twins_need_data_that_has_them(world: World, pixel_world: Loaded) -> None:
+    bare = world("open_ended")
+    assert "no clean twins" in str(CleanTwins.not_for(bare.subject, bare.data))
+    assert CleanTwins.not_for(pixel_world.subject, pixel_world.data) is None
