@@ -266,7 +266,8 @@ def _messages(timed: Sequence[Row]) -> str:
         sizes = ""
         for way in ("upload", "download"):
             size = row["bytes"][way]
-            sizes += f"{way}: {size['payload_bytes']:,} B payload, {size['message_bytes']:,} B message. "
+            sizes += f"{way}: {size['payload_bytes']:,} B payload, {size['message_bytes']:,} B message"
+            sizes += f", {size['wire_bytes']:,} B with HTTP. " if "wire_bytes" in size else ". "
         links = "".join(
             f"<tr><td>{escape(link['link'])}</td><td class=n>{format_ms(link['time_ms'])}</td>"
             f"<td class=n>{'n/a' if link['energy_j'] is None else format_ms(link['energy_j'] * 1e3)}</td>"

@@ -108,7 +108,8 @@ _ROW = {
         "network": {"type": "array", "items": _NETWORK},
         "bytes": {
             **_OBJECT_OR_NULL,
-            "description": "upload and download: payload_bytes and message_bytes of the real serialised messages.",
+            "description": "upload and download: payload_bytes and message_bytes of the real serialised messages; "
+            "wire_bytes, with the lines and headers of HTTP, where they crossed a network.",
         },
         "stages": {
             "type": "object",

@@ -250,6 +250,7 @@ def make_manifest(
         _, height, width = network.shapes.frame
         preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
     features = network.config.encoder_features if pixels else network.shapes.frame[0]
+    clips = 1 if shape.context == "clip" else shape.context_clips
     return Manifest(
         version=lit_mmpg.__version__,
         task=network.shapes.task,
@@ -260,7 +261,7 @@ def make_manifest(
         data_fingerprint=str(meta["fingerprint"]),
         spec=network.spec,
         frames=Frames(features, network.anchor_width, shape.max_frames),
-        anchors=AnchorRule(cloud.anchor_config.count, cloud.anchor_config.rule, shape.context_clips, shape.context)
+        anchors=AnchorRule(cloud.anchor_config.count, cloud.anchor_config.rule, clips, shape.context)
         if cloud
         else None,
         link=Link(cloud.link.upload_codec, cloud.link.download_codec) if cloud else None,

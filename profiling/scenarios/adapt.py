@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from lit_mmpg.link import Upload
 from profiling.meters import network
 from profiling.meters.latency import Distribution, Latency, LatencyConfig, timer_overhead_s
 from profiling.scenarios import Context, Outcome
-from profiling.scenarios.exchange import DeviceSide, open_cloud
+from profiling.scenarios.exchange import DeviceSide, open_cloud, sizes
 
 
 def run(context: Context) -> Outcome:
@@ -18,17 +17,11 @@ def run(context: Context) -> Outcome:
     device = DeviceSide(pipeline)
     cloud, absent = open_cloud(context.config.cloud, pipeline.bundle)
     upload = device.upload()
-    data = upload.to_bytes()
-    answer, _ = cloud(data)
-    cloud_s: list[float] = []
-
-    def ask() -> None:
-        cloud_s.append(cloud(data)[1])
-
+    reply = cloud(upload)
     parts: dict[str, Callable[[], object]] = {
         "take_clip": device.see_clip,
         "make_upload": lambda: device.upload().to_bytes(),
-        "apply_download": lambda: device.apply(answer, upload),
+        "apply_download": lambda: device.apply(reply.data, upload),
         "answer": device.answer,
     }
     stages, latency = time_parts(parts, context.config.latency)
@@ -44,9 +37,8 @@ def run(context: Context) -> Outcome:
     if absent:
         notes.append(absent)
     else:
-        for _ in range(max(10, min(context.config.latency.min_count, 50))):
-            ask()
-        stages_with_cloud["cloud"] = Distribution.of([s * 1e3 for s in cloud_s])
+        times = [cloud(upload).seconds for _ in range(max(10, min(context.config.latency.min_count, 50)))]
+        stages_with_cloud["cloud"] = Distribution.of([seconds * 1e3 for seconds in times if seconds is not None])
         where = context.config.cloud.url or "this process, so the cloud's part ran on this machine"
         notes.append(f"cloud time: {where}")
 
@@ -59,21 +51,10 @@ def run(context: Context) -> Outcome:
         latency=latency,
         work=work,
         stages=stages_with_cloud,
-        bytes=sizes(upload, answer),
-        network=network.costs(context.config.links, len(data), len(answer)),
+        bytes=sizes(upload, reply),
+        network=network.costs(context.config.links, upload.message_bytes, len(reply.data)),
         notes=notes,
     )
-
-
-def sizes(upload: Upload, answer: bytes) -> dict[str, dict[str, int]]:
-    """Bytes of the real messages; transports add their own."""
-    from lit_mmpg.link import Download
-
-    download = Download.from_bytes(answer)
-    return {
-        "upload": {"payload_bytes": upload.payload_bytes, "message_bytes": upload.message_bytes},
-        "download": {"payload_bytes": download.payload_bytes, "message_bytes": len(answer)},
-    }
 
 
 def time_parts(

@@ -7,8 +7,7 @@ import time
 from profiling.meters import network
 from profiling.meters.latency import Distribution, Latency, timer_overhead_s
 from profiling.scenarios import Context, Outcome
-from profiling.scenarios.adapt import sizes
-from profiling.scenarios.exchange import DeviceSide, open_cloud
+from profiling.scenarios.exchange import DeviceSide, open_cloud, sizes
 
 
 def run(context: Context) -> Outcome:
@@ -17,14 +16,14 @@ def run(context: Context) -> Outcome:
     device = DeviceSide(pipeline)
     cloud, absent = open_cloud(context.config.cloud, pipeline.bundle)
     upload = device.upload()
-    answer, _ = cloud(upload.to_bytes())
+    reply = cloud(upload)
 
     def clip(number: int) -> bool:
         adapts = number % settings.adapt_every == 0
         device.see_clip()
         if adapts:
             device.upload().to_bytes()
-            device.apply(answer, upload)
+            device.apply(reply.data, upload)
         device.answer()
         return adapts
 
@@ -40,7 +39,7 @@ def run(context: Context) -> Outcome:
         clip_ms.append(max(0.0, time.perf_counter() - start - overhead_s) * 1e3)
     plain = [ms for ms, adapts in zip(clip_ms, adapted, strict=True) if not adapts]
     with_adaptation = [ms for ms, adapts in zip(clip_ms, adapted, strict=True) if adapts]
-    size = sizes(upload, answer)
+    size = sizes(upload, reply)
     per_clip = {f"{way}_per_clip": size[way]["message_bytes"] / settings.adapt_every for way in ("upload", "download")}
     notes = [f"an adaptation comes with every {settings.adapt_every} clips; times are the device's own part"]
 

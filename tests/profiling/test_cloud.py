@@ -77,6 +77,10 @@ def test_cloud_time_is_measured_over_the_network_and_its_message_counted(service
     (row,) = profile["rows"]
     assert row["stages"]["cloud"]["count"] >= 10 and DELAY_S * 1e3 <= row["stages"]["cloud"]["p50_ms"] < 500
     assert row["bytes"]["download"]["payload_bytes"] == 4 * (12 * 2 + 2 * 8)  # what the service sent: fp32
+    for way in ("upload", "download"):
+        sizes = row["bytes"][way]
+        assert sizes["payload_bytes"] < sizes["message_bytes"] < sizes["wire_bytes"] < sizes["message_bytes"] + 500
+    assert "B with HTTP" in (tmp_path / "out" / "report.html").read_text()
     assert row["latency"]["wall"]["p50_ms"] < DELAY_S * 1e3  # the device's own part
     assert set(keys) == {"Bearer secret"}
     assert "secret" not in (tmp_path / "out" / "profile.json").read_text()

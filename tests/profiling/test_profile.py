@@ -82,8 +82,8 @@ def test_adaptation_counts_real_messages_and_names_what_it_did_not_measure(finis
     _, profile = finished
     row = next(r for r in profile["rows"] if r["scenario"] == "adapt")
     upload, download = row["bytes"]["upload"], row["bytes"]["download"]
-    # Three clips of two anchors, 8 wide, int8 with one fp32 scale per clip; mask 1 B, positions 2 B each, lengths 2 B.
-    assert upload["payload_bytes"] == 3 * 2 * 8 + 3 * 4 + 1 + 3 * 2 * 2 + 3 * 2
+    # Three clips of two anchors, 8 wide, int8 with a scale of 2 B per clip; mask 1 B, positions 1 B, lengths 2 B each.
+    assert upload["payload_bytes"] == 3 * 2 * 8 + 3 * 2 + 1 + 3 * 2 + 3 * 2
     assert download["payload_bytes"] == 2 * (12 * 2 + 2 * 8)
     assert upload["message_bytes"] > upload["payload_bytes"]
     assert list(row["stages"]) == ["take_clip", "make_upload", "cloud", "apply_download", "answer"]
