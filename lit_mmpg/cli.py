@@ -38,6 +38,7 @@ VERBS = {
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "profile": Verb("profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
+    "device": Verb("lit_mmpg.runtime.device:main", "run a device over clips: ask the cloud when needed, answer always"),
     "answer": Verb("lit_mmpg.runtime.answer:main", "answer a question about a video file with a bundle"),
     "search": Verb("lit_mmpg.runtime.search:main", "find the video files that fit a sentence with a bundle"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),

@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lit_mmpg.link import LinkError
+from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, CloudError, Traffic
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 
 Source = Literal["cloud", "cached", "static"]
+
+SAID: dict[Source, str] = {
+    "cloud": "personal, just received",
+    "cached": "personal, of before",
+    "static": "static model",
+}
+"""What the sources are called before people."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,14 @@ class Adaptation:
     swap_ms: float = 0.0
     error: str | None = None
     reason: str | None = None
+
+
+def bytes_text(traffic: Traffic) -> str:
+    """The bytes of one adaptation in words."""
+    return (
+        f"up {format_bytes(traffic.upload_wire_bytes)}, down {format_bytes(traffic.download_wire_bytes)} on the wire "
+        f"(payload {format_bytes(traffic.upload_payload_bytes)} and {format_bytes(traffic.download_payload_bytes)})"
+    )
 
 
 def restore(session: DeviceSession, state: DeviceState) -> Source:
@@ -59,7 +75,7 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
         return Adaptation(kept, cloud_ms=_since(start), error=str(error), reason="garbage")
     cloud_ms, start = _since(start), time.perf_counter()
     session.swap(parameters)
-    state.parameters = parameters
+    state.adopt(parameters)
     return Adaptation("cloud", traffic, cloud_ms, _since(start))
 
 

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import format_bytes, wide_console
-from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore
+from lit_mmpg.report import wide_console
+from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.session import DeviceSession
@@ -67,16 +67,9 @@ def main(argv: Sequence[str]) -> int:
     console.print(f"[bold]{escape(answer.text)}[/bold]   (probability {answer.confidence:.0%}, not calibrated)")
     table = Table.grid(padding=(0, 2))
     table.add_row("next", escape(", ".join(f"{name} {share:.0%}" for name, share in answer.ranking[1:])))
-    table.add_row("parameters", {"cloud": "personal, just received", "cached": "personal, of before"}.get(
-        outcome.source, "static model"))  # fmt: skip
+    table.add_row("parameters", SAID[outcome.source])
     if outcome.traffic is not None:
-        up, down = outcome.traffic.upload_wire_bytes, outcome.traffic.download_wire_bytes
-        payload = outcome.traffic.upload_payload_bytes, outcome.traffic.download_payload_bytes
-        table.add_row(
-            "bytes",
-            f"up {format_bytes(up)}, down {format_bytes(down)} on the wire "
-            f"(payload {format_bytes(payload[0])} and {format_bytes(payload[1])})",
-        )
+        table.add_row("bytes", bytes_text(outcome.traffic))
     table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
     table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -66,7 +67,8 @@ class CloudClient:
     Args:
         url: Address of the service, such as ``https://cloud.example:8443``.
         api_key: Key of this device; never sent over plain HTTP beyond this machine.
-        timeout_s: Longest silence that is waited for, and longest time for the connection.
+        timeout_s: Longest silence that is waited for, and longest time for the connection; an answer that trickles in
+            may take four times as long in all.
         max_bytes: Largest answer that is read.
 
     Raises:
@@ -81,7 +83,7 @@ class CloudClient:
             raise UserError(f"cloud address '{url}' is not a URL; write http://HOST:PORT or https://HOST:PORT")
         if api_key and parts.scheme == "http" and not is_loopback(parts.hostname):
             raise UserError(f"the API key would travel unencrypted to {parts.hostname}; use https://")
-        self.url, self.max_bytes = url.rstrip("/"), max_bytes
+        self.url, self.max_bytes, self.patience_s = url.rstrip("/"), max_bytes, 4 * timeout_s
         headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
         self._client = httpx.Client(timeout=timeout_s, headers=headers, follow_redirects=False)
 
@@ -122,8 +124,10 @@ class CloudClient:
         return download, traffic
 
     def _read(self, response: httpx.Response) -> bytes:
-        parts, size = [], 0
+        parts, size, until = [], 0, time.monotonic() + self.patience_s
         for part in response.iter_bytes():
+            if time.monotonic() > until:
+                raise CloudError("timeout", f"the answer of {self.url} trickles in too slowly")
             size += len(part)
             if size > self.max_bytes:
                 raise CloudError("garbage", f"{self.url} answers with more than {self.max_bytes} bytes")

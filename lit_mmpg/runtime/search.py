@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import format_bytes, wide_console
-from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore
+from lit_mmpg.report import wide_console
+from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore
 from lit_mmpg.runtime.answer import KEY_VARIABLE
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
@@ -127,17 +127,9 @@ def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[L
 
 
 def _facts(outcome: Adaptation, looks: Sequence[Look], rank_ms: float) -> list[tuple[str, str]]:
-    personal = {"cloud": "personal, just received", "cached": "personal, of before"}
-    facts = [("parameters", personal.get(outcome.source, "static model"))]
+    facts = [("parameters", SAID[outcome.source])]
     if outcome.traffic is not None:
-        t = outcome.traffic
-        facts.append(
-            (
-                "bytes",
-                f"up {format_bytes(t.upload_wire_bytes)}, down {format_bytes(t.download_wire_bytes)} on the wire "
-                f"(payload {format_bytes(t.upload_payload_bytes)} and {format_bytes(t.download_payload_bytes)})",
-            )
-        )
+        facts.append(("bytes", bytes_text(outcome.traffic)))
     fresh = [look for look in looks if not look.known]
     known = f", {len(looks) - len(fresh)} known from before" if len(fresh) < len(looks) else ""
     facts.append(("clips", f"{len(looks)}, {sum(len(look.features) for look in looks)} frames{known}"))

@@ -1,4 +1,4 @@
-"""What a device remembers: the anchors of its latest clips, its last good parameters, and its sequence number.
+"""What a device remembers: the anchors of its latest clips, its last good parameters, and where it is.
 
 One file, replaced in one step, with a digest over its content: a torn or edited file is left aside, never loaded.
 """
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,8 +21,9 @@ from safetensors import numpy as safetensors_numpy
 from lit_mmpg.link import Upload
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.policies import RECENT, Situation
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class DeviceState:
         sequence: Number of the next request; it only grows.
         note: Why an older state was left aside, if it was.
         codec: Codec of the uploads, as :meth:`Bundle.upload_codec` takes it; not kept on the disk.
+        reference: ``[H]`` mean anchor of the context for which the parameters were made; ``None`` before.
+        since: Clips that came into the context since then.
+        confidences: Confidence of the recent answers since then.
+        record: What was noted of the latest clip (see :mod:`lit_mmpg.runtime.journal`).
     """
 
     bundle: Bundle
@@ -53,8 +59,13 @@ class DeviceState:
     sequence: int = 0
     note: str | None = None
     codec: str | None = None
+    reference: np.ndarray | None = None
+    since: int = 0
+    confidences: deque[float] = field(default_factory=deque)
+    record: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        self.confidences = deque(self.confidences, maxlen=RECENT)
         rule = self.bundle.manifest.anchors
         self.clips = deque(self.clips, maxlen=rule.context_clips if rule else 1)
 
@@ -67,6 +78,31 @@ class DeviceState:
         rule = self.bundle.manifest.anchors
         if rule is not None:
             self.clips.append(ContextClip(*select_anchors(projected, rule.count, rule.rule), len(projected)))
+            self.since += 1
+
+    def answered(self, confidence: float) -> None:
+        """Remember how sure an answer was, 0 to 1."""
+        self.confidences.append(confidence)
+
+    def adopt(self, parameters: dict[str, np.ndarray]) -> None:
+        """Take over parameters that were made for the present context."""
+        self.parameters, self.reference = parameters, self._means().mean(0)
+        self.since = 0
+        self.confidences.clear()
+
+    def situation(self) -> Situation:
+        """What a policy may know."""
+        drift = 0.0
+        if self.reference is not None and self.clips:
+            means = self._means()
+            length = float(np.sqrt(np.square(means).sum(1).mean()))
+            drift = float(np.linalg.norm(means.mean(0) - self.reference)) / max(length, 1e-9)
+        unsure = 1 - float(np.mean(self.confidences)) if self.confidences else 0.0
+        return Situation(self.since, drift, len(self.confidences), unsure)
+
+    def _means(self) -> np.ndarray:
+        """``[C, H]`` mean anchor of each clip."""
+        return np.stack([clip.anchors[clip.mask].mean(0) for clip in self.clips])
 
     def upload(self, device_id: str) -> Upload:
         """The request that sends the whole context."""
@@ -107,13 +143,18 @@ class DeviceState:
             tensors |= {f"clip{i:04d}.anchors": clip.anchors, f"clip{i:04d}.times": clip.times}
             tensors |= {f"clip{i:04d}.mask": clip.mask, f"clip{i:04d}.frames": np.array([clip.num_frames])}
         tensors |= {f"parameters.{name}": array for name, array in (self.parameters or {}).items()}
-        facts = {
+        if self.reference is not None:
+            tensors["reference"] = self.reference
+        facts: dict[str, Any] = {
             "version": STATE_VERSION,
             "checkpoint": self.bundle.manifest.checkpoint_digest,
             "spec": self.bundle.spec.digest(),
             "sequence": self.sequence,
-            "sha256": _digest(tensors),
+            "since": self.since,
+            "confidences": list(self.confidences),
+            "record": self.record,
         }
+        facts["sha256"] = _digest(tensors, facts)
         data = safetensors_numpy.save(
             tensors or {"empty": np.zeros(1, np.uint8)}, metadata={"state": json.dumps(facts)}
         )
@@ -137,18 +178,29 @@ class DeviceState:
             with safe_open(path, "numpy") as file:
                 facts = json.loads((file.metadata() or {})["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
-            if facts["sha256"] != _digest(tensors):
+            version = facts.get("version")
+            if version == STATE_VERSION and facts.pop("sha256") != _digest(tensors, facts):
                 raise ValueError("its digest differs")
             sequence = int(facts["sequence"])
             manifest = bundle.manifest
             fits = facts["checkpoint"] == manifest.checkpoint_digest and facts["spec"] == bundle.spec.digest()
-            if facts["version"] != STATE_VERSION or not fits:
+            if version != STATE_VERSION or not fits:
                 # The counter must go on growing whatever the checkpoint is.
-                return cls(bundle, sequence=sequence, note=f"{path} belongs to another checkpoint; left aside")
+                other = "another checkpoint" if version == STATE_VERSION else "another version of this program"
+                return cls(bundle, sequence=sequence, note=f"{path} belongs to {other}; left aside")
             parameters = {n.removeprefix("parameters."): a for n, a in tensors.items() if n.startswith("parameters.")}
             if parameters:
                 bundle.spec.validate(parameters)
-            return cls(bundle, _clips(tensors), parameters or None, sequence)
+            return cls(
+                bundle,
+                _clips(tensors),
+                parameters or None,
+                sequence,
+                reference=tensors.get("reference"),
+                since=int(facts["since"]),
+                confidences=deque(map(float, facts["confidences"])),
+                record=facts["record"],
+            )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             return cls(
                 bundle, note=f"{path} is damaged ({error}); left aside, the static model answers until the next one"
@@ -168,8 +220,8 @@ def _clips(tensors: Mapping[str, np.ndarray]) -> deque[ContextClip]:
     )
 
 
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    total = hashlib.sha256()
+def _digest(tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         total.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -35,9 +36,9 @@ def parameters_of(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def serving(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
-    """Its address, and what it is told: ``told["fault"]``."""
-    told = {"fault": ""}
+def serving(bundle: Bundle, port: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Its address; and what it is told (``told["fault"]``) and has received (``told["uploads"]``)."""
+    told: dict[str, Any] = {"fault": "", "uploads": []}
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -45,6 +46,7 @@ def serving(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
 
         def do_POST(self) -> None:
             upload = Upload.from_bytes(self.rfile.read(int(self.headers["content-length"])))
+            told["uploads"].append(upload)
             fault, status = told["fault"], 200
             asked = dataclasses.replace(upload, request_id="0" * 32) if fault == "another request" else upload
             asked = dataclasses.replace(upload, device_id="somebody else") if fault == "another device" else asked
@@ -66,9 +68,12 @@ def serving(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
             self.send_header("content-length", str(len(data) + (50 if fault == "truncated" else 0)))
             self.end_headers()
             with contextlib.suppress(OSError):
+                for byte in data if fault == "trickle" else b"":
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
                 self.wfile.write(b"x" * 2**23 if fault == "flood" else data)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", told
     server.shutdown()

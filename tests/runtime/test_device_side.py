@@ -176,6 +176,7 @@ def test_an_adaptation_loads_what_the_cloud_sent_and_counts_its_bytes(bundle: Bu
 
 FAULTS = {
     "stall": "timeout",
+    "trickle": "timeout",
     "reset": "unreachable",
     "flipped bits": "garbage",
     "another version": "garbage",
