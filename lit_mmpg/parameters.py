@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class ParameterSpec:
 
     def digest(self) -> str:
         """SHA-256 of the specification, hexadecimal: two halves that disagree on it must not talk."""
-        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+        return _digest(self)
 
     def validate(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Check one device's tensors against the specification.
@@ -102,3 +103,8 @@ class ParameterSpec:
                 raise ValueError(f"parameter {entry.name} has shape {tuple(array.shape)}, expected {entry.shape}")
             if not np.isfinite(array).all():
                 raise ValueError(f"parameter {entry.name} holds NaN or infinity")
+
+
+@lru_cache(maxsize=64)
+def _digest(spec: ParameterSpec) -> str:
+    return hashlib.sha256(json.dumps(spec.to_json(), separators=(",", ":")).encode()).hexdigest()

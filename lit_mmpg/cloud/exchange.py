@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -48,6 +48,21 @@ class Anchors:
     times: Tensor
     mask: Tensor
     num_frames: Tensor
+
+    def to(self, device: torch.device) -> Anchors:
+        """The same on another device."""
+        return Anchors(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def rows(self, index: list[int]) -> Anchors:
+        """Some of the devices, in this order."""
+        return Anchors(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def trimmed(self) -> Anchors:
+        """Without the clips and anchors that are padding for every device."""
+        clips = int((self.num_frames > 0).any(0).sum())
+        count = max(1, int(self.mask.any(0).any(0).sum()))
+        features, times, mask = (t[:, :clips, :count] for t in (self.features, self.times, self.mask))
+        return Anchors(features, times, mask, self.num_frames[:, :clips])
 
 
 def state_digest(module: nn.Module) -> str:

@@ -15,6 +15,7 @@ from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
 from lit_mmpg.cloud.codebooks import from_checkpoint, learn_codebooks, resolve, to_tensors
 from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators, stored_conditions
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
+from lit_mmpg.cloud.generation import generate
 from lit_mmpg.cloud.reasoner import AnchorFrameDistributionReasoner, Reconstruction, reconstruction_loss
 from lit_mmpg.device.anchors import AnchorRule, select_anchors
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
@@ -289,6 +290,11 @@ class CloudModule(AnsweringModule):
         reconstruction, mask = self.reconstruct(anchors)
         return self.adaptor(self.pool(reconstruction, mask))
 
+    def serve(self, anchors: Anchors) -> tuple[Tensor, ...]:
+        """As :meth:`generate`, for inference: a device gets the same bits in every batch, here and from the service."""
+        assert isinstance(self.pool, ContextPool)
+        return generate(self.reasoner, self.pool, self.adaptor, anchors)
+
     def _context(self, reconstruction: Reconstruction, mask: Tensor, device: Tensor) -> Tensor:
         if isinstance(self.pool, ConditionContext):
             assert self._conditions is not None
@@ -311,7 +317,7 @@ class CloudModule(AnsweringModule):
         # One vector for all devices is known before any of them sends something.
         if self.cloud_config.place == "device" or self.cloud_config.context == "constant":
             return self.generate(anchors)
-        return exchange(anchors, names, self.generate)
+        return exchange(anchors, names, self.serve)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -373,9 +379,13 @@ class CloudModule(AnsweringModule):
         """Answers come from parameters that have crossed the link, too."""
         self._open_link()
 
+    def digest(self) -> str:
+        """SHA-256 of the weights of both halves, hexadecimal, as the messages of the link carry it."""
+        parts = (self.network, self.reasoner, self.pool, self.adaptor)
+        return state_digest(nn.ModuleList(part for part in parts if part is not None))
+
     def _open_link(self) -> None:
-        both = nn.ModuleList(m for m in (self.network, self.reasoner, self.pool, self.adaptor) if m is not None)
-        self._exchange = Exchange(resolve(self.link, self.quantiser), self.network.spec, state_digest(both))
+        self._exchange = Exchange(resolve(self.link, self.quantiser), self.network.spec, self.digest())
 
     def adapt(self, context: Frames, devices: Tensor) -> tuple[Tensor, ...]:
         """Parameters for each device, through the messages and codecs of the link."""

@@ -54,9 +54,7 @@ class Source:
 
     def digest(self) -> str:
         """SHA-256 of the weights, as the messages of the link carry it."""
-        cloud = self.cloud
-        parts = [self.network] if cloud is None else [cloud.network, cloud.reasoner, cloud.pool, cloud.adaptor]
-        return state_digest(nn.ModuleList(part for part in parts if part is not None))
+        return self.cloud.digest() if self.cloud else state_digest(nn.ModuleList([self.network]))
 
 
 def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:

@@ -28,7 +28,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lit_mmpg.link.errors import LinkError
+from lit_mmpg.link.errors import ImplausibleError, LinkError
 
 PART_SEPARATOR = ":"
 """Between the name of a tensor and the name of an additional part of it; tensor names may not hold it."""
@@ -187,7 +187,7 @@ def _dequantise(values: np.ndarray, stored: np.ndarray) -> np.ndarray:
         raise LinkError(f"has values of shape {values.shape} but scales of shape {stored.shape}")
     scale = (stored.astype(np.uint32) << _SCALE_SHIFT).view(np.float32)
     if not np.isfinite(scale).all():
-        raise LinkError("has a scale that is NaN or infinite")
+        raise ImplausibleError("has a scale that is NaN or infinite")
     with np.errstate(over="ignore"):
         return np.asarray(values * scale, dtype=np.float32)
 
@@ -299,7 +299,7 @@ def decode(codec: str, encoded: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         try:
             decoded[name] = _CODECS[codec].decode(parts)
         except LinkError as error:
-            raise LinkError(f"tensor {name} ({codec}) {error}") from error
+            raise type(error)(f"tensor {name} ({codec}) {error}") from error
         if not np.isfinite(decoded[name]).all():
-            raise LinkError(f"tensor {name} ({codec}) holds NaN or infinity")
+            raise ImplausibleError(f"tensor {name} ({codec}) holds NaN or infinity")
     return decoded

@@ -8,3 +8,11 @@ class LinkError(Exception):
 
     The receiver drops the message and goes on: a device keeps its last good parameters, a server answers 4xx.
     """
+
+
+class VersionError(LinkError):
+    """A message of another protocol version."""
+
+
+class ImplausibleError(LinkError):
+    """A well-formed message with values that nobody computed in earnest: NaN, infinity, an absurd norm."""

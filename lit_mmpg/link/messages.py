@@ -58,7 +58,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.link import codecs
-from lit_mmpg.link.errors import LinkError
+from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
 from lit_mmpg.parameters import ParameterSpec
 
 PROTOCOL_VERSION = 2
@@ -255,6 +255,12 @@ class Upload(_Message):
         return _parse(cls, data, max_bytes, max_norm)
 
     @property
+    def anchor_shape(self) -> tuple[int, int, int]:
+        """C, K, H: clips, anchors per clip, width of a feature."""
+        clips, anchors, width = self._decoded["anchors"].shape
+        return clips, anchors, width
+
+    @property
     def anchors(self) -> np.ndarray:
         """``[C, K, H]`` float32 features, 0 where padded."""
         return np.where(self.anchor_mask[..., None], self._decoded["anchors"], np.float32(0))
@@ -411,7 +417,7 @@ def _parse(cls: type[_M], data: bytes, max_bytes: int, max_norm: float) -> _M:
         raise LinkError("not a lit-mmpg message")
     if version != PROTOCOL_VERSION:
         remedy = "update this side" if version > PROTOCOL_VERSION else "update the sender"
-        raise LinkError(f"message has protocol version {version}, this side speaks {PROTOCOL_VERSION}; {remedy}")
+        raise VersionError(f"message has protocol version {version}, this side speaks {PROTOCOL_VERSION}; {remedy}")
     payload_start = _PRELUDE.size + header_length
     if header_length > _MAX_HEADER_BYTES or payload_start > len(data):
         raise LinkError(f"header of {header_length} bytes is too long or cut off")
@@ -428,7 +434,7 @@ def _parse(cls: type[_M], data: bytes, max_bytes: int, max_norm: float) -> _M:
     for name, array in message._decoded.items():
         norm = _largest_norm(array)
         if not norm <= max_norm:
-            raise LinkError(f"tensor {name} holds a vector of norm {norm:g}, at most {max_norm:g} is accepted")
+            raise ImplausibleError(f"tensor {name} holds a vector of norm {norm:g}, at most {max_norm:g} is accepted")
     return message
 
 

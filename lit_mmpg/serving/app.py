@@ -1,0 +1,256 @@
+"""The service: an ASGI application around one :class:`CloudHalf`.
+
+Only ``POST /v1/adapt`` is hot; it is a plain ASGI callable. Checks come in the order of their price: transport, key,
+rate, declared size, then the body, its form, its device, its checkpoint, its context, and only then the queue.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from lit_mmpg.link import PROTOCOL_VERSION, codec_names
+from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
+from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.serving.batcher import Batcher
+from lit_mmpg.serving.cloud_half import CloudHalf
+from lit_mmpg.serving.config import ServeConfig
+from lit_mmpg.serving.errors import Refused
+from lit_mmpg.serving.keys import ApiKey, KeyRing
+from lit_mmpg.serving.limits import ImpatientProtocol, RateLimiter, read_body
+from lit_mmpg.serving.logs import configure
+from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics
+from lit_mmpg.serving.openapi import document, page
+
+_log = logging.getLogger("lit_mmpg.serving")
+_OCTETS = (b"content-type", b"application/octet-stream")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class AdaptEndpoint:
+    """``POST /v1/adapt``: an upload in, a download out.
+
+    Args:
+        half: The cloud half.
+        config: Settings.
+        keys: API keys; ``None``: anybody may ask.
+        batcher: Where uploads wait to be computed together.
+        metrics: What is counted.
+    """
+
+    def __init__(
+        self,
+        half: CloudHalf,
+        config: ServeConfig,
+        keys: KeyRing | None,
+        batcher: Batcher[Upload, bytes],
+        metrics: Metrics,
+    ) -> None:
+        self.half, self.config, self.keys, self.batcher, self.metrics = half, config, keys, batcher, metrics
+        self.limiter = RateLimiter(config.rate_per_s, config.burst)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        start = time.perf_counter()
+        about: dict[str, Any] = {}
+        try:
+            answer, size = await self._adapt(scope, receive, about)
+        except Refused as refusal:
+            await self._refuse(refusal, send, about)
+            return
+        elapsed = time.perf_counter() - start
+        self.metrics.answered(elapsed, size, len(answer))
+        if self.config.log_requests:
+            extra = about | {"status": 200, "ms": round(elapsed * 1e3, 2), "upload_bytes": size}
+            _log.info("adapted", extra=extra | {"event": "adapt", "download_bytes": len(answer)})
+        headers = [_OCTETS, (b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _adapt(self, scope: Scope, receive: Receive, about: dict[str, Any]) -> tuple[bytes, int]:
+        headers = dict(scope["headers"])
+        key = self._authorise(scope, headers, about)
+        self.limiter.take(key.name if key else _host(scope))
+        data = await read_body(
+            receive, headers.get(b"content-length"), self.config.max_body_bytes, self.config.body_timeout_s
+        )
+        upload = parse(data, self.config)
+        about |= {"device": upload.device_id, "request": upload.request_id}
+        if key is not None and not key.allows(upload.device_id):
+            raise Refused(403, "device", "this key may not ask for this device")
+        self.half.check(upload)
+        return await self.batcher.ask(upload), len(data)
+
+    def _authorise(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
+        if self.keys is None:
+            return None
+        if scope["scheme"] != "https" and not is_loopback(_host(scope)):
+            raise Refused(403, "insecure", "keys are not accepted over plain HTTP; use https")
+        key = self.keys.find(headers.get(b"authorization"))
+        if key is None:
+            raise Refused(401, "key", "send a valid key as 'Authorization: Bearer KEY'")
+        about["key"] = key.name
+        return key
+
+    async def _refuse(self, refusal: Refused, send: Send, about: dict[str, Any]) -> None:
+        self.metrics.refused(refusal.status, refusal.error)
+        about = about | {"event": "refused", "status": refusal.status, "reason": refusal.error}
+        level = logging.ERROR if refusal.status == 500 else logging.INFO
+        _log.log(level, "refused", extra=about | {"detail": refusal.detail})
+        body = json.dumps({"error": refusal.error, "detail": refusal.detail}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if refusal.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if refusal.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(1, round(refusal.retry_after_s))).encode()))
+        if refusal.error in ("too_large", "slow", "truncated", "key", "insecure", "rate"):
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def parse(data: bytes, config: ServeConfig) -> Upload:
+    """Parse a body.
+
+    Raises:
+        Refused: 409 for another protocol version, 422 for values that nobody computed in earnest, else 400.
+    """
+    try:
+        return Upload.from_bytes(data, max_bytes=config.max_body_bytes, max_norm=config.max_norm)
+    except VersionError as error:
+        raise Refused(409, "protocol_version", str(error)) from error
+    except ImplausibleError as error:
+        raise Refused(422, "implausible", str(error)) from error
+    except LinkError as error:
+        raise Refused(400, "malformed", str(error)[:300]) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a client's address is of this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
+
+
+def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
+    """The application around a loaded cloud half.
+
+    Raises:
+        UserError: If the file of keys is not usable.
+    """
+    metrics = Metrics()
+    keys = KeyRing.load(config.keys) if config.keys else None
+    state = {"ready": False}
+
+    def answer(uploads: Sequence[Upload]) -> list[bytes]:
+        with metrics.compute.time():
+            parameters = half.parameters(uploads)
+        return [
+            Download.answer(upload, half.spec, own, codec=half.download_codec).to_bytes()
+            for upload, own in zip(uploads, parameters, strict=True)
+        ]
+
+    batcher: Batcher[Upload, bytes] = Batcher(
+        answer, config.max_batch, config.max_wait_ms, config.max_queue, metrics.batch.observe
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        batcher.start()
+        state["ready"] = True
+        yield
+        state["ready"] = False
+        await batcher.stop()
+
+    async def healthz(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(request: Request) -> Response:
+        full = batcher.waiting >= config.max_queue
+        status = "ok" if state["ready"] and not full else "overloaded" if full else "stopping"
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    async def exposition(request: Request) -> Response:
+        return Response(metrics.expose(batcher), headers={"content-type": CONTENT_TYPE})
+
+    async def info(request: Request) -> Response:
+        return JSONResponse(
+            {
+                "protocol_version": PROTOCOL_VERSION,
+                "checkpoint_digest": half.checkpoint_digest,
+                "spec_digest": half.spec_digest,
+                "spec": half.spec.to_json(),
+                "upload_codecs": list(codec_names()),
+                "trained_upload_codec": half.upload_codec,
+                "download_codec": half.download_codec,
+                "anchor_width": half.width,
+                "max_body_bytes": config.max_body_bytes,
+                "max_clips": config.context.clips,
+                "max_anchors": config.context.anchors,
+                "max_frames": config.context.frames,
+                "run_id": half.run_id,
+                "compute_device": str(half.device),
+            }
+        )
+
+    openapi = document(config)
+
+    async def specification(request: Request) -> Response:
+        return JSONResponse(openapi)
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(page(openapi))
+
+    async def on_refused(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        reason = {404: "not_found", 405: "method"}.get(status, "internal")
+        return JSONResponse(
+            {"error": reason, "detail": getattr(error, "detail", "see the log")},
+            status,
+            headers=getattr(error, "headers", None),
+        )
+
+    endpoint = AdaptEndpoint(half, config, keys, batcher, metrics)
+    routes = [
+        Route("/v1/adapt", endpoint, methods=["POST"]),
+        Route("/v1/info", info),
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/metrics", exposition),
+        Route("/openapi.json", specification),
+        Route("/docs", docs),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: on_refused, 405: on_refused})
+    app.state.batcher, app.state.half = batcher, half
+    return app
+
+
+def from_environment() -> Starlette:
+    """The application of a worker process, from the settings that its parent exported."""
+    import torch
+
+    config = ServeConfig.from_environment()
+    configure(config.log_level)
+    torch.set_num_threads(config.threads)
+    ImpatientProtocol.header_timeout_s = config.header_timeout_s
+    half = CloudHalf.load(config.ckpt, config.download_codec, config.device, config.context)
+    _log.info("ready", extra={"event": "ready", "detail": f"checkpoint {half.checkpoint_digest[:12]} on {half.device}"})
+    return create_app(half, config)

@@ -1,0 +1,138 @@
+"""API keys: who may ask for which devices. Only digests of keys are stored.
+
+The file is JSON::
+
+    {"keys": [{"name": "kitchen fleet", "sha256": "<64 hexadecimal digits>", "devices": ["robot-1", "kitchen-*"]}]}
+
+``devices`` are device ids, or beginnings of device ids that end in ``*``. Keys are random (256 bits), so a plain
+SHA-256 is enough: there is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_mmpg.errors import UserError, nearest
+
+_HEX_64 = re.compile("[0-9a-f]{64}")
+_SCHEME = b"bearer "
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """One key.
+
+    Attributes:
+        name: What it is called in logs and metrics.
+        sha256: Digest of the key, hexadecimal.
+        devices: Device ids, or beginnings of ids with ``*`` at the end.
+    """
+
+    name: str
+    sha256: str
+    devices: tuple[str, ...]
+
+    def allows(self, device_id: str) -> bool:
+        """Whether the key may ask for this device."""
+        return any(
+            device_id.startswith(pattern[:-1]) if pattern.endswith("*") else device_id == pattern
+            for pattern in self.devices
+        )
+
+
+class KeyRing:
+    """The keys of a service.
+
+    Args:
+        keys: At least one key, of different names.
+    """
+
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self.keys = tuple(keys)
+        self._digests = [bytes.fromhex(key.sha256) for key in self.keys]
+
+    @classmethod
+    def load(cls, path: str | Path) -> KeyRing:
+        """Read a file of keys.
+
+        Raises:
+            UserError: If it is missing, malformed, or readable by everybody.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"--keys {path} does not exist{nearest(path)}; make one with --new-key NAME")
+        if os.name == "posix" and path.stat().st_mode & 0o007:
+            raise UserError(f"--keys {path} is open to every user of this machine; run chmod 600 {path}")
+        return cls(_read(path))
+
+    def find(self, authorization: bytes | None) -> ApiKey | None:
+        """The key that an ``Authorization: Bearer KEY`` header holds, if it is one of ours.
+
+        Takes the same time whichever key it is: digests of equal length are compared, all of them, in constant time.
+        """
+        value = b"" if authorization is None or authorization[:7].lower() != _SCHEME else authorization[7:].strip()
+        digest = hashlib.sha256(value).digest()
+        found = None
+        for key, own in zip(self.keys, self._digests, strict=True):
+            if hmac.compare_digest(own, digest):
+                found = key
+        return found
+
+
+def add_key(path: str | Path, name: str, devices: Sequence[str]) -> str:
+    """Make a key and write its digest to the file, which is made (mode 600) if it does not exist.
+
+    Returns:
+        The key itself: it is shown once and stored nowhere.
+
+    Raises:
+        UserError: If the name is taken or no device is named.
+    """
+    path = Path(path)
+    if not name or not devices or any(not d or "*" in d[:-1] for d in devices):
+        raise UserError("--new-key needs a name and --devices ID [ID ...]; '*' is allowed at the end of an id only")
+    keys = _read(path) if path.exists() else []
+    if any(key.name == name for key in keys):
+        raise UserError(f"{path} has a key called '{name}' already; choose another name, or remove its entry")
+    secret = secrets.token_urlsafe(32)
+    keys.append(ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), tuple(devices)))
+    content = {"keys": [{"name": k.name, "sha256": k.sha256, "devices": list(k.devices)} for k in keys]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+    return secret
+
+
+def _read(path: Path) -> list[ApiKey]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["keys"]
+        keys = [_entry(entry) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a file of keys ({error}); make one with --new-key NAME") from error
+    if not keys:
+        raise UserError(f"{path} holds no key; make one with --new-key NAME")
+    if len({key.name for key in keys}) < len(keys) or len({key.sha256 for key in keys}) < len(keys):
+        raise UserError(f"{path} holds a name or a key twice; remove one of them")
+    return keys
+
+
+def _entry(entry: dict[str, Any]) -> ApiKey:
+    if set(entry) != {"name", "sha256", "devices"} or not isinstance(entry["name"], str):
+        raise ValueError("an entry needs name, sha256 and devices, and nothing else")
+    if not isinstance(entry["sha256"], str) or not _HEX_64.fullmatch(entry["sha256"]):
+        raise ValueError(f"sha256 of '{entry['name']}' is not 64 hexadecimal digits")
+    devices = entry["devices"]
+    if not isinstance(devices, list) or not devices or not all(isinstance(d, str) and d for d in devices):
+        raise ValueError(f"devices of '{entry['name']}' is not a list of device ids")
+    return ApiKey(entry["name"], entry["sha256"], tuple(devices))

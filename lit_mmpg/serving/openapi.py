@@ -1,0 +1,153 @@
+"""The OpenAPI document, and a page that shows it without loading anything from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from lit_mmpg import __version__
+from lit_mmpg.link.messages import PROTOCOL_VERSION
+from lit_mmpg.serving.config import ServeConfig
+
+REFUSALS = {
+    "400": "The body is damaged, cut off, not an upload, or did not arrive in time.",
+    "401": "No valid key. Nothing of the body was read.",
+    "403": "The key does not belong to this device, or came over plain HTTP from another machine.",
+    "409": "Device and service do not belong together: other protocol version, checkpoint or parameter specification.",
+    "413": "The body is, or says that it will be, too large. It was not read to its end.",
+    "422": "A well-formed upload with values out of range: NaN, infinity, an absurd norm, a context too large.",
+    "429": "The key sends too many requests; Retry-After says when to try again.",
+    "500": "The computation failed.",
+    "503": "More requests wait than the queue holds; try again later. The device goes on with what it has.",
+}
+
+
+def document(config: ServeConfig) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of a service with these settings."""
+    octets = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+    adapt: dict[str, Any] = {
+        "operationId": "adapt",
+        "summary": "Personal parameters for a device",
+        "description": (
+            f"Body and answer are messages of protocol version {PROTOCOL_VERSION}: magic MMPG, version, header length, "
+            "CRC-32, header (JSON), payload (safetensors). "
+            f"A body has at most {config.max_body_bytes} bytes. The service keeps nothing: asking again is harmless."
+        ),
+        "requestBody": {"required": True, "description": "An Upload message.", "content": octets},
+        "responses": {
+            "200": {"description": "A Download message that echoes the request.", "content": octets},
+            **{
+                status: {"description": text, "content": refusal}
+                | ({"headers": retry} if status in ("429", "503") else {})
+                for status, text in REFUSALS.items()
+            },
+        },
+    }
+    if config.keys:
+        adapt["security"] = [{"key": []}]
+
+    def get(name: str, summary: str, content: dict[str, Any], failure: str | None = None) -> dict[str, Any]:
+        responses: dict[str, Any] = {"200": {"description": summary, "content": content}}
+        if failure:
+            responses["503"] = {"description": failure, "content": content}
+        return {"get": {"operationId": name, "summary": summary, "responses": responses}}
+
+    def schema(name: str) -> dict[str, Any]:
+        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+    text, whole, digest = {"type": "string"}, {"type": "integer"}, {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    entry = {"name": text, "shape": {"type": "array", "items": whole}, "dtype": text}
+    info = {
+        "protocol_version": whole,
+        "checkpoint_digest": digest,
+        "spec_digest": digest,
+        "spec": {"type": "array", "items": _object(entry)},
+        "upload_codecs": {"type": "array", "items": text},
+        "trained_upload_codec": text,
+        "download_codec": text,
+        "anchor_width": whole,
+        "max_body_bytes": whole,
+        "max_clips": whole,
+        "max_anchors": whole,
+        "max_frames": whole,
+        "run_id": {"type": ["string", "null"]},
+        "compute_device": text,
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "lit-mmpg cloud half",
+            "version": __version__,
+            "summary": "Anchors of a device's recent clips in, personal parameters out; no backpropagation anywhere.",
+        },
+        "paths": {
+            "/v1/adapt": {"post": adapt},
+            "/v1/info": get("info", "What this service speaks and holds", schema("Info")),
+            "/healthz": get("health", "The process is alive", schema("Status")),
+            "/readyz": get("ready", "It accepts uploads", schema("Status"), "It is stopping, or its queue is full."),
+            "/metrics": get("metrics", "Prometheus metrics", {"text/plain": {"schema": text}}),
+            "/openapi.json": get("openapi", "This document", {"application/json": {"schema": {"type": "object"}}}),
+            "/docs": get("docs", "This document as a page", {"text/html": {"schema": text}}),
+        },
+        "components": {
+            "schemas": {
+                "Error": _object({"error": text, "detail": text}),
+                "Status": _object({"status": {"enum": ["ok", "overloaded", "stopping"]}}),
+                "Info": _object(info),
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(properties),
+        "additionalProperties": False,
+    }
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem; color: #1b1f24; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
+code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
+.verb { background: #0b5cad; color: #fff; border-radius: .3rem; padding: .1rem .5rem; font-size: .8em; }
+.verb.post { background: #1a7f37; }
+table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid #d0d7de; padding: .3rem .5rem; vertical-align: top; }
+td:first-child { width: 4rem; font-weight: 600; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; }
+@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } pre { background: #161b22; }
+  td { border-color: #30363d; } }
+"""  # noqa: E501
+
+
+def page(openapi: dict[str, Any]) -> str:
+    """The document as one HTML page."""
+    e = html.escape
+    sections = []
+    for path, operations in openapi["paths"].items():
+        for verb, operation in operations.items():
+            rows = "".join(
+                f"<tr><td>{e(status)}</td><td>{e(response['description'])} "
+                f"<code>{e(', '.join(response['content']))}</code></td></tr>"
+                for status, response in operation["responses"].items()
+            )
+            needs = "<p>Needs <code>Authorization: Bearer KEY</code>.</p>" if operation.get("security") else ""
+            sections.append(
+                f'<h2><span class="verb {verb}">{verb.upper()}</span> <code>{e(path)}</code> '
+                f"{e(operation['summary'])}</h2>"
+                f"<p>{e(operation.get('description', ''))}</p>{needs}<table>{rows}</table>"
+            )
+    info = openapi["info"]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{e(info['title'])}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{e(info['title'])} <small>{e(info['version'])}</small></h1><p>{e(info['summary'])}</p>{''.join(sections)}"
+        f"<h2>Schemas</h2><pre>{e(json.dumps(openapi['components']['schemas'], indent=2))}</pre>"
+        '<p>Machine-readable: <a href="openapi.json">openapi.json</a></p></body></html>'
+    )

@@ -1,0 +1,183 @@
+"""``lit-mmpg serve``: the cloud half behind HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
+from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.serving.config import ContextLimits, ServeConfig
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM or Ctrl-C; requests that are being answered are finished first.
+
+    Raises:
+        UserError: If the checkpoint, the keys, the port or a setting is not usable.
+    """
+    options = _parser().parse_args(list(argv))
+    if options.new_key is not None:
+        return _new_key(options)
+    config = _config(options)
+    _check_network(options)
+    import uvicorn
+
+    read_checkpoint(config.ckpt, half="cloud")  # a mistake is told here once, not by every worker
+    config.export()
+    scheme = "https" if options.ssl_certfile else "http"
+    print(
+        f"cloud half of {config.ckpt} on {scheme}://{options.host}:{options.port} "
+        f"({options.workers} worker{'s' if options.workers > 1 else ''}; page: /docs; SIGTERM or Ctrl-C ends it)",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="lit-mmpg-metrics-") as folder:
+        if options.workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        uvicorn.run(
+            "lit_mmpg.serving.app:from_environment",
+            factory=True,
+            host=options.host,
+            port=options.port,
+            workers=options.workers,
+            http="lit_mmpg.serving.limits:ImpatientProtocol",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=bool(options.proxy_ips),
+            forwarded_allow_ips=",".join(options.proxy_ips),
+            limit_concurrency=options.max_connections,
+            backlog=2048,
+            timeout_keep_alive=options.keep_alive_s,
+            timeout_graceful_shutdown=options.drain_s,
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-mmpg serve",
+        description="Serve the cloud half of a checkpoint: devices POST anchors to /v1/adapt and get their parameters.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = ServeConfig("")
+    parser.add_argument("--ckpt", help="checkpoint of the cloud half (of 'lit-mmpg fit')")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8400, help="port to listen on")
+    parser.add_argument("--workers", type=_count, default=1, help="processes that share the port")
+    parser.add_argument("--threads", type=_count, help="CPU threads per worker (default: cores / workers)")
+    parser.add_argument("--device", help="cpu or cuda[:N] (default: a GPU if there is one)")
+    parser.add_argument("--download-codec", help="codec of the parameters (default: the checkpoint's)")
+    group = parser.add_argument_group("batching")
+    group.add_argument("--max-batch", type=_count, default=default.max_batch, help="most uploads computed together")
+    group.add_argument("--max-wait-ms", type=float, default=default.max_wait_ms, help="wait of the first for company")
+    group.add_argument("--max-queue", type=_count, default=default.max_queue, help="most uploads that wait, then 503")
+    group = parser.add_argument_group("access")
+    group.add_argument("--keys", help="file of API keys; needed beyond loopback")
+    group.add_argument(
+        "--new-key", metavar="NAME", help="make a key, write its digest to --keys, show it once, and end"
+    )
+    group.add_argument("--devices", nargs="+", metavar="ID", help="device ids of the new key; 'kitchen-*' for many")
+    group.add_argument("--rate", type=float, default=0.0, help="requests per second and key; 0 for no limit")
+    group.add_argument("--burst", type=float, default=default.burst, help="requests that a key may send at once")
+    group.add_argument("--ssl-certfile", help="certificate (PEM) to speak https")
+    group.add_argument("--ssl-keyfile", help="its private key (PEM)")
+    group.add_argument(
+        "--proxy-ips", nargs="+", default=[], metavar="IP", help="proxies whose X-Forwarded-* is believed"
+    )
+    group = parser.add_argument_group("limits")
+    group.add_argument("--max-body-bytes", type=_count, default=default.max_body_bytes, help="largest upload")
+    group.add_argument("--max-clips", type=_count, default=default.context.clips, help="clips of one context")
+    group.add_argument("--max-anchors", type=_count, default=default.context.anchors, help="anchors of one clip")
+    group.add_argument("--max-frames", type=_count, default=default.context.frames, help="frames of one context")
+    group.add_argument("--max-connections", type=_count, default=4000, help="open connections per worker, then 503")
+    group.add_argument("--body-timeout-s", type=float, default=default.body_timeout_s, help="time for a body to arrive")
+    group.add_argument("--header-timeout-s", type=float, default=default.header_timeout_s, help="the same for headers")
+    group.add_argument("--keep-alive-s", type=int, default=30, help="how long an idle connection stays open")
+    group.add_argument("--drain-s", type=int, default=30, help="time to finish requests after SIGTERM")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="log lines")
+    parser.add_argument("--log-requests", action="store_true", help="log every request, not only refused ones")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    from lit_mmpg.serving.keys import add_key
+
+    if options.keys is None:
+        raise UserError("--new-key needs --keys FILE, the file that the key's digest is written to")
+    secret = add_key(options.keys, options.new_key, options.devices or [])
+    print(secret)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> ServeConfig:
+    from lit_mmpg.link import codec_names
+    from lit_mmpg.serving.keys import KeyRing
+
+    if options.ckpt is None:
+        raise UserError("--ckpt is missing; name the checkpoint of a cloud half, as 'lit-mmpg fit' printed it")
+    require_checkpoint(options.ckpt)
+    if options.keys is not None:
+        KeyRing.load(options.keys)
+    if options.download_codec is not None and options.download_codec not in codec_names():
+        raise UserError(
+            f"--download-codec {options.download_codec} does not exist; choose from {', '.join(codec_names())}"
+        )
+    for name in ("rate", "max_wait_ms", "body_timeout_s", "header_timeout_s"):
+        if not 0 <= getattr(options, name) < 1e6:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ServeConfig(
+        ckpt=options.ckpt,
+        device=options.device,
+        download_codec=options.download_codec,
+        keys=options.keys,
+        max_batch=options.max_batch,
+        max_wait_ms=options.max_wait_ms,
+        max_queue=options.max_queue,
+        max_body_bytes=options.max_body_bytes,
+        body_timeout_s=options.body_timeout_s,
+        header_timeout_s=options.header_timeout_s,
+        rate_per_s=options.rate / options.workers,
+        burst=max(1.0, options.burst / options.workers),
+        context=ContextLimits(options.max_clips, options.max_anchors, options.max_frames),
+        threads=options.threads or max(1, cores // options.workers),
+        log_level=options.log_level,
+        log_requests=options.log_requests,
+    )
+
+
+def _check_network(options: argparse.Namespace) -> None:
+    if (options.ssl_certfile is None) != (options.ssl_keyfile is None):
+        raise UserError("--ssl-certfile and --ssl-keyfile go together")
+    for path in (options.ssl_certfile, options.ssl_keyfile):
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{path} does not exist{nearest(Path(path))}")
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"cannot listen on {options.host}:{options.port} ({error}); choose another --port"
+            ) from error
+        address = probe.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback and options.keys is None:
+        raise UserError(f"--host {options.host} is open to other machines: name a file of keys with --keys")

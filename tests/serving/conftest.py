@@ -1,0 +1,151 @@
+"""A small cloud half with weights that no training ever made equal; and services in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from lit_mmpg.cloud.loading import load_cloud_module
+from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.serving.keys import add_key
+from tests.serving.making import make_cloud_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are small, and the services beside need the other cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of both halves, trained for three epochs on tiny data."""
+    return make_cloud_checkpoint(tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture(scope="session")
+def module(checkpoint: Path) -> CloudModule:
+    """The cloud module of that checkpoint, for offline answers."""
+    return load_cloud_module(checkpoint)[0]
+
+
+class Server:
+    """A service in a process of its own."""
+
+    def __init__(self, checkpoint: Path, log: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"{'https' if '--ssl-certfile' in options else 'http'}://127.0.0.1:{self.port}"
+        self.log = log
+        command = [sys.executable, "-m", "lit_mmpg", "serve", "--ckpt", str(checkpoint), "--port", str(self.port)]
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [*command, "--threads", "1", *options],
+                cwd=ROOT,
+                stdout=file,
+                stderr=file,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout_s: float = 120) -> Server:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=5, verify=False).status_code == 200:
+                    return self
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30, verify=False)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start servers; they are ended with the session."""
+    started: list[Server] = []
+    folder = tmp_path_factory.mktemp("servers")
+
+    def launch(*options: str, wait: bool = True, port: int | None = None) -> Server:
+        server = Server(checkpoint, folder / f"{len(started)}.log", *options, port=port)
+        started.append(server)
+        return server.wait_ready() if wait else server
+
+    yield launch
+    for server in started:
+        server.kill()
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A service that asks for keys.
+
+    Attributes:
+        server: Its process.
+        info: What ``/v1/info`` says.
+        fleet: Key for every device.
+        kitchen: Key for the devices ``kitchen`` and ``kitchen-*``.
+    """
+
+    server: Server
+    info: dict
+    fleet: str
+    kitchen: str
+
+    def post(self, body: bytes, key: str | None = None, **headers: str) -> httpx.Response:
+        """Ask for an adaptation; with the key of the fleet, unless another or an empty one is given."""
+        sent = {"authorization": f"Bearer {self.fleet if key is None else key}"} if key != "" else {}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.post(f"{self.server.url}/v1/adapt", content=body, headers=sent, timeout=30)
+
+
+MAX_BODY = 65536
+TIMEOUT_S = 1.0
+
+
+@pytest.fixture(scope="session")
+def guarded(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
+    """One service for most tests: keys, a log line for every request, a proxy that is believed, short patience."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.json"
+    fleet, kitchen = add_key(keys, "fleet", ["*"]), add_key(keys, "kitchen", ["kitchen", "kitchen-*"])
+    limits = ["--max-body-bytes", str(MAX_BODY), "--body-timeout-s", str(TIMEOUT_S), "--header-timeout-s", "1"]
+    options = ["--keys", str(keys), "--log-requests", "--proxy-ips", "127.0.0.1", *limits]
+    server = start(*options, "--max-queue", "500", "--max-wait-ms", "20")
+    return Guarded(server, server.get("/v1/info").json(), fleet, kitchen)

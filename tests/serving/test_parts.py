@@ -1,0 +1,204 @@
+"""The parts of the service one by one: batches, rates, keys, and what the verb says about mistakes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lit_mmpg.cli import main
+from lit_mmpg.errors import UserError
+from lit_mmpg.serving.batcher import Batcher
+from lit_mmpg.serving.errors import Refused
+from lit_mmpg.serving.keys import KeyRing, add_key
+from lit_mmpg.serving.limits import MOST_CLIENTS, RateLimiter, read_body
+
+# -- batches -----------------------------------------------------------------------------------------------------
+
+
+def test_who_asks_while_a_batch_is_computed_is_in_the_next_one_and_order_is_kept() -> None:
+    sizes: list[int] = []
+    gate = threading.Event()
+
+    def compute(questions: Sequence[int]) -> list[int]:
+        sizes.append(len(questions))
+        assert gate.wait(10)
+        return [10 * question for question in questions]
+
+    async def run() -> list[int]:
+        batcher = Batcher(compute, max_batch=8, max_wait_ms=0)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask(0))
+        while not sizes:
+            await asyncio.sleep(0.001)
+        rest = [asyncio.create_task(batcher.ask(number)) for number in range(1, 21)]
+        await asyncio.sleep(0.01)
+        gate.set()
+        answers = await asyncio.gather(first, *rest)
+        await batcher.stop()
+        return answers
+
+    assert asyncio.run(run()) == [10 * number for number in range(21)]
+    assert sizes == [1, 8, 8, 4]
+
+
+def test_one_upload_that_cannot_be_computed_takes_no_other_with_it() -> None:
+    def compute(questions: Sequence[int]) -> list[int]:
+        if 3 in questions:
+            raise ZeroDivisionError
+        return list(questions)
+
+    async def run() -> list[object]:
+        batcher = Batcher(compute, max_batch=8, max_wait_ms=20)
+        batcher.start()
+        answers = await asyncio.gather(*map(batcher.ask, range(6)), return_exceptions=True)
+        await batcher.stop()
+        return list(answers)
+
+    answers = asyncio.run(run())
+    refusal = answers.pop(3)
+    assert isinstance(refusal, Refused) and refusal.status == 500
+    assert answers == [0, 1, 2, 4, 5]
+
+
+def test_a_full_queue_refuses_and_nothing_is_computed_for_those_who_left() -> None:
+    seen: list[int] = []
+
+    async def run() -> None:
+        batcher = Batcher(lambda questions: seen.extend(questions) or list(questions), max_wait_ms=30, max_queue=2)
+        batcher.start()
+        staying, leaving = asyncio.create_task(batcher.ask(1)), asyncio.create_task(batcher.ask(2))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused) as caught:
+            await batcher.ask(3)
+        assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+        leaving.cancel()
+        assert await staying == 1
+        await batcher.stop()
+
+    asyncio.run(run())
+    assert seen == [1]
+
+
+# -- rates and bodies --------------------------------------------------------------------------------------------
+
+
+def test_a_client_may_burst_and_then_waits_for_its_own_tokens_only() -> None:
+    now = [0.0]
+    limiter = RateLimiter(2.0, 3, clock=lambda: now[0])
+    for _ in range(3):
+        limiter.take("a")
+    with pytest.raises(Refused) as caught:
+        limiter.take("a")
+    assert caught.value.status == 429 and caught.value.retry_after_s == pytest.approx(0.5)
+    limiter.take("b")
+    now[0] += 0.5
+    limiter.take("a")
+    with pytest.raises(Refused):
+        limiter.take("a")
+    now[0] += 1e6
+    for _ in range(3):
+        limiter.take("a")
+    for client in range(MOST_CLIENTS + 50):
+        limiter.take(f"client {client}")
+    assert len(limiter._buckets) == MOST_CLIENTS
+
+
+def test_bodies_are_read_up_to_the_limit_and_no_further() -> None:
+    def body(*parts: bytes, declared: bytes | None = None) -> tuple[bytes | Refused, int]:
+        messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+        messages[-1]["more_body"] = False
+        read = []
+
+        async def receive() -> dict:
+            read.append(1)
+            return messages[len(read) - 1]
+
+        try:
+            return asyncio.run(read_body(receive, declared, 10, 1.0)), len(read)
+        except Refused as refused:
+            return refused, len(read)
+
+    assert body(b"12345", b"67890", declared=b"10") == (b"1234567890", 2)
+    for parts, declared, reads in (
+        ((b"12345", b"678901", b"x"), None, 2),
+        ((b"x",), b"11", 0),
+        ((b"x",), b"-1", 0),
+        ((b"x",), b"9" * 400, 0),
+    ):
+        refused, count = body(*parts, declared=declared)
+        assert isinstance(refused, Refused) and (refused.status, count) == (413, reads)
+
+
+# -- keys --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_stored_as_digests_and_found_by_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "keys.json"
+    kitchen = add_key(path, "kitchen", ["kitchen", "kitchen-*"])
+    everybody = add_key(path, "everybody", ["*"])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert kitchen not in path.read_text() and everybody not in path.read_text()
+    ring = KeyRing.load(path)
+    found = ring.find(f"Bearer {kitchen}".encode())
+    assert found is not None and found.name == "kitchen"
+    allowed = {name: found.allows(name) for name in ("kitchen", "kitchen-7", "kitchen2", "bath", "")}
+    assert allowed == {"kitchen": True, "kitchen-7": True, "kitchen2": False, "bath": False, "": False}
+    for header in (None, b"", b"Bearer", b"Bearer ", f"Basic {kitchen}".encode(), kitchen.encode()):
+        assert ring.find(header) is None
+    with pytest.raises(UserError, match="has a key called 'kitchen' already"):
+        add_key(path, "kitchen", ["x"])
+    with pytest.raises(UserError, match="at the end of an id only"):
+        add_key(path, "other", ["*kitchen"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"keys": []}', '{"keys": [{"name": "a", "sha256": "00", "devices": ["x"]}]}']
+)
+def test_files_of_keys_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(UserError, match=r"keys\.json"):
+        KeyRing.load(path)
+
+
+# -- the verb ----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.json"
+    assert main(["serve", "--keys", str(path), "--new-key", "kitchen", "--devices", "kitchen-*"]) == 0
+    secret = capsys.readouterr().out.strip()
+    assert KeyRing.load(path).find(f"Bearer {secret}".encode()) is not None
+    assert json.loads(path.read_text())["keys"][0]["devices"] == ["kitchen-*"]
+
+
+def test_mistakes_are_said_before_anything_is_loaded(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(*options: str) -> str:
+        assert main(["serve", *options]) == 2
+        return capsys.readouterr().err
+
+    ckpt = ("--ckpt", str(checkpoint))
+    keys = tmp_path / "keys.json"
+    add_key(keys, "a", ["*"])
+    assert "--ckpt is missing" in error()
+    assert "does not exist" in error("--ckpt", str(tmp_path / "none.ckpt"))
+    assert "open to other machines" in error(*ckpt, "--host", "0.0.0.0")
+    assert "cannot listen" in error(*ckpt, "--host", "203.0.113.1", "--keys", str(keys))
+    assert "go together" in error(*ckpt, "--ssl-certfile", str(keys))
+    assert "does not exist" in error(*ckpt, "--ssl-certfile", "none.pem", "--ssl-keyfile", "none.pem")
+    assert "does not exist; choose from" in error(*ckpt, "--download-codec", "zip")
+    assert "out of range" in error(*ckpt, "--rate", "-1")
+    assert "--keys FILE" in error("--new-key", "kitchen")
+    keys.chmod(0o644)
+    assert "chmod 600" in error(*ckpt, "--keys", str(keys))
+    device = next(p for p in checkpoint.parents[2].glob("*/checkpoints/best.ckpt") if p != checkpoint)
+    assert "holds the device half, expected the cloud half" in error("--ckpt", str(device))
