@@ -16,7 +16,7 @@ import torch
 from lit_mmpg.cli import main
 from lit_mmpg.device.dynamic import Form
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes, Task
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, DynamicLayer, Shapes, Task
 from lit_mmpg.export.graphs import export_graph
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data, write_experiment
@@ -38,12 +38,17 @@ class Exported:
 
 
 def device_model(
-    task: Task, form: Form | None = "low_rank", frame: tuple[int, ...] = (24,), words: int = 9
+    task: Task,
+    form: Form | None = "low_rank",
+    frame: tuple[int, ...] = (24,),
+    words: int = 9,
+    layers: tuple[DynamicLayer, ...] = ("frame_projection", "head"),
+    **options: object,
 ) -> DeviceModel:
     """A device model with random weights; what starts at zero is given values, so that nothing is left out."""
     torch.manual_seed(0)
-    config = DeviceModelConfig(width=16, heads=2, encoder_features=20, encoder_channels=4)
-    dynamic = DynamicConfig(("frame_projection", "head"), form, 4) if form else None
+    config = DeviceModelConfig(**{"width": 16, "heads": 2, "encoder_features": 20, "encoder_channels": 4} | options)
+    dynamic = DynamicConfig(layers, form, 4) if form else None
     network = DeviceModel(Shapes(task, frame, 40, 18, words), config, dynamic).eval().requires_grad_(False)
     for parameter in network.parameters():
         if not parameter.any():
@@ -105,3 +110,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         return done[kind]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ResNet with random weights, with as many pooled features as the tiny data has."""
+    transformers = pytest.importorskip("transformers")
+    target = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+    transformers.ResNetModel(config).save_pretrained(target)
+    transformers.MobileNetV2ImageProcessor(
+        size={"height": 40, "width": 40}, do_center_crop=False, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
+    ).save_pretrained(target)
+    return target

@@ -20,16 +20,8 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A small ResNet with random weights, with as many pooled features as the tiny data has."""
-    target = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
-    transformers.ResNetModel(config).save_pretrained(target)
-    transformers.MobileNetV2ImageProcessor(
-        size={"height": 40, "width": 40}, do_center_crop=False, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
-    ).save_pretrained(target)
-    return target
+def folder(encoder_folder: Path) -> Path:
+    return encoder_folder
 
 
 def test_scaling_is_that_of_the_image_processor(folder):
