@@ -35,11 +35,7 @@ def render(results: Results) -> str:
         *(f"<p>{escape(line)}</p>" for line in introduction(results)),
         _claims(results),
         _main_table(results),
-        *(
-            f"<figure><h3>{escape(heading)}</h3><figcaption>{escape(text)}</figcaption>"
-            f'<div class="scroll">{picture}</div></figure>'
-            for heading, text, picture in plots(results)
-        ),
+        _figures(results),
         _costs(results),
         _other_splits(results),
         _seeds(results),
@@ -54,6 +50,20 @@ def render(results: Results) -> str:
         + "\n".join(p for p in body if p)
         + "\n</body></html>\n"
     )
+
+
+def _figures(results: Results) -> str:
+    figures = "".join(
+        f"<figure><h3>{escape(heading)}</h3><figcaption>{escape(text)}</figcaption>"
+        f'<div class="scroll">{picture}</div></figure>'
+        for heading, text, picture in plots(results)
+    )
+    return f'<div class="figures">{figures}</div>' if figures else ""
+
+
+def _row_name(name: str) -> str:
+    """A name that a narrow page may break after its underscores."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _claims(results: Results) -> str:
@@ -76,10 +86,10 @@ def _main_table(results: Results) -> str:
         cells = "".join(f'<td><a href="{_target(results, name)}">{_interval(c.cell(name))}</a></td>' for c in shown)
         css = ' class="strong"' if name in strong else ""
         kind = escape(results.settings.get(name, ""))
-        first = f'<td><span class="n">{i}</span>{escape(name)}</td><td class="text">{kind}</td>'
+        first = f'<td><span class="n">{i}</span>{_row_name(name)}</td><td class="text">{kind}</td>'
         lines.append(f"<tr{css}>{first}{cells}</tr>")
     lines += [
-        f'<tr><td>{escape(name)}</td><td class="text" colspan="{len(shown) + 1}">n/a: {escape(reason)}</td></tr>'
+        f'<tr><td>{_row_name(name)}</td><td class="text" colspan="{len(shown) + 1}">n/a: {escape(reason)}</td></tr>'
         for name, reason in results.not_applicable.items()
     ]
     split = SPLITS.get(results.splits[0], results.splits[0])
@@ -119,7 +129,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) 
 
     def cell(tag: str, i: int, value: str) -> str:
         css = ' class="text long"' if 0 < i < text else ' class="wide"' if tag == "th" and i else ""
-        return f"<{tag}{css}>{escape(value)}</{tag}>"
+        return f"<{tag}{css}>{escape(value) if i else _row_name(value)}</{tag}>"
 
     head = "".join(cell("th", i, value) for i, value in enumerate(header))
     body = "".join(f"<tr>{''.join(cell('td', i, value) for i, value in enumerate(row))}</tr>" for row in rows)
@@ -160,7 +170,7 @@ def _seeds(results: Results) -> str:
             text = escape(format_row({"metric": results.primary, "value": shown[seed]}))
             link = _run_link(results, results.links[name][seed])
             cells.append(f'<td><a href="{link}">{text}</a></td>' if link else f"<td>{text}</td>")
-        lines.append(f'<tr id="seeds-{escape(name)}"><td>{escape(name)}</td>{"".join(cells)}</tr>')
+        lines.append(f'<tr id="seeds-{escape(name)}"><td>{_row_name(name)}</td>{"".join(cells)}</tr>')
     head = "".join(f"<th>seed {seed}</th>" for seed in seeds)
     link = "Each value leads to its MLflow run (start the page with <code>lit-mmpg ui</code>)." if results.store else ""
     return (

@@ -54,6 +54,7 @@ td .ci{color:var(--soft);font-weight:400}
 .untested b{color:var(--none)}
 figure{margin:1.2em 0;break-inside:avoid}
 figcaption{max-width:75ch;color:var(--soft);font-size:.9rem}
+@media (min-width:1320px){.figures{display:grid;grid-template-columns:1fr 1fr;gap:0 28px;align-items:start}}
 svg{width:100%;min-width:640px;max-width:900px;height:auto;display:block;font:12px system-ui,sans-serif}
 svg text{fill:var(--fg)}
 svg .small{font-size:10px;fill:var(--soft)}
@@ -73,14 +74,17 @@ svg .mark.worse{fill:var(--bad)}
 svg .mark.even{fill:var(--c0)}
 ul.plain{padding-left:1.1em;max-width:80ch}
 code{font-size:.9em}
+wbr{display:none}
 @media (max-width:600px){
   body{padding:14px 12px 40px}
   h1{font-size:1.35rem}
-  td:first-child{min-width:8.5em;max-width:9.5em;white-space:normal;overflow-wrap:anywhere}
+  wbr{display:inline}
+  td:first-child{min-width:8.5em;max-width:9.5em;white-space:normal;overflow-wrap:break-word}
 }
 @media print{
   body{max-width:none;font-size:11pt}
   .scroll{overflow:visible}
+  .figures{display:block}
   svg{min-width:0}
   td,th{padding-right:7px}
   table{font-size:7.5pt}
