@@ -43,6 +43,9 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("finished before") == 5
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
+    assert main([*arguments[:3], "--only", "ridge", "--output", "ridge.json"]) == 0
+    assert {row["method"] for row in json.loads((tmp_path / "ridge.json").read_text())["rows"]} == {"ridge"}
+    assert capsys.readouterr().out.count("finished before") == 1
     captions = root / "captions.csv"
     captions.write_text(captions.read_text().replace("rests upon", "stands on"))
     again = [*arguments, "--only", "static", "--seeds"]

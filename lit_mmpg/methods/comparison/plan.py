@@ -127,6 +127,12 @@ class Comparison:
     tests: dict[str, tuple[str, ...]] = field(default_factory=dict)
     reference: str = "static"
     frame_encoder: Mapping[str, Any] | None = None
+    template: TrainedRun | None = None
+
+    @property
+    def first(self) -> TrainedRun:
+        """The run whose file names the data that all rows share: the file's first, whichever rows are wanted."""
+        return self.template or next(iter(self.runs.values()))
 
     @property
     def row_names(self) -> list[str]:
@@ -158,6 +164,7 @@ class Comparison:
         return Comparison(
             **{
                 **self.__dict__,
+                "template": self.first,
                 "runs": {name: run for name, run in self.runs.items() if name in needed},
                 "adapted": {name: row for name, row in self.adapted.items() if name in needed},
                 "baselines": tuple(name for name in self.baselines if name in needed),

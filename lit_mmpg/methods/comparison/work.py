@@ -87,7 +87,7 @@ class Work:
 
     def data(self, seed: int) -> DeviceData:
         """The data that all runs share, as the first one names it; not set up."""
-        first = next(iter(self.comparison.runs.values()))
+        first = self.comparison.first
         path = find_config(first.config, self.comparison.path.parent)
         # Flags of the first run that concern its model mean nothing here, those that concern its data do.
         flags = [*first.test_flags, *self._seed_flags(seed), *self.flags]
@@ -345,7 +345,7 @@ def uri_of(comparison: Comparison, flags: Sequence[str]) -> tuple[str, str | Non
     """Store, experiment (where a flag or file names one) and whether runs are tracked at all, as the first run says."""
     from lit_mmpg.training.lightning_cli import CLI
 
-    first = next(iter(comparison.runs.values()))
+    first = comparison.first
     path = find_config(first.config, comparison.path.parent)
     cli = CLI(read_request("fit", ["--config", str(path), *flags]))
     return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False
