@@ -115,7 +115,7 @@ def _absent(
     if reason:
         return reason
     if precision not in bundle.precisions("model"):
-        return f"the bundle holds no {precision} graph; export with --precisions {precision}"
+        return f"the bundle holds no {precision} graph; {bundle.why_not('model', precision)}"
     if encoder and "encode" not in bundle.roles:
         return "the bundle holds no frame encoder; export with --frame-encoder"
     if scenario in NEEDS_PARAMETERS and not len(bundle.spec):

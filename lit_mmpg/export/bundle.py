@@ -145,9 +145,8 @@ def write_bundle(
             extra.append(CODEBOOKS)
         if options.weights:
             extra += _write_weights(source, folder)
-        graphs = tuple(variant.info for variant in variants if variant.written)
         files = {name: file_digest(folder / name) for name in extra}
-        write_manifest(folder, make_manifest(source, graphs, files, encoder.preprocessing if encoder else None))
+        write_manifest(folder, make_manifest(source, variants, files, encoder.preprocessing if encoder else None))
     return variants
 
 
@@ -232,7 +231,7 @@ def _variant(
 
 def make_manifest(
     source: Source,
-    graphs: tuple[GraphInfo, ...],
+    variants: Sequence[Variant],
     files: dict[str, str],
     preprocessing: Preprocessing | None = None,
 ) -> Manifest:
@@ -240,7 +239,7 @@ def make_manifest(
 
     Args:
         source: The checkpoint.
-        graphs: Graphs in the bundle.
+        variants: All graphs that were made.
         files: SHA-256 of every other file.
         preprocessing: What happens before the frame encoder, where the device model has none of its own.
     """
@@ -251,6 +250,10 @@ def make_manifest(
         preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
     features = network.config.encoder_features if pixels else network.shapes.frame[0]
     clips = 1 if shape.context == "clip" else shape.context_clips
+    left_out: dict[str, dict[str, str]] = {}
+    for variant in variants:
+        if not variant.written:
+            left_out.setdefault(variant.info.role, {})[variant.info.precision] = "; ".join(variant.problems)
     return Manifest(
         version=lit_mmpg.__version__,
         task=network.shapes.task,
@@ -269,6 +272,7 @@ def make_manifest(
         max_words=int(meta["max_words"]),
         vocabulary=dict(meta["vocabulary"]),
         answers=tuple(meta["answers"]["answers"]),
-        graphs=graphs,
+        graphs=tuple(variant.info for variant in variants if variant.written),
         files=files,
+        left_out=left_out,
     )

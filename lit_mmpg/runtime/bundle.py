@@ -211,8 +211,15 @@ class Bundle:
             raise UserError(f"{self.path} holds no graph for '{role}'{more}; it has {', '.join(self.roles)}")
         raise UserError(
             f"{self.path} holds '{role}' in {', '.join(self.precisions(role))}, not in {precision}; "
-            f"export with --precisions {precision}"
+            f"{self.why_not(role, precision)}"
         )
+
+    def why_not(self, role: str, precision: str) -> str:
+        """Why a variant is not in the bundle, in words: it was not good enough, or nobody asked for it."""
+        problem = self.manifest.left_out.get(role, {}).get(precision)
+        if problem:
+            return f"export left it out: {problem}"
+        return f"export with --precisions {precision}"
 
     def graph(self, role: str, precision: str = "fp32") -> Path:
         """Path of an ONNX file; raises as :meth:`info` does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_mmpg.errors import UserError
@@ -174,6 +174,7 @@ class Manifest:
         answers: Open-ended answers in the order of the scores; empty for other tasks.
         graphs: The ONNX files.
         files: SHA-256 of every other file, by name.
+        left_out: Variants that were not good enough to be shipped: role -> precision -> why.
     """
 
     version: str
@@ -193,6 +194,7 @@ class Manifest:
     answers: tuple[str, ...]
     graphs: tuple[GraphInfo, ...]
     files: dict[str, str]
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the schema and a digest over everything else."""
@@ -235,6 +237,7 @@ class Manifest:
                 answers=tuple(rest["answers"]),
                 graphs=tuple(_graph(graph) for graph in rest["graphs"]),
                 files=dict(rest["files"]),
+                left_out={str(role): dict(why) for role, why in rest.get("left_out", {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"manifest.json is malformed ({error}); export the bundle again") from error

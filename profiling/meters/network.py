@@ -16,6 +16,8 @@ class LinkModel:
     ``time = round trips x rtt + bits / rate``; ``energy = (base_w + w_per_mbit_s x rate) x transfer time + base_w x
     waiting + tail_w x tail_s``: the linear model of Huang et al., "A Close Examination of Performance and Power
     Characteristics of 4G LTE Networks", MobiSys 2012. The tail is the time that a radio stays awake after a transfer.
+    Of the figures in the shipped configurations the rates are those of its abstract; the powers were not compared with
+    its tables, which every row says.
 
     Attributes:
         name: For tables.

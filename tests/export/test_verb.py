@@ -9,6 +9,7 @@ import torch
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
+from lit_mmpg.errors import UserError
 from lit_mmpg.export.source import open_source
 from lit_mmpg.runtime.bundle import STATIC_CASE, Bundle
 from lit_mmpg.runtime.engines import create_engine
@@ -100,6 +101,9 @@ def test_failed_variant_is_reported_and_left_out(made, tmp_path, capsys, monkeyp
     bundle = Bundle.open(tmp_path / "b")
     assert bundle.precisions("model") == ["fp32"]
     assert not (tmp_path / "b" / "model.int8.onnx").exists()
+    assert "int8" in bundle.manifest.left_out["model"]
+    with pytest.raises(UserError, match=r"not in int8; export left it out: relative error .* > 1e-06"):
+        bundle.info("model", "int8")
 
 
 def error(capsys, *arguments: str) -> str:

@@ -8,7 +8,8 @@ Sources:
   device tree ``tegra234-p3701-0000.dtsi`` quoted in the issue 1613 of OE4T/meta-tegra;
 * Orin Nano and NX: NVIDIA Jetson Linux developer guide r35.6 and r36, Platform Power and Performance;
 * Thor: pull request 900 of rbonghi/jetson_stats (INA238 as VIN, microwatts), NVIDIA forum topic 366461 (INA238
-  measures the input, INA3221 the module); the labels of its three INA3221 rails are those that tegrastats prints there;
+  measures the input, INA3221 the module); the labels of its three INA3221 rails, and that VDD_GPU reads 0 while the GPU
+  is gated, are in the README of swsususu/ThorFAN (a developer kit with Jetson Linux 38.4);
 * TX2, Xavier, Nano on Jetson Linux 32: ``jetson/JetsonPowerRails.md`` of energymon/energymon, and the paths in the
   issue 131 of rbonghi/jetson_stats (``ina3221x/6-0040/iio:device0``).
 """
