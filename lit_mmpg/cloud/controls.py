@@ -26,7 +26,8 @@ class ConstantContext(nn.Module):
 
     def forward(self, reconstruction: Reconstruction, mask: Tensor) -> Tensor:
         """``[B, width]``, the same in each row."""
-        return self.vector.expand(len(mask), -1)
+        # A copy, no view: in inference mode a view of a parameter still asks for a gradient.
+        return self.vector.repeat(len(mask), 1)
 
 
 class ConditionContext(nn.Module):

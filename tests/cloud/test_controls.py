@@ -16,6 +16,7 @@ from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.cameras import FAMILIES, SEVERITIES, Camera, camera_conditions, sample_camera
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.adapted import Loaded, evaluate_adapted, load
+from lit_mmpg.methods.costs import device_costs
 from tests.integration import tiny
 from tests.integration.conftest import Trained, best_checkpoint, trained
 from tests.methods.conftest import pixel_world
@@ -80,6 +81,9 @@ def test_a_constant_context_makes_all_devices_the_same_and_sends_nothing(control
     assert any(bool(tensor.any()) for tensor in parameters)
     cost = evaluate_adapted(loaded, "unadapted").cost
     assert cost is not None and cost.upload_bytes == cost.download_bytes == 0
+    # A comparison measures what its devices pay before it keeps the row.
+    costs = device_costs(module_of(loaded), loaded.data)["cdc_mmpg"]
+    assert costs["adapt_flops"] == 0 and costs["answer_flops"] > 0
 
 
 def test_frozen_generators_are_random_and_stay_so(control: Callable[[str], Loaded]) -> None:
@@ -88,6 +92,7 @@ def test_frozen_generators_are_random_and_stay_so(control: Callable[[str], Loade
     for layer in module.adaptor.layers.values():
         for generator in layer.generators:
             assert not generator.weight.requires_grad and bool(generator.weight.any())
+    assert device_costs(module_of(control("frozen_random")), control("frozen_random").data)["cdc_mmpg"]["cloud_s"] > 0
     first, second = (tensor[:2] for tensor in personal(control("frozen_random"))[:2])
     assert not torch.equal(first[0], first[1]) and bool(second.any())
 
@@ -98,6 +103,7 @@ def test_film_sends_two_numbers_per_channel(control: Callable[[str], Loaded]) ->
     assert network.spec.size == 2 * (network.frame_projection.out_features + network.head.out_features)
     result = evaluate_adapted(loaded, "unadapted")
     assert result.cost is not None and result.cost.upload_bytes > 0
+    assert device_costs(module_of(loaded), loaded.data)["cdc_mmpg"]["cloud_s"] > 0
     values = 2 * network.spec.size  # fp16
     assert values < result.cost.download_bytes < values + 1500
 
@@ -108,6 +114,8 @@ def test_a_context_on_the_device_differs_between_devices_and_sends_nothing(contr
     assert not torch.equal(shift[0], shift[-1])
     cost = evaluate_adapted(loaded, "unadapted").cost
     assert cost is not None and cost.upload_bytes == cost.download_bytes == 0
+    costs = device_costs(module_of(loaded), loaded.data)["cdc_mmpg"]
+    assert costs["adapt_flops"] > 0 and costs["cloud_s"] is None  # the device generates
     static = trained_state(loaded)
     assert any(not torch.equal(tensor, static[name]) for name, tensor in loaded.subject.network.state_dict().items())
 
@@ -151,6 +159,7 @@ def test_the_oracle_is_told_the_camera_and_nothing_else(pixel_world: Loaded) -> 
     torch.testing.assert_close(swapped[0], own[0].flip(0))
     assert not torch.equal(own[0][0], own[0][-1])
     assert subject.upload_bytes == 0
+    assert device_costs(module, data)["cdc_mmpg"]["adapt_flops"] == 0
     checkpoint = {"state_dict": module.state_dict()}
     again = CloudModule(cloud=replace(module.cloud_config))
     again.network_config = module.network_config
