@@ -15,6 +15,7 @@ BOARD_VENV := .venv-board
 BOARD_STAMP := $(BOARD_VENV)/.installed
 BOARD_PYTHON ?= $(or $(shell for p in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$p && break; done),$(PYTHON))
+SOAK_MINUTES ?= 10
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
@@ -52,8 +53,10 @@ format: install ## let ruff rewrite what it can
 test: install lint ## lint and run every test (no network needed after the install)
 	@$(BIN)/python -m pytest
 
-soak: install ## long fuzzing, left out of make test
-	@$(BIN)/python -m pytest -m soak
+soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 of load on the service)
+	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \
+		|| echo "no atheris for this Python: coverage-guided fuzzing will be skipped"
+	@LIT_MMPG_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m soak
 
 # One thread: the demo's tensors are small, and waiting threads cost more than they bring on 2 cores.
 demo: install ## train, compare, export and profile on the embedded data (a few minutes)

@@ -1,7 +1,7 @@
 """The service: an ASGI application around one :class:`CloudHalf`.
 
 Only ``POST /v1/adapt`` is hot; it is a plain ASGI callable. Checks come in the order of their price: transport, key,
-rate, declared size, then the body, its form, its device, its checkpoint, its context, and only then the queue.
+rate, room in the queue, declared size, then the body, its form, its device, its checkpoint, its context.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class AdaptEndpoint:
         headers = dict(scope["headers"])
         key = self._authorise(scope, headers, about)
         self.limiter.take(key.name if key else _host(scope))
+        self.batcher.check_room()
         data = await read_body(
             receive, headers.get(b"content-length"), self.config.max_body_bytes, self.config.body_timeout_s
         )

@@ -65,14 +65,22 @@ class Batcher(Generic[_Q, _A]):
             await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
+    def check_room(self) -> None:
+        """Check that another question may wait.
+
+        Raises:
+            Refused: 503 when the queue is full.
+        """
+        if len(self._waiting) >= self.max_queue:
+            raise Refused(503, "overloaded", f"{self.max_queue} requests are waiting already", retry_after_s=1)
+
     async def ask(self, question: _Q) -> _A:
         """The answer to one question.
 
         Raises:
             Refused: 503 when the queue is full, 500 when the computation failed.
         """
-        if len(self._waiting) >= self.max_queue:
-            raise Refused(503, "overloaded", f"{self.max_queue} requests are waiting already", retry_after_s=1)
+        self.check_room()
         future: asyncio.Future[_A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
         self._arrived.set()

@@ -8,10 +8,8 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
-import shutil
 import signal
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +27,7 @@ from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.serving.keys import add_key
-from tests.serving.conftest import Guarded, Server, Start, free_port
+from tests.serving.conftest import Guarded, Server, Start, free_port, make_certificate
 from tests.serving.making import loaded, make_uploads, offline, same_bits
 
 HOLD_MS = 1500.0
@@ -125,15 +123,8 @@ def test_killed_in_mid_request_restarted_and_drained(start: Start, device: Calla
 @pytest.fixture(scope="session")
 def tls(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Guarded, Path]:
     """A service that speaks TLS, holds lone requests, queues two, and lets a key ask four times at once."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate with")
     folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=cloud", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, certificate = make_certificate(folder)
     keys = folder / "keys.json"
     fleet, kitchen = add_key(keys, "fleet", ["*"]), add_key(keys, "kitchen", ["kitchen"])
     server = start(
