@@ -19,10 +19,10 @@ SOAK_MINUTES ?= 10
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test soak lint format demo ui clean board-wheels
+.PHONY: help install test soak lint format demo ui clean board-wheels test-aarch64
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) $(BOARD_STAMP) ## make .venv with all that runs here, and .venv-board with what a board needs
 
@@ -40,6 +40,12 @@ $(BOARD_STAMP): pyproject.toml jetson/requirements.py | $(STAMP)
 
 board-wheels: install ## check that a board's requirements have aarch64 wheels (asks the package index)
 	@$(BIN)/python jetson/requirements.py --check 3.10 3.12
+
+# The bundle is a small one made by hand: what is tested is the path, on another instruction set.
+test-aarch64: install ## profile a bundle on an emulated aarch64 processor (Debian; downloads packages and wheels once)
+	@test -f .aarch64/bundle/manifest.json || $(BIN)/python -c 'from pathlib import Path; \
+		from tests.profiling.bundles import make_bundle; Path(".aarch64").mkdir(exist_ok=True); make_bundle(Path(".aarch64/bundle"))'
+	@jetson/emulate.sh .aarch64 .aarch64/bundle
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -31,7 +31,7 @@ h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0;max-width:80ch}
 .muted{color:#6b7280}.scroll{overflow-x:auto;margin:.6em 0}
 table{border-collapse:collapse;font-size:.88rem}th,td{padding:4px 10px;text-align:left;border-bottom:1px solid #e5e7eb;
 vertical-align:top}th{background:#f9fafb;white-space:nowrap}td.n{text-align:right;white-space:nowrap;
-font-variant-numeric:tabular-nums}td.w{min-width:16em}td.s{min-width:14em}td.e{white-space:nowrap}
+font-variant-numeric:tabular-nums}td.w{min-width:16em}td.s{min-width:17em}td.e{min-width:15em}td b{white-space:nowrap}
 .badge{display:inline-block;border-radius:9px;padding:0 8px;font-size:.8rem;background:#e5e7eb;white-space:nowrap}
 .ok{background:#d1fae5}.wrong,.failed{background:#fecaca}.compiled{background:#dbeafe}.warn{background:#fef3c7}
 .cards{display:flex;flex-wrap:wrap;gap:10px;margin:.8em 0}
@@ -124,8 +124,7 @@ def _latency(timed: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    header = ["engine", "precision", "batch", "scenario", "path", "status", "p50 ms", "p95 ms", "p99 ms", "cold ms"]
-    header += ["n", "peak RSS", "energy per unit"]
+    header = ["engine, scenario", "p50 ms", "p95 ms", "p99 ms", "cold ms", "n", "peak RSS", "energy per unit", "status"]
     body = []
     for row in rows:
         if row["status"] == "absent":
@@ -138,13 +137,14 @@ def _table(rows: Sequence[Row]) -> str:
         status = f'<span class="badge {row["status"]}">{escape(NOT_TIMED.get(row["status"], "ok"))}</span>'
         told = remarks(row) if row["status"] == "ok" else row["reason"] or ""
         peak = (row["memory"] or {}).get("peak_rss_bytes")
+        batch = "" if row["batch"] == 1 else f", batch {row['batch']}"
         cells = [
-            f"<td>{escape(engine_label(row))}</td><td>{row['precision']}</td><td class=n>{row['batch']}</td>",
-            f"<td>{row['scenario']}</td><td>{'pixels' if row['encoder_included'] else 'features'}</td>",
-            f"<td class=s>{status}{f'<br>{escape(told)}' if told else ''}</td>",
+            f"<td><b>{escape(engine_label(row))} {row['precision']}</b><br><span class=muted>{row['scenario']}{batch}, "
+            f"{'pixels' if row['encoder_included'] else 'features'}</span></td>",
             *(f"<td class=n>{format_ms(wall.get(key))}</td>" for key in ("p50_ms", "p95_ms", "p99_ms")),
             f"<td class=n>{format_ms(latency.get('cold_ms'))}</td><td class=n>{wall.get('count', '')}</td>",
             f"<td class=n>{format_bytes(peak) if peak else ''}</td><td class=e>{energy}</td>",
+            f"<td class=s>{status}{f' {escape(told)}' if told else ''}</td>",
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in header)

@@ -39,7 +39,9 @@ def format_energy(reading: Mapping[str, Any] | None) -> str:
     if reading is None:
         return "n/a"
     scale, unit = (1e3, "mJ") if abs(reading["gross_j_per_unit"]) < 1 else (1.0, "J")
-    text = f"{reading['gross_j_per_unit'] * scale:.3g} {unit} (net {reading['net_j_per_unit'] * scale:.3g})"
+    gross, net = reading["gross_j_per_unit"], reading["net_j_per_unit"]
+    share = f"{net * scale:.3g}" if abs(net) >= 0.01 * abs(gross) else "under 1 %"
+    text = f"{gross * scale:.3g} {unit} (net {share})"
     if reading.get("bound_j_per_unit") is not None:
         text += f" ±{reading['bound_j_per_unit'] * scale:.2g}"
     return f"~{text}" if reading["estimate"] else text

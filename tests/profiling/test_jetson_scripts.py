@@ -114,3 +114,8 @@ def test_install_script_names_what_is_wrong(tmp_path: Path) -> None:
         done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and message in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_emulation_says_what_it_needs() -> None:
+    done = subprocess.run([str(ROOT / "jetson" / "emulate.sh")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "jetson/emulate.sh FOLDER BUNDLE" in done.stdout
