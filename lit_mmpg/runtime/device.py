@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(argv))
     policy = parse_policy(options.policy)
+    if not 0 <= options.anchor_noise < float("inf"):
+        raise UserError(f"--anchor-noise {options.anchor_noise} must be 0 or more")
     videos = _videos(options.clips)
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)
@@ -55,7 +57,17 @@ def main(argv: Sequence[str]) -> int:
             client = stack.enter_context(CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout))
         session = stack.enter_context(DeviceSession(bundle, options.engine, options.precision))
         eye = Eye(session, options.frames)
-        device = Device(session, eye, questions, policy, client, options.device_id, folder, options.upload_codec)
+        device = Device(
+            session,
+            eye,
+            questions,
+            policy,
+            client,
+            options.device_id,
+            folder,
+            options.upload_codec,
+            options.anchor_noise,
+        )
         recorder = None
         if options.mlflow:
             params = {"device_id": options.device_id, "policy": str(policy), "cloud": options.cloud or "none"}
@@ -150,8 +162,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="text: a question about every clip per line; or CSV: video,question and, if wanted, answer and options",
     )
-    parser.add_argument("--policy", default="drift:0.3", help=f"when to ask: {KINDS} (default: %(default)s)")
+    parser.add_argument("--policy", default="drift:0.2", help=f"when to ask: {KINDS} (default: %(default)s)")
     parser.add_argument("--upload-codec", metavar="NAME", help="codec of the uploads (default: as trained)")
+    parser.add_argument(
+        "--anchor-noise",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="Gaussian noise on what is uploaded, as a share of its size (default: none)",
+    )
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
     parser.add_argument("--device-id", default="device", help="name of this device (default: %(default)s)")

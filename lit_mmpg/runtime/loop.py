@@ -61,6 +61,7 @@ class Device:
         device_id: Its name.
         folder: Where it keeps its state; ``None``: nowhere.
         upload_codec: Codec of its uploads; ``None``: that of the checkpoint.
+        noise: See :attr:`DeviceState.noise`.
         clock: Seconds that only grow; for tests.
 
     Raises:
@@ -77,6 +78,7 @@ class Device:
         device_id: str = "device",
         folder: StateFolder | None = None,
         upload_codec: str | None = None,
+        noise: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session, self.eye, self.questions, self.policy = session, eye, questions, policy
@@ -86,6 +88,7 @@ class Device:
         if client is not None:
             session.bundle.upload_codec(upload_codec)
             self.state.codec = upload_codec
+        self.state.noise = noise
         self.journal = Journal(self._folder, self.state.record) if self._folder else None
         self.source = restore(session, self.state)
         self._number = max(self.journal.last if self.journal else 0, (self.state.record or {}).get("number", 0))
@@ -120,7 +123,7 @@ class Device:
             self.state.see(self.session.project(look.features))
             situation = self.state.situation()
         if self.client is not None and self.clock() >= self._not_before:
-            asked = self.state.parameters is None or self.policy.asks(situation)
+            asked = self.policy.asks(situation)
             if asked:
                 outcome = adapt(self.session, self.state, self.client, self.device_id)
                 self._note(outcome)

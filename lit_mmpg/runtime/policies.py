@@ -1,7 +1,7 @@
 """When a device asks the cloud: always, every so many clips, on drift, on uncertainty.
 
-A reconstruction. Whatever the policy, a device without personal parameters asks. What a policy may know is a
-:class:`Situation`; it keeps nothing itself, so it can be changed between two starts of a device.
+A reconstruction. What a policy may know is a :class:`Situation`; it keeps nothing itself, so it can be changed between
+two starts of a device.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from lit_mmpg.errors import UserError
 
@@ -18,6 +20,8 @@ class Situation:
     """What a device knows when a clip has come into its context and nothing has been answered about it yet.
 
     Attributes:
+        personal: Whether the device has personal parameters.
+        context: Clips in the context.
         clips: Clips since the last adaptation, this one included.
         drift: Distance of the context's mean anchor from that at the last adaptation, as a share of the length of an
             anchor: 0 for none, about 1.4 for a context that has nothing in common with the former.
@@ -25,6 +29,8 @@ class Situation:
         uncertainty: One minus their mean confidence, 0 to 1; 0 where there is none.
     """
 
+    personal: bool
+    context: int
     clips: int
     drift: float
     answers: int
@@ -33,6 +39,17 @@ class Situation:
 
 RECENT = 12
 """Answers that count as recent."""
+
+
+def drift(means: np.ndarray, reference: np.ndarray) -> float:
+    """See :attr:`Situation.drift`.
+
+    Args:
+        means: ``[C, H]`` mean anchor of each clip of the context.
+        reference: ``[H]`` mean of those at the last adaptation.
+    """
+    length = float(np.sqrt(np.square(means).sum(1).mean()))
+    return float(np.linalg.norm(means.mean(0) - reference)) / max(length, 1e-9)
 
 
 class Policy(Protocol):
@@ -66,7 +83,7 @@ class EveryN:
 
     def asks(self, situation: Situation) -> bool:
         """See :class:`Policy`."""
-        return situation.clips >= self.clips
+        return not situation.personal or situation.clips >= self.clips
 
     def __str__(self) -> str:
         return f"every:{self.clips}"
@@ -76,16 +93,20 @@ class EveryN:
 class Drift:
     """When the context has moved away from what the parameters were made for.
 
-    A context that fills up moves, too: its first clips ask several times, a settled one never.
+    A context that fills up moves, too: its first clips ask several times, a settled one seldom.
 
     Attributes:
         distance: From which :attr:`Situation.drift` on, above 0.
+        first: Clips in the context for the first request: what a cloud makes of one clip may be worse than nothing.
     """
 
     distance: float
+    first: int = 3
 
     def asks(self, situation: Situation) -> bool:
         """See :class:`Policy`."""
+        if not situation.personal:
+            return situation.context >= self.first
         return situation.drift >= self.distance
 
     def __str__(self) -> str:
@@ -107,6 +128,8 @@ class Uncertainty:
 
     def asks(self, situation: Situation) -> bool:
         """See :class:`Policy`."""
+        if not situation.personal:
+            return True
         return situation.answers >= self.answers and situation.uncertainty >= self.level
 
     def __str__(self) -> str:

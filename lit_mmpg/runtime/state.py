@@ -21,7 +21,7 @@ from safetensors import numpy as safetensors_numpy
 from lit_mmpg.link import Upload
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.policies import RECENT, Situation
+from lit_mmpg.runtime.policies import RECENT, Situation, drift
 
 STATE_VERSION = 2
 
@@ -47,6 +47,8 @@ class DeviceState:
         sequence: Number of the next request; it only grows.
         note: Why an older state was left aside, if it was.
         codec: Codec of the uploads, as :meth:`Bundle.upload_codec` takes it; not kept on the disk.
+        noise: Size of the Gaussian noise on the anchors of new clips, as a share of their root mean square; not kept on
+            the disk. It is drawn once per clip, so that repeated uploads of a clip do not average it away.
         reference: ``[H]`` mean anchor of the context for which the parameters were made; ``None`` before.
         since: Clips that came into the context since then.
         confidences: Confidence of the recent answers since then.
@@ -59,6 +61,7 @@ class DeviceState:
     sequence: int = 0
     note: str | None = None
     codec: str | None = None
+    noise: float = 0.0
     reference: np.ndarray | None = None
     since: int = 0
     confidences: deque[float] = field(default_factory=deque)
@@ -77,7 +80,12 @@ class DeviceState:
         """
         rule = self.bundle.manifest.anchors
         if rule is not None:
-            self.clips.append(ContextClip(*select_anchors(projected, rule.count, rule.rule), len(projected)))
+            anchors, times, mask = select_anchors(projected, rule.count, rule.rule)
+            if self.noise:
+                size = self.noise * float(np.sqrt(np.square(anchors[mask]).mean()))
+                added = np.random.default_rng().normal(0.0, size, anchors.shape).astype(np.float32)
+                anchors = anchors + added * mask[:, None]
+            self.clips.append(ContextClip(anchors, times, mask, len(projected)))
             self.since += 1
 
     def answered(self, confidence: float) -> None:
@@ -92,13 +100,9 @@ class DeviceState:
 
     def situation(self) -> Situation:
         """What a policy may know."""
-        drift = 0.0
-        if self.reference is not None and self.clips:
-            means = self._means()
-            length = float(np.sqrt(np.square(means).sum(1).mean()))
-            drift = float(np.linalg.norm(means.mean(0) - self.reference)) / max(length, 1e-9)
+        moved = drift(self._means(), self.reference) if self.reference is not None and self.clips else 0.0
         unsure = 1 - float(np.mean(self.confidences)) if self.confidences else 0.0
-        return Situation(self.since, drift, len(self.confidences), unsure)
+        return Situation(self.parameters is not None, len(self.clips), self.since, moved, len(self.confidences), unsure)
 
     def _means(self) -> np.ndarray:
         """``[C, H]`` mean anchor of each clip."""

@@ -55,10 +55,17 @@ def bundle(made) -> Bundle:
 class Hands:
     """A device whose clock is turned by hand."""
 
-    def __init__(self, bundle: Bundle, url: str | None, policy: Policy, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        url: str | None,
+        policy: Policy,
+        folder: Path | None = None,
+        codec: str | None = None,
+    ) -> None:
         self.now = 0.0
         self.session = DeviceSession(bundle)
-        self.client = CloudClient(url, timeout_s=0.5) if url else None
+        self.client = CloudClient(url, timeout_s=5.0) if url else None
         self.folder = StateFolder(folder) if folder else None
         self.device = Device(
             self.session,
@@ -68,6 +75,7 @@ class Hands:
             self.client,
             "kitchen",
             self.folder,
+            codec,
             clock=lambda: self.now,
         )
 

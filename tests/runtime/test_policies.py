@@ -14,7 +14,11 @@ from lit_mmpg.runtime.questions import read_questions
 from lit_mmpg.runtime.state import DeviceState
 from tests.runtime.cloud_server import parameters_of
 
-CALM = Situation(clips=1, drift=0.0, answers=0, uncertainty=0.0)
+CALM = Situation(personal=True, context=4, clips=1, drift=0.0, answers=0, uncertainty=0.0)
+
+
+def situation(clips: int = 9, drift: float = 0.0, answers: int = 9, uncertainty: float = 0.0) -> Situation:
+    return Situation(True, 4, clips, drift, answers, uncertainty)
 
 
 @pytest.mark.parametrize(
@@ -60,11 +64,18 @@ def test_what_is_no_policy_is_refused(text: str) -> None:
 
 def test_rules() -> None:
     assert Always().asks(CALM)
-    assert [EveryN(3).asks(Situation(n, 9.0, 9, 0.9)) for n in (1, 2, 3, 4)] == [False, False, True, True]
-    assert [Drift(0.3).asks(Situation(9, d, 9, 0.9)) for d in (0.0, 0.29, 0.3, 1.0)] == [False, False, True, True]
+    assert [EveryN(3).asks(situation(n, 9.0, 9, 0.9)) for n in (1, 2, 3, 4)] == [False, False, True, True]
+    assert [Drift(0.3).asks(situation(9, d, 9, 0.9)) for d in (0.0, 0.29, 0.3, 1.0)] == [False, False, True, True]
     unsure = Uncertainty(0.5, answers=4)
-    assert [unsure.asks(Situation(9, 9.0, n, 0.6)) for n in (0, 3, 4, 9)] == [False, False, True, True]
-    assert not unsure.asks(Situation(9, 9.0, 9, 0.49))
+    assert [unsure.asks(situation(9, 9.0, n, 0.6)) for n in (0, 3, 4, 9)] == [False, False, True, True]
+    assert not unsure.asks(situation(9, 9.0, 9, 0.49))
+
+
+def test_without_parameters_all_ask_and_drift_waits_for_a_context() -> None:
+    new = [Situation(False, n, n, 0.0, 0, 0.0) for n in (1, 2, 3)]
+    for policy in (Always(), EveryN(50), Uncertainty(0.9)):
+        assert all(policy.asks(s) for s in new)
+    assert [Drift(9.0, first=3).asks(s) for s in new] == [False, False, True]
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def test_situation_is_what_happened_since_the_last_adaptation(state: DeviceState
     def film(around: np.ndarray) -> None:
         state.see((around + 0.1 * rng.normal(size=(3, width))).astype(np.float32))
 
-    assert state.situation() == Situation(0, 0.0, 0, 0.0)
+    assert state.situation() == Situation(False, 0, 0, 0.0, 0, 0.0)
     for _ in range(most):
         film(place)
     state.adopt(parameters_of(state.bundle, 0))
@@ -101,7 +112,17 @@ def test_situation_is_what_happened_since_the_last_adaptation(state: DeviceState
         state.answered(1.0)
     assert state.situation().uncertainty == 0 and state.situation().answers == RECENT
     state.adopt(parameters_of(state.bundle, 1))
-    assert state.situation() == Situation(0, 0.0, 0, 0.0)
+    assert state.situation() == Situation(True, most, 0, 0.0, 0, 0.0)
+
+
+def test_noise_is_drawn_once_per_clip_and_has_its_size(state: DeviceState) -> None:
+    width = state.bundle.manifest.frames.width
+    state.noise = 0.5
+    state.see(np.full((4, width), 3.0, np.float32))
+    (clip,) = state.clips
+    assert np.std(clip.anchors[clip.mask] - 3.0) == pytest.approx(1.5, rel=0.6)
+    first, second = state.upload("a"), state.upload("a")
+    np.testing.assert_array_equal(first.anchors, second.anchors)
 
 
 def test_questions_of_every_clip_and_of_single_ones(tmp_path: Path) -> None:

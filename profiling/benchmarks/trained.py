@@ -1,0 +1,98 @@
+"""A finished cloud half with its devices, for the benchmarks of the link: loading, and writing what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_mmpg.checkpoint import require_checkpoint
+from lit_mmpg.cloud.exchange import Anchors
+from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A cloud half and its data.
+
+    Attributes:
+        path: The checkpoint.
+        module: Both halves, in evaluation mode.
+        data: The data, set up.
+    """
+
+    path: Path
+    module: CloudModule
+    data: DeviceData
+
+    def name(self, device: int) -> str:
+        """Id of a device."""
+        return self.data.device_table.devices[device].id
+
+
+def load(path: str, flags: Sequence[str]) -> Trained:
+    """Load a cloud half.
+
+    Args:
+        path: The checkpoint.
+        flags: ``--data...`` flags as for ``lit-mmpg test``.
+
+    Raises:
+        UserError: If it is no cloud half whose parameters cross the link, or the data is not usable.
+    """
+    file = require_checkpoint(path)
+    from lit_mmpg.training.evaluation import restore
+
+    module, data = restore(file, flags)
+    if not isinstance(module, CloudModule):
+        raise UserError(f"{file} holds the device half; name the checkpoint of a cloud half")
+    if module.cloud_config.place != "cloud" or module.cloud_config.context != "anchors":
+        raise UserError(f"{file}: its devices send nothing (a control); name one with cloud.context=anchors")
+    return Trained(Path(file), module, data)
+
+
+def context_anchors(clips: Anchors, groups: Sequence[Sequence[int]], width: int) -> Anchors:
+    """Contexts made of clips whose anchors are known.
+
+    Args:
+        clips: Anchors of M clips, ``[1, M, K, ...]``.
+        groups: Clips of each context, oldest first, at least one.
+        width: Clips of the longest context.
+
+    Returns:
+        ``[B, width, K, ...]``; padding comes last.
+    """
+    index = torch.zeros(len(groups), width, dtype=torch.long)
+    real = torch.zeros(len(groups), width, dtype=torch.bool)
+    for b, group in enumerate(groups):
+        index[b, : len(group)], real[b, : len(group)] = torch.tensor(list(group)), True
+
+    def pick(tensor: Tensor) -> Tensor:
+        chosen = tensor[0][index]
+        return chosen * real.reshape(*real.shape, *[1] * (chosen.dim() - 2)).to(chosen.dtype)
+
+    return Anchors(pick(clips.features), pick(clips.times), pick(clips.mask), pick(clips.num_frames))
+
+
+def write_results(folder: str | Path, name: str, result: Mapping[str, Any], text: str) -> tuple[Path, Path]:
+    """Write ``NAME.json`` and ``NAME.md``, each in one step."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    files = []
+    for suffix, content in (("json", json.dumps(result, indent=1, allow_nan=False)), ("md", text)):
+        path = target / f"{name}.{suffix}"
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(content.rstrip("\n") + "\n", encoding="utf-8")
+        partial.replace(path)
+        files.append(path)
+    return files[0], files[1]
