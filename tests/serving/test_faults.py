@@ -222,12 +222,15 @@ def test_workers_share_a_port_and_its_counts_and_one_may_die(start: Start, modul
 def test_the_service_goes_on_while_devices_come_and_go(guarded: Guarded, bundle: Bundle) -> None:
     """Clients that give up early leave nothing behind that the others would notice."""
     upload = make_uploads(1, guarded.info)[0]
-    stop = threading.Event()
+    stop, gave_up = threading.Event(), []
 
     def impatient() -> None:
         while not stop.is_set():
-            with CloudClient(guarded.server.url, guarded.fleet, timeout_s=0.005) as client, pytest.raises(CloudError):
-                client.adapt(upload)
+            try:
+                with CloudClient(guarded.server.url, guarded.fleet, timeout_s=0.005) as client:
+                    client.adapt(upload)  # now and then it joins a batch that is about to end
+            except CloudError as error:
+                gave_up.append(error.reason)
 
     threads = [threading.Thread(target=impatient) for _ in range(3)]
     for thread in threads:
@@ -240,3 +243,4 @@ def test_the_service_goes_on_while_devices_come_and_go(guarded: Guarded, bundle:
         stop.set()
         for thread in threads:
             thread.join()
+    assert gave_up.count("timeout") > 10 and set(gave_up) == {"timeout"}

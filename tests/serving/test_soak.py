@@ -45,11 +45,12 @@ def test_memory_is_flat_under_good_and_hostile_load(start: Start) -> None:
             time.sleep(0.5)
             samples.append(resident_mib(server.process.pid))
         outcome: Outcome = pending.result()
-    assert set(outcome.latencies_s) == {200, 400, 409}, "nothing crashed, nothing was answered that should not be"
     early, late = (samples[len(samples) * k // 8 : len(samples) * (k + 1) // 8] for k in (2, 7))
     growth = statistics.median(late) - statistics.median(early)
     print(f"{outcome.count()} requests, {statistics.median(late):.0f} MiB, grown by {growth:.1f} MiB")
     assert growth < 8, samples
+    # Nothing crashed or was lost; 409 only where a flipped bit met the version.
+    assert {200, 400} <= set(outcome.latencies_s) <= {200, 400, 409}
 
 
 def test_a_thousand_devices_get_their_own_parameters(checkpoint: Path, tmp_path: Path) -> None:
