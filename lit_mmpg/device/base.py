@@ -164,19 +164,13 @@ class AnsweringModule(L.LightningModule):
         """Bytes per adaptation of each method."""
         return {}
 
-    def _start(self, groups: list[str], split: str, methods: list[str]) -> None:
-        kinds = [kind or "unknown" for kind in self.data.kinds]
-        clips = self.data.item_clips(split)
-        gallery = self.data.gallery
-        self.evaluation = Evaluation(self.data.task, groups, methods, kinds, clips, gallery).to(self.device)
-
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""
-        self._start(["val"], "val", self.methods[:1])
+        self.evaluation = Evaluation.over(self.data, ["val"], self.methods[:1]).to(self.device)
 
     def on_test_epoch_start(self) -> None:
         """Fresh metrics for each group of test devices."""
-        self._start(self.data.test_groups, "test", self.methods)
+        self.evaluation = Evaluation.over(self.data, self.data.test_groups, self.methods).to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the answers of the module's own method."""

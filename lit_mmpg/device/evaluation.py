@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.metrics.accuracy import DeviceAccuracy
 from lit_mmpg.metrics.retrieval import RECALL_AT, RetrievalMetrics, recall_probability
 from lit_mmpg.metrics.statistics import Interval, cluster_bootstrap, paired_cluster_bootstrap
+
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
 
 PRIMARY = {"open_ended": "accuracy", "multiple_choice": "accuracy", "retrieval": "t2v/mean_log_rank"}
 """The one metric of each task on which claims stand."""
@@ -64,7 +67,7 @@ class Evaluation(nn.Module):
         methods: Sequence[str],
         kinds: Sequence[str],
         item_clip: np.ndarray,
-        gallery: Literal["mixed", "device"] = "mixed",
+        gallery: Literal["mixed", "device"],
     ) -> None:
         super().__init__()
         self.task, self.groups, self.methods, self.item_clip = task, list(groups), list(methods), item_clip
@@ -74,6 +77,19 @@ class Evaluation(nn.Module):
 
         self.metrics = nn.ModuleList(metric() for _ in self.groups for _ in self.methods)
         self._items: dict[tuple[str, str], ItemResults] = {}
+
+    @classmethod
+    def over(cls, data: DeviceData, groups: Sequence[str], methods: Sequence[str]) -> Evaluation:
+        """An empty evaluation of the groups of some data, which says where a text's gallery ends.
+
+        Args:
+            data: The data, set up.
+            groups: ``["val"]``, or groups of test devices.
+            methods: Names of the methods.
+        """
+        kinds = [kind or "unknown" for kind in data.kinds]
+        split = "val" if list(groups) == ["val"] else "test"
+        return cls(data.task, groups, methods, kinds, data.item_clips(split), data.gallery)
 
     def _metric(self, group: str, method: str) -> DeviceAccuracy | RetrievalMetrics:
         metric = self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]

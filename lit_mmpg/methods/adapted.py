@@ -245,9 +245,7 @@ class _Runner:
         return evaluation
 
     def _evaluation(self, groups: list[str], methods: list[str]) -> Evaluation:
-        kinds = [kind or "unknown" for kind in self.data.kinds]
-        split = "val" if groups == ["val"] else "test"
-        return Evaluation(self.data.task, groups, methods, kinds, self.data.item_clips(split))
+        return Evaluation.over(self.data, groups, methods)
 
     def _support(self, group: Group) -> Episode:
         return Episode(group.support, self.subject.personal(group.context, group.support.device))

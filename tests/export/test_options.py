@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.source import Source, open_source
+from lit_mmpg.methods.adapted import evaluate_adapted, load
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.manifest import PRECISIONS
@@ -202,6 +204,24 @@ def test_a_device_sends_what_the_cloud_was_trained_on(filmed: tuple[Source, Bund
     np.testing.assert_array_equal(sent.num_frames, expected.num_frames[0, mask].numpy())
     anchors = expected.features[0, mask].numpy()
     np.testing.assert_allclose(sent.anchors, anchors, atol=1.01 * np.abs(anchors).max() / 127)  # int8
+
+
+def test_methods_that_adapt_rank_the_clips_of_each_camera_as_the_test_does(
+    filmed: tuple[Source, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = str(filmed[0].path.resolve())
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--ckpt_path", checkpoint, "--output", "own.json"]) == 0
+    own = {
+        (row["split"], row["metric"]): row["value"]
+        for row in json.loads(Path("own.json").read_text())["rows"]
+        if row["method"] == "cdc_mmpg" and "_minus_" not in row["metric"]
+    }
+    result = evaluate_adapted(load(checkpoint), "unadapted")
+    found = {(row["split"], row["metric"]): row["value"] for row in result.rows}
+    assert found == pytest.approx(own, abs=1e-6)
+    # Every camera has four clips to rank: a gallery that mixes the cameras has more places.
+    assert found["test_unseen", "t2v/MnR"] <= 4
 
 
 def test_the_encoder_of_a_bundle_makes_the_features_of_the_training(
