@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.writing import write_text
 
 Row = Mapping[str, Any]
 """``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``; None where not measured."""
@@ -127,13 +127,9 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
 
     NaN and infinity, which JSON cannot hold, become null.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     finite = [{key: None if _not_finite(value) else value for key, value in row.items()} for row in rows]
     text = json.dumps({"rows": finite}, indent=2, allow_nan=False)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(Path(path), text + "\n")
 
 
 def format_bytes(count: float | None) -> str:

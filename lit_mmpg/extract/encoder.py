@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.files import fingerprint_files
 from lit_mmpg.errors import UserError
-from lit_mmpg.extract.store import write_in_one_step
+from lit_mmpg.writing import write_bytes
 
 SETTINGS = "preprocessor_config.json"
 FILES = ("config.json", SETTINGS)
@@ -73,8 +73,8 @@ def prepare_graph(folder: Path, digest: str, edge: int | None, cache: Path) -> t
 
         encoder = load_encoder(str(folder), edge)
         cache.mkdir(parents=True, exist_ok=True)
-        write_in_one_step(graph, export_graph(encoder.spec()).SerializeToString())
+        write_bytes(graph, export_graph(encoder.spec()).SerializeToString())
         size = [encoder.preprocessing.height, encoder.preprocessing.width]
-        write_in_one_step(note, json.dumps(size).encode())
+        write_bytes(note, json.dumps(size).encode())
     height, width = json.loads(note.read_text(encoding="utf-8"))
     return graph, (int(height), int(width))

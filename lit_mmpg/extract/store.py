@@ -19,6 +19,7 @@ import numpy as np
 
 from lit_mmpg.data.features import IDS_DATASET
 from lit_mmpg.errors import UserError
+from lit_mmpg.writing import write_bytes
 
 LAYOUT_VERSION = 1
 
@@ -65,7 +66,7 @@ class Store:
         if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asdict(settings):
             shutil.rmtree(self.parts)  # an interrupted run with other settings: nothing of it can be used
         self.parts.mkdir(parents=True, exist_ok=True)
-        write_in_one_step(note, json.dumps(asdict(settings)).encode())
+        write_bytes(note, json.dumps(asdict(settings)).encode())
 
     def _read_output(self) -> dict[str, str]:
         import h5py
@@ -144,10 +145,3 @@ def clip_ids(videos: Sequence[Path]) -> dict[str, Path]:
             raise UserError(f"{path} and {found[path.stem].name} would both be clip '{path.stem}'; rename one of them")
         found[path.stem] = path
     return found
-
-
-def write_in_one_step(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a killed writer, never leaves half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)

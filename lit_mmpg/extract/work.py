@@ -18,8 +18,9 @@ import numpy as np
 
 from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.errors import UserError
-from lit_mmpg.extract.store import Settings, write_in_one_step
+from lit_mmpg.extract.store import Settings
 from lit_mmpg.runtime.video import sample_video
+from lit_mmpg.writing import write_bytes
 
 
 @dataclass(frozen=True)
@@ -118,5 +119,5 @@ def _extract(job: Job) -> Done:
         return Done(job, error=f"{job.video}: its features are not finite in {settings.dtype}")
     data = io.BytesIO()
     np.save(data, features)
-    write_in_one_step(Path(job.target), data.getvalue())
+    write_bytes(Path(job.target), data.getvalue())
     return Done(job, len(features))

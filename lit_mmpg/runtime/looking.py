@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.video import sample_video, video_digest
+from lit_mmpg.writing import write_bytes
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,5 @@ def _read(entry: Path, video: Path) -> Look | None:
 def _write(entry: Path, **arrays: np.ndarray) -> None:
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **arrays)
-    partial = entry.with_suffix(f".{os.getpid()}")
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data.getvalue())
-        partial.replace(entry)
-    except OSError:  # a full disk costs the memory, not the answer
-        partial.unlink(missing_ok=True)
+    with suppress(OSError):  # a full disk costs the memory, not the answer
+        write_bytes(entry, data.getvalue())

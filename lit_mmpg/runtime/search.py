@@ -26,6 +26,7 @@ from lit_mmpg.runtime.page import WIDTH, Hit, search_page
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import list_videos, picture_at
+from lit_mmpg.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,7 @@ def main(argv: Sequence[str]) -> int:
     if options.html:
         hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
         target = Path(options.html)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_text(search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]), encoding="utf-8")
-        partial.replace(target)
+        write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
         console.print(f"page: {escape(str(target))}")
     return 1 if problems else 0
 

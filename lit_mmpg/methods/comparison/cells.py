@@ -8,7 +8,6 @@ cell has been in work, so that a training that was cut short goes on from its la
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from lit_mmpg.writing import write_text
 
 if TYPE_CHECKING:
     from lit_mmpg.device.evaluation import Evaluation
@@ -186,13 +187,6 @@ class CellStore:
         """Remember the MLflow run of the comparison."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "parent.json", json.dumps({uri: run_id}))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def own_rows(rows: Sequence[Mapping[str, Any]], own: str, prefix: str = "") -> list[dict[str, Any]]:

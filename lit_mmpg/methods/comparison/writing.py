@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.methods.comparison.cells import write_text
 from lit_mmpg.methods.comparison.html import render
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
@@ -27,6 +26,7 @@ from lit_mmpg.methods.comparison.view import (
     split_rows,
 )
 from lit_mmpg.report import format_row
+from lit_mmpg.writing import write_text
 
 
 def write_report(results: Results, stem: Path) -> list[Path]:
