@@ -31,9 +31,9 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.link.product import PQ
 from lit_mmpg.metrics.statistics import two_way_cluster_bootstrap
-from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, Traffic
-from profiling.benchmarks.trained import Trained, load, write_results
+from profiling.benchmarks.trained import Trained, command
 
 PLAIN = ("fp32", "fp16", "int8", "int7", "int6", "int4")
 REFERENCE = LinkConfig("fp32", "fp32")
@@ -72,8 +72,6 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
         UserError: If the group has no devices.
     """
     module, data = trained.module, trained.data
-    split = "val" if group == "val" else "test"
-    kinds = [kind or "unknown" for kind in data.kinds]
     chosen = pairs(module.link, module.quantiser is not None)
     both = nn.ModuleList(m for m in (module.network, module.reasoner, module.pool, module.adaptor) if m is not None)
     digest = state_digest(both)
@@ -82,7 +80,7 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
         for pair in chosen
     }
     names = ["static", *map(str, chosen)]
-    evaluation = Evaluation(data.task, [group], names, kinds, data.item_clips(split), data.gallery)
+    evaluation = Evaluation.over(data, [group], names)
     batches = data.eval_batches(group)
     if not len(batches):
         raise UserError(f"the data has no devices in group {group}")
@@ -212,32 +210,33 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write ``NAME.json`` and ``NAME.md``."""
-    parser = argparse.ArgumentParser(prog="python -m profiling.benchmarks.codecs", description=__doc__)
-    parser.add_argument("--ckpt", required=True, help="checkpoint of a cloud half")
-    parser.add_argument("--group", default="test_unseen", choices=("val", "test_unseen"), help="default: %(default)s")
-    parser.add_argument("--name", default="codecs", help="name of the files (default: %(default)s)")
-    parser.add_argument("--output", default="outputs/benchmarks", metavar="DIR", help="default: %(default)s")
-    options, flags = parser.parse_known_args(argv)
-    console = wide_console()
-    try:
-        trained = load(options.ckpt, flags)
-        with console.status("") as status:
-            result: dict[str, Any] = {"checkpoint": str(trained.path), "flags": list(flags)}
-            result |= measure(trained, options.group, lambda text: status.update(text))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    files = write_results(options.output, options.name, result, markdown(result))
+def screen_table(result: dict[str, Any]) -> Table:
+    """The result for the screen."""
     table = Table("up / down", result["metric"], "minus fp32", "up, payload", "down, payload")
     for row in result["rows"]:
         gap = f"{row['minus_fp32']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
         sent = [format_bytes(row.get(f"{d}_payload_bytes")) for d in ("upload", "download")]
         table.add_row(row["codecs"], f"{row[result['metric']]:.4f}", gap, *sent)
-    console.print(table)
-    console.print(f"written: {files[0]}, {files[1]}", soft_wrap=True)
-    return 0
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write ``NAME.json`` and ``NAME.md``."""
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        groups = ("val", "test_unseen")
+        parser.add_argument("--group", default="test_unseen", choices=groups, help="default: %(default)s")
+        parser.add_argument("--name", default="codecs", help="name of the files (default: %(default)s)")
+
+    return command(
+        "codecs",
+        __doc__,
+        lambda trained, options, told: measure(trained, options.group, told),
+        markdown,
+        screen_table,
+        argv,
+        add_options=add_options,
+    )
 
 
 if __name__ == "__main__":

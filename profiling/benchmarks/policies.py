@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError
 from lit_mmpg.metrics.statistics import cluster_draws, interval
-from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.policies import Always, Drift, EveryN, Policy, Uncertainty
 from profiling.benchmarks.streams import Stream, Walk, follow, static, streams
-from profiling.benchmarks.trained import load, write_results
+from profiling.benchmarks.trained import Trained, command
 
 TARGET_SHARE, TARGET_REQUESTS = 0.95, 0.20
 GRID: dict[str, list[Policy]] = {
@@ -182,26 +180,16 @@ def _percent(share: float | None) -> str:
     return "n/a" if share is None else f"{100 * share:.0f} %"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write ``policies.json`` and ``policies.md``."""
-    parser = argparse.ArgumentParser(prog="python -m profiling.benchmarks.policies", description=__doc__)
-    parser.add_argument("--ckpt", required=True, help="checkpoint of a cloud half that answers questions")
-    parser.add_argument("--output", default="outputs/benchmarks", metavar="DIR", help="default: %(default)s")
-    options, flags = parser.parse_known_args(argv)
-    console = wide_console()
-    try:
-        trained = load(options.ckpt, flags)
-        with console.status("") as status:
-            sets = [streams(trained, group, lambda text: status.update(text)) for group in ("val", "test_unseen")]
-            status.update("walking the streams")
-            result = {"checkpoint": str(trained.path), "flags": list(flags), **measure(*sets)}
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    text = markdown(result)
-    files = write_results(options.output, "policies", result, text)
+def screen_table(result: dict[str, Any]) -> Table:
+    """The result for the screen."""
     table = Table(
-        "policy", "requests", "accuracy", "share of the gain", "random", title="chosen on validation, on test"
+        "policy",
+        "requests",
+        "accuracy",
+        "share of the gain",
+        "random",
+        title="chosen on validation, on test",
+        caption=f"static {result['static']:.1%}, always {result['always']:.1%}",
     )
     for row in result["chosen"]:
         table.add_row(
@@ -211,10 +199,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{_percent(row['share'])} [{_percent(row['low'])}, {_percent(row['high'])}]",
             _percent(row["random_share"]),
         )
-    console.print(f"static {result['static']:.1%}, always {result['always']:.1%}")
-    console.print(table)
-    console.print(f"written: {files[0]}, {files[1]}", soft_wrap=True)
-    return 0
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write ``policies.json`` and ``policies.md``."""
+
+    def figures(trained: Trained, options: argparse.Namespace, told: Callable[[str], None]) -> dict[str, Any]:
+        sets = [streams(trained, group, told) for group in ("val", "test_unseen")]
+        told("walking the streams")
+        return measure(*sets)
+
+    return command(
+        "policies",
+        __doc__,
+        figures,
+        markdown,
+        screen_table,
+        argv,
+        ckpt="checkpoint of a cloud half that answers questions",
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ stronger one may.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,8 +36,7 @@ from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.codecs import decode, encode
 from lit_mmpg.link.product import PQ
-from lit_mmpg.report import wide_console
-from profiling.benchmarks.trained import Trained, load, write_results
+from profiling.benchmarks.trained import Trained, command
 
 NOISES = (0.0, 0.25, 0.5, 1.0, 2.0)
 CODECS = ("fp32", "int8", "int4")
@@ -173,8 +171,7 @@ def accuracy(trained: Trained, group: str, codec: str, noise: float) -> dict[str
     module, data = trained.module, trained.data
     link = resolve(replace(module.link, upload_codec=codec), module.quantiser)
     exchange = Exchange(link, module.network.spec, state_digest(module.network))
-    kinds = [kind or "unknown" for kind in data.kinds]
-    evaluation = Evaluation(data.task, [group], ["own", "static"], kinds, data.item_clips("test"), data.gallery)
+    evaluation = Evaluation.over(data, [group], ["own", "static"])
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         for batch in data.eval_batches(group):
@@ -230,29 +227,26 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write ``privacy.json`` and ``privacy.md``."""
-    parser = argparse.ArgumentParser(prog="python -m profiling.benchmarks.privacy", description=__doc__)
-    parser.add_argument("--ckpt", required=True, help="checkpoint of a cloud half whose data has pixels")
-    parser.add_argument("--output", default="outputs/benchmarks", metavar="DIR", help="default: %(default)s")
-    options, flags = parser.parse_known_args(argv)
-    console = wide_console()
-    try:
-        trained = load(options.ckpt, flags)
-        with console.status("") as status:
-            result: dict[str, Any] = {"checkpoint": str(trained.path), "flags": list(flags)}
-            result |= measure(trained, "test_unseen", lambda text: status.update(text))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    files = write_results(options.output, "privacy", result, markdown(result))
+def screen_table(result: dict[str, Any]) -> Table:
+    """The result for the screen."""
     table = Table("upload", "noise", result["metric"], "pixels explained", f"found among {GALLERY}", "re-identified")
     for row in result["rows"]:
         shares = [f"{row[key]:.1%}" for key in ("own", "explained", "found", "same")]
         table.add_row(row["codec"], f"{row['noise']:g}", *shares)
-    console.print(table)
-    console.print(f"written: {files[0]}, {files[1]}", soft_wrap=True)
-    return 0
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write ``privacy.json`` and ``privacy.md``."""
+    return command(
+        "privacy",
+        __doc__,
+        lambda trained, options, told: measure(trained, "test_unseen", told),
+        markdown,
+        screen_table,
+        argv,
+        ckpt="checkpoint of a cloud half whose data has pixels",
+    )
 
 
 if __name__ == "__main__":

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.cloud.exchange import Anchors
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.errors import UserError
+from lit_mmpg.report import wide_console
+from lit_mmpg.writing import write_text
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -86,13 +90,52 @@ def context_anchors(clips: Anchors, groups: Sequence[Sequence[int]], width: int)
 
 def write_results(folder: str | Path, name: str, result: Mapping[str, Any], text: str) -> tuple[Path, Path]:
     """Write ``NAME.json`` and ``NAME.md``, each in one step."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    files = []
-    for suffix, content in (("json", json.dumps(result, indent=1, allow_nan=False)), ("md", text)):
-        path = target / f"{name}.{suffix}"
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(content.rstrip("\n") + "\n", encoding="utf-8")
-        partial.replace(path)
-        files.append(path)
-    return files[0], files[1]
+    files = Path(folder) / f"{name}.json", Path(folder) / f"{name}.md"
+    for path, content in zip(files, (json.dumps(result, indent=1, allow_nan=False), text), strict=True):
+        write_text(path, content.rstrip("\n") + "\n")
+    return files
+
+
+def command(
+    name: str,
+    description: str | None,
+    measure: Callable[[Trained, argparse.Namespace, Callable[[str], None]], dict[str, Any]],
+    markdown: Callable[[dict[str, Any]], str],
+    table: Callable[[dict[str, Any]], Table],
+    argv: Sequence[str] | None,
+    ckpt: str = "checkpoint of a cloud half",
+    add_options: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
+) -> int:
+    """A benchmark of the link as a command: load, measure, write ``NAME.json`` and ``NAME.md``, show a table.
+
+    Args:
+        name: Name of the benchmark.
+        description: For ``--help``.
+        measure: Figures of a checkpoint; told the options, and where to say what is at work.
+        markdown: The result for people.
+        table: The same, shorter, for the screen.
+        argv: Arguments; what no option knows are flags of the data.
+        ckpt: Help of ``--ckpt``.
+        add_options: Adds options of its own; one called ``name`` names the files.
+
+    Returns:
+        Exit status.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m profiling.benchmarks.{name}", description=description)
+    parser.add_argument("--ckpt", required=True, help=ckpt)
+    parser.add_argument("--output", default="outputs/benchmarks", metavar="DIR", help="default: %(default)s")
+    add_options(parser)
+    options, flags = parser.parse_known_args(argv)
+    console = wide_console()
+    try:
+        trained = load(options.ckpt, flags)
+        with console.status("") as status:
+            result: dict[str, Any] = {"checkpoint": str(trained.path), "flags": list(flags)}
+            result |= measure(trained, options, lambda text: status.update(text))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    files = write_results(options.output, getattr(options, "name", name), result, markdown(result))
+    console.print(table(result))
+    console.print(f"written: {files[0]}, {files[1]}", soft_wrap=True)
+    return 0
