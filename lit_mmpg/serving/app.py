@@ -26,7 +26,7 @@ from lit_mmpg.serving.batcher import Batcher
 from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
 from lit_mmpg.serving.errors import Refused
-from lit_mmpg.serving.keys import ApiKey, KeyRing
+from lit_mmpg.serving.keys import ApiKey, WatchedKeys
 from lit_mmpg.serving.limits import ImpatientProtocol, RateLimiter, read_body
 from lit_mmpg.serving.logs import configure
 from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics
@@ -55,7 +55,7 @@ class AdaptEndpoint:
         self,
         half: CloudHalf,
         config: ServeConfig,
-        keys: KeyRing | None,
+        keys: WatchedKeys | None,
         batcher: Batcher[Upload, bytes],
         metrics: Metrics,
     ) -> None:
@@ -158,7 +158,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
         UserError: If the file of keys is not usable.
     """
     metrics = Metrics()
-    keys = KeyRing.load(config.keys) if config.keys else None
+    keys = WatchedKeys(config.keys) if config.keys else None
     state = {"ready": False}
 
     def answer(uploads: Sequence[Upload]) -> list[bytes]:
@@ -182,7 +182,9 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
         await batcher.stop()
 
     async def healthz(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        # A liveness probe is to restart what computes for ever; a full queue is no reason to.
+        stuck = batcher.computing_s > config.stuck_s
+        return JSONResponse({"status": "stuck" if stuck else "ok"}, 503 if stuck else 200)
 
     async def readyz(request: Request) -> Response:
         full = batcher.waiting >= config.max_queue

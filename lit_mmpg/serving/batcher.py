@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,12 @@ class Batcher(Generic[_Q, _A]):
         self._full = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._task: asyncio.Task[None] | None = None
+        self._begun: float | None = None
+
+    @property
+    def computing_s(self) -> float:
+        """Seconds for which the batch at hand has been computed; 0 between batches."""
+        return 0.0 if self._begun is None else time.monotonic() - self._begun
 
     @property
     def waiting(self) -> int:
@@ -109,9 +116,11 @@ class Batcher(Generic[_Q, _A]):
 
     async def _answer(self, batch: list[tuple[_Q, asyncio.Future[_A]]]) -> None:
         loop = asyncio.get_running_loop()
+        self._begun = time.monotonic()
         try:
             answers = await loop.run_in_executor(self._thread, self._compute, [question for question, _ in batch])
         except Exception as error:
+            self._begun = None
             if len(batch) > 1:  # one question must not take the others with it
                 for single in batch:
                     await self._answer([single])
@@ -121,6 +130,7 @@ class Batcher(Generic[_Q, _A]):
             if not batch[0][1].done():
                 batch[0][1].set_exception(known)
             return
+        self._begun = None
         for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():
                 future.set_result(answer)

@@ -43,6 +43,7 @@ class ServeConfig:
         max_norm: Largest norm of an anchor.
         body_timeout_s: Longest time for a body to arrive.
         header_timeout_s: Longest time for headers to arrive.
+        stuck_s: How long a batch may be computed before ``/healthz`` says that the worker is stuck.
         rate_per_s: Requests per second and key (without keys: and address) in this worker; 0 for no limit.
         burst: Requests that a key may send at once.
         context: How much context an upload may bring.
@@ -62,6 +63,7 @@ class ServeConfig:
     max_norm: float = DEFAULT_MAX_NORM
     body_timeout_s: float = 10.0
     header_timeout_s: float = 10.0
+    stuck_s: float = 60.0
     rate_per_s: float = 0.0
     burst: float = 20.0
     context: ContextLimits = field(default_factory=ContextLimits)

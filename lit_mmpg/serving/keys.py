@@ -13,16 +13,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError, nearest
 
+_log = logging.getLogger("lit_mmpg.serving")
 _HEX_64 = re.compile("[0-9a-f]{64}")
 _SCHEME = b"bearer "
 
@@ -86,6 +89,52 @@ class KeyRing:
             if hmac.compare_digest(own, digest):
                 found = key
         return found
+
+
+class WatchedKeys:
+    """The keys of a file as it is now: keys that are added or removed count without a restart.
+
+    A file that has become unusable is logged and changes nothing: the keys read last stay valid until it is mended.
+
+    Args:
+        path: File of keys.
+        every_s: How often the file is looked at, at most.
+        clock: Seconds from a clock that never goes back.
+
+    Raises:
+        UserError: If the file is not usable at the start.
+    """
+
+    def __init__(self, path: str | Path, every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path, self.every_s, self._clock = Path(path), every_s, clock
+        self._version, self._looked = self._stat(), clock()
+        self._ring = KeyRing.load(self.path)
+
+    def find(self, authorization: bytes | None) -> ApiKey | None:
+        """As :meth:`KeyRing.find`."""
+        if self._clock() - self._looked >= self.every_s:
+            self._look()
+        return self._ring.find(authorization)
+
+    def _look(self) -> None:
+        self._looked = self._clock()
+        version = self._stat()
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._ring = KeyRing.load(self.path)
+        except UserError as error:
+            _log.error("keys not read", extra={"event": "keys", "detail": f"{error}; the keys read last stay valid"})
+        else:
+            _log.info("keys read", extra={"event": "keys", "detail": f"{len(self._ring.keys)} keys"})
+
+    def _stat(self) -> tuple[int, ...]:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ()
+        return found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
 
 
 def add_key(path: str | Path, name: str, devices: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def document(config: ServeConfig) -> dict[str, Any]:
         "paths": {
             "/v1/adapt": {"post": adapt},
             "/v1/info": get("info", "What this service speaks and holds", schema("Info")),
-            "/healthz": get("health", "The process is alive", schema("Status")),
+            "/healthz": get("health", "It computes", schema("Status"), "A batch has been computed for too long."),
             "/readyz": get("ready", "It accepts uploads", schema("Status"), "It is stopping, or its queue is full."),
             "/metrics": get("metrics", "Prometheus metrics", {"text/plain": {"schema": text}}),
             "/openapi.json": get("openapi", "This document", {"application/json": {"schema": {"type": "object"}}}),
@@ -95,7 +95,7 @@ def document(config: ServeConfig) -> dict[str, Any]:
         "components": {
             "schemas": {
                 "Error": _object({"error": text, "detail": text}),
-                "Status": _object({"status": {"enum": ["ok", "overloaded", "stopping"]}}),
+                "Status": _object({"status": {"enum": ["ok", "overloaded", "stopping", "stuck"]}}),
                 "Info": _object(info),
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--max-wait-ms", type=float, default=default.max_wait_ms, help="wait of the first for company")
     group.add_argument("--max-queue", type=_count, default=default.max_queue, help="most uploads that wait, then 503")
     group = parser.add_argument_group("access")
-    group.add_argument("--keys", help="file of API keys; needed beyond loopback")
+    group.add_argument("--keys", help="file of API keys; needed beyond loopback; changes count within a second")
     group.add_argument(
         "--new-key", metavar="NAME", help="make a key, write its digest to --keys, show it once, and end"
     )
@@ -104,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--body-timeout-s", type=float, default=default.body_timeout_s, help="time for a body to arrive")
     group.add_argument("--header-timeout-s", type=float, default=default.header_timeout_s, help="the same for headers")
     group.add_argument("--keep-alive-s", type=int, default=30, help="how long an idle connection stays open")
+    group.add_argument(
+        "--stuck-s", type=float, default=default.stuck_s, help="time for one batch, then /healthz answers 503"
+    )
     group.add_argument("--drain-s", type=int, default=30, help="time to finish requests after SIGTERM")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="log lines")
     parser.add_argument("--log-requests", action="store_true", help="log every request, not only refused ones")
@@ -140,7 +143,7 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         raise UserError(
             f"--download-codec {options.download_codec} does not exist; choose from {', '.join(codec_names())}"
         )
-    for name in ("rate", "max_wait_ms", "body_timeout_s", "header_timeout_s"):
+    for name in ("rate", "max_wait_ms", "body_timeout_s", "header_timeout_s", "stuck_s"):
         if not 0 <= getattr(options, name) < 1e6:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -155,6 +158,7 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         max_body_bytes=options.max_body_bytes,
         body_timeout_s=options.body_timeout_s,
         header_timeout_s=options.header_timeout_s,
+        stuck_s=options.stuck_s,
         rate_per_s=options.rate / options.workers,
         burst=max(1.0, options.burst / options.workers),
         context=ContextLimits(options.max_clips, options.max_anchors, options.max_frames),

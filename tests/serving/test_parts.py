@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
+from lit_mmpg.serving.app import create_app
 from lit_mmpg.serving.batcher import Batcher
+from lit_mmpg.serving.cloud_half import CloudHalf
+from lit_mmpg.serving.config import ServeConfig
 from lit_mmpg.serving.errors import Refused
-from lit_mmpg.serving.keys import KeyRing, add_key
+from lit_mmpg.serving.keys import KeyRing, WatchedKeys, add_key
 from lit_mmpg.serving.limits import MOST_CLIENTS, RateLimiter, read_body
 
 # -- batches -----------------------------------------------------------------------------------------------------
@@ -202,3 +207,49 @@ def test_mistakes_are_said_before_anything_is_loaded(
     assert "chmod 600" in error(*ckpt, "--keys", str(keys))
     device = next(p for p in checkpoint.parents[2].glob("*/checkpoints/best.ckpt") if p != checkpoint)
     assert "holds the device half, expected the cloud half" in error("--ckpt", str(device))
+
+
+def test_keys_of_a_running_service_follow_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, now = tmp_path / "keys.json", [0.0]
+    first = f"Bearer {add_key(path, 'first', ['*'])}".encode()
+    keys = WatchedKeys(path, clock=lambda: now[0])
+    second = f"Bearer {add_key(path, 'second', ['*'])}".encode()
+    assert keys.find(first) and keys.find(second) is None, "looked at before its time"
+    now[0] = 1.0
+    assert keys.find(first) and keys.find(second)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"keys": content["keys"][1:]}))
+    now[0] = 2.0
+    assert keys.find(first) is None and keys.find(second), "a key that was removed is still taken"
+    for broken in ("{", json.dumps({"keys": []}), None):
+        path.unlink() if broken is None else path.write_text(broken)
+        now[0] += 1
+        caplog.clear()
+        with caplog.at_level(logging.ERROR, "lit_mmpg.serving"):
+            assert keys.find(second), "a slip of the pen locks every device out"
+            now[0] += 1
+            assert keys.find(second)
+        assert len(caplog.records) == 1, "one line for each version of the file"
+
+
+def test_a_batch_that_never_ends_is_seen_by_the_liveness_probe(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, gate = CloudHalf.load(str(checkpoint), None, "cpu", ServeConfig("").context), threading.Event()
+    app = create_app(half, ServeConfig(str(checkpoint), stuck_s=0.02))
+    monkeypatch.setattr(app.state.batcher, "_compute", lambda questions: [b"" for _ in questions if gate.wait(10)])
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            app.state.batcher.start()
+            found = [(await client.get("/healthz")).status_code]
+            asked = asyncio.create_task(app.state.batcher.ask(None))
+            await asyncio.sleep(0.1)
+            found.append((await client.get("/healthz")).status_code)
+            gate.set()
+            await asked
+            found.append((await client.get("/healthz")).status_code)
+            await app.state.batcher.stop()
+        return found
+
+    assert asyncio.run(run()) == [200, 503, 200]
