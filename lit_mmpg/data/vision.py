@@ -81,33 +81,27 @@ def run_graph(session: Any, pixels: np.ndarray, at_once: int = 32) -> np.ndarray
 
 
 def _export(folder: Path, size: int, target: Path) -> None:
-    import json
-
     import torch
-    from torch.nn import functional as F
-    from transformers import AutoModel
 
-    try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"data.encoder {folder}: not a vision encoder that can be loaded ({error})") from error
-    settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    mean = torch.tensor(settings.get("image_mean", [0.5, 0.5, 0.5])).reshape(1, 3, 1, 1)
-    spread = torch.tensor(settings.get("image_std", [0.5, 0.5, 0.5])).reshape(1, 3, 1, 1)
+    from lit_mmpg.vision import load_vision_model
 
-    class Pixels(torch.nn.Module):
-        """Resize, normalise, encode, pool."""
+    encoder = load_vision_model(str(folder), size, "data.encoder").module
+
+    class Resized(torch.nn.Module):
+        """Resize inside the graph: simulated cameras film pixels of any size."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.encoder = encoder
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = F.interpolate(pixels.float() / 255, (size, size), mode="bilinear", align_corners=False)
-            return self.model((x - mean) / spread).pooler_output.flatten(1)
+            """``[N, 3, H, W]`` uint8 ``-> [N, D]``."""
+            x = torch.nn.functional.interpolate(pixels.float(), (size, size), mode="bilinear", align_corners=False)
+            features: torch.Tensor = self.encoder(x)
+            return features
 
     example = torch.randint(0, 256, (2, 3, 72, 96), dtype=torch.uint8)
-    wrapped = Pixels().eval()
+    wrapped = Resized().eval()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder_name:
         path = Path(folder_name) / "encoder.onnx"
