@@ -27,7 +27,8 @@ from lit_mmpg.data.features import FeatureStore
 from lit_mmpg.data.filming import FilmedFeatures, Shot, film
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.readers import fingerprint_files, require_path
-from lit_mmpg.data.records import Clip
+from lit_mmpg.data.records import Clip, FrameSource
+from lit_mmpg.data.reflections import STRENGTHS, Reflection, middle
 from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.errors import UserError
 
@@ -57,6 +58,8 @@ class CameraPopulation:
         shifted_training: ``false`` lets the training devices film without their cameras: the clean-trained rivals.
         clean_every: Every so many training cameras, one changes nothing, so that clean frames are not forgotten; 0:
             none.
+        reflections: Each camera stands behind glass that mirrors a scene of its own, with severities 1 to this in turn;
+            0: no glass. The scenes of training cameras are no scenes of others.
         seed: Seed of the population.
     """
 
@@ -75,6 +78,7 @@ class CameraPopulation:
     held_out: str = "compression"
     shifted_training: bool = True
     clean_every: int = 16
+    reflections: int = 0
     seed: int = 0
 
     def check(self) -> None:
@@ -98,13 +102,13 @@ class CameraPopulation:
                 f"data.cameras: min_families {self.min_families} and max_families {self.max_families} must be in order "
                 f"and at most {most}"
             )
-        if self.max_severity not in range(6):
-            raise UserError(f"data.cameras.max_severity is {self.max_severity}; it must be 0 to 5")
+        for name in ("max_severity", "reflections"):
+            if getattr(self, name) not in range(6):
+                raise UserError(f"data.cameras.{name} is {getattr(self, name)}; it must be 0 to 5")
 
     def camera(self, group: str, index: int) -> Camera:
         """Camera ``index`` of a group; the same whatever the other settings of the population are."""
-        clean = group == "train" and self.clean_every and index % self.clean_every == self.clean_every - 1
-        if clean or not self.max_severity:
+        if self._is_clean(group, index) or not self.max_severity:
             return CLEAN
         rng = np.random.default_rng([self.seed, zlib.crc32(group.encode()), index])
         known = [family for family in FAMILIES if family != self.held_out]
@@ -113,6 +117,24 @@ class CameraPopulation:
         if self.held_out and group == "test" and index % 4 == 3:
             chosen[0] = self.held_out
         return sample_camera(rng, 1 + index % self.max_severity, chosen)
+
+    def reflection(self, group: str, index: int, scenes: Sequence[str]) -> Reflection | None:
+        """What is mirrored in the glass before camera ``index`` of a group.
+
+        Args:
+            group: ``train``, ``val`` or ``test``.
+            index: Index in the group.
+            scenes: Training clips; one half is mirrored before training cameras, the other before all others.
+        """
+        if self._is_clean(group, index) or not self.reflections:
+            return None
+        order = np.random.default_rng([self.seed, zlib.crc32(b"scenes")]).permutation(sorted(scenes))
+        half = order[: len(order) // 2] if group == "train" else order[len(order) // 2 :]
+        rng = np.random.default_rng([self.seed, zlib.crc32(f"reflection {group}".encode()), index])
+        return Reflection(str(rng.choice(half)), STRENGTHS[index % self.reflections])
+
+    def _is_clean(self, group: str, index: int) -> bool:
+        return bool(group == "train" and self.clean_every and index % self.clean_every == self.clean_every - 1)
 
 
 @dataclass(frozen=True)
@@ -132,6 +154,8 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
     population.check()
     names = {split: [clip.id for clip in clips if clip.split == split] for split in ("train", "val", "test")}
     needed = {"train": population.clips_per_camera, "val": 2}
+    if population.reflections and len(names["train"]) < 2:
+        raise UserError("data.cameras.reflections needs training clips as scenes; add some, or set it to 0")
     for split, count in needed.items():
         if names[split] and len(names[split]) < count:
             raise UserError(
@@ -146,9 +170,14 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
     def rng_of(*key: str | int) -> np.random.Generator:
         return np.random.default_rng([population.seed, *(zlib.crc32(str(part).encode()) for part in key)])
 
-    def add(name: str, camera: Camera, films: Sequence[str], index: int) -> int:
-        devices.append(Device(name, camera.describe() or {"camera": "clean"}, -1 if camera == CLEAN else index))
-        shots[len(devices) - 1] = Shot(camera, population.seed, tuple(films))
+    def add(name: str, group: str, films: Sequence[str], index: int) -> int:
+        camera, reflection = CLEAN, None
+        if group != "clean":
+            camera = population.camera(group, index)
+            reflection = population.reflection(group, index, names["train"])
+        shot = Shot(camera, population.seed, tuple(films), reflection)
+        devices.append(Device(name, shot.describe(), -1 if shot.clean else index))
+        shots[len(devices) - 1] = shot
         return len(devices) - 1
 
     if names["train"]:
@@ -163,10 +192,10 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
             films, order = order[: population.clips_per_camera], order[population.clips_per_camera :]
             if i not in chosen:
                 continue
-            camera = population.camera("train", i) if population.shifted_training else CLEAN
             films = list(dict.fromkeys(films))
             extra = names["test"] if i < population.seen else []
-            device = add(f"train{i:04d}", camera, [*films, *extra], i)
+            group = "train" if population.shifted_training else "clean"
+            device = add(f"train{i:04d}", group, [*films, *extra], i)
             timelines["train"][device] = tuple(films)
             if extra and population.shifted_training:
                 timelines.setdefault("test_seen", {})[device] = tuple(extra)
@@ -176,7 +205,7 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
         seen, asked = shuffled[:half], shuffled[half:]
         timelines["val"], histories["val"] = {}, {}
         for i in range(population.val):
-            device = add(f"val{i:03d}", population.camera("val", i), [*seen, *asked], i)
+            device = add(f"val{i:03d}", "val", [*seen, *asked], i)
             timelines["val"][device] = tuple(asked)
             histories["val"][device] = tuple(rng_of("val", i).permutation(seen)[: population.history].tolist())
     if names["test"]:
@@ -186,13 +215,14 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
             ("test_clean", "clean", population.clean),
         ):
             for i in range(count):
-                camera = population.camera("test", i) if prefix == "test" else CLEAN
                 history = tuple(rng_of(prefix, i).permutation(before)[: population.history].tolist())
                 films = list(dict.fromkeys([*names["test"], *history]))
-                device = add(f"{prefix}{i:03d}", camera, films, i)
+                device = add(f"{prefix}{i:03d}", prefix, films, i)
                 timelines.setdefault(group, {})[device] = tuple(names["test"])
                 histories.setdefault(group, {})[device] = history
     recipe: dict[str, Any] = {"kind": "cameras", **asdict(population)}
+    if not population.reflections:
+        del recipe["reflections"]  # a population without glass is the one that it was before there was any
     return _Plan(DeviceTable(tuple(devices), timelines, recipe, histories), shots)
 
 
@@ -260,7 +290,7 @@ class CameraClipsData(VideoData):
         plan = plan_cameras(clips, self._population())
         content = fingerprint_files([self.root / self.features])
         every = {-1: Shot(CLEAN, 0, tuple(sorted(kept)))}
-        shifted = {device: shot for device, shot in plan.shots.items() if shot.camera != CLEAN}
+        shifted = {device: shot for device, shot in plan.shots.items() if not shot.clean}
         paths = film(images, encoder, {**shifted, **every}, self.cache_dir, content)
         lengths = {clip: images.num_frames(clip) for clip in kept}
         return Corpus(
@@ -273,14 +303,15 @@ class CameraClipsData(VideoData):
             clean=clean,
             filmed=FilmedFeatures(plan.shots, paths, lengths, clean),
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
-            conditions=np.stack([camera_conditions(plan.shots[d].camera) for d in range(len(plan.table.devices))]),
+            conditions=_conditions(plan, clean),
         )
 
     def _population(self) -> CameraPopulation:
         if self._trained is None:
             return self.cameras
         recipe = dict(self._trained["recipe"])
-        if recipe.pop("kind", None) != "cameras" or set(recipe) != {entry.name for entry in fields(CameraPopulation)}:
+        known = {entry.name for entry in fields(CameraPopulation)}
+        if recipe.pop("kind", None) != "cameras" or {*recipe, "reflections"} != known:
             raise UserError(
                 f"{self._where()}: the checkpoint was trained on data whose devices are no cameras; name data of its "
                 "kind (data.class_path), or train on this data"
@@ -297,3 +328,18 @@ class CameraClipsData(VideoData):
 def _store(path: Path, clips: Sequence[str], lengths: dict[str, int]) -> FeatureStore:
     offsets = np.concatenate([[0], np.cumsum([lengths[clip] for clip in clips])]).astype(np.int64)
     return FeatureStore(clips, np.load(path, allow_pickle=False), offsets, path)
+
+
+def _conditions(plan: _Plan, clean: FrameSource) -> np.ndarray:
+    """What an oracle is told of each device: settings of its camera, and behind glass what the glass mirrors."""
+    shots = [plan.shots[device] for device in range(len(plan.table.devices))]
+    settings = np.stack([camera_conditions(shot.camera) for shot in shots])
+    if all(shot.reflection is None for shot in shots):
+        return settings
+    width = clean.frames(shots[0].clips[0]).shape[1]
+    scenes = np.zeros((len(shots), 1 + width), np.float32)
+    for row, shot in zip(scenes, shots, strict=True):
+        if shot.reflection is not None:
+            row[0] = 3 * shot.reflection.share
+            row[1:] = row[0] * middle(clean.frames(shot.reflection.clip))
+    return np.concatenate([settings, scenes], 1)

@@ -22,6 +22,7 @@ import numpy as np
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.records import FrameSource
+from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
 
 _log = logging.getLogger(__name__)
@@ -38,11 +39,23 @@ class Shot:
         camera: The camera.
         seed: Seed of its noise.
         clips: Ids of the clips.
+        reflection: What is mirrored in the glass before it; none: there is no glass.
     """
 
     camera: Camera
     seed: int
     clips: tuple[str, ...]
+    reflection: Reflection | None = None
+
+    @property
+    def clean(self) -> bool:
+        """True where the clips pass unchanged."""
+        return self.camera.is_identity and self.reflection is None
+
+    def describe(self) -> dict[str, str]:
+        """What happens to the clips, for people."""
+        glass = {} if self.reflection is None else {"reflection": self.reflection.describe()}
+        return {**glass, **self.camera.describe()} or {"camera": "clean"}
 
 
 class FilmedFeatures:
@@ -109,7 +122,7 @@ def film(
     if missing:
         # All clips, not only those that are missing now: one file of pixels then serves every later extraction.
         pixels = _unpack(
-            images, sorted({clip for shot in shots.values() for clip in shot.clips}), cache_dir, fingerprint
+            images, sorted({clip for shot in shots.values() for clip in _sources(shot)}), cache_dir, fingerprint
         )
         _work(missing, pixels, str(encoder.prepare()), workers or len(os.sched_getaffinity(0)))
     return paths
@@ -118,7 +131,14 @@ def film(
 def _digest(shot: Shot, images: ImageFrames, encoder: FrameEncoder, fingerprint: str) -> str:
     lengths = [images.num_frames(clip) for clip in shot.clips]
     content = [FILMING_VERSION, fingerprint, encoder.digest, asdict(shot.camera), shot.seed, shot.clips, lengths]
+    if shot.reflection is not None:
+        content += [asdict(shot.reflection), images.num_frames(shot.reflection.clip)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sources(shot: Shot) -> tuple[str, ...]:
+    """Clips whose pixels are needed."""
+    return shot.clips if shot.reflection is None else (*shot.clips, shot.reflection.clip)
 
 
 @dataclass(frozen=True)
@@ -185,11 +205,17 @@ def _begin(pixels: _Pixels, graph: str) -> None:
 
 
 def _film_one(shot: Shot, path: str) -> None:
-    rows, pixels = _STATE["rows"], _STATE["pixels"]
-    filmed = [
-        apply(shot.camera, np.asarray(pixels[slice(*rows[clip])]), noise_seed(shot.seed, clip)) for clip in shot.clips
-    ]
-    features = run_graph(_STATE["session"], np.concatenate(filmed)).astype(np.float16)
+    def pixels(clip: str) -> np.ndarray:
+        return np.asarray(_STATE["pixels"][slice(*_STATE["rows"][clip])])
+
+    def seen(clip: str) -> np.ndarray:
+        frames = pixels(clip)
+        if shot.reflection is not None:
+            frames = reflect(shot.reflection, frames, middle(pixels(shot.reflection.clip)))
+        return apply(shot.camera, frames, noise_seed(shot.seed, clip))
+
+    filmed = np.concatenate([seen(clip) for clip in shot.clips])
+    features = run_graph(_STATE["session"], filmed).astype(np.float16)
     partial = f"{path}.{os.getpid()}"
     with open(partial, "wb") as file:
         np.save(file, features)
