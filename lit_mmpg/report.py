@@ -99,7 +99,9 @@ def format_row(row: Row) -> str:
     def number(value: float | None) -> str:
         if value is None:
             return "n/a"
-        return f"{value * scale:{sign}.1f}" if scale == 100.0 else f"{value:{sign}.3g}"
+        if scale == 100.0:
+            return f"{value * scale:{sign}.1f}"
+        return f"{value:+.3f}" if sign else f"{value:.3g}"  # a difference near 0 needs no exponent
 
     text = number(row["value"])
     low, high = row.get("low"), row.get("high")

@@ -149,7 +149,8 @@ def forest(ranges: Sequence[Range], title: str, scale: float = 1.0) -> str:
         title: What the value is.
         scale: Factor of the axis.
     """
-    left, right, top, step = 210.0, WIDTH - 150.0, 14.0, 26.0
+    texts = max((len(r.text) for r in ranges), default=0)
+    left, right, top, step = 210.0, WIDTH - max(150.0, 20 + 7.0 * texts), 14.0, 26.0
     bounds = [b * scale for r in ranges for b in (r.value, r.low, r.high) if b is not None] + [0.0]
     low, high = min(bounds), max(bounds)
     margin = 0.06 * (high - low) or 1.0
