@@ -118,20 +118,23 @@ class CameraPopulation:
             chosen[0] = self.held_out
         return sample_camera(rng, 1 + index % self.max_severity, chosen)
 
-    def reflection(self, group: str, index: int, scenes: Sequence[str]) -> Reflection | None:
+    def scenes(self, clips: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Training clips that are mirrored before training cameras, and those that are mirrored before all others."""
+        order = np.random.default_rng([self.seed, zlib.crc32(b"scenes")]).permutation(sorted(clips))
+        return order[: len(order) // 2], order[len(order) // 2 :]
+
+    def reflection(self, group: str, index: int, scenes: np.ndarray) -> Reflection | None:
         """What is mirrored in the glass before camera ``index`` of a group.
 
         Args:
             group: ``train``, ``val`` or ``test``.
             index: Index in the group.
-            scenes: Training clips; one half is mirrored before training cameras, the other before all others.
+            scenes: The scenes of the group, of :meth:`scenes`.
         """
         if self._is_clean(group, index) or not self.reflections:
             return None
-        order = np.random.default_rng([self.seed, zlib.crc32(b"scenes")]).permutation(sorted(scenes))
-        half = order[: len(order) // 2] if group == "train" else order[len(order) // 2 :]
         rng = np.random.default_rng([self.seed, zlib.crc32(f"reflection {group}".encode()), index])
-        return Reflection(str(rng.choice(half)), STRENGTHS[index % self.reflections])
+        return Reflection(str(rng.choice(scenes)), STRENGTHS[index % self.reflections])
 
     def _is_clean(self, group: str, index: int) -> bool:
         return bool(group == "train" and self.clean_every and index % self.clean_every == self.clean_every - 1)
@@ -170,11 +173,14 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
     def rng_of(*key: str | int) -> np.random.Generator:
         return np.random.default_rng([population.seed, *(zlib.crc32(str(part).encode()) for part in key)])
 
+    scenes_of_train, scenes_of_others = population.scenes(names["train"])
+
     def add(name: str, group: str, films: Sequence[str], index: int) -> int:
         camera, reflection = CLEAN, None
         if group != "clean":
             camera = population.camera(group, index)
-            reflection = population.reflection(group, index, names["train"])
+            scenes = scenes_of_train if group == "train" else scenes_of_others
+            reflection = population.reflection(group, index, scenes)
         shot = Shot(camera, population.seed, tuple(films), reflection)
         devices.append(Device(name, shot.describe(), -1 if shot.clean else index))
         shots[len(devices) - 1] = shot

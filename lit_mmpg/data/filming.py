@@ -7,6 +7,7 @@ it stopped and a changed setting never meets old features.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.records import FrameSource
 from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
+from lit_mmpg.writing import write_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +218,6 @@ def _film_one(shot: Shot, path: str) -> None:
 
     filmed = np.concatenate([seen(clip) for clip in shot.clips])
     features = run_graph(_STATE["session"], filmed).astype(np.float16)
-    partial = f"{path}.{os.getpid()}"
-    with open(partial, "wb") as file:
-        np.save(file, features)
-    os.replace(partial, path)
+    data = io.BytesIO()
+    np.save(data, features)
+    write_bytes(Path(path), data.getvalue())

@@ -115,12 +115,9 @@ class Batcher(Generic[_Q, _A]):
                 await self._answer(batch)
 
     async def _answer(self, batch: list[tuple[_Q, asyncio.Future[_A]]]) -> None:
-        loop = asyncio.get_running_loop()
-        self._begun = time.monotonic()
         try:
-            answers = await loop.run_in_executor(self._thread, self._compute, [question for question, _ in batch])
+            answers = await self._computed([question for question, _ in batch])
         except Exception as error:
-            self._begun = None
             if len(batch) > 1:  # one question must not take the others with it
                 for single in batch:
                     await self._answer([single])
@@ -130,7 +127,13 @@ class Batcher(Generic[_Q, _A]):
             if not batch[0][1].done():
                 batch[0][1].set_exception(known)
             return
-        self._begun = None
         for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
+
+    async def _computed(self, questions: list[_Q]) -> Sequence[_A]:
+        self._begun = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, questions)
+        finally:
+            self._begun = None

@@ -10,19 +10,14 @@ from lit_mmpg.data import filming
 from lit_mmpg.data.camera_clips import CameraPopulation, plan_cameras
 from lit_mmpg.data.cameras import noise_seed
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.records import Clip
 from lit_mmpg.data.reflections import STRENGTHS, Reflection, reflect
 from lit_mmpg.errors import UserError
+from tests.data.test_camera_clips import make_clips
 
 GLASS = CameraPopulation(
     pool=8, train=6, seen=1, val=3, test=5, clean=1, clips_per_camera=3, history=2, max_severity=0, reflections=5,
     clean_every=4,
 )  # fmt: skip
-
-
-def make_clips(train: int = 20, val: int = 4, test: int = 3) -> list[Clip]:
-    counts = {"train": train, "val": val, "test": test}
-    return [Clip(f"{split}{i}", split) for split, count in counts.items() for i in range(count)]
 
 
 def test_the_mirrored_scene_is_added_to_every_frame_with_left_and_right_swapped():
@@ -46,7 +41,7 @@ def test_scenes_of_another_size_are_named():
 
 
 def test_every_device_has_its_own_glass_and_scenes_of_training_are_not_tested():
-    plan = plan_cameras(make_clips(), GLASS)
+    plan = plan_cameras(make_clips(train=20), GLASS)
     scenes: dict[str, set[str]] = {"train": set(), "val": set(), "test": set()}
     shares: dict[str, list[float]] = {"train": [], "val": [], "test": []}
     for device, shot in plan.shots.items():
@@ -64,14 +59,14 @@ def test_every_device_has_its_own_glass_and_scenes_of_training_are_not_tested():
 
 
 def test_a_population_without_glass_is_described_as_before():
-    without = plan_cameras(make_clips(), dataclasses.replace(GLASS, reflections=0, max_severity=3))
+    without = plan_cameras(make_clips(train=20), dataclasses.replace(GLASS, reflections=0, max_severity=3))
     assert "reflections" not in without.table.recipe and all(s.reflection is None for s in without.shots.values())
-    assert plan_cameras(make_clips(), GLASS).table.recipe["reflections"] == 5
+    assert plan_cameras(make_clips(train=20), GLASS).table.recipe["reflections"] == 5
 
 
 def test_glass_needs_scenes_and_a_known_severity():
     with pytest.raises(UserError, match="0 to 5"):
-        plan_cameras(make_clips(), dataclasses.replace(GLASS, reflections=6))
+        plan_cameras(make_clips(train=20), dataclasses.replace(GLASS, reflections=6))
     with pytest.raises(UserError, match="training clips as scenes"):
         plan_cameras(make_clips(train=0), GLASS)
 
@@ -79,13 +74,13 @@ def test_glass_needs_scenes_and_a_known_severity():
 def test_filming_through_glass_is_reflection_then_camera_then_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(tmp_path / "frames.zip", "w") as archive:
-        for clip in make_clips():
+        for clip in make_clips(train=20):
             for t in range(3):
                 Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(tmp_path / "f.png")
                 archive.write(tmp_path / "f.png", f"{clip.id}/f{t}.png")
     images = ImageFrames(tmp_path / "frames.zip", 3)
     population = dataclasses.replace(GLASS, max_severity=2)
-    plan = plan_cameras(make_clips(), population)
+    plan = plan_cameras(make_clips(train=20), population)
     shot = next(s for d, s in plan.shots.items() if plan.table.devices[d].id == "test000")
     rows = {clip: (3 * i, 3 * i + 3) for i, clip in enumerate(sorted(images.ids()))}
     pixels = np.concatenate([images.pixels(clip) for clip in rows])

@@ -50,7 +50,7 @@ def test_both_stages_train_in_two_processes(task: str, trained: Train, tmp_path:
         assert torch.load(path, weights_only=True)["global_step"] > 0
 
 
-@pytest.mark.parametrize(("task", "verb"), [("open_ended", "test"), ("retrieval", "validate")])
+@pytest.mark.parametrize(("task", "verb"), [("open_ended", "test"), ("retrieval", "test"), ("retrieval", "validate")])
 def test_two_processes_measure_what_one_measures(
     task: str, verb: str, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

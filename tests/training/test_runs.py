@@ -212,6 +212,19 @@ def test_a_killed_run_resumes_to_the_same_weights(
             assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
+def test_two_processes_train_both_stages(trained: Path, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    # Two processes with half the batch take the same steps as one: same data per step, same number of steps.
+    argv = ["--trainer.strategy=ddp", "--trainer.devices=2", "--data.batch_size=2"]
+    done = launch(tmp_path, "fit", "--config", "toy.yaml", *argv)
+    assert done.returncode == 0, done.stderr
+    device, cloud = runs(tmp_path)[1]
+    assert cloud.data.tags["lit_mmpg.device_run_id"] == device.info.run_id
+    assert {run.info.status for run in (device, cloud)} == {"FINISHED"}
+    assert done.stdout.count("best checkpoint:") == 2
+    assert torch.load(best(tmp_path, cloud).with_name("last.ckpt"), weights_only=True)["global_step"] == 30
+
+
 def test_a_terminal_shows_a_bar_and_no_noise(tmp_path: Path) -> None:
     prepare(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOY_ROOT": "root", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}

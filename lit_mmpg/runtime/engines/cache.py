@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from lit_mmpg.writing import write_bytes
+
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/lit-mmpg``, else ``~/.cache/lit-mmpg``."""
@@ -47,14 +49,11 @@ class EngineCache:
         """Keep an entry; a full or read-only disk loses only the saved time."""
         path = self.path(key, suffix)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for target, content in (
                 (path, data),
                 (path.with_suffix(f"{suffix}.sha256"), hashlib.sha256(data).hexdigest().encode()),
             ):
-                partial = target.with_name(f".{target.name}.{os.getpid()}")
-                partial.write_bytes(content)
-                os.replace(partial, target)
+                write_bytes(target, content)
         except OSError:
             pass
         return path
