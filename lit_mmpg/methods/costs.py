@@ -222,7 +222,7 @@ def power_model() -> tuple[float | None, str]:
     if not watts > 0:
         return None, "Energy is not estimated: codecarbon's model knows no power for this machine."
     return watts, (
-        f"Energy is an estimate, not a measurement: device seconds times {watts:.1f} W, the power of processor and "
+        f"Energy is an estimate, not a measurement: device seconds times {watts:.0f} W, the power of processor and "
         f"memory in codecarbon's model of this machine ({found.cpu_model}) while it computes."
     )
 

@@ -109,6 +109,7 @@ def test_all_forms_are_written_and_say_the_same(results: Results, tmp_path: Path
         assert f"{100 * value:.1f}" in form
         assert "holds" in form and "not tested" in form and "row 'missing_row' was not measured" in form
         assert "read 11 times" in form and "1 of them repeated" in form
+        assert form.count("Cost of ours") == 1  # two claims are about it
 
 
 def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results) -> None:

@@ -12,6 +12,7 @@ from lit_mmpg.methods.comparison.view import (
     REUSE,
     SHOWN_REUSE,
     SPLITS,
+    claim_costs,
     claim_text,
     columns,
     cost_notes,
@@ -71,10 +72,11 @@ def _claims(results: Results) -> str:
         return ""
     entries = []
     for i in range(len(results.verdicts)):
-        verdict, sentence, lines, cost = claim_text(results, i)
-        details = "".join(f"<div>{escape(line)}</div>" for line in [*lines, *([cost] if cost else [])])
+        verdict, sentence, lines = claim_text(results, i)
+        details = "".join(f"<div>{escape(line)}</div>" for line in lines)
         entries.append(f'<li class="{CLASSES[verdict]}"><b>{verdict}</b>{escape(sentence)}{details}</li>')
-    return f'<h2>What holds and what does not</h2><ul class="claims">{"".join(entries)}</ul>'
+    costs = "".join(f'<p class="soft">{escape(line)}</p>' for line in claim_costs(results))
+    return f'<h2>What holds and what does not</h2><ul class="claims">{"".join(entries)}</ul>{costs}'
 
 
 def _main_table(results: Results) -> str:

@@ -198,14 +198,20 @@ def environment_lines(results: Results) -> list[str]:
     return [f"{name}: {value}" for name, value in results.environment.items() if value is not None]
 
 
-def claim_text(results: Results, index: int) -> tuple[str, str, list[str], str]:
-    """Verdict, sentence, one line per rival, and cost of one claim."""
+def claim_text(results: Results, index: int) -> tuple[str, str, list[str]]:
+    """Verdict, sentence and one line per rival of one claim."""
     verdict = results.verdicts[index]
     lines = [results.comparand_text(verdict, i) for i in range(len(verdict.against))]
-    return verdict.verdict, verdict.claim.text, lines, cost_text(results, verdict.claim.method)
+    return verdict.verdict, verdict.claim.text, lines
 
 
-def cost_text(results: Results, row: str) -> str:
+def claim_costs(results: Results) -> list[str]:
+    """What each method that a claim is about costs, a line each."""
+    methods = dict.fromkeys(verdict.claim.method for verdict in results.verdicts)
+    return [text for method in methods if (text := _cost_text(results, method))]
+
+
+def _cost_text(results: Results, row: str) -> str:
     """What a row costs, in one line."""
     cost = results.costs.get(row, {})
     parts = []

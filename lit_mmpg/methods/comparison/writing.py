@@ -15,6 +15,7 @@ from lit_mmpg.methods.comparison.table import amortised
 from lit_mmpg.methods.comparison.view import (
     REUSE,
     SPLITS,
+    claim_costs,
     claim_text,
     columns,
     cost_notes,
@@ -99,9 +100,9 @@ def markdown(results: Results) -> str:
     if results.verdicts:
         parts.append("## What holds and what does not")
         for i in range(len(results.verdicts)):
-            verdict, sentence, lines, cost = claim_text(results, i)
-            inner = [*lines, *([cost] if cost else [])]
-            parts.append("\n".join([f"- **{verdict}**: {sentence}", *(f"    - {line}" for line in inner)]))
+            verdict, sentence, lines = claim_text(results, i)
+            parts.append("\n".join([f"- **{verdict}**: {sentence}", *(f"    - {line}" for line in lines)]))
+        parts += claim_costs(results)
     shown = columns(results)
     parts.append("## All rows")
     parts.append(f"On {SPLITS.get(results.splits[0], results.splits[0])}; in brackets: 95 % interval.")
