@@ -45,6 +45,8 @@ class AdaptationCost:
         backward: Whether the adaptation needs a backward pass.
         support_clips: Mean number of earlier clips that were used.
         labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
+        cloud_s: Wall-clock seconds in the cloud for one adaptation; ``None`` where the checkpoint's own cloud half
+            has no part in it.
     """
 
     upload_bytes: float = 0.0
@@ -60,6 +62,7 @@ class AdaptationCost:
     backward: bool = False
     support_clips: float = 0.0
     labelled_items: float = 0.0
+    cloud_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,13 @@ class _Runner:
         with torch.no_grad():
             answer = measured(lambda: self.method.respond(query, state, options))
         sent = self.method.sent_bytes()
+        cloud, cloud_s = self.subject.cloud, None
+        if cloud is not None and sent.download_bytes and self.method.answers_in == "device":
+            # The method goes on top of the checkpoint's own adaptation, so the device takes its anchors too.
+            with torch.no_grad():
+                adapt = adapt.then(measured(lambda: cloud.select(part.context)))
+                anchors, _ = cloud.select(part.context)
+                cloud_s = measured(lambda: cloud.generate(anchors)).seconds
         return AdaptationCost(
             upload_bytes=sent.upload_bytes,
             download_bytes=sent.download_bytes,
@@ -291,4 +301,5 @@ class _Runner:
             backward=self.method.backward,
             support_clips=self.support_clips,
             labelled_items=self.labelled_items,
+            cloud_s=cloud_s,
         )

@@ -70,6 +70,11 @@ class Measured:
     seconds: float
     peak_bytes: int
 
+    def then(self, other: Measured) -> Measured:
+        """This work and another, one after the other."""
+        peak = max(self.peak_bytes, other.peak_bytes)
+        return Measured(self.flops + other.flops, self.seconds + other.seconds, peak)
+
 
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of tensors that are made while it is entered and live at once.
@@ -345,6 +350,7 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: F
     bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, round(cost.support_clips * frames))
     if own:
         bill["how"][0] = Bill(network).encoder_note()
+    bill["cloud_s"] = cost.cloud_s
     if cost.answers_in == "cloud":
         # The device only sends; what it spends on that is no matrix product and was not timed apart.
         bill |= dict.fromkeys(("answer_flops", "answer_s", "answer_j", "peak_memory_bytes"))

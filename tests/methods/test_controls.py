@@ -109,6 +109,24 @@ def test_the_generator_on_the_device_generates_what_the_cloud_does(cloud_world: 
     assert evaluate_adapted(loaded, "unadapted").rows[0]["upload_bytes"] > 0
 
 
+def test_a_method_on_a_cloud_half_goes_on_top_of_its_parameters(cloud_world: World, world: World) -> None:
+    """Statistics that count for nothing leave the generated parameters; bytes and cloud time are the checkpoint's."""
+    loaded = cloud_world("low_rank")
+    nothing = {"where": "features", "prior": 1e12}
+    own, same = evaluate_adapted(loaded, "unadapted"), evaluate_adapted(loaded, "adabn", options=nothing)
+    assert own.evaluation is not None and same.evaluation is not None
+    group = same.evaluation.groups[0]
+    assert same.evaluation.compute(group, "adabn") == pytest.approx(own.evaluation.compute(group, "unadapted"))
+    assert own.cost is not None and same.cost is not None
+    # Messages carry a running number, so their lengths differ by a digit.
+    assert same.cost.upload_bytes == pytest.approx(own.cost.upload_bytes, abs=2) and own.cost.upload_bytes > 500
+    assert same.cost.download_bytes == pytest.approx(own.cost.download_bytes, abs=2) and own.cost.download_bytes > 500
+    assert own.cost.cloud_s is not None and own.cost.adapt_flops > 0 and same.cost.adapt_flops > own.cost.adapt_flops
+    on_static = evaluate_adapted(world("open_ended"), "adabn", options=nothing).cost
+    assert on_static is not None and on_static.cloud_s is None
+    assert on_static.adapt_flops + own.cost.adapt_flops <= same.cost.adapt_flops  # the delta is applied as well
+
+
 def test_controls_of_a_generator_need_one(world: World) -> None:
     for name in ("mean_device", "same_norm_noise", "fda_on_device"):
         result = evaluate_adapted(world("open_ended"), name)
