@@ -16,6 +16,7 @@ import torch
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.records import FilmedFrames, FrameSource, subsample
+from lit_mmpg.data.statistics import Moments, standardised
 from lit_mmpg.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class BatchShape:
         max_words: Longer texts are cut.
         eval_devices: Devices per evaluation batch.
         eval_clips: Query clips per device in an evaluation batch.
+        own_statistics: Standardise the features of query frames by the moments of the device's context clips, in
+            training and test alike; the training moments count as this many further frames. 0: features as they are.
+            Anchors are taken from the context as it is.
     """
 
     devices: int = 16
@@ -48,17 +52,18 @@ class BatchShape:
     max_words: int = 20
     eval_devices: int = 8
     eval_clips: int = 8
+    own_statistics: int = 0
 
     def check(self) -> None:
         """Check the sizes.
 
         Raises:
-            UserError: If one is below 1.
+            UserError: If one is too small.
         """
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"data.batch.{entry.name} is {value}; it must be at least 1")
+            value, least = getattr(self, entry.name), 0 if entry.name == "own_statistics" else 1
+            if isinstance(value, int) and value < least:
+                raise UserError(f"data.batch.{entry.name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,16 @@ class FrameGatherer:
 
 
 class Collator:
-    """Turns queries into a :class:`~lit_mmpg.batch.Batch`."""
+    """Turns queries into a :class:`~lit_mmpg.batch.Batch`.
+
+    Args:
+        items: What may be asked.
+        frames: Where the devices' frames come from.
+        clean: Where their clean twins come from; ``None`` where nobody wants them.
+        shape: Sizes.
+        with_context: Whether batches bring the context.
+        training: Moments of the training features, for ``shape.own_statistics``.
+    """
 
     def __init__(
         self,
@@ -199,8 +213,10 @@ class Collator:
         clean: FrameGatherer | None,
         shape: BatchShape,
         with_context: bool,
+        training: Moments | None = None,
     ) -> None:
         self.items, self.frames, self.clean, self.shape, self.with_context = items, frames, clean, shape, with_context
+        self.training = training
 
     def __call__(
         self, queries: Sequence[Query], items: Sequence[Sequence[tuple[int, int]]], least: tuple[int, int] = (1, 1)
@@ -231,9 +247,10 @@ class Collator:
         for b, query in enumerate(queries):
             clip[b, : len(query.clips)] = query.clips
         clips, devices = [q.clips for q in queries], [q.device for q in queries]
-        frames = self.frames(clips, width, devices)
+        contexts = [q.context for q in queries]
+        frames = self.query_frames(clips, width, devices, contexts)
         if self.with_context:
-            context = self._contexts([q.context for q in queries], devices)
+            context = self._contexts(contexts, devices)
         else:
             context = Frames(frames.values[:, :0], frames.mask[:, :0])
         others = [q.foreign for q in queries if q.foreign is not None]
@@ -253,6 +270,26 @@ class Collator:
             clean=self.clean(clips, width) if self.clean else None,
             foreign=foreign,
         )
+
+    def query_frames(
+        self,
+        clips: Sequence[Sequence[int]],
+        width: int,
+        devices: Sequence[int],
+        contexts: Sequence[Sequence[int]],
+    ) -> Frames:
+        """Frames as the device model gets them: standardised by those of the contexts where the shape says so.
+
+        Args:
+            clips: Clip indices of each row.
+            width: Clips per row.
+            devices: ``[B]`` indices of the devices that film.
+            contexts: Clip indices of each row that the device has seen before.
+        """
+        frames = self.frames(clips, width, devices)
+        if self.training is None:
+            return frames
+        return standardised(frames, self._contexts(contexts, devices), self.training, self.shape.own_statistics)
 
     def _contexts(self, groups: Sequence[Sequence[int]], devices: Sequence[int]) -> Frames:
         return self.frames(groups, max(1, *map(len, groups)), devices)

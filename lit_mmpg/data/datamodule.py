@@ -24,6 +24,7 @@ from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import check_coverage, open_features
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.data.records import SPLITS, Caption, Clip, ClipIndex, FilmedFrames, FrameSource, Question
+from lit_mmpg.data.statistics import Moments
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 
@@ -74,6 +75,7 @@ class DeviceData(L.LightningDataModule, ABC):
         self._items: dict[str, Items] = {}
         self.predict_device: str | None = None
         """Id of the one device to answer for; ``None`` for all unseen test devices."""
+        self._statistics: dict[str, Any] = {}
         self._encoded: dict[int, EncodedFrames] = {}
         self._frame_encoder: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -100,6 +102,7 @@ class DeviceData(L.LightningDataModule, ABC):
             "kinds": self.kinds,
             "recipe": self.corpus.devices.recipe,
             "fingerprint": self.corpus.fingerprint,
+            **({"own_statistics": self._statistics} if self._statistics else {}),
         }
 
     # -- the corpus ----------------------------------------------------------------------------------------------
@@ -144,6 +147,7 @@ class DeviceData(L.LightningDataModule, ABC):
         if self._trained is None:
             self._fit_vocabulary(self._texts["train"])
         self._check_answers(stage)
+        self._statistics = self._own_statistics()
         self._items = {split: self._build_items(texts) for split, texts in self._texts.items()}
 
     def _choose_texts(self) -> dict[str, Texts]:
@@ -199,6 +203,25 @@ class DeviceData(L.LightningDataModule, ABC):
         self.vocabulary = Vocabulary.from_json(meta["vocabulary"])
         self.answers = AnswerList.from_json(meta["answers"])
         self.kinds = [*meta["kinds"], *(kind for kind in self._found_kinds() if kind not in meta["kinds"])]
+
+    def _own_statistics(self) -> dict[str, Any]:
+        """What standardises the features of devices, as a checkpoint keeps it; empty where nothing does."""
+        prior = self.batch.own_statistics
+        known: dict[str, Any] = (self._trained or {}).get("own_statistics", {})
+        if self._trained is not None and known.get("prior", 0) != prior:
+            raise UserError(
+                f"data.batch.own_statistics is {prior}, the checkpoint was trained with {known.get('prior', 0)}; use "
+                "the same"
+            )
+        if not prior or known:
+            return known
+        if len(self.corpus.frames.frame_shape) != 1:
+            raise UserError(
+                f"{self._where()}: data.batch.own_statistics is {prior}, but the frames are pixels, not features; set "
+                "it to 0, or extract features"
+            )
+        mean, deviation = self.feature_statistics()
+        return {"prior": prior, "mean": mean.tolist(), "deviation": deviation.tolist()}
 
     def _where(self) -> str:
         """What the data is called in messages."""
@@ -355,7 +378,12 @@ class DeviceData(L.LightningDataModule, ABC):
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
         clean = self.clean_frames() if with_clean else None
         frames = self._gatherer(self.corpus.frames, self.corpus.filmed)
-        return Collator(self._items[split], frames, clean, self.batch, with_context)
+        return Collator(self._items[split], frames, clean, self.batch, with_context, self._training_moments())
+
+    def _training_moments(self) -> Moments | None:
+        if not self._statistics:
+            return None
+        return Moments.of(*(np.array(self._statistics[name]) for name in ("mean", "deviation")))
 
     def clean_frames(self) -> FrameGatherer | None:
         """Where the clean twins of all frames come from; None for data without them."""

@@ -113,7 +113,7 @@ class AnsweringModule(L.LightningModule):
         """Check that data fits a checkpoint.
 
         Raises:
-            UserError: If task, frames, vocabulary or answers differ.
+            UserError: If task, frames, own statistics, vocabulary or answers differ.
         """
         if trained["task"] != data["task"]:
             raise UserError(f"the checkpoint was trained for task '{trained['task']}', the data has '{data['task']}'")
@@ -121,6 +121,12 @@ class AnsweringModule(L.LightningModule):
             raise UserError(
                 f"the checkpoint was trained on frames of shape {tuple(trained['frame_shape'])}, the data has "
                 f"{tuple(data['frame_shape'])}; extract the features with the same encoder (data.features)"
+            )
+        priors = [meta.get("own_statistics", {}).get("prior", 0) for meta in (trained, data)]
+        if priors[0] != priors[1]:
+            raise UserError(
+                f"the checkpoint was trained with data.batch.own_statistics {priors[0]}, the data has {priors[1]}; use "
+                "the same"
             )
         for name, size, what in (("vocabulary", "words", "vocabulary"), ("answers", "answer_count", "answer list")):
             if trained[name] != data[name]:

@@ -251,7 +251,7 @@ class _Runner:
         return Evaluation.over(self.data, groups, methods)
 
     def _support(self, group: Group) -> Episode:
-        return Episode(group.support, self.subject.personal(group.context, group.support.device))
+        return Episode(group.support, self.subject.personal(group.support.context, group.support.device))
 
     @torch.no_grad()
     def _answer(
@@ -284,8 +284,8 @@ class _Runner:
         if cloud is not None and sent.download_bytes and self.method.answers_in == "device":
             # The method goes on top of the checkpoint's own adaptation, so the device takes its anchors too.
             with torch.no_grad():
-                adapt = adapt.then(measured(lambda: cloud.select(part.context)))
-                anchors, _ = cloud.select(part.context)
+                adapt = adapt.then(measured(lambda: cloud.select(part.support.context)))
+                anchors, _ = cloud.select(part.support.context)
                 cloud_s = measured(lambda: cloud.generate(anchors)).seconds
         return AdaptationCost(
             upload_bytes=sent.upload_bytes,

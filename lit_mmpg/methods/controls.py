@@ -77,7 +77,7 @@ class MeanDevice(CloudControl):
         devices = 0
         with torch.no_grad():
             for group in Episodes(data, "train"):
-                parameters = subject.personal(group.context, group.support.device)
+                parameters = subject.personal(group.support.context, group.support.device)
                 devices += len(group.support)
                 for name, layer in self.network.dynamic_layers().items():
                     weight, bias = materialised(layer, own_parameters(self.network, name, parameters))
@@ -164,7 +164,7 @@ class GeneratorOnDevice(CloudControl):
     @torch.no_grad()
     def adapt(self, support: Episode, options: Options) -> State:
         """Generated parameters."""
-        frames = support.batch.frames
+        frames = support.batch.context
         anchors, projected = self.cloud.select(frames)
         if options["frames"] == "anchors":
             generated = self.cloud.generate(anchors)

@@ -248,8 +248,11 @@ def device_costs(
     """
     module.eval()
     network: DeviceModel = module.network  # type: ignore[assignment]
-    batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=module.needs_context))))
+    wants = module.needs_context or data.batch.own_statistics > 0
+    batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=wants))))
     frames = int(batch.frames.mask.sum())
+    # Statistics of the device's own frames need all of them encoded, whatever else is adapted.
+    known = int(batch.context.mask.sum()) if data.batch.own_statistics else 0
     bill = Bill(network, encoder)
     with torch.inference_mode():
         personal: tuple[Tensor, ...] = ()
@@ -273,7 +276,8 @@ def device_costs(
     costs = {}
     for method in module.methods:
         static = method == "static" or adapt is None
-        costs[method] = bill.of(answers["static" if static else "own"], frames, None if static else adapt, encoded)
+        needed = known if static else max(known, encoded)
+        costs[method] = bill.of(answers["static" if static else "own"], frames, None if static else adapt, needed)
         costs[method]["cloud_s"] = None if static else cloud_s
     return costs
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.batch import Batch
 from lit_mmpg.data.batches import Collator, Items, Query
 
 if TYPE_CHECKING:
@@ -67,13 +67,12 @@ class Group:
     """Some devices, what they have seen before, and their queries.
 
     Attributes:
-        support: ``[G, C, ...]`` earlier clips with the texts about them, as much of it as the method may know.
-        context: ``[G, C', ...]`` the clips from which a cloud half generates parameters.
+        support: ``[G, C, ...]`` earlier clips with the texts about them, as much of it as the method may know; its
+            context are the clips from which a cloud half generates parameters.
         queries: Pairs of a true query batch and the index ``[B]`` of its rows among the G devices.
     """
 
     support: Batch
-    context: Frames
     queries: list[tuple[Batch, torch.Tensor]]
 
     @property
@@ -112,7 +111,8 @@ class Episodes:
         self._collate = self.queries.collate
         shape = self._collate.shape
         twins = data.clean_frames() if clean else None
-        self._supporter = Collator(all_items(data), self._collate.frames, twins, shape, with_context=False)
+        frames, moments = self._collate.frames, self._collate.training
+        self._supporter = Collator(all_items(data), frames, twins, shape, with_context=False, training=moments)
         self._keys: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for i, query in enumerate(self.supports.queries):
             self._keys.setdefault((query.device, query.context), []).append(i)
@@ -132,7 +132,7 @@ class Episodes:
             yield self._group(keys[start : start + self.at_once])
 
     def _group(self, keys: list[tuple[int, tuple[int, ...]]]) -> Group:
-        supports = [Query(device, clips, ()) for device, clips in keys]
+        supports = [Query(device, clips, clips) for device, clips in keys]
         by_clip: Mapping[int, np.ndarray] = self._supporter.items.by_clip
         nothing = np.zeros(0, np.int64)
         items = [[(p, int(i)) for p, c in enumerate(q.clips) for i in by_clip.get(c, nothing)] for q in supports]
@@ -142,7 +142,7 @@ class Episodes:
         firsts = [self.contexts.queries[self._keys[key][0]] for key in keys]
         collator = self.contexts.collate
         context = collator([replace(q, clips=(), foreign=None) for q in firsts], [[] for _ in firsts]).context
-        return Group(support, context, list(self._query_batches(keys)))
+        return Group(replace(support, context=context), list(self._query_batches(keys)))
 
     def _query_batches(self, keys: list[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[Batch, torch.Tensor]]:
         owned = [(g, i) for g, key in enumerate(keys) for i in self._keys[key]]

@@ -55,7 +55,7 @@ class ForwardOnly(AdaptationMethod):
         seen = 0
         with torch.no_grad():
             for group in Episodes(data, "train"):
-                parameters = subject.personal(group.context, group.support.device)
+                parameters = subject.personal(group.support.context, group.support.device)
                 episode = Episode(group.support, parameters)
                 found.append(self._activations(episode, self._before_norm(episode))[0])
                 seen += len(group.support)

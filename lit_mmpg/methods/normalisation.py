@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_mmpg.batch import Frames
+from lit_mmpg.data.statistics import Moments, alignment, moments
 from lit_mmpg.device.outputs import Outputs, answer_batch
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject
 from lit_mmpg.methods.hooks import input_replaced, output_replaced, over, watched
@@ -22,40 +23,23 @@ SOURCE_CLIPS = 2000
 """Training clips from which the statistics of the training data are taken, spread evenly."""
 
 
-def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and number of a device's frames.
-
-    Args:
-        values: ``[B, C, T, D]``.
-        mask: ``[B, C, T]``.
-
-    Returns:
-        ``[B, D]``, ``[B, D]`` (biased) and ``[B]``.
-    """
-    weight = mask.unsqueeze(-1).to(values.dtype)
-    count = weight.sum((1, 2))
-    mean = (values * weight).sum((1, 2)) / count.clamp(min=1)
-    variance = ((values - mean[:, None, None]).square() * weight).sum((1, 2)) / count.clamp(min=1)
-    return mean, variance, count.squeeze(-1)
-
-
 def training_frames(data: DeviceData, at_once: int = 64) -> Iterator[Frames]:
     """Frames of training clips as training devices saw them, some clips at a time: ``[1, n, T, ...]``."""
     batches = data.eval_batches("train", with_context=False)
-    pairs = [(query.device, clip) for query in batches.queries for clip in query.clips]
-    pairs = pairs[:: -(-len(pairs) // SOURCE_CLIPS)]
-    for start in range(0, len(pairs), at_once):
-        part = pairs[start : start + at_once]
-        frames = batches.collate.frames([[clip] for _, clip in part], 1, [device for device, _ in part])
+    asked = [(query.device, clip, query.context) for query in batches.queries for clip in query.clips]
+    asked = asked[:: -(-len(asked) // SOURCE_CLIPS)]
+    for start in range(0, len(asked), at_once):
+        part = asked[start : start + at_once]
+        devices, clips, contexts = zip(*part, strict=True)
+        frames = batches.collate.query_frames([[clip] for clip in clips], 1, devices, contexts)
         yield Frames(frames.values.transpose(0, 1), frames.mask.transpose(0, 1))
 
 
 class SourceStatistics:
-    """Mean and variance of encoded and of projected frames over the training clips.
+    """Moments of encoded and of projected frames over the training clips.
 
     Attributes:
-        mean: Where -> ``[D]``.
-        variance: Where -> ``[D]``.
+        moments: Where -> moments ``[D]``.
     """
 
     def __init__(self, subject: Subject, data: DeviceData) -> None:
@@ -69,10 +53,9 @@ class SourceStatistics:
                     total[name] = total.get(name, torch.zeros(())) + real.sum(0)
                     square[name] = square.get(name, torch.zeros(())) + real.square().sum(0)
                 count += float(frames.mask.sum())
-        self.mean = {name: (value / count).float() for name, value in total.items()}
-        self.variance = {
-            name: (square[name] / count - (total[name] / count).square()).clamp(min=0).float() for name in total
-        }
+        mean = {name: value / count for name, value in total.items()}
+        variance = {name: (square[name] / count - value.square()).clamp(min=0) for name, value in mean.items()}
+        self.moments = {name: Moments(value.float(), variance[name].float()) for name, value in mean.items()}
 
 
 def places(subject: Subject, values: Tensor, parameters: tuple[Tensor, ...] = ()) -> dict[str, Tensor]:
@@ -114,17 +97,9 @@ class FeatureStatistics(AdaptationMethod):
             for name, values in places(self.subject, frames.values, support.parameters).items()
         }
         for options in points:
-            mean, variance, count = found[options["where"]]
-            yield self._align(options["where"], mean, variance, count, float(options["prior"]))
-
-    def _align(self, where: str, mean: Tensor, variance: Tensor, count: Tensor, prior: float) -> State:
-        source_mean, source_variance = self.source.mean[where], self.source.variance[where]
-        # A device without frames keeps the training statistics, whatever the prior is.
-        share = torch.where(count > 0, count / (count + prior).clamp(min=1e-9), 0.0).unsqueeze(-1)
-        blended_mean = share * mean + (1 - share) * source_mean
-        blended_variance = share * variance + (1 - share) * source_variance
-        scale = ((source_variance + 1e-5) / (blended_variance + 1e-5)).sqrt()
-        return {"scale": scale, "shift": source_mean - scale * blended_mean}
+            where = options["where"]
+            scale, shift = alignment(*found[where], self.source.moments[where], float(options["prior"]))
+            yield {"scale": scale, "shift": shift}
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers on the aligned features."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import pytest
 import torch
 
 from lit_mmpg.data.batches import BatchShape
-from lit_mmpg.data.datamodule import Annotation, Task, VideoData
+from lit_mmpg.data.datamodule import Annotation, PersonalClipsData, Task, VideoData
 from lit_mmpg.data.devices import Dealing
+from lit_mmpg.data.personal_clips import PersonalClipsConfig
+from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.errors import UserError
+from tests.integration.conftest import pixel_data
 from tests.integration.tiny import COLOURS, FEATURES, SHAPES, build_root, tiny_clips, write_features, write_rows
 
 BATCH = BatchShape(devices=2, clips=2, items_per_clip=2, context_clips=3, max_frames=4, max_words=8)
@@ -155,6 +160,76 @@ def test_frames_can_be_encoded_once(root: Path) -> None:
     assert next(iter(data.train_dataloader())).frames.values.shape[-1] == FEATURES
 
 
+def by_own_statistics(frames: np.ndarray, seen: np.ndarray, training: np.ndarray, prior: float) -> np.ndarray:
+    """Independent reference: frames and what was seen before as ``[n, D]``, all training frames as ``[N, D]``."""
+    share = len(seen) / (len(seen) + prior)
+    mean, var = training.mean(0), (training.std(0) + 1e-3) ** 2
+    here_mean = share * seen.mean(0) + (1 - share) * mean
+    here_var = share * seen.var(0) + (1 - share) * var
+    return (frames - here_mean) * np.sqrt((var + 1e-5) / (here_var + 1e-5)) + mean
+
+
+def test_query_frames_are_standardised_by_what_the_device_has_seen(root: Path) -> None:
+    """In training and test; the context, from which anchors come, stays as it is, and so do devices without any."""
+    own = replace(BATCH, own_statistics=5)
+    plain, data = ready(root), ready(root, batch=own)
+    names = [c.id for c in tiny_clips() if c.split == "train"]
+    training = np.concatenate([data.corpus.frames.frames(c) for c in names]).astype(np.float64)
+    for raw, found in (
+        (next(iter(plain.train_dataloader())), next(iter(data.train_dataloader()))),
+        (next(iter(plain.eval_batches("test_unseen"))), next(iter(data.eval_batches("test_unseen")))),
+    ):
+        torch.testing.assert_close(found.context.values, raw.context.values)
+        for b in range(len(raw.device)):
+            seen = raw.context.values[b][raw.context.mask[b]].double().numpy()
+            mask = raw.frames.mask[b]
+            wanted = by_own_statistics(raw.frames.values[b][mask].double().numpy(), seen, training, 5)
+            np.testing.assert_allclose(found.frames.values[b][mask], wanted, rtol=1e-4, atol=1e-4)
+            assert not np.allclose(wanted, raw.frames.values[b][mask], atol=0.05)
+            assert (found.frames.values[b][~mask] == 0).all()
+    # A module that wants no context has its frames standardised all the same.
+    alone = next(iter(data.eval_batches("test_unseen", with_context=False)))
+    torch.testing.assert_close(alone.frames.values, found.frames.values)
+    assert alone.context.values.shape[1] == 0
+    collate = data.eval_batches("test_unseen").collate
+    torch.testing.assert_close(
+        collate.query_frames([[3]], 1, [0], [()]).values, collate.frames([[3]], 1, [0]).values, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_training_moments_come_with_the_checkpoint(root: Path, tmp_path: Path) -> None:
+    """Another root has other clips: they are brought to the moments of training, not to their own."""
+    own = replace(BATCH, own_statistics=5)
+    trained = ready(root, batch=own)
+    data = make_data(build_root(tmp_path, {"train": 24, "val": 8, "test": 8}, seed=5), batch=own)
+    data.use_meta(json.loads(json.dumps(trained.meta)))
+    data.setup("test")
+    mean, _ = trained.feature_statistics()
+    moments = data.eval_batches("test_unseen").collate.training
+    assert moments is not None
+    np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
+    assert not np.allclose(moments.mean, data.feature_statistics()[0], rtol=1e-3)
+    assert "own_statistics" not in ready(root).meta
+
+
+def test_own_statistics_are_of_features(tmp_path: Path) -> None:
+    arguments = pixel_data()["init_args"]
+    batch = BatchShape(**arguments["batch"], own_statistics=16)
+    data = PersonalClipsData(PersonalClipsConfig(**arguments["clips"]), str(tmp_path), batch=batch)
+    with pytest.raises(UserError, match="own_statistics is 16, but the frames are pixels, not features; set it to 0"):
+        data.setup("fit")
+    with pytest.raises(UserError, match="own_statistics is -1; it must be at least 0"):
+        replace(BATCH, own_statistics=-1).check()
+
+
+def test_both_halves_standardise_alike(root: Path) -> None:
+    plain, own = ready(root).meta, ready(root, batch=replace(BATCH, own_statistics=5)).meta
+    AnsweringModule.check_meta(own, own)
+    for trained, data, message in ((plain, own, "0, the data has 5"), (own, plain, "5, the data has 0")):
+        with pytest.raises(UserError, match=f"trained with data.batch.own_statistics {message}; use the same"):
+            AnsweringModule.check_meta(trained, data)
+
+
 # -- a checkpoint's data -----------------------------------------------------------------------------------------
 
 
@@ -193,6 +268,8 @@ def test_answers_that_the_checkpoint_hardly_knows_are_a_warning(root: Path, tmp_
         ({"frame_shape": [7]}, {}, r"shape \(12,\).*trained on \(7,\).*data.features"),
         ({"task": "retrieval"}, {}, "trained for task 'retrieval', data.task is 'open_ended'"),
         ({"max_words": 4}, {}, "data.batch.max_words is 8, the checkpoint was trained with 4"),
+        ({"own_statistics": {"prior": 3}}, {}, "data.batch.own_statistics is 0, the checkpoint was trained with 3"),
+        ({}, {"batch": replace(BATCH, own_statistics=2)}, "own_statistics is 2, the checkpoint was trained with 0"),
         ({"recipe": {"kind": "personal_clips", "seed": 0}}, {}, r"dealt in another way \(personal_clips\)"),
     ],
 )

@@ -29,9 +29,9 @@ World = Callable[[str], Loaded]
 __all__ = ["trained"]
 
 
-def make_data(root, task: str) -> VideoData:
+def make_data(root, task: str, **batch: int) -> VideoData:
     arguments = tiny.data_config(root, task)["init_args"]
-    arguments["batch"] = BatchShape(**arguments["batch"])
+    arguments["batch"] = BatchShape(**arguments["batch"] | batch)
     arguments["dealing"] = Dealing(**arguments["dealing"])
     for kind in ("questions", "captions"):
         arguments[kind] = [Annotation(**entry) for entry in arguments[kind]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from lit_mmpg.methods.adapted import evaluate_adapted
 from lit_mmpg.methods.base import Episode, own_parameters, rows
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise, fixed_layers, materialised
 from lit_mmpg.methods.episodes import Episodes, query_view
-from tests.methods.conftest import World
+from tests.methods.conftest import World, make_data
 
 FORMS = ["full", "low_rank", "core", "film"]
 
@@ -18,7 +20,7 @@ FORMS = ["full", "low_rank", "core", "film"]
 def first_group(world: World, form: str):
     loaded = world(form)
     group = next(iter(Episodes(loaded.data, "test_unseen")))
-    parameters = loaded.subject.personal(group.context, group.support.device)
+    parameters = loaded.subject.personal(group.support.context, group.support.device)
     batch, index = group.queries[0]
     own = tuple(tensor[index] for tensor in parameters)
     return loaded, Episode(group.support, parameters), Episode(query_view(batch, "open_ended"), own), index
@@ -47,7 +49,7 @@ def test_the_mean_device_is_the_mean_of_the_layers(cloud_world: World, form: str
     method = MeanDevice(subject, loaded.data)
     layers: dict[str, list[torch.Tensor]] = {}
     for group in Episodes(loaded.data, "train", at_once=1):
-        parameters = subject.personal(group.context, group.support.device)
+        parameters = subject.personal(group.support.context, group.support.device)
         for name, layer in subject.network.dynamic_layers().items():
             layers.setdefault(name, []).append(
                 materialised(layer, own_parameters(subject.network, name, parameters))[0]
@@ -107,6 +109,19 @@ def test_the_generator_on_the_device_generates_what_the_cloud_does(cloud_world: 
     assert result.cost is not None and result.cost.upload_bytes == result.cost.download_bytes == 0
     assert result.cost.adapt_flops > 0
     assert evaluate_adapted(loaded, "unadapted").rows[0]["upload_bytes"] > 0
+
+
+def test_the_generator_on_the_device_sees_the_context_as_it_is(cloud_world: World) -> None:
+    """Query frames may be standardised by the device's own statistics; the generator gets what the cloud gets."""
+    loaded = cloud_world("low_rank")
+    data = make_data(Path(loaded.data.root), "open_ended", own_statistics=4)
+    plain = next(iter(Episodes(loaded.data, "test_unseen")))
+    group = next(iter(Episodes(data, "test_unseen")))
+    assert not torch.allclose(group.support.frames.values, plain.support.frames.values, atol=0.05)
+    parameters = loaded.subject.personal(group.support.context, group.support.device)
+    generated = GeneratorOnDevice(loaded.subject, data).adapt(Episode(group.support, parameters), {"frames": "anchors"})
+    for entry, own in zip(loaded.subject.network.spec, parameters, strict=True):
+        torch.testing.assert_close(generated[entry.name], own, atol=1e-5, rtol=1e-4)
 
 
 def test_a_method_on_a_cloud_half_goes_on_top_of_its_parameters(cloud_world: World, world: World) -> None:
