@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ from lit_mmpg.methods.comparison.plan import AdaptedRow, Claim, Comparison, Trai
 from lit_mmpg.methods.comparison.plots import plots
 from lit_mmpg.methods.comparison.progress import Progress, duration
 from lit_mmpg.methods.comparison.results import Results, collect
-from lit_mmpg.methods.comparison.view import format_flops, format_joules, format_seconds
+from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
 from lit_mmpg.methods.comparison.writing import finite, write_report
 from tests.methods.synthetic import cell, merged, seeds
 
@@ -53,7 +54,10 @@ def results(tmp_path: Path) -> Results:
             cell({"own": a, "shuffled": b}, seed=s, costs={"own": {**COST, "how": ["Counted."]}}, **shared)
             for s, (a, b) in enumerate(zip(seeds(0.9, first=10), seeds(0.5, first=20), strict=True))
         ],
-        "tent": [cell({"tent": v}, seed=s, notes={"setting": "online"}) for s, v in enumerate(seeds(0.62, first=30))],
+        "tent": [
+            cell({"tent": v}, seed=s, notes={"setting": "online", "selection": {"options": {"steps": 4 ** (s % 2)}}})
+            for s, v in enumerate(seeds(0.62, first=30))
+        ],
         "majority": [cell({}, notes={"setting": "floor", "not_applicable": "no answers <here>"})],
     }
     store = CellStore(tmp_path / "cells")
@@ -110,6 +114,8 @@ def test_all_forms_are_written_and_say_the_same(results: Results, tmp_path: Path
         assert "holds" in form and "not tested" in form and "row 'missing_row' was not measured" in form
         assert "read 11 times" in form and "1 of them repeated" in form
         assert form.count("Cost of ours") == 1  # two claims are about it
+    assert chosen_rows(results) == [["tent", "steps 1", "0, 2"], ["tent", "steps 4", "1"]]
+    assert "| tent | steps 1 | 0, 2 |" in markdown and "Settings chosen on validation devices" in text
 
 
 def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results) -> None:
@@ -119,6 +125,18 @@ def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results
     assert results.devices["ours"].values == sorted(results.devices["ours"].values)
     lines = results.verdict_lines()
     assert "Ours beats static & more." in lines[1] and "at 1.02 times its device FLOPs" in lines[2]
+
+
+def test_rows_far_off_do_not_squeeze_the_others() -> None:
+    near = [svg.Range(f"row{i}", 0.01 * i, 0.01 * i - 0.01, 0.01 * i + 0.01, f"{i}") for i in range(4)]
+    far = svg.Range("far", -0.3, -0.4, -0.2, "-0.300")
+    assert svg.reach([*near, far]) == pytest.approx(0.04) and svg.reach(near) == pytest.approx(0.04)
+    # Half of the rows are no exceptions, however far off.
+    assert svg.reach([near[1], far]) == pytest.approx(0.4) and svg.reach([]) == 0.0
+    squeezed, drawn = svg.forest(near, "t"), svg.forest([*near, far], "t")
+    assert squeezed.count("<path") == 0 and drawn.count("<path") == 1 and drawn.count("<circle") == 4
+    places = [re.findall(r'<circle cx="([0-9.]+)"', picture) for picture in (squeezed, drawn)]
+    assert places[0] == places[1] and "-0.300" in drawn
 
 
 def test_plots_are_well_formed_and_hold_every_row(results: Results) -> None:

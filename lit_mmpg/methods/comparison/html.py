@@ -9,9 +9,11 @@ from lit_mmpg.methods.comparison.plots import plots
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.style import STYLE
 from lit_mmpg.methods.comparison.view import (
+    CHOSEN,
     REUSE,
     SHOWN_REUSE,
     SPLITS,
+    chosen_rows,
     claim_costs,
     claim_text,
     columns,
@@ -199,6 +201,9 @@ def _matrix(results: Results) -> str:
 def _how(results: Results) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in method_lines(results))
     where = "; ".join(environment_lines(results))
+    rows = chosen_rows(results)
+    chosen = f"<h2>Settings chosen on validation devices</h2>{_table(CHOSEN, rows, len(CHOSEN))}" if rows else ""
     return (
-        f'<h2>How it was measured</h2><ul class="plain">{lines}</ul><p class="soft"><small>{escape(where)}</small></p>'
+        f'{chosen}<h2>How it was measured</h2><ul class="plain">{lines}</ul>'
+        f'<p class="soft"><small>{escape(where)}</small></p>'
     )

@@ -105,7 +105,8 @@ def _differences(results: Results) -> tuple[str, str, str] | None:
     unit = "points of accuracy" if results.primary == "accuracy" else "mean log-rank, turned so that right is better"
     return (
         f"Differences from {reference}",
-        "Right of the line is better. Bars are 95 % intervals of the difference, item by item; grey where they hold 0.",
+        "Right of the line is better. Bars are 95 % intervals of the difference, item by item; grey where they hold 0. "
+        "An arrow: further off than the axis goes.",
         svg.forest(ranges, f"advantage over {reference}, {unit}", _scale(results)),
     )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 760
+OUTLIER = 3.0
+"""How many times as far from zero as the next row a row must lie to be left out of the axis."""
 COLOURS = ("var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)")
 
 
@@ -141,8 +143,17 @@ def pareto(
     return _document(bottom + 52, parts, f"{y_title} against {x_title}")
 
 
+def reach(ranges: Sequence[Range]) -> float:
+    """How far from zero an axis should go: a few rows that lie far from all others do not squeeze those."""
+    ends = sorted((max(abs(b) for b in (r.value, r.low, r.high) if b is not None) for r in ranges), reverse=True)
+    for i in range(len(ends) // 4):
+        if ends[i] > OUTLIER * ends[i + 1]:
+            return ends[i + 1]
+    return ends[0] if ends else 0.0
+
+
 def forest(ranges: Sequence[Range], title: str, scale: float = 1.0) -> str:
-    """Values with their intervals below each other, against zero; more is better.
+    """Values with their intervals below each other, against zero; more is better. An arrow stands for what is far off.
 
     Args:
         ranges: From top to bottom.
@@ -151,7 +162,9 @@ def forest(ranges: Sequence[Range], title: str, scale: float = 1.0) -> str:
     """
     texts = max((len(r.text) for r in ranges), default=0)
     left, right, top, step = 210.0, WIDTH - max(150.0, 20 + 7.0 * texts), 14.0, 26.0
-    bounds = [b * scale for r in ranges for b in (r.value, r.low, r.high) if b is not None] + [0.0]
+    limit = reach(ranges)
+    near = [r for r in ranges if abs(r.value) <= limit]
+    bounds = [b * scale for r in near for b in (r.value, r.low, r.high) if b is not None] + [0.0]
     low, high = min(bounds), max(bounds)
     margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
@@ -171,9 +184,13 @@ def forest(ranges: Sequence[Range], title: str, scale: float = 1.0) -> str:
         if entry.low is not None and entry.high is not None:
             kind = "better" if entry.low > 0 else "worse" if entry.high < 0 else "even"
         parts.append(_text(left - 10, y + 4, entry.name, "end"))
-        if sure:
-            parts.append(_line(place(entry.low or 0.0), y, place(entry.high or 0.0), y, f"bar {kind}"))
-        parts.append(f'<circle cx="{place(entry.value):.1f}" cy="{y:.1f}" r="5" class="mark {kind}"/>')
+        if abs(entry.value) > limit:
+            tip, back = (left, left + 10) if entry.value < 0 else (right, right - 10)
+            parts.append(f'<path d="M{tip:.1f} {y:.1f}L{back:.1f} {y - 5:.1f}V{y + 5:.1f}Z" class="mark {kind}"/>')
+        else:
+            if sure:
+                parts.append(_line(place(entry.low or 0.0), y, place(entry.high or 0.0), y, f"bar {kind}"))
+            parts.append(f'<circle cx="{place(entry.value):.1f}" cy="{y:.1f}" r="5" class="mark {kind}"/>')
         parts.append(_text(right + 10, y + 4, entry.text, "start"))
     parts.append(_text((left + right) / 2, bottom + 40, title))
     return _document(bottom + 52, parts, title)

@@ -30,6 +30,8 @@ ROWS = {
     "ridge": "Closed form: ridge regression from mean frame features to TF-IDF captions; no training by gradient.",
 }
 """What rows are that need no sentence in the comparison file."""
+CHOSEN = ("row", "settings", "seeds")
+"""Headings of :func:`chosen_rows`."""
 
 
 @dataclass(frozen=True)
@@ -182,15 +184,20 @@ def method_lines(results: Results) -> list[str]:
         f"The test split was read {len(reads)} times for {measured} cells of this table ({again}). A control is "
         "measured in the reading of the row that it belongs to.",
     ]
-    chosen = [
-        f"{name} (seed {seed}): {', '.join(f'{k} {v}' for k, v in options.items())}"
-        for name, by_seed in results.notes.items()
-        for seed, notes in by_seed.items()
-        if (options := notes.get("selection", {}).get("options"))
-    ]
-    if chosen:
-        lines.append("Settings chosen on validation devices: " + "; ".join(chosen) + ".")
     return lines
+
+
+def chosen_rows(results: Results) -> list[list[str]]:
+    """Settings that validation devices chose: row, settings, and the seeds where it was these."""
+    rows = []
+    for name, by_seed in results.notes.items():
+        seeds: dict[str, list[str]] = {}
+        for seed, notes in by_seed.items():
+            options = notes.get("selection", {}).get("options")
+            if options:
+                seeds.setdefault(", ".join(f"{k} {v}" for k, v in options.items()), []).append(str(seed))
+        rows += [[name, settings, ", ".join(where)] for settings, where in seeds.items()]
+    return rows
 
 
 def environment_lines(results: Results) -> list[str]:

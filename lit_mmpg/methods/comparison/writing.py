@@ -13,8 +13,10 @@ from lit_mmpg.methods.comparison.html import render
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
 from lit_mmpg.methods.comparison.view import (
+    CHOSEN,
     REUSE,
     SPLITS,
+    chosen_rows,
     claim_costs,
     claim_text,
     columns,
@@ -128,6 +130,9 @@ def markdown(results: Results) -> str:
         header = list(results.applicability[0])
         body = [[str(row[name]) for name in header] for row in results.applicability]
         parts += ["## Which method applies to which task", _table(header, body)]
+    chosen = chosen_rows(results)
+    if chosen:
+        parts += ["## Settings chosen on validation devices", _table(list(CHOSEN), chosen)]
     parts += ["## How it was measured", "\n".join(f"- {line}" for line in method_lines(results))]
     parts.append("; ".join(environment_lines(results)))
     return "\n\n".join(parts) + "\n"
