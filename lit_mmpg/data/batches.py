@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.records import FilmedFrames, FrameSource, subsample
-from lit_mmpg.data.statistics import Moments, standardised
+from lit_mmpg.data.statistics import standardised
 from lit_mmpg.errors import UserError
+from lit_mmpg.statistics import Moments
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +215,7 @@ class Collator:
         clean: FrameGatherer | None,
         shape: BatchShape,
         with_context: bool,
-        training: Moments | None = None,
+        training: Moments[Tensor] | None = None,
     ) -> None:
         self.items, self.frames, self.clean, self.shape, self.with_context = items, frames, clean, shape, with_context
         self.training = training

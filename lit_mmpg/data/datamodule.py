@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.batch import Frames
@@ -24,9 +25,9 @@ from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import check_coverage, open_features
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.data.records import SPLITS, Caption, Clip, ClipIndex, FilmedFrames, FrameSource, Question
-from lit_mmpg.data.statistics import Moments
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
+from lit_mmpg.statistics import Moments, trained_moments
 
 _log = logging.getLogger(__name__)
 
@@ -380,10 +381,9 @@ class DeviceData(L.LightningDataModule, ABC):
         frames = self._gatherer(self.corpus.frames, self.corpus.filmed)
         return Collator(self._items[split], frames, clean, self.batch, with_context, self._training_moments())
 
-    def _training_moments(self) -> Moments | None:
-        if not self._statistics:
-            return None
-        return Moments.of(*(np.array(self._statistics[name]) for name in ("mean", "deviation")))
+    def _training_moments(self) -> Moments[torch.Tensor] | None:
+        known = trained_moments(self._statistics)
+        return None if known is None else Moments(torch.from_numpy(known.mean), torch.from_numpy(known.variance))
 
     def clean_frames(self) -> FrameGatherer | None:
         """Where the clean twins of all frames come from; None for data without them."""

@@ -22,7 +22,7 @@ from lit_mmpg.export.samples import DeviceSample, draw_samples
 from lit_mmpg.export.source import Source
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
-from lit_mmpg.runtime.bundle import CODEBOOKS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
+from lit_mmpg.runtime.bundle import CODEBOOKS, MOMENTS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
 from lit_mmpg.runtime.manifest import (
     OWN_ENCODER,
     Acceptance,
@@ -31,8 +31,10 @@ from lit_mmpg.runtime.manifest import (
     GraphInfo,
     Link,
     Manifest,
+    OwnStatistics,
     Preprocessing,
 )
+from lit_mmpg.statistics import trained_moments
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
@@ -143,6 +145,10 @@ def write_bundle(
         if source.cloud is not None and source.cloud.quantiser is not None:
             safetensors_numpy.save_file(source.cloud.quantiser.to_tensors(), folder / CODEBOOKS)
             extra.append(CODEBOOKS)
+        training = trained_moments(source.meta.get("own_statistics", {}))
+        if training is not None:
+            safetensors_numpy.save_file({"mean": training.mean, "variance": training.variance}, folder / MOMENTS)
+            extra.append(MOMENTS)
         if options.weights:
             extra += _write_weights(source, folder)
         files = {name: file_digest(folder / name) for name in extra}
@@ -274,5 +280,6 @@ def make_manifest(
         answers=tuple(meta["answers"]["answers"]),
         graphs=tuple(variant.info for variant in variants if variant.written),
         files=files,
+        own_statistics=OwnStatistics(shape.own_statistics, clips, shape.context) if shape.own_statistics else None,
         left_out=left_out,
     )

@@ -12,7 +12,6 @@ from torch import nn
 from lit_mmpg.checkpoint import read_checkpoint, trained_config
 from lit_mmpg.cloud.exchange import state_digest
 from lit_mmpg.cloud.module import CloudModule
-from lit_mmpg.errors import UserError
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
 
@@ -70,11 +69,6 @@ def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
     """
     checkpoint = read_checkpoint(path)
     ours = checkpoint["lit_mmpg"]
-    if ours["data"].get("own_statistics"):
-        raise UserError(
-            f"{path}: its features are standardised by each device's own statistics (data.batch.own_statistics), which "
-            "an exported model does not do yet; train with 0 to export"
-        )
     kept = trained_config(path, checkpoint)
     trainer = {"logger": False, "accelerator": "cpu", "devices": 1}
     cli = CLI(Request("export", merge(kept, {"trainer": trainer}), list(data_flags), name=Path(path).name))

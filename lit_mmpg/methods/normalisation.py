@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_mmpg.batch import Frames
-from lit_mmpg.data.statistics import Moments, alignment, moments
+from lit_mmpg.data.statistics import moments
 from lit_mmpg.device.outputs import Outputs, answer_batch
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject
 from lit_mmpg.methods.hooks import input_replaced, output_replaced, over, watched
 from lit_mmpg.methods.objectives import entropy
+from lit_mmpg.statistics import Moments, alignment
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData

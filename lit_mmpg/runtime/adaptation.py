@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from lit_mmpg.link import LinkError
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, CloudError, Traffic
@@ -55,6 +57,23 @@ def restore(session: DeviceSession, state: DeviceState) -> Source:
     """Load the last good parameters, where there are any."""
     session.swap(state.parameters)
     return "cached" if state.parameters is not None else "static"
+
+
+def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray) -> None:
+    """Take a clip into the context, and have it answered by the statistics of the clips before it.
+
+    In training a clip that is asked about is no part of its own context, unless each clip is its own.
+
+    Args:
+        session: The device's model.
+        state: What it remembers.
+        features: ``[T, D]`` frame features of the clip.
+    """
+    own = session.manifest.own_statistics
+    session.alignment = state.alignment()
+    state.see(session.project(features) if len(session.bundle.spec) else None, features)
+    if own is not None and own.context == "clip":
+        session.alignment = state.alignment()
 
 
 def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, device_id: str) -> Adaptation:

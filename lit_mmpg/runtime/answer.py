@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import wide_console
-from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore
+from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.session import DeviceSession
@@ -52,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
         features = session.encode(pixels)
         start = timed("encode", start)
         outcome = Adaptation(source)
+        if client is not None or bundle.manifest.own_statistics is not None:
+            take_in(session, state, features)
         if client is not None:
-            state.see(session.project(features))
             outcome = adapt(session, state, client, options.device_id)
             client.close()
             start = timed("cloud", start)

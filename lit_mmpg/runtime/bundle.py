@@ -6,6 +6,7 @@
     static.safetensors         personal parameters with which ``model`` equals the static model
     reference.safetensors      sample inputs, parameters of several devices, and the outputs to expect
     codebooks.safetensors      words of the product quantiser for anchors, where the checkpoint has one
+    moments.safetensors        mean and variance of the training features, where devices standardise by their own
     weights.safetensors        only with ``export --torch``: the device model for engines that need torch
 
 Nothing is trusted before its digest has been compared: a truncated copy or an edited file is refused at
@@ -29,11 +30,13 @@ from lit_mmpg.link import codec_names, register
 from lit_mmpg.link.product import PQ, ProductQuantiser
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.manifest import ROLES, GraphInfo, Manifest
+from lit_mmpg.statistics import Moments
 
 MANIFEST = "manifest.json"
 STATIC = "static.safetensors"
 REFERENCE = "reference.safetensors"
 CODEBOOKS = "codebooks.safetensors"
+MOMENTS = "moments.safetensors"
 WEIGHTS = "weights.safetensors"
 STATIC_CASE = "static"
 """Name of the reference case without personal parameters."""
@@ -106,10 +109,17 @@ class Bundle:
         path: The folder.
         manifest: Its manifest.
         quantiser: Product quantiser of the anchors; ``None`` where the checkpoint has none.
+        training: Moments of the training features, ``[D]``; ``None`` where nothing is standardised.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, quantiser: ProductQuantiser | None = None) -> None:
-        self.path, self.manifest, self.quantiser = path, manifest, quantiser
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        quantiser: ProductQuantiser | None = None,
+        training: Moments[np.ndarray] | None = None,
+    ) -> None:
+        self.path, self.manifest, self.quantiser, self.training = path, manifest, quantiser, training
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -147,7 +157,15 @@ class Bundle:
             except ValueError as error:
                 raise UserError(f"{folder / CODEBOOKS} {error}; export the bundle again") from error
             register(bundle.quantiser)
+        if manifest.own_statistics is not None:
+            bundle.training = bundle._moments()
         return bundle
+
+    def _moments(self) -> Moments[np.ndarray]:
+        tensors, width = self._tensors(MOMENTS), self.manifest.frames.features
+        if {name: array.shape for name, array in tensors.items()} != {"mean": (width,), "variance": (width,)}:
+            raise UserError(f"{self.path / MOMENTS} does not hold mean and variance [{width}]; export the bundle again")
+        return Moments(tensors["mean"], tensors["variance"])
 
     def _verify(self, name: str, sha256: str) -> None:
         if Path(name).name != name:
@@ -162,6 +180,11 @@ class Bundle:
     def spec(self) -> ParameterSpec:
         """The personal parameters that ``model`` takes."""
         return self.manifest.spec
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a device has to remember clips: for personal parameters, or to standardise its features."""
+        return len(self.spec) > 0 or self.manifest.own_statistics is not None
 
     @property
     def roles(self) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore
+from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.journal import Journal, Record, Reply
 from lit_mmpg.runtime.looking import Eye, Look
@@ -119,8 +119,8 @@ class Device:
             )
         times = {"decode": look.decode_ms, "encode": look.encode_ms}
         asked, outcome, situation = False, Adaptation(self.source), self.state.situation()
-        if len(self.session.bundle.spec):
-            self.state.see(self.session.project(look.features))
+        if self.session.bundle.remembers:
+            take_in(self.session, self.state, look.features)
             situation = self.state.situation()
         if self.client is not None and self.clock() >= self._not_before:
             asked = self.policy.asks(situation)

@@ -145,6 +145,21 @@ class AnchorRule:
 
 
 @dataclass(frozen=True)
+class OwnStatistics:
+    """That features are standardised by what the device has seen before (:mod:`lit_mmpg.statistics`).
+
+    Attributes:
+        prior: Frames for which the training moments count.
+        context_clips: Recent clips whose frames count.
+        context: ``device``: the device's recent clips; ``clip``: the clip that is asked about.
+    """
+
+    prior: int
+    context_clips: int
+    context: str
+
+
+@dataclass(frozen=True)
 class Link:
     """Codecs of the link (:mod:`lit_mmpg.link.codecs`) with which the checkpoint was configured."""
 
@@ -174,6 +189,7 @@ class Manifest:
         answers: Open-ended answers in the order of the scores; empty for other tasks.
         graphs: The ONNX files.
         files: SHA-256 of every other file, by name.
+        own_statistics: How features are standardised; ``None`` where they are used as they are.
         left_out: Variants that were not good enough to be shipped: role -> precision -> why.
     """
 
@@ -194,6 +210,7 @@ class Manifest:
     answers: tuple[str, ...]
     graphs: tuple[GraphInfo, ...]
     files: dict[str, str]
+    own_statistics: OwnStatistics | None = None
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -237,6 +254,7 @@ class Manifest:
                 answers=tuple(rest["answers"]),
                 graphs=tuple(_graph(graph) for graph in rest["graphs"]),
                 files=dict(rest["files"]),
+                own_statistics=OwnStatistics(**rest["own_statistics"]) if rest.get("own_statistics") else None,
                 left_out={str(role): dict(why) for role, why in rest.get("left_out", {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:

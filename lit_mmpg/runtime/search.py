@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import wide_console
-from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore
+from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
 from lit_mmpg.runtime.answer import KEY_VARIABLE
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
@@ -71,9 +71,12 @@ def main(argv: Sequence[str]) -> int:
         outcome = Adaptation(restore(session, state))
         eye = Eye(session, options.frames, folder / "features" if folder else None)
         looks, problems = _look_at(videos, eye, console)
-        if client is not None:
+        remembers = client is not None or bundle.manifest.own_statistics is not None
+        if remembers:
             for look in looks[-(state.clips.maxlen or 1) :]:
-                state.see(session.project(look.features))
+                take_in(session, state, look.features)
+            session.alignment = state.alignment()  # the folder as a whole is what the device has seen
+        if client is not None:
             outcome = adapt(session, state, client, options.device_id)
             client.close()
         start = time.perf_counter()
@@ -81,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         rank_ms = 1e3 * (time.perf_counter() - start)
         unknown = session.unknown_words(options.query)
     notes = [*problems, *(note for note in (state.note, outcome.error) if note)]
-    if folder is not None and client is not None:
+    if folder is not None and remembers:
         try:
             state.save(folder)
         except OSError as error:

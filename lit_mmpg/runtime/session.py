@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_mmpg.data.records import subsample
 from lit_mmpg.data.vocabulary import Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle
@@ -51,6 +52,8 @@ class DeviceSession:
         self._open("model", precision)
         self.adapted = False
         """Whether personal parameters are in use."""
+        self.alignment: tuple[np.ndarray, np.ndarray] | None = None
+        """Scale and shift ``[D]`` of the features of clips that are asked about; see :meth:`DeviceState.alignment`."""
 
     def __enter__(self) -> DeviceSession:
         return self
@@ -111,9 +114,10 @@ class DeviceSession:
             raise UserError(
                 f"frame features have shape {features.shape}, the bundle takes [T, {self.manifest.frames.features}]"
             )
-        most = self.manifest.frames.max_frames
-        if len(features) > most:
-            features = features[np.round(np.linspace(0, len(features) - 1, most)).astype(int)]
+        features = features[subsample(len(features), self.manifest.frames.max_frames)]
+        if self.alignment is not None:
+            scale, shift = self.alignment
+            features = features * scale + shift
         frames = np.ascontiguousarray(features[None], np.float32)
         return {"frames": frames, "frame_mask": np.ones(frames.shape[:2], bool)}
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,35 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
+from lit_mmpg.data.records import subsample
 from lit_mmpg.link import Upload
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.policies import RECENT, Situation, drift
+from lit_mmpg.statistics import alignment
 
 STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class ContextClip:
-    """What the device keeps of one clip: anchors ``[K, H]``, times ``[K]``, mask ``[K]``, frames of the clip."""
+    """What the device keeps of one clip.
+
+    Attributes:
+        anchors: ``[K, H]``; none for a static model.
+        times: ``[K]``.
+        mask: ``[K]``.
+        num_frames: Frames of the clip.
+        moments: ``[2, D]`` mean and variance of its features, where the bundle standardises by them.
+        counted: Frames behind the moments.
+    """
 
     anchors: np.ndarray
     times: np.ndarray
     mask: np.ndarray
     num_frames: int
+    moments: np.ndarray | None = None
+    counted: int = 0
 
 
 @dataclass
@@ -69,24 +82,49 @@ class DeviceState:
 
     def __post_init__(self) -> None:
         self.confidences = deque(self.confidences, maxlen=RECENT)
-        rule = self.bundle.manifest.anchors
+        rule = self.bundle.manifest.anchors or self.bundle.manifest.own_statistics
         self.clips = deque(self.clips, maxlen=rule.context_clips if rule else 1)
 
-    def see(self, projected: np.ndarray) -> None:
+    def see(self, projected: np.ndarray | None, features: np.ndarray | None = None) -> None:
         """Take a clip into the context.
 
         Args:
-            projected: ``[T, H]`` what may be uploaded of its frames.
+            projected: ``[T, H]`` what may be uploaded of its frames; ``None`` for a static model.
+            features: ``[T, D]`` its frame features, for a bundle that standardises by them.
         """
-        rule = self.bundle.manifest.anchors
-        if rule is not None:
+        rule, own = self.bundle.manifest.anchors, self.bundle.manifest.own_statistics
+        if rule is None and own is None:
+            return
+        clip = ContextClip(np.zeros((0, 0), np.float32), np.zeros(0, np.float32), np.zeros(0, bool), 0)
+        if rule is not None and projected is not None:
             anchors, times, mask = select_anchors(projected, rule.count, rule.rule)
             if self.noise:
                 size = self.noise * float(np.sqrt(np.square(anchors[mask]).mean()))
                 added = np.random.default_rng().normal(0.0, size, anchors.shape).astype(np.float32)
                 anchors = anchors + added * mask[:, None]
-            self.clips.append(ContextClip(anchors, times, mask, len(projected)))
-            self.since += 1
+            clip = ContextClip(anchors, times, mask, len(projected))
+        if own is not None and features is not None:
+            used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
+            moments = np.stack([used.mean(0), used.var(0)]).astype(np.float32)
+            clip = replace(clip, moments=moments, counted=len(used))
+        self.clips.append(clip)
+        self.since += 1
+
+    def alignment(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scale and shift ``[D]`` by which features are standardised; ``None`` where the bundle does not ask for it."""
+        own, training = self.bundle.manifest.own_statistics, self.bundle.training
+        if own is None or training is None:
+            return None
+        known = [(clip.moments, clip.counted) for clip in self.clips if clip.moments is not None]
+        count = sum(counted for _, counted in known)
+        if not count:
+            return np.ones_like(training.mean), np.zeros_like(training.mean)
+        share = np.array([counted / count for _, counted in known])[:, None]
+        means, variances = (np.stack([moments[i] for moments, _ in known]) for i in (0, 1))
+        mean = (share * means).sum(0)
+        variance = (share * (variances + np.square(means - mean))).sum(0)
+        scale, shift = alignment(mean, variance, float(count), training, own.prior)
+        return scale.astype(np.float32), shift.astype(np.float32)
 
     def answered(self, confidence: float) -> None:
         """Remember how sure an answer was, 0 to 1."""
@@ -146,6 +184,8 @@ class DeviceState:
         for i, clip in enumerate(self.clips):
             tensors |= {f"clip{i:04d}.anchors": clip.anchors, f"clip{i:04d}.times": clip.times}
             tensors |= {f"clip{i:04d}.mask": clip.mask, f"clip{i:04d}.frames": np.array([clip.num_frames])}
+            if clip.moments is not None:
+                tensors |= {f"clip{i:04d}.moments": clip.moments, f"clip{i:04d}.counted": np.array([clip.counted])}
         tensors |= {f"parameters.{name}": array for name, array in (self.parameters or {}).items()}
         if self.reference is not None:
             tensors["reference"] = self.reference
@@ -219,6 +259,8 @@ def _clips(tensors: Mapping[str, np.ndarray]) -> deque[ContextClip]:
             tensors[f"{name}.times"],
             tensors[f"{name}.mask"],
             int(tensors[f"{name}.frames"][0]),
+            tensors.get(f"{name}.moments"),
+            int(tensors.get(f"{name}.counted", [0])[0]),
         )
         for name in names
     )

@@ -47,7 +47,7 @@ class DeviceSide:
         self._clip += 1
         self._features = self.pipeline.encode() if self.pipeline.cell.encoder else self._frames[row : row + 1]
         frames = self._features[0][self._masks[row]]
-        self._state.see(self.pipeline.engines["project"].infer({"features": frames})["projected"])
+        self._state.see(self.pipeline.engines["project"].infer({"features": frames})["projected"], frames)
 
     def answer(self) -> np.ndarray:
         """Answer about the clip that was taken last: it is encoded already."""

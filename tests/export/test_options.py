@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import zipfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.batch import Frames
 from lit_mmpg.cli import main
@@ -21,14 +24,18 @@ from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.device.dynamic import Form
 from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.device.model import DynamicLayer, Task
+from lit_mmpg.device.outputs import answer_batch
+from lit_mmpg.errors import UserError
 from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.source import Source, open_source
+from lit_mmpg.export.write import write_manifest
 from lit_mmpg.methods.adapted import evaluate_adapted, load
-from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.adaptation import take_in
+from lit_mmpg.runtime.bundle import MOMENTS, Bundle, file_digest
 from lit_mmpg.runtime.engines import create_engine
-from lit_mmpg.runtime.manifest import PRECISIONS
+from lit_mmpg.runtime.manifest import PRECISIONS, OwnStatistics
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.verify import verify
@@ -124,7 +131,7 @@ def write_frames(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def filmed(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path) -> tuple[Source, Bundle]:
-    """A pair of halves trained through cameras, with a correction and a context projection, and its bundle."""
+    """A pair of halves trained through cameras, with a correction, a context projection and own statistics."""
     folder = tmp_path_factory.mktemp("filmed")
     (folder / "data").mkdir()
     data = {
@@ -148,7 +155,7 @@ def filmed(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path) -> tu
                 "history": 2,
             },
             "batch": {"devices": 2, "clips": 2, "items_per_clip": 1, "context_clips": 2, "max_frames": 3}
-            | {"max_words": 5, "eval_devices": 2, "eval_clips": 4},
+            | {"max_words": 5, "eval_devices": 2, "eval_clips": 4, "own_statistics": 4},
             "min_count": 1,
             "cache_dir": str(folder / "cache"),
         },
@@ -204,6 +211,73 @@ def test_a_device_sends_what_the_cloud_was_trained_on(filmed: tuple[Source, Bund
     np.testing.assert_array_equal(sent.num_frames, expected.num_frames[0, mask].numpy())
     anchors = expected.features[0, mask].numpy()
     np.testing.assert_allclose(sent.anchors, anchors, atol=1.01 * np.abs(anchors).max() / 127)  # int8
+
+
+def test_a_device_standardises_as_its_training_did(filmed: tuple[Source, Bundle], tmp_path: Path) -> None:
+    """The same embeddings from features as they are, after the same earlier clips; a state on the disk keeps it so."""
+    source, bundle = filmed
+    assert bundle.manifest.own_statistics == OwnStatistics(4, 2, "device")
+    source.data.setup("test")
+    loader = source.data.eval_batches("test_unseen")
+    batch, query = next(iter(loader)), loader.queries[0]
+    raw = loader.collate.frames([query.clips], len(query.clips), [query.device])
+    with torch.inference_mode():
+        expected = answer_batch(source.network, batch, source.network.encode(batch.frames.values), ()).video[0].numpy()
+    state = DeviceState(bundle)
+
+    def embeddings(device: DeviceSession) -> np.ndarray:
+        clips = zip(raw.values[0], raw.mask[0], strict=True)
+        return np.stack([device.embed_video(values[mask].numpy()) for values, mask in clips])
+
+    with DeviceSession(bundle) as device:
+        device.swap(bundle.static_parameters())
+        plain = embeddings(device)
+        for values, mask in zip(batch.context.values[0], batch.context.mask[0], strict=True):
+            before = state.alignment()
+            take_in(device, state, values[mask].numpy())
+            np.testing.assert_array_equal(device.alignment, before)  # a clip is no part of its own context
+        assert len(state.clips) == 2
+        state.save(tmp_path)
+        device.alignment = DeviceState.load(bundle, tmp_path).alignment()
+        np.testing.assert_array_equal(device.alignment, state.alignment())
+        np.testing.assert_allclose(embeddings(device), expected, atol=2e-4)
+        assert not np.allclose(plain, expected, atol=5e-3)
+        device.alignment = DeviceState(bundle).alignment()  # nothing seen yet: features as they are
+        np.testing.assert_allclose(embeddings(device), plain, atol=1e-5)
+
+
+def test_moments_that_do_not_fit_are_refused(filmed: tuple[Source, Bundle], tmp_path: Path) -> None:
+    bundle = filmed[1]
+    copy = shutil.copytree(bundle.path, tmp_path / "bundle")
+    safetensors_numpy.save_file({"mean": np.zeros(3, np.float32)}, copy / MOMENTS)
+    files = bundle.manifest.files | {MOMENTS: file_digest(copy / MOMENTS)}
+    write_manifest(copy, replace(bundle.manifest, files=files))
+    with pytest.raises(UserError, match=r"moments\.safetensors does not hold mean and variance"):
+        Bundle.open(copy)
+    (copy / MOMENTS).unlink()
+    with pytest.raises(UserError, match=r"moments\.safetensors is missing"):
+        Bundle.open(copy)
+
+
+def test_a_static_bundle_remembers_statistics_alone(
+    filmed: tuple[Source, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, bundle = filmed
+    checkpoint = str(Path(source.module.device_ckpt).resolve())
+    assert main(["export", "--ckpt", checkpoint, "--output", str(tmp_path / "static"), "--samples", "synthetic"]) == 0
+    static = Bundle.open(tmp_path / "static")
+    assert static.remembers and not len(static.spec) and static.manifest.own_statistics is not None
+    state, both = DeviceState(static), DeviceState(bundle)
+    rng = np.random.default_rng(0)
+    with DeviceSession(static) as alone, DeviceSession(bundle) as device:
+        for _ in range(3):
+            features = rng.normal(size=(5, static.manifest.frames.features)).astype(np.float32)
+            take_in(alone, state, features)
+            take_in(device, both, features)
+        np.testing.assert_array_equal(alone.alignment, device.alignment)
+        assert len(state.clips) == 2 and not state.situation().personal
+    state.save(tmp_path)
+    np.testing.assert_array_equal(DeviceState.load(static, tmp_path).alignment(), state.alignment())
 
 
 def test_methods_that_adapt_rank_the_clips_of_each_camera_as_the_test_does(

@@ -118,10 +118,6 @@ def test_mistakes_are_answered_clearly(made, tmp_path, capsys):
     assert "damaged" in error(capsys, "--ckpt", str(tmp_path / "torn.ckpt"), "--output", target)
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     assert "not written by lit-mmpg" in error(capsys, "--ckpt", str(tmp_path / "foreign.ckpt"), "--output", target)
-    standardised = torch.load(pair.cloud, weights_only=True)
-    standardised["lit_mmpg"]["data"]["own_statistics"] = {"prior": 16}
-    torch.save(standardised, tmp_path / "own.ckpt")
-    assert "(data.batch.own_statistics)" in error(capsys, "--ckpt", str(tmp_path / "own.ckpt"), "--output", target)
     assert "is a file" in error(capsys, "--ckpt", str(pair.cloud), "--output", str(pair.device))
     assert "other files" in error(capsys, "--ckpt", str(pair.cloud), "--output", str(pair.folder))
     assert "no option --presicions" in error(

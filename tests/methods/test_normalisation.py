@@ -35,7 +35,7 @@ def test_moments_are_those_of_the_real_frames() -> None:
     for b in range(2):
         np.testing.assert_allclose(mean[b], values[b][mask[b]].mean(0), atol=1e-12)
         np.testing.assert_allclose(variance[b], values[b][mask[b]].var(0), atol=1e-12)
-        assert count[b] == mask[b].sum()
+        assert count[b, 0] == mask[b].sum()
 
 
 def test_own_statistics_undo_a_gain_and_an_offset(world: World) -> None:
