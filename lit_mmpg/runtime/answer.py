@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     start = time.perf_counter()
     with DeviceSession(bundle, options.engine, options.precision) as session:
         state = DeviceState.load(bundle, options.state)
-        source = restore(session, state)
+        source, statistics = restore(session, state), state.statistics_text()
         start = timed("load", start)
         pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
         start = timed("decode", start)
@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
     table = Table.grid(padding=(0, 2))
     table.add_row("next", escape(", ".join(f"{name} {share:.0%}" for name, share in answer.ranking[1:])))
     table.add_row("parameters", SAID[outcome.source])
+    if statistics is not None:
+        table.add_row("features", statistics)
     if outcome.traffic is not None:
         table.add_row("bytes", bytes_text(outcome.traffic))
     table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")

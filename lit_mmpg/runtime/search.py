@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
             notes.append(f"{folder}: the state cannot be written ({error.strerror})")
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
-    facts = _facts(outcome, looks, rank_ms)
+    facts = _facts(outcome, looks, rank_ms, state.statistics_text())
     shown = found[: options.top]
     _print(console, options.query, shown, facts, notes)
     if options.html:
@@ -127,8 +127,10 @@ def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[L
     return looks, problems
 
 
-def _facts(outcome: Adaptation, looks: Sequence[Look], rank_ms: float) -> list[tuple[str, str]]:
+def _facts(outcome: Adaptation, looks: Sequence[Look], rank_ms: float, features: str | None) -> list[tuple[str, str]]:
     facts = [("parameters", SAID[outcome.source])]
+    if features is not None:
+        facts.append(("features", features))
     if outcome.traffic is not None:
         facts.append(("bytes", bytes_text(outcome.traffic)))
     fresh = [look for look in looks if not look.known]

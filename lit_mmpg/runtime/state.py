@@ -110,6 +110,15 @@ class DeviceState:
         self.clips.append(clip)
         self.since += 1
 
+    def statistics_text(self) -> str | None:
+        """By how many clips features are standardised, for people; ``None`` where the bundle does not ask for it."""
+        if self.bundle.manifest.own_statistics is None:
+            return None
+        count = sum(clip.moments is not None for clip in self.clips)
+        return (
+            f"standardised by {count} clip{'s' if count != 1 else ''}" if count else "as they are, no clip came before"
+        )
+
     def alignment(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Scale and shift ``[D]`` by which features are standardised; ``None`` where the bundle does not ask for it."""
         own, training = self.bundle.manifest.own_statistics, self.bundle.training

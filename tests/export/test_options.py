@@ -232,11 +232,12 @@ def test_a_device_standardises_as_its_training_did(filmed: tuple[Source, Bundle]
     with DeviceSession(bundle) as device:
         device.swap(bundle.static_parameters())
         plain = embeddings(device)
+        assert state.statistics_text() == "as they are, no clip came before"
         for values, mask in zip(batch.context.values[0], batch.context.mask[0], strict=True):
             before = state.alignment()
             take_in(device, state, values[mask].numpy())
             np.testing.assert_array_equal(device.alignment, before)  # a clip is no part of its own context
-        assert len(state.clips) == 2
+        assert len(state.clips) == 2 and state.statistics_text() == "standardised by 2 clips"
         state.save(tmp_path)
         device.alignment = DeviceState.load(bundle, tmp_path).alignment()
         np.testing.assert_array_equal(device.alignment, state.alignment())
