@@ -342,8 +342,11 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: F
         encoder: The encoder that made the data's features, where it is known.
     """
     network, data = loaded.subject.network, loaded.data
-    batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=False))))
+    wants = data.batch.own_statistics > 0
+    batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=wants))))
     frames = int(batch.frames.mask.sum())
+    # Statistics of the device's own frames need all of them encoded, whatever the method itself looks at.
+    needed = max(round(cost.support_clips * frames), int(batch.context.mask.sum()))
     own = len(network.shapes.frame) == 3
     if own and not pixels:
         with torch.inference_mode():
@@ -351,7 +354,7 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: F
         encoder = FrameEncoder("its own", work.flops / frames, work.seconds / frames, work.peak_bytes)
     answer = Measured(cost.answer_flops, cost.answer_s, cost.answer_peak_bytes)
     adapt = Measured(cost.adapt_flops, cost.adapt_s, cost.adapt_peak_bytes)
-    bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, round(cost.support_clips * frames))
+    bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, needed)
     if own:
         bill["how"][0] = Bill(network).encoder_note()
     bill["cloud_s"] = cost.cloud_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,19 @@ from torch import nn
 from lit_mmpg.batch import Frames
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods import costs
-from lit_mmpg.methods.adapted import load
-from lit_mmpg.methods.costs import FrameEncoder, PeakMemory, device_costs, frame_encoder, measured, power_model
+from lit_mmpg.methods.adapted import Loaded, evaluate_adapted, load
+from lit_mmpg.methods.costs import (
+    FrameEncoder,
+    PeakMemory,
+    adapted_costs,
+    device_costs,
+    frame_encoder,
+    measured,
+    power_model,
+    single_clip,
+)
 from tests.integration.conftest import Trained
+from tests.methods.conftest import World, make_data
 
 
 def test_operations_are_those_of_the_matrix_products() -> None:
@@ -110,3 +121,16 @@ def test_the_frames_that_the_device_needs_give_the_same_anchors(trained: Callabl
     part, _ = module.select(Frames(needed.values, needed.mask))
     torch.testing.assert_close(part.features, whole.features)
     assert torch.equal(part.mask, whole.mask)
+
+
+def test_own_statistics_have_every_frame_of_the_context_encoded(world: World) -> None:
+    """Nobody adapts anything here: the device still encodes its earlier clips to standardise its features."""
+    plain, encoder = world("open_ended"), FrameEncoder("named", 1000.0, 0.0, 0)
+    for prior in (0, 4):
+        data = make_data(Path(plain.data.root), "open_ended", own_statistics=prior)
+        frames = int(single_clip(next(iter(data.eval_batches("test_unseen")))).context.mask.sum())
+        loaded, paid = Loaded(plain.subject, data, "none.ckpt"), 1000.0 * frames if prior else 0.0
+        assert frames > 3
+        assert device_costs(plain.subject.module, data, encoder)["static"]["adapt_flops"] == paid
+        cost = evaluate_adapted(loaded, "unadapted").cost
+        assert cost is not None and adapted_costs(cost, loaded, False, encoder)["adapt_flops"] == paid
