@@ -44,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; it must be at least 1")
     store = CellStore(folder)
-    work = Work(comparison, store, flags, options.fresh)
+    if options.finished and options.fresh:
+        raise UserError("--finished reports what is there and --fresh computes it again; choose one")
+    work = Work(comparison, store, flags, options.fresh, options.finished)
     work.check()
     if options.list:
         _list(comparison, seeds, store)
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         work.compute(seeds, baselines=False)
         return 0
     apart = None
-    if options.jobs > 1 and len(seeds) > 1:
+    if options.jobs > 1 and len(seeds) > 1 and not options.finished:
         only = ["--only", *options.only] if options.only else []
         again = ["--config", options.config, *only, *(["--fresh"] if options.fresh else []), *flags]
         apart = partial(compute_in_processes, again, seeds, options.jobs)
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", help="folder for the report, or a .json file beside which its other forms are written"
     )
+    parser.add_argument("--finished", action="store_true", help="report what is finished; compute nothing")
     parser.add_argument("--fresh", action="store_true", help="repeat cells that are finished")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="compute N seeds at once, each in a process of its own"

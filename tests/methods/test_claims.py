@@ -40,11 +40,13 @@ def test_a_clear_advantage_holds_and_the_contrary_does_not() -> None:
 
 def test_no_difference_is_undecided_and_a_margin_can_make_it_hold() -> None:
     ours = row("ours", 0.7)
-    same = Row("static", [cell({"static": c.items["ours|test_unseen|accuracy"][::-1].copy()}) for c in ours.cells])
+    same = Row(
+        "static", [cell({"static": c.items["ours|test_unseen|accuracy"][::-1].copy()}, seed=c.seed) for c in ours.cells]
+    )
     assert verdict(CLAIM, ours, same).verdict == UNDECIDED
     never_worse = Claim("c", "never much worse", "ours", ("static",), margin=-0.3)
     assert verdict(never_worse, ours, same).verdict == HOLDS
-    twin = Row("static", [cell({"static": c.items["ours|test_unseen|accuracy"]}) for c in ours.cells])
+    twin = Row("static", [cell({"static": c.items["ours|test_unseen|accuracy"]}, seed=c.seed) for c in ours.cells])
     # Exactly equal values: "better" is refuted (the interval lies at the margin), "never 1 point worse" holds.
     assert verdict(CLAIM, ours, twin).verdict == FAILS
     assert verdict(Claim("c", "t", "ours", ("static",), margin=-0.01), ours, twin).verdict == HOLDS

@@ -42,6 +42,21 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     capsys.readouterr()
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("finished before") == 5
+    (tmp_path / "outputs" / "compare" / "compare" / "cdc_mmpg-seed1.json").unlink()
+    assert main([*arguments[:3], "--finished", "--output", "part.json"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+    part = json.loads((tmp_path / "part.json").read_text())["rows"]
+    assert {(row["method"], row["seeds"]) for row in part} == {
+        ("static", 2),
+        ("cdc_mmpg", 1),
+        ("shuffled_device", 1),
+        ("ridge", 1),
+    }
+    assert "fewer seeds have cdc_mmpg (1), shuffled_device (1)." in (tmp_path / "part.md").read_text()
+    assert main([*arguments[:3], "--finished", "--seeds", "7"]) == 2
+    assert "no cell is finished yet; leave --finished out" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "training" not in capsys.readouterr().err
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
     assert main([*arguments[:3], "--only", "ridge", "--output", "ridge.json"]) == 0
     assert {row["method"] for row in json.loads((tmp_path / "ridge.json").read_text())["rows"]} == {"ridge"}

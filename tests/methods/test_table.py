@@ -69,10 +69,23 @@ def test_a_paired_difference_needs_the_same_items() -> None:
     assert pool(Row("ours", [ours]), "test_seen", "accuracy") is None
 
 
-def test_a_row_of_one_seed_is_held_against_every_seed() -> None:
+def test_rows_are_compared_seed_by_seed_whatever_is_finished() -> None:
+    ours, theirs = seeds(0.8, first=10), seeds(0.6)
+    full = Row("static", [cell({"s": v}, seed=s) for s, v in enumerate(theirs)])
+    part = Row("ours", [cell({"o": ours[s]}, seed=s) for s in (2, 0)])
+    for row, other, sign in ((part, full, 1), (full, part, -1)):
+        gain = pool(row, "test_unseen", "accuracy", (other, "test_unseen"))
+        assert gain is not None
+        assert sorted(gain.per_seed) == pytest.approx(sorted(sign * (ours[s] - theirs[s]).mean() for s in (0, 2)))
+    later = Row("ours", [cell({"o": ours[0]}, seed=7)])
+    with pytest.raises(NotPaired, match="ours and static have no finished seed in common"):
+        pool(later, "test_unseen", "accuracy", (full, "test_unseen"))
+
+
+def test_a_row_that_draws_nothing_is_held_against_every_seed() -> None:
     fixed, drawn = answers(0.8, 9), seeds(0.6)
     static = Row("static", [cell({"s": v}, seed=s) for s, v in enumerate(drawn)])
-    gain = pool(Row("ridge", [cell({"r": fixed})]), "test_unseen", "accuracy", (static, "test_unseen"))
+    gain = pool(Row("ridge", [cell({"r": fixed})], once=True), "test_unseen", "accuracy", (static, "test_unseen"))
     assert gain is not None and gain.per_seed == pytest.approx([fixed.mean() - v.mean() for v in drawn])
 
 

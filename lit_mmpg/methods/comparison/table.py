@@ -36,11 +36,13 @@ class Row:
         name: Name of the row.
         cells: Its cells, by seed.
         control: Method of the test; ``None`` for the cells' own.
+        once: Whether it draws nothing, so that its one cell stands for every seed.
     """
 
     name: str
     cells: Sequence[Cell]
     control: str | None = None
+    once: bool = False
 
     def key(self, cell: Cell) -> str:
         """Name of the row's method within a cell."""
@@ -134,8 +136,22 @@ def rows_of(comparison: Comparison, cells: Mapping[str, Sequence[Cell]]) -> dict
         control = None if owner == name else comparison.runs[owner].also[name]
         if control is not None and cells[owner][0].method(control) is None:
             continue
-        rows[name] = Row(name, cells[owner], control)
+        rows[name] = Row(name, cells[owner], control, name in comparison.baselines and not comparison.seed_flags)
     return rows
+
+
+def _pairs(row: Row, other: Row) -> list[tuple[Cell, Cell]]:
+    """Cells of two rows, seed by seed; seeds that one of them lacks are left out."""
+    if row.once or other.once:
+        count = max(len(row.cells), len(other.cells))
+        return [(row.cells[i % len(row.cells)], other.cells[i % len(other.cells)]) for i in range(count)]
+    if [cell.seed for cell in row.cells] == [cell.seed for cell in other.cells]:
+        return list(zip(row.cells, other.cells, strict=True))
+    theirs = {cell.seed: cell for cell in other.cells}
+    pairs = [(cell, theirs[cell.seed]) for cell in row.cells if cell.seed in theirs]
+    if not pairs:
+        raise NotPaired(f"{row.name} and {other.name} have no finished seed in common")
+    return pairs
 
 
 def pool(row: Row, split: str, metric: str, minus: tuple[Row, str] | None = None) -> Pooled | None:
@@ -145,25 +161,22 @@ def pool(row: Row, split: str, metric: str, minus: tuple[Row, str] | None = None
         row: The row.
         split: Group of test devices.
         metric: Metric that single items have.
-        minus: Another row and its group of test devices. A row of one seed is held against every seed of the other.
+        minus: Another row and its group of test devices. Seeds that only one of the two has are left out.
 
     Returns:
         The values; None where the items have none.
 
     Raises:
-        NotPaired: If the two rows were measured on different items.
+        NotPaired: If the two rows were measured on different items, or with different seeds.
     """
-    count = len(row.cells) if minus is None else max(len(row.cells), len(minus[0].cells))
+    other, other_split = minus or (row, split)
     parts: list[tuple[Cell, np.ndarray, np.ndarray, np.ndarray]] = []
-    for i in range(count):
-        cell = row.cells[i % len(row.cells)]
+    for cell, theirs in _pairs(row, other):
         found = [row.array(cell, split, name) for name in (metric, "device", "clip")]
         if any(array is None for array in found):
             return None
         values, device, clip = (np.asarray(array) for array in found)
         if minus is not None:
-            other, other_split = minus
-            theirs = other.cells[i % len(other.cells)]
             wanted = [other.array(theirs, other_split, name) for name in (metric, "device", "clip")]
             if any(array is None for array in wanted):
                 return None

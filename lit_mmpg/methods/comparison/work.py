@@ -35,10 +35,19 @@ class Work:
         store: Where cells are kept.
         flags: Further arguments of every run.
         fresh: Repeat cells that are finished.
+        finished_only: Take finished cells alone and compute none.
     """
 
-    def __init__(self, comparison: Comparison, store: CellStore, flags: Sequence[str], fresh: bool = False) -> None:
+    def __init__(
+        self,
+        comparison: Comparison,
+        store: CellStore,
+        flags: Sequence[str],
+        fresh: bool = False,
+        finished_only: bool = False,
+    ) -> None:
         self.comparison, self.store, self.flags, self.fresh = comparison, store, list(flags), fresh
+        self.finished_only = finished_only
         self.run: ComparisonRun | None = None
         self._data: dict[str, DeviceData] = {}
         self._loaded: tuple[str, Loaded] | None = None
@@ -125,23 +134,30 @@ class Work:
         cells: dict[str, list[Cell]] = {}
         for seed in seeds:
             finished: dict[str, Cell] = {}
-            for name, run in comparison.runs.items():
+            for name in (*comparison.runs, *comparison.adapted):
                 progress.start(name, seed)
-                finished[name] = self._trained(name, run, seed, finished)
-                progress.done(name, finished[name].seconds)
-            for name in comparison.adapted:
-                progress.start(name, seed)
-                finished[name] = self._adapted(name, seed, finished)
-                progress.done(name, finished[name].seconds)
-            for name, cell in finished.items():
-                cells.setdefault(name, []).append(cell)
+                cell = self._cell(name, seed, finished)
+                if cell is not None:
+                    progress.done(name, cell.seconds)
+                    finished[name] = cell
+                    cells.setdefault(name, []).append(cell)
         for name in closed_form:
             for seed in baseline_seeds:
                 progress.start(name, seed)
                 cell = self._baseline(name, seed)
-                progress.done(name, cell.seconds)
-                cells.setdefault(name, []).append(cell)
+                if cell is not None:
+                    progress.done(name, cell.seconds)
+                    cells.setdefault(name, []).append(cell)
+        if not cells:
+            raise UserError(f"{comparison.path}: no cell is finished yet; leave --finished out to compute them")
         return cells
+
+    def _cell(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
+        run = self.comparison.runs.get(name)
+        start = self.comparison.adapted[name].checkpoint if run is None else run.device_half
+        if start is not None and start not in finished:
+            return None  # what it starts from is not finished
+        return self._adapted(name, seed, finished) if run is None else self._trained(name, run, seed, finished)
 
     def _kept(self, name: str, seed: int, digest: str) -> Cell | None:
         cell = None if self.fresh else self.store.load(name, seed, digest)
@@ -160,13 +176,13 @@ class Work:
         flags = [f"--tracking.run_name={name}"]
         return flags if self.run is None else [*flags, f"--tracking.experiment={self.run.experiment}"]
 
-    def _trained(self, name: str, run: TrainedRun, seed: int, finished: Mapping[str, Cell]) -> Cell:
+    def _trained(self, name: str, run: TrainedRun, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         from lit_mmpg.training.stages import train
 
         arguments = self.arguments(run, seed, finished)
         digest = self.digest(run, seed, arguments)
         kept = self._kept(name, seed, digest)
-        if kept is not None:
+        if kept is not None or self.finished_only:
             return kept
         begun, began = time.monotonic(), self.store.begin(name, seed, digest, self.fresh)
         tags = self._tags(name, seed)
@@ -196,7 +212,7 @@ class Work:
         _identify(cell, module.data)
         cell.costs = device_costs(module, module.data, frame_encoder(self.comparison.frame_encoder))
 
-    def _adapted(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell:
+    def _adapted(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         from lit_mmpg.methods.adapted import evaluate_adapted
         from lit_mmpg.methods.registry import find_method
 
@@ -215,7 +231,7 @@ class Work:
         ]
         digest = _sha([*content, self.comparison.frame_encoder])
         kept = self._kept(name, seed, digest)
-        if kept is not None:
+        if kept is not None or self.finished_only:
             return kept
         begun = time.monotonic()
         cell = Cell([], seed=seed)
@@ -251,13 +267,13 @@ class Work:
             self._loaded = (key, load(checkpoint, flags))
         return self._loaded[1]
 
-    def _baseline(self, name: str, seed: int) -> Cell:
+    def _baseline(self, name: str, seed: int) -> Cell | None:
         from lit_mmpg.methods.ridge import RidgeBaseline
 
         data = self.data(seed)
         digest = _sha([CELL_VERSION, name, data.fingerprint, data.device_table.digest(), data.task])
         kept = self._kept(name, seed, digest)
-        if kept is not None:
+        if kept is not None or self.finished_only:
             return kept
         begun = time.monotonic()
         data.setup("fit")
