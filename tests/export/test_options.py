@@ -32,6 +32,7 @@ from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.source import Source, open_source
 from lit_mmpg.export.write import write_manifest
 from lit_mmpg.methods.adapted import evaluate_adapted, load
+from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.adaptation import take_in
 from lit_mmpg.runtime.bundle import MOMENTS, Bundle, file_digest
 from lit_mmpg.runtime.engines import create_engine
@@ -260,23 +261,19 @@ def test_moments_that_do_not_fit_are_refused(filmed: tuple[Source, Bundle], tmp_
         Bundle.open(copy)
 
 
-def test_a_static_bundle_remembers_statistics_alone(
-    filmed: tuple[Source, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, bundle = filmed
-    checkpoint = str(Path(source.module.device_ckpt).resolve())
-    assert main(["export", "--ckpt", checkpoint, "--output", str(tmp_path / "static"), "--samples", "synthetic"]) == 0
-    static = Bundle.open(tmp_path / "static")
-    assert static.remembers and not len(static.spec) and static.manifest.own_statistics is not None
-    state, both = DeviceState(static), DeviceState(bundle)
-    rng = np.random.default_rng(0)
-    with DeviceSession(static) as alone, DeviceSession(bundle) as device:
-        for _ in range(3):
-            features = rng.normal(size=(5, static.manifest.frames.features)).astype(np.float32)
-            take_in(alone, state, features)
-            take_in(device, both, features)
-        np.testing.assert_array_equal(alone.alignment, device.alignment)
-        assert len(state.clips) == 2 and not state.situation().personal
+def test_a_static_model_remembers_statistics_alone(filmed: tuple[Source, Bundle], tmp_path: Path) -> None:
+    """The bundle of the device half: no anchors and nothing personal, but clips are remembered."""
+    whole = filmed[1]
+    manifest = replace(whole.manifest, half="device", spec=ParameterSpec(()), anchors=None, link=None)
+    static = Bundle(whole.path, manifest, training=whole.training)
+    assert static.remembers
+    state, both, rng = DeviceState(static), DeviceState(whole), np.random.default_rng(0)
+    for _ in range(3):
+        features = rng.normal(size=(5, manifest.frames.features)).astype(np.float32)
+        state.see(None, features)
+        both.see(rng.normal(size=(5, manifest.frames.width)).astype(np.float32), features)
+    assert len(state.clips) == 2 and not state.situation().personal
+    np.testing.assert_array_equal(state.alignment(), both.alignment())
     state.save(tmp_path)
     np.testing.assert_array_equal(DeviceState.load(static, tmp_path).alignment(), state.alignment())
 
