@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ENOUGH = 0.75
+"""Share of the labelled clips that a supervised method asks for which devices must have on average."""
+
 
 @dataclass(frozen=True)
 class AdaptationCost:
@@ -170,13 +173,14 @@ def evaluate_adapted(
     data.encode_once(_encoder(subject) if frozen else None)
     try:
         runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
-        reason = runner.too_few()
+        asked_groups = list(groups or data.test_groups)
+        reason = runner.too_few(asked_groups[0])
         if reason is not None:
             return Adapted(label, method, kind.setting, reason)
         points = kind.points(asked)
         sweep = runner.sweep(points) if len(points) > 1 else []
         chosen = points[int(np.argmax([row["score"] for row in sweep]))] if sweep else points[0]
-        evaluation = runner.test(label, chosen, list(groups or data.test_groups))
+        evaluation = runner.test(label, chosen, runner.groups(asked_groups))
         cost = runner.cost(chosen, evaluation.groups[0])
     finally:
         data.encode_once(None)
@@ -209,15 +213,21 @@ class _Runner:
         at_once = at_once or self.method.at_once
         return Episodes(self.data, group, labelled, clips, at_once, self.seed, self.method.needs_clean)
 
-    def too_few(self) -> str | None:
-        """Why a supervised method has too few labelled clips to live up to its name."""
+    def too_few(self, first: str) -> str | None:
+        """Why a supervised method has too few labelled clips to live up to its name, on validation or group `first`."""
         if self.method.knows != "labelled" or self.labels is None:
             return None
-        for group in ("val", *self.data.test_groups):
+        for group in ("val", first):
             fewest, mean = self._episodes(group).clips
-            if mean < 0.75 * self.labels:
+            if mean < ENOUGH * self.labels:
                 return f"devices of group {group} have {mean:.0f} earlier clips (some {fewest}), not {self.labels}"
         return None
+
+    def groups(self, asked: Sequence[str]) -> list[str]:
+        """Those groups of test devices that have enough labelled clips; a method without labels is measured on all."""
+        if self.method.knows != "labelled" or self.labels is None:
+            return list(asked)
+        return [group for group in asked if self._episodes(group).clips[1] >= ENOUGH * self.labels]
 
     def sweep(self, points: Sequence[Options]) -> list[dict[str, Any]]:
         """Primary metric of each point on the validation devices; ``score`` is higher when better."""

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from lit_mmpg.data.datamodule import VideoData
 from lit_mmpg.device.outputs import answer_batch
+from lit_mmpg.methods import adapted
 from lit_mmpg.methods.adapted import Loaded, evaluate_adapted
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
@@ -143,6 +145,26 @@ def test_too_few_labelled_clips_are_a_reason_and_pairs_are_counted(world: World)
     assert result.cost is not None and result.cost.backward
     assert result.cost.support_clips == 2 and result.cost.labelled_items == 4  # two questions about each clip
     assert result.setting == "supervised"
+
+
+def test_groups_with_too_few_labelled_clips_are_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training devices that have filmed little do not keep a method from unseen ones that have filmed enough."""
+    loaded = world("open_ended")
+
+    def short(data: VideoData, group: str, *rest: object) -> Episodes:
+        episodes = Episodes(data, group, *rest)  # type: ignore[arg-type]
+        if group == "test_seen":
+            episodes._keys = {(device, clips[:1]): rows for (device, clips), rows in episodes._keys.items()}
+        return episodes
+
+    monkeypatch.setattr(adapted, "Episodes", short)
+    options = {"labels": 3, "steps": 1, "learning_rate": 1e-3}
+    result = evaluate_adapted(loaded, "finetune_head", options=options)
+    assert loaded.data.test_groups == ["test_unseen", "test_seen"]
+    assert result.evaluation is not None and result.evaluation.groups == ["test_unseen"]
+    assert {row["split"] for row in result.rows} == {"test_unseen"}
+    first = evaluate_adapted(loaded, "finetune_head", options=options, groups=["test_seen"])
+    assert first.evaluation is None and "group test_seen have 1 earlier clips" in str(first.reason)
 
 
 def test_clean_twins_teach_what_undoes_a_camera(pixel_world: Loaded) -> None:
