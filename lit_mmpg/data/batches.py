@@ -249,12 +249,11 @@ class Collator:
         for b, query in enumerate(queries):
             clip[b, : len(query.clips)] = query.clips
         clips, devices = [q.clips for q in queries], [q.device for q in queries]
-        contexts = [q.context for q in queries]
-        frames = self.query_frames(clips, width, devices, contexts)
-        if self.with_context:
-            context = self._contexts(contexts, devices)
-        else:
-            context = Frames(frames.values[:, :0], frames.mask[:, :0])
+        frames = self.frames(clips, width, devices)
+        context = Frames(frames.values[:, :0], frames.mask[:, :0])
+        if self.with_context or self.training is not None:
+            seen = self._contexts([q.context for q in queries], devices)
+            frames, context = self._standardised(frames, seen), seen if self.with_context else context
         others = [q.foreign for q in queries if q.foreign is not None]
         owners = [q.foreign_device for q in queries if q.foreign is not None]
         foreign = self._contexts(others, owners) if self.with_context and others else None
@@ -289,9 +288,12 @@ class Collator:
             contexts: Clip indices of each row that the device has seen before.
         """
         frames = self.frames(clips, width, devices)
+        return frames if self.training is None else self._standardised(frames, self._contexts(contexts, devices))
+
+    def _standardised(self, frames: Frames, seen: Frames) -> Frames:
         if self.training is None:
             return frames
-        return standardised(frames, self._contexts(contexts, devices), self.training, self.shape.own_statistics)
+        return standardised(frames, seen, self.training, self.shape.own_statistics)
 
     def _contexts(self, groups: Sequence[Sequence[int]], devices: Sequence[int]) -> Frames:
         return self.frames(groups, max(1, *map(len, groups)), devices)

@@ -215,19 +215,20 @@ class _Runner:
 
     def too_few(self, first: str) -> str | None:
         """Why a supervised method has too few labelled clips to live up to its name, on validation or group `first`."""
-        if self.method.knows != "labelled" or self.labels is None:
-            return None
-        for group in ("val", first):
-            fewest, mean = self._episodes(group).clips
-            if mean < ENOUGH * self.labels:
-                return f"devices of group {group} have {mean:.0f} earlier clips (some {fewest}), not {self.labels}"
-        return None
+        return self._lacks("val") or self._lacks(first)
 
     def groups(self, asked: Sequence[str]) -> list[str]:
         """Those groups of test devices that have enough labelled clips; a method without labels is measured on all."""
+        return [group for group in asked if self._lacks(group) is None]
+
+    def _lacks(self, group: str) -> str | None:
+        """How many labelled clips the devices of a group have where those are too few for the method."""
         if self.method.knows != "labelled" or self.labels is None:
-            return list(asked)
-        return [group for group in asked if self._episodes(group).clips[1] >= ENOUGH * self.labels]
+            return None
+        fewest, mean = self._episodes(group).clips
+        if mean >= ENOUGH * self.labels:
+            return None
+        return f"devices of group {group} have {mean:.0f} earlier clips (some {fewest}), not {self.labels}"
 
     def sweep(self, points: Sequence[Options]) -> list[dict[str, Any]]:
         """Primary metric of each point on the validation devices; ``score`` is higher when better."""

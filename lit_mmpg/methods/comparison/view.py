@@ -140,8 +140,11 @@ def introduction(results: Results) -> list[str]:
         + METRICS.get(results.primary, results.primary)
         + f" Every number is the mean over {seeds} seed{'s' if seeds != 1 else ''}."
     )
-    fewer = [f"{name} ({len(runs)})" for name, runs in results.links.items() if len(runs) < seeds]
-    fewer = [text for text in fewer if text.split(" (")[0] not in results.comparison.baselines]
+    fewer = [
+        f"{name} ({len(runs)})"
+        for name, runs in results.links.items()
+        if len(runs) < seeds and name not in results.comparison.baselines
+    ]
     if fewer:
         lines.append(
             f"Not everything is finished: fewer seeds have {', '.join(fewer)}. Differences are taken over common seeds."
