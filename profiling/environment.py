@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg import __version__
+from lit_mmpg import __version__, sysfs
 from profiling.meters import nvml
 from profiling.meters.sources import Unavailable
 from profiling.meters.state import power_mode
@@ -27,6 +27,19 @@ PACKAGES = (
     "codecarbon",
     "nvidia-ml-py",
 )
+
+MODULES = {
+    "p3701-0000": "Jetson AGX Orin 32GB of the developer kit",
+    "p3701-0004": "Jetson AGX Orin 32GB",
+    "p3701-0005": "Jetson AGX Orin 64GB",
+    "p3701-0008": "Jetson AGX Orin Industrial",
+    "p3767-0000": "Jetson Orin NX 16GB",
+    "p3767-0001": "Jetson Orin NX 8GB",
+    "p3767-0003": "Jetson Orin Nano 8GB",
+    "p3767-0004": "Jetson Orin Nano 4GB",
+    "p3767-0005": "Jetson Orin Nano 8GB of the developer kit",
+}
+"""Part numbers of NVIDIA's modules, from the tables of configurations in its Jetson Linux developer guide."""
 
 
 def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) -> dict[str, Any]:
@@ -47,8 +60,9 @@ def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) 
         "cpu": cpu_name(root),
         "cpu_count": os.cpu_count(),
         "cpu_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory_bytes(root),
+        "memory_bytes": sysfs.kilobytes(root / "proc/meminfo", "MemTotal"),
         "board": board_name(root),
+        "module": module_name(root),
         "jetson_linux": jetson_linux(root),
         "power_mode": power_mode(root),
         "gpu": gpu.describe() if isinstance(gpu, nvml.Gpu) else None,
@@ -61,38 +75,39 @@ def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) 
 
 def board_name(root: Path = Path("/")) -> str | None:
     """Name of the board from the device tree (``NVIDIA Jetson Orin Nano Developer Kit``), or None."""
-    text = _read(root / "proc/device-tree/model") or _read(root / "sys/firmware/devicetree/base/model")
-    return text.strip("\0 \n") or None if text else None
+    return _device_tree(root, "model")
+
+
+def module_name(root: Path = Path("/")) -> str | None:
+    """Module on a Jetson's carrier board, ``Jetson Orin NX 16GB (p3767-0000)``: boards differ in it that share a name.
+
+    The part number stands in the device tree's ``compatible``, ``nvidia,p3768-0000+p3767-0000``; None where none does.
+    """
+    parts = re.findall(r"nvidia,(?:p[0-9]{4}-[0-9]{4}\+)?(p[0-9]{4}-[0-9]{4})", _device_tree(root, "compatible") or "")
+    if not parts:
+        return None
+    return f"{MODULES[parts[0]]} ({parts[0]})" if parts[0] in MODULES else str(parts[0])
 
 
 def jetson_linux(root: Path = Path("/")) -> str | None:
     """Release of Jetson Linux (``36.4.3``) from /etc/nv_tegra_release, or None."""
-    text = _read(root / "etc/nv_tegra_release")
+    text = sysfs.text(root / "etc/nv_tegra_release")
     match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text or "")
     return f"{match[1]}.{match[2]}" if match else None
 
 
 def cpu_name(root: Path = Path("/")) -> str | None:
     """Name of the processor."""
-    text = _read(root / "proc/cpuinfo") or ""
-    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or None
+    return sysfs.processor_name(root) or platform.processor() or None
 
 
-def _memory_bytes(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo") or "", re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
+def _device_tree(root: Path, name: str) -> str | None:
+    folders = ("proc/device-tree", "sys/firmware/devicetree/base")
+    return next((told for folder in folders if (told := sysfs.text(root / folder / name))), None)
 
 
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
         return None

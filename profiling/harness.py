@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
@@ -33,19 +35,26 @@ class Instruments:
         gpu: GPU that NVML shows, or why there is none.
         sources: Energy sources that answer.
         unavailable: Sources that do not, with their reasons.
+        root: Root of the file systems that are read.
     """
 
     gpu: nvml.Gpu | Unavailable
     sources: Sequence[PowerSource | CounterSource]
     unavailable: Sequence[Unavailable]
+    root: Path = Path("/")
 
     @classmethod
-    def open(cls, root: Path = Path("/")) -> Instruments:
-        """Try everything that there is."""
+    def open(cls, root: Path | None = None) -> Instruments:
+        """Try everything that there is.
+
+        Args:
+            root: Root of the file systems that are read; ``LIT_MMPG_ROOT`` or ``/`` when None.
+        """
+        root = sysfs.system_root() if root is None else root
         gpu = nvml.open_gpu()
         found = [rails.open_rails(root), nvml.open_energy(gpu), rapl.open_rapl(root)]
         sources = [source for source in found if not isinstance(source, Unavailable)]
-        return cls(gpu, sources, [source for source in found if isinstance(source, Unavailable)])
+        return cls(gpu, sources, [source for source in found if isinstance(source, Unavailable)], root)
 
     @property
     def known_gpu(self) -> nvml.Gpu | None:
@@ -90,13 +99,13 @@ class Harness:
                     "roles": {role: self.bundle.precisions(role) for role in self.bundle.roles},
                 },
                 "config": to_json(self.config),
-                "environment": environment.describe(gpu=self.instruments.gpu)
+                "environment": environment.describe(self.instruments.root, self.instruments.gpu)
                 | {
                     "energy_sources": [
                         {"name": s.name, "scope": s.scope, "note": s.scope_note} for s in self.instruments.sources
                     ],
                     "energy_unavailable": [{"name": u.name, "reason": u.reason} for u in self.instruments.unavailable],
-                    "rails": self._rails(),
+                    **self._rails(),
                 },
                 "engines": [
                     {"name": row.name, "help": row.help, "precisions": row.precisions, "reason": row.reason}
@@ -132,6 +141,7 @@ class Harness:
             "state_before": None,
             "state_after": None,
             "throttled": [],
+            "throttle_watch": None,
             "notes": [],
         }
         if cell.absent is None:
@@ -160,19 +170,23 @@ class Harness:
                     "reason": "outputs differ from the reference, not timed: " + "; ".join(wrong),
                 }
                 return
-            before = state.read_state(gpu=self.instruments.known_gpu)
+            root, gpu = self.instruments.root, self.instruments.known_gpu
+            before = state.read_state(root, gpu)
             self.say("latency")
-            context = Context(pipeline, self.config, self.say, self.instruments.sources, self.instruments.known_gpu)
-            outcome = find_scenario(cell.scenario)(context)
+            context = Context(pipeline, self.config, self.say, self.instruments.sources, gpu, root)
+            with state.Watch(root, gpu) as watch:
+                watch.enter("latency")
+                outcome = find_scenario(cell.scenario)(context)
+                if self.config.measure_energy and outcome.work is not None:
+                    row["energy"] = [e.to_json() for e in self._energy(outcome, watch)]
             if (
                 outcome.latency is not None and cell.scenario != "finetune"
             ):  # the comparison has warmed the engine up: the first answer was before it
                 outcome = replace(outcome, latency=replace(outcome.latency, cold_ms=cold_ms))
             row |= _outcome(outcome)
-            if self.config.measure_energy and outcome.work is not None:
-                row["energy"] = [e.to_json() for e in self._energy(outcome)]
-            after = state.read_state(gpu=self.instruments.known_gpu)
-            row |= {"state_before": before, "state_after": after, "throttled": state.throttled(before, after)}
+            after = state.read_state(root, gpu)
+            row |= {"state_before": before, "state_after": after, "throttle_watch": watch.to_json()}
+            row["throttled"] = state.throttled(before, after, watch.episodes)
         if self.config.measure_memory:
             row["memory"] = self._memory_of(cell, row["roles"]).to_json()
         row["status"] = "ok"
@@ -202,18 +216,21 @@ class Harness:
             ).to_json(),
         }
 
-    def _energy(self, outcome: Outcome) -> list[energy.Energy]:
+    def _energy(self, outcome: Outcome, watch: state.Watch) -> list[energy.Energy]:
         assert outcome.work is not None
         found = []
+        quiet = partial(state.wait_quiet, root=self.instruments.root)
         for source in self.instruments.sources:
             self.say(f"energy by {source.name}")
-            found.append(energy.measure(source, outcome.work, self.config.energy, wait_quiet=state.wait_quiet))
+            watch.enter(f"energy by {source.name}")
+            found.append(energy.measure(source, outcome.work, self.config.energy, wait_quiet=quiet))
         if any(e.gross_j_per_unit is not None for e in found):
             return found
         missing = list(self.instruments.unavailable)
         model = emissions.available()
         if model is None and self.config.energy.model:
             self.say("energy by codecarbon's model")
+            watch.enter("energy by codecarbon's model")
             return [*found, energy.nothing(missing), emissions.estimate(outcome.work, self.config.energy)]
         missing.append(model or Unavailable(emissions.SOURCE, "switched off by energy.model"))
         return [*found, energy.nothing(missing)]
@@ -238,14 +255,15 @@ class Harness:
             )
         return self._memory[key]
 
-    def _rails(self) -> dict[str, float]:
+    def _rails(self) -> dict[str, Any]:
+        """Power of every rail now, and why channels that exist are not among them."""
         for source in self.instruments.sources:
             if isinstance(source, rails.RailSource):
                 try:
-                    return dict(source.read_w())
-                except SourceLost:
-                    return {}
-        return {}
+                    return {"rails": dict(source.read_w()), "rails_unreadable": list(source.problems)}
+                except SourceLost as error:
+                    return {"rails": {}, "rails_unreadable": [*source.problems, str(error)]}
+        return {"rails": {}, "rails_unreadable": []}
 
 
 def expected_rails_missing(config: ProfileConfig, instruments: Instruments) -> str | None:

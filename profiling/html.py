@@ -301,6 +301,12 @@ def _series(timed: Sequence[Row]) -> str:
                 [svg.Line("", time_s, sustained["temperature_c"])], "s", "hottest zone, °C", "Temperature", False
             )
             parts.append(_scroll(heat) or "<p class='muted'>This machine shows no temperature.</p>")
+            clocks = [
+                svg.Line(domain, time_s, mhz)
+                for domain, mhz in sustained.get("clocks_mhz", {}).items()
+                if not domain.startswith("core ")
+            ]
+            parts.append(_scroll(svg.lines(clocks, "s", "MHz", "Clocks of GPU and memory")))
             for name, power in row["series"].get("power", {}).items():
                 if name != "rapl" and "counter" not in name:
                     line = svg.Line("", power["times_s"], power["power_w"])

@@ -119,7 +119,16 @@ _ROW = {
         "series": {"type": "object", "description": "Time series of the scenarios stream and sustained."},
         "state_before": _OBJECT_OR_NULL,
         "state_after": _OBJECT_OR_NULL,
-        "throttled": {"type": "array", "items": _TEXT},
+        "throttled": {
+            "type": "array",
+            "items": _TEXT,
+            "description": "What slowed the machine, and when: before the row, during which of its parts (seconds "
+            "since the first began), after it.",
+        },
+        "throttle_watch": {
+            **_OBJECT_OR_NULL,
+            "description": "The thread that looked for it: looks, interval_s, cpu_fraction of one core, episodes.",
+        },
         "notes": {"type": "array", "items": _TEXT},
     },
 }

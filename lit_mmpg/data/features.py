@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from lit_mmpg import sysfs
 from lit_mmpg.data.readers.files import fingerprint_files, require_path
 from lit_mmpg.data.records import ClipIndex, FrameSource
 from lit_mmpg.errors import UserError
@@ -245,11 +246,9 @@ def _refuse_size(path: Path, needed: int, available: int) -> NoReturn:
 
 def _available_bytes() -> int | None:
     """Memory that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
+    available = sysfs.kilobytes(Path("/proc/meminfo"), "MemAvailable")
+    if available is not None:
+        return available
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -40,6 +40,7 @@ from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
 from lit_mmpg.runtime.verify import verify
 from profiling.benchmarks.timing import Ratio
+from profiling.meters.memory import status_bytes
 
 FORMS = ("low_rank", "full", "core", "basis")
 ENGINES = ("onnxruntime", "onnxruntime_cuda", "tensorrt", "torch_tensorrt")
@@ -227,14 +228,6 @@ def child(name: str, way: str, bundle: Bundle) -> int | None:
         way: The way.
         bundle: The bundle.
     """
-
-    def status(field: str) -> int | None:
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-        except (OSError, StopIteration):
-            return None
-
     inputs = first_row(bundle)
     decoded = [Download.from_bytes(data).parameters(bundle.spec) for data in downloads(bundle).values()]
     with create_engine(name, bundle, "model", personalise=way) as engine:
@@ -243,11 +236,11 @@ def child(name: str, way: str, bundle: Bundle) -> int | None:
             Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
         except OSError:
             return None
-        before = status("VmRSS")
+        before = status_bytes("VmRSS")
         for turn in range(6):
             engine.load_parameters(decoded[turn % 2])
             engine.infer(inputs)
-        peak = status("VmHWM")
+        peak = status_bytes("VmHWM")
     return None if before is None or peak is None else max(0, peak - before)
 
 

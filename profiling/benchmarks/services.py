@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,13 +58,10 @@ class Service:
         """Fields of ``/proc/PID/stat`` behind the name, for the process and all below it."""
         pids, found = {self.process.pid}, []
         for folder in sorted((p for p in Path("/proc").iterdir() if p.name.isdigit()), key=lambda p: int(p.name)):
-            try:
-                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-                if int(folder.name) in pids or int(fields[1]) in pids:
-                    pids.add(int(folder.name))
-                    found.append(fields)
-            except OSError:
-                continue  # ended meanwhile
+            fields = (sysfs.text(folder / "stat") or "").rpartition(")")[2].split()  # none: ended meanwhile
+            if fields and (int(folder.name) in pids or int(fields[1]) in pids):
+                pids.add(int(folder.name))
+                found.append(fields)
         return found
 
     def cpu_s(self) -> float:

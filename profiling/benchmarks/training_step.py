@@ -47,6 +47,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lit_mmpg import sysfs
 from lit_mmpg.batch import Batch
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.data.batches import TrainBatches
@@ -334,14 +335,8 @@ def _run(command: list[str], complaint: str) -> str:
 
 def environment() -> dict[str, object]:
     """What the times depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": sysfs.processor_name() or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from profiling.meters.integrate import integrate
+from profiling.meters.integrate import Integral, integrate
 from profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable
 
 LEAST_UPDATES = 50
+NO_TOTAL = "no rule says which rails make this board's total; see the rails"
 FAILURES = 3
 """So many failed readings in a row and the source is lost; fewer are a gap."""
 
@@ -53,8 +54,8 @@ class Window:
     """Energy between two moments.
 
     Attributes:
-        energy_j: Total, None where no total is known (then see ``rails_j``).
-        bound_j: Bound on the sampling error of the total.
+        energy_j: Total; None where no total is known (then see ``rails_j``) or the source cannot be right (``reason``).
+        bound_j: Bound on the sampling error of the total, None without one.
         duration_s: Length.
         rails_j: Energy of every rail that was readable throughout.
         readings: Number of readings.
@@ -64,11 +65,12 @@ class Window:
         read_ms: Mean cost of one reading.
         cpu_fraction: Share of one core that reading took.
         times_s: Times of the readings since the start.
-        power_w: Total power at these times (sum of all readable rails where no total is known).
+        power_w: Total power at these times, empty where no total is known; of a counter the joules since the start.
+        reason: Why there is no total although the source was read.
     """
 
     energy_j: float | None
-    bound_j: float
+    bound_j: float | None
     duration_s: float
     rails_j: Mapping[str, float]
     readings: int
@@ -79,6 +81,7 @@ class Window:
     cpu_fraction: float
     times_s: list[float] = field(default_factory=list)
     power_w: list[float] = field(default_factory=list)
+    reason: str | None = None
 
 
 class Recorder:
@@ -135,6 +138,7 @@ class Recorder:
                 reading: Mapping[str, float] = self.source.read_w()
             else:
                 reading = {"counter": self.source.read_j()}
+                reading |= getattr(self.source, "parts_j", dict)()
         except SourceLost as error:
             self._failed += 1
             self._failed_in_a_row += 1
@@ -152,7 +156,7 @@ class Recorder:
         """What was read.
 
         Raises:
-            SourceLost: If the source was lost in between: half a window is no measurement.
+            SourceLost: If the source was lost in between (half a window is no measurement), or answered too rarely.
         """
         if self._lost is not None:
             raise SourceLost(self._lost)
@@ -173,30 +177,46 @@ class Recorder:
         rails: dict[str, float] = {}
         for rail in sorted(throughout):
             series = [reading[rail] for reading in self._readings]
-            rails[rail] = integrate(self._times, series, self._start_s, self._end_s).energy_j
-        summed = [rail for rail in source.total if rail in throughout] or sorted(throughout)
-        total = [sum(reading[rail] for rail in summed) for reading in self._readings]
-        whole = integrate(self._times, total, self._start_s, self._end_s, source.resolution_w)
+            rails[rail] = self._integrate(series).energy_j
+        total = [sum(reading[rail] for rail in source.total) for reading in self._readings]
+        whole = self._integrate(total, source.resolution_w)
+        reason = getattr(source, "no_total", NO_TOTAL) if not source.total else None
+        if source.total and not any(total):
+            reason = f"{' + '.join(source.total)} read 0 W in all {len(total)} readings: the sensor is stuck"
+        told = source.total and reason is None
         return Window(
-            energy_j=whole.energy_j if source.total else None,
-            bound_j=whole.bound_j,
+            energy_j=whole.energy_j if told else None,
+            bound_j=whole.bound_j if told else None,
             rails_j=rails,
             gaps=whole.gaps,
-            power_w=[round(w, 4) for w in total],
+            power_w=[round(w, 4) for w in total] if told else [],
+            reason=reason,
             **common,  # type: ignore[arg-type]
         )
+
+    def _integrate(self, power_w: Sequence[float], resolution_w: float = 0.0) -> Integral:
+        try:
+            return integrate(self._times, power_w, self._start_s, self._end_s, resolution_w)
+        except ValueError as error:
+            raise SourceLost(f"{self.source.name}: {error}") from error
 
     def _counted(self, common: Mapping[str, Any]) -> Window:
         values = [reading["counter"] for reading in self._readings]
         duration = common["duration_s"]
         energy = values[-1] - values[0]
+        first, last = self._readings[0], self._readings[-1]
+        parts = {name: last[name] - first[name] for name in first if name != "counter"}
+        stuck = [name for name, joules in parts.items() if joules <= 0] or [self.source.name] * (energy <= 0)
+        if stuck:
+            reason = f"{', '.join(stuck)} did not move in {duration:.3g} s: the counter is stuck"
+            return Window(None, None, rails_j={}, gaps=0, reason=reason, **common)
         power = energy / duration if duration > 0 else 0.0
         # Either end may be off by one update of the counter and by the time that a reading takes.
         slack = 2 * (self.source.update_interval_s + common["read_ms"] / 1e3)
         return Window(
             energy_j=energy,
             bound_j=power * slack + 2 * getattr(self.source, "resolution_j", 0.0),
-            rails_j={},
+            rails_j=parts,
             gaps=0,
             power_w=[round(v - values[0], 6) for v in values],
             **common,
@@ -297,17 +317,19 @@ def measure(
     except SourceLost as error:
         return Energy(**base, idle_quiet=quiet, reason=str(error), notes=notes)
     base |= {"units": units, "idle_quiet": quiet, "window": window, "idle": idle}
-    if window.energy_j is None or idle.energy_j is None:
-        reason = "no rule says which rails make this board's total; see the rails"
-        return Energy(**base, reason=reason, notes=notes)
+    if window.energy_j is None or window.bound_j is None:
+        return Energy(**base, reason=window.reason, notes=notes)
+    idle_j, idle_bound_j = idle.energy_j or 0.0, idle.bound_j or 0.0
+    if idle.reason:  # what moved under load and not while idle is right and too coarse for so little
+        notes.append(f"while idle, {idle.reason}; idle power is below what it resolves, so net is gross")
     share = window.duration_s / idle.duration_s
     return Energy(
         **base,
         gross_j_per_unit=window.energy_j / units,
-        net_j_per_unit=(window.energy_j - idle.energy_j * share) / units,
+        net_j_per_unit=(window.energy_j - idle_j * share) / units,
         bound_j_per_unit=window.bound_j / units,
-        net_bound_j_per_unit=(window.bound_j + idle.bound_j * share) / units,
-        idle_w=idle.energy_j / idle.duration_s,
+        net_bound_j_per_unit=(window.bound_j + idle_bound_j * share) / units,
+        idle_w=idle_j / idle.duration_s,
         notes=notes,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_mmpg import sysfs
 from profiling.meters.nvml import Gpu
 
 NVMAP = "sys/kernel/debug/nvmap/iovmm/clients"
@@ -74,12 +75,7 @@ def status_bytes(field: str, root: Path = Path("/"), pid: int | str = "self") ->
 
     ``getrusage`` is no substitute: its peak survives exec, so a child starts with the peak of its parent.
     """
-    try:
-        text = (root / f"proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
+    return sysfs.kilobytes(root / f"proc/{pid}/status", field)
 
 
 def device_bytes(pid: int, gpu: Gpu | None, root: Path = Path("/")) -> tuple[int | None, str]:
@@ -92,14 +88,12 @@ def device_bytes(pid: int, gpu: Gpu | None, root: Path = Path("/")) -> tuple[int
     """
     clients = root / NVMAP
     try:
-        return nvmap_bytes(clients.read_text(), pid), "NvMap, memory of the process that the GPU can reach"
-    except PermissionError:
-        return (
-            None,
-            f"no permission to read {clients}; run as root (a Jetson's GPU uses the board's memory)",
-        )
-    except OSError:
-        pass
+        return nvmap_bytes(sysfs.read_text(clients), pid), "NvMap, memory of the process that the GPU can reach"
+    except sysfs.Unreadable as error:
+        if error.denied:
+            return None, f"no permission to read {clients}; run as root (a Jetson's GPU uses the board's memory)"
+        if not error.absent:
+            return None, str(error)
     if gpu is None:
         return None, "no accelerator"
     return gpu.process_bytes(pid)

@@ -69,15 +69,19 @@ class Gpu:
     def state(self) -> dict[str, Any]:
         """Clocks (MHz), temperature (°C), power limit (W), and why it is throttled; None where NVML refuses."""
         library = self.library
-        reasons = self.try_read("nvmlDeviceGetCurrentClocksThrottleReasons")
         limit = self.try_read("nvmlDeviceGetEnforcedPowerLimit")
         return {
             "sm_mhz": self.try_read("nvmlDeviceGetClockInfo", library.NVML_CLOCK_SM),
             "memory_mhz": self.try_read("nvmlDeviceGetClockInfo", library.NVML_CLOCK_MEM),
             "temperature_c": self.try_read("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU),
             "power_limit_w": None if limit is None else limit / 1e3,
-            "throttling": None if reasons is None else [text for bit, text in THROTTLE_BITS.items() if reasons & bit],
+            "throttling": self.throttling(),
         }
+
+    def throttling(self) -> list[str] | None:
+        """Why the GPU is slowed down now; None where NVML refuses."""
+        reasons = self.try_read("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if reasons is None else [text for bit, text in THROTTLE_BITS.items() if reasons & bit]
 
     def busy_fraction(self) -> float | None:
         """Utilisation, 0 to 1, or None where NVML refuses."""

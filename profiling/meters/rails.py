@@ -6,7 +6,8 @@ Layouts that are read, never by hwmon number, which changes from boot to boot:
   ``in{N}_label``, ``in{N}_input`` (mV) and ``curr{N}_input`` (mA);
 * NVIDIA's older driver (Jetson Linux 32): ``/sys/bus/i2c/drivers/ina3221x/<bus-address>/iio:device*/`` with
   ``rail_name_{N}`` and ``in_power{N}_input`` (mW), or ``iio_device`` on the oldest;
-* INA238 (Jetson Thor's input): ``/sys/bus/i2c/drivers/ina238/<bus-address>/hwmon/hwmon*/`` with ``power1_input`` (µW).
+* INA238 (Jetson Thor's input): ``/sys/bus/i2c/drivers/ina238/<bus-address>/hwmon/hwmon*/`` with ``power1_input`` (µW);
+* INA219, INA226, INA230 and others that users connect (a UPS, a meter): ``ina2xx``, with the same file.
 
 What the labels cover follows NVIDIA's Jetson Linux developer guides (Platform Power and Performance). None of this was
 verified on hardware by us.
@@ -14,20 +15,24 @@ verified on hardware by us.
 
 from __future__ import annotations
 
-import contextlib
-import re
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from profiling.meters.sources import SourceLost, Unavailable, first_line
+from lit_mmpg import sysfs
+from profiling.meters.energy import NO_TOTAL
+from profiling.meters.sources import SourceLost, Unavailable
 
 DRIVERS = "sys/bus/i2c/drivers"
 DEFAULT_UPDATE_S = 0.1
 """Assumed where the driver does not say how often it converts."""
 
-_NOT_CONNECTED = {"", "NC", "N/C", "UNUSED"}
-_SUM = re.compile(r"sum of shunt voltages", re.IGNORECASE)
+MOST_V, MOST_A, MOST_W = 100.0, 200.0, 2000.0
+"""More than these chips measure: a sentinel or nonsense, no reading."""
+
+_NOT_CONNECTED = {"NC", "N/C", "UNUSED"}
+_THOR_RAILS, _THOR_INPUT = {"VDD_GPU", "VDD_CPU_SOC_MSS"}, "0044"
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ class Rail:
     """One channel of a monitor.
 
     Attributes:
-        label: Name on the board's schematic, upper case.
-        monitor: ``ina3221`` or ``ina238``.
+        label: Name on the board's schematic, upper case; chip and place where the chip does not tell.
+        monitor: Chip, for example ``ina3221``.
         read_w: Reads the power, watts.
         files: What is read.
         update_s: Seconds between conversions, None where the driver does not say.
@@ -96,9 +101,12 @@ class RailSource:
     Args:
         rails: All rails that can be read; their labels differ.
         rule: The rule that makes the total, or None: then the rails are reported one by one and no total exists.
+        problems: Why other channels are not among the rails.
     """
 
-    def __init__(self, rails: tuple[Rail, ...], rule: Rule | None) -> None:
+    def __init__(self, rails: tuple[Rail, ...], rule: Rule | None, problems: Sequence[str] = ()) -> None:
+        self.problems = problems
+        self.no_total = "; ".join([NO_TOTAL, *problems])
         self.rails = {rail.label: rail for rail in rails}
         self.total: Sequence[str] = rule.rails if rule else ()
         chosen = [self.rails[label] for label in self.total] or list(rails)
@@ -115,22 +123,28 @@ class RailSource:
         """Watts of every rail; a rail outside the total that cannot be read is left out.
 
         Raises:
-            SourceLost: If a rail of the total (or, without a total, every rail) cannot be read.
+            SourceLost: If a rail of the total (without a total: every rail) cannot be read, or the total is negative.
         """
         readings: dict[str, float] = {}
         for label, rail in self.rails.items():
             try:
                 readings[label] = rail.read_w()
-            except (OSError, ValueError) as error:
+            except sysfs.Unreadable as error:
                 if label in self.total:
-                    raise SourceLost(f"rail {label} cannot be read any more: {first_line(error)}") from error
+                    raise SourceLost(f"rail {label} cannot be read any more: {error}") from error
         if not readings:
             raise SourceLost("no rail can be read any more")
+        if (total := sum(readings[label] for label in self.total)) < 0:
+            raise SourceLost(f"{' + '.join(self.total)} reads {total:.3g} W, which no input takes")
         return readings
 
 
 def find_rails(root: Path = Path("/")) -> tuple[tuple[Rail, ...], tuple[str, ...]]:
     """All rails that can be read now.
+
+    A channel of an INA3221 goes by its label. Every other chip, and a channel without a label, goes by chip and place
+    (``ina219 7-0041``): somebody has connected it to something unknown, so it is listed and is part of no total. The
+    one exception is the INA238 of a Jetson Thor at its documented address, ``VIN``.
 
     Args:
         root: Root of the file system.
@@ -138,25 +152,32 @@ def find_rails(root: Path = Path("/")) -> tuple[tuple[Rail, ...], tuple[str, ...
     Returns:
         The rails, and sentences about channels that exist and cannot be read.
     """
-    rails: dict[str, Rail] = {}
+    found: list[tuple[Rail, Path]] = []
     problems: list[str] = []
-    drivers = root / DRIVERS
-    for driver in ("ina238", "ina2xx", "ina3221", "ina3221x"):
-        for device in sorted((drivers / driver).glob("*-*")):
-            folders = [*sorted(device.glob("hwmon/hwmon*")), *sorted(device.glob("iio:device*")), device / "iio_device"]
-            for folder in folders:
-                if not folder.is_dir():
-                    continue
-                found = _ina238(folder, device) if driver in ("ina238", "ina2xx") else _ina3221(folder, problems)
-                for rail in found:
-                    try:
-                        rail.read_w()
-                    except PermissionError:
-                        problems.append(f"no permission to read {rail.label} ({rail.files[0]}); run as root")
-                    except (OSError, ValueError) as error:
-                        problems.append(f"{rail.label} cannot be read: {first_line(error)}")
-                    else:
-                        rails.setdefault(rail.label, rail)
+    seen: set[str] = set()
+    for driver in ("ina3221", "ina3221x", "ina238", "ina2xx"):
+        for device in sysfs.find(root, f"{DRIVERS}/{driver}/*-*"):
+            for folder in (*sysfs.find(device, "hwmon/hwmon*"), *sysfs.find(device, "iio*device*")):
+                place = os.path.realpath(folder)
+                if os.path.isdir(place) and place not in seen:  # the same chip may be reached in two ways
+                    seen.add(place)
+                    listed = _ina3221(folder, device, problems) if "3221" in driver else _other(folder, device, driver)
+                    found += [(rail, device) for rail in listed]
+    labels = {rail.label for rail, _ in found}
+    rails: dict[str, Rail] = {}
+    for rail, device in found:
+        if rail.label == f"ina238 {device.name}" and _is_thors_input(root, device, found, labels):
+            rail = replace(rail, label="VIN")
+        try:
+            rail.read_w()
+        except sysfs.Unreadable as error:
+            denied = f"no permission to read {rail.label} ({error}); run as root"
+            problems.append(denied if error.denied else f"{rail.label} cannot be read: {error}")
+            continue
+        if rail.label in rails:
+            rail = replace(rail, label=f"{rail.label} ({device.name})")
+            problems.append(f"{rail.label} repeats the label of another monitor and is in no total")
+        rails[rail.label] = rail
     return tuple(rails.values()), tuple(problems)
 
 
@@ -167,77 +188,68 @@ def open_rails(root: Path = Path("/")) -> RailSource | Unavailable:
         return Unavailable("ina3221", "; ".join(problems) or "no INA3221 or INA238 is bound to its driver")
     labels = {rail.label for rail in rails}
     rule = next((rule for rule in RULES if labels.issuperset(rule.rails)), None)
-    return RailSource(rails, rule)
+    return RailSource(rails, rule, problems)
 
 
-def _ina3221(folder: Path, problems: list[str]) -> list[Rail]:
+def _ina3221(folder: Path, device: Path, problems: list[str]) -> list[Rail]:
     rails = []
-    for label_file in sorted([*folder.glob("in*_label"), *folder.glob("rail_name_*")]):
-        match = re.fullmatch(r"in(\d+)_label|rail_name_(\d+)", label_file.name)
-        if match is None:
+    files: tuple[Path, ...]
+    for number in range(4):  # the mainline driver counts its three channels from 1, NVIDIA's older one from 0
+        voltage, current = folder / f"in{number}_input", folder / f"curr{number}_input"
+        power = folder / f"in_power{number}_input"
+        if os.path.exists(power):
+            label, files = sysfs.text(folder / f"rail_name_{number}"), (power,)
+            read, step = _scaled(power, 1e-3), 1e-3
+        elif os.path.exists(voltage) or (number and os.path.exists(current)):
+            label, files = sysfs.text(folder / f"in{number}_label"), (voltage, current)
+            read, step = _product(voltage, current), abs(sysfs.number(voltage) or 0.0) * 1e-6  # whole milliamperes
+        else:
             continue
-        try:
-            label = label_file.read_text().strip().upper()
-        except OSError as error:
-            problems.append(f"{label_file} cannot be read: {first_line(error)}")
+        name = (label or "").upper()
+        if name in _NOT_CONNECTED or sysfs.number(folder / f"in{number}_enable") == 0:
             continue
-        if label in _NOT_CONNECTED or _SUM.match(label):
-            continue
-        if match[2] is not None:
-            files: tuple[Path, ...] = (folder / f"in_power{match[2]}_input",)
-            rails.append(Rail(label, "ina3221", _scaled(files[0], 1e-3), files, None, 1e-3))
-            continue
-        voltage, current = folder / f"in{match[1]}_input", folder / f"curr{match[1]}_input"
-        if not (voltage.exists() and current.exists()):
+        name = name or f"ina3221 {device.name} channel {number}"
+        if missing := [file for file in files if not os.path.exists(file)]:
             # Channels that the device tree disables keep a label on some kernels.
-            problems.append(f"{label} has no {'voltage' if not voltage.exists() else 'current'} reading in {folder}")
+            what = "voltage" if missing[0] == voltage else "current"
+            problems.append(f"{name} has no {what} reading in {folder}")
             continue
-        rails.append(
-            Rail(label, "ina3221", _product(voltage, current), (voltage, current), _update_s(folder), _step_w(voltage))
-        )
+        rails.append(Rail(name, "ina3221", read, files, _update_s(folder), step))
     return rails
 
 
-def _ina238(folder: Path, device: Path) -> list[Rail]:
+def _other(folder: Path, device: Path, driver: str) -> list[Rail]:
     power = folder / "power1_input"
-    if not power.exists():
+    if not os.path.exists(power):
         return []
-    label = "VIN"
-    for name in (folder / "in1_label", folder / "power1_label", device / "of_node" / "label"):
-        try:
-            label = name.read_text().strip().strip("\0").upper() or label
-            break
-        except OSError:
-            continue
-    monitor = "ina238"
-    with contextlib.suppress(OSError):
-        monitor = (folder / "name").read_text().strip() or monitor
-    return [Rail(label, monitor, _scaled(power, 1e-6), (power,), _update_s(folder), 1e-3)]
+    chip = (sysfs.text(folder / "name") or driver).lower()
+    names = (folder / "in1_label", folder / "power1_label", folder / "label", device / "of_node" / "label")
+    label = next((told for name in names if (told := sysfs.text(name))), "")
+    return [
+        Rail(f"{chip} {device.name} {label}".strip(), chip, _scaled(power, 1e-6), (power,), _update_s(folder), 1e-3)
+    ]
 
 
-def _number(path: Path) -> float:
-    return float(path.read_text().strip())
+def _is_thors_input(root: Path, device: Path, found: Sequence[tuple[Rail, Path]], labels: set[str]) -> bool:
+    """Whether an INA238 is the one that a Jetson Thor's carrier board has at its input."""
+    bus, _, address = device.name.partition("-")
+    model = sysfs.text(root / "proc/device-tree/model") or ""
+    thor = "thor" in model.lower() or labels.issuperset(_THOR_RAILS)
+    buses = {place.name.partition("-")[0] for rail, place in found if rail.label in _THOR_RAILS}
+    return thor and address == _THOR_INPUT and (not buses or bus in buses)
 
 
 def _scaled(path: Path, scale: float) -> Callable[[], float]:
-    return lambda: _number(path) * scale
+    most = MOST_W / scale
+    return lambda: sysfs.read_number(path, -most, most) * scale
 
 
 def _product(voltage: Path, current: Path) -> Callable[[], float]:
-    return lambda: _number(voltage) * _number(current) * 1e-6
-
-
-def _step_w(voltage: Path) -> float:
-    """The driver reports whole milliamperes: one of them at this rail's voltage."""
-    try:
-        return abs(_number(voltage)) * 1e-6
-    except (OSError, ValueError):
-        return 0.0
+    return lambda: (
+        sysfs.read_number(voltage, -1e3, MOST_V * 1e3) * sysfs.read_number(current, -MOST_A * 1e3, MOST_A * 1e3) * 1e-6
+    )
 
 
 def _update_s(folder: Path) -> float | None:
-    try:
-        milliseconds = _number(folder / "update_interval")
-    except (OSError, ValueError):
-        return None
-    return milliseconds / 1e3 if milliseconds > 0 else None
+    milliseconds = sysfs.number(folder / "update_interval", 0, 60_000)
+    return milliseconds / 1e3 if milliseconds else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from profiling.meters.sources import SourceLost, Unavailable, first_line
+from lit_mmpg import sysfs
+from profiling.meters.sources import SourceLost, Unavailable
 
 POWERCAP = "sys/class/powercap"
 
@@ -24,38 +25,42 @@ class RaplCounter:
 
     def __init__(self, packages: list[Path]) -> None:
         self._packages = packages
-        self._range = [int((p / "max_energy_range_uj").read_text()) for p in packages]
-        self._last = [int((p / "energy_uj").read_text()) for p in packages]
-        self._total_uj = 0
+        self._range = [_read(p / "max_energy_range_uj", least=1) for p in packages]
+        self._last = [_read(p / "energy_uj") for p in packages]
+        self._total_uj = [0] * len(packages)
 
     def read_j(self) -> float:
         """Joules since this object was made. Call it at least once per wrap of the counter (about a minute at 1 kW)."""
         for i, package in enumerate(self._packages):
             try:
-                now = int((package / "energy_uj").read_text())
-            except (OSError, ValueError) as error:
-                raise SourceLost(f"{package / 'energy_uj'} cannot be read any more: {first_line(error)}") from error
+                now = _read(package / "energy_uj", most=self._range[i])
+            except sysfs.Unreadable as error:
+                raise SourceLost(str(error)) from error
             step = now - self._last[i]
-            self._total_uj += step if step >= 0 else step + self._range[i] + 1
+            self._total_uj[i] += step if step >= 0 else step + self._range[i] + 1
             self._last[i] = now
-        return self._total_uj / 1e6
+        return sum(self._total_uj) / 1e6
+
+    def parts_j(self) -> dict[str, float]:
+        """Joules of each package at the last reading, since this object was made."""
+        return {str(p / "energy_uj"): uj / 1e6 for p, uj in zip(self._packages, self._total_uj, strict=True)}
 
 
 def open_rapl(root: Path = Path("/")) -> RaplCounter | Unavailable:
     """The counters, or the reason why they cannot be read."""
-    zones = sorted((root / POWERCAP).glob("intel-rapl:*"))
-    packages = []
-    for zone in zones:
-        try:
-            if (zone / "name").read_text().strip().startswith("package"):
-                packages.append(zone)
-        except OSError:
-            continue
+    refused: list[str] = []
+    zones = sysfs.find(root, f"{POWERCAP}/intel-rapl:*")
+    packages = [zone for zone in zones if (sysfs.text(zone / "name", refused) or "").startswith("package")]
     if not packages:
-        return Unavailable("rapl", "this machine shows no RAPL package (virtual machine, or not x86)")
+        none = "this machine shows no RAPL package (virtual machine, or not x86)"
+        return Unavailable("rapl", "; ".join(refused) or none)
     try:
         return RaplCounter(packages)
-    except PermissionError:
-        return Unavailable("rapl", f"no permission to read {packages[0] / 'energy_uj'}; run as root")
-    except (OSError, ValueError) as error:
-        return Unavailable("rapl", f"{packages[0]} cannot be read: {first_line(error)}")
+    except sysfs.Unreadable as error:
+        if error.denied:
+            return Unavailable("rapl", f"no permission to read {packages[0] / 'energy_uj'}; run as root")
+        return Unavailable("rapl", str(error))
+
+
+def _read(path: Path, least: int = 0, most: int = 2**63) -> int:
+    return int(sysfs.read_number(path, least, most))

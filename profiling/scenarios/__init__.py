@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from profiling.config import ProfileConfig
@@ -24,6 +25,7 @@ class Context:
         say: Shows one line of progress.
         sources: Energy sources that can be read, for scenarios that record power as time goes by.
         gpu: GPU that NVML shows, or None.
+        root: Root of the file systems that are read.
     """
 
     pipeline: Pipeline
@@ -31,6 +33,7 @@ class Context:
     say: Say
     sources: Sequence[PowerSource | CounterSource] = ()
     gpu: Any = None
+    root: Path = Path("/")
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,8 @@ def run(context: Context) -> Outcome:
     pipeline.answer()
     cold_ms = (time.perf_counter() - begin) * 1e3
     overhead_s = timer_overhead_s()
-    series: dict[str, list[Any]] = {
-        name: [] for name in ("time_s", "p50_ms", "answers_per_s", "temperature_c", "cpu_mhz", "gpu_mhz")
-    }
+    series: dict[str, list[Any]] = {name: [] for name in ("time_s", "p50_ms", "answers_per_s", "temperature_c")}
+    clocks_mhz: dict[str, list[float | None]] = {}
     samples: list[float] = []
     notes = [f"answers without pause for {settings.duration_s:g} s"]
     with ExitStack() as stack:
@@ -44,14 +43,15 @@ def run(context: Context) -> Outcome:
             while (before := time.perf_counter()) < end:
                 pipeline.answer()
                 interval.append(max(0.0, time.perf_counter() - before - overhead_s))
-            state = read_state(gpu=context.gpu)
+            state = read_state(context.root, context.gpu)
             elapsed = time.perf_counter() - start
             series["time_s"].append(round(elapsed, 3))
             series["p50_ms"].append(float(np.median(interval)) * 1e3)
             series["answers_per_s"].append(len(interval) / (time.perf_counter() - now))
             series["temperature_c"].append(_hottest(state))
-            series["cpu_mhz"].append(_mean([v for v in state["cpu_mhz"] if v is not None]))
-            series["gpu_mhz"].append(_gpu_mhz(state))
+            clocks = _clocks_mhz(state)
+            for domain in {**clocks_mhz, **clocks}:
+                clocks_mhz.setdefault(domain, [None] * (len(series["time_s"]) - 1)).append(clocks.get(domain))
             samples += interval
             context.say(f"{elapsed:.0f} of {settings.duration_s:.0f} s, {series['p50_ms'][-1]:.2f} ms")
     power = {}
@@ -76,20 +76,24 @@ def run(context: Context) -> Outcome:
         notes.append(f"{len(kept)} of {len(samples)} single latencies are kept, evenly spaced")
     samples_ms, kept_ms = ([second * 1e3 for second in seconds] for seconds in (samples, kept))
     latency = Latency.of_wall(samples_ms, cold_ms, overhead_s, kept_ms=kept_ms)
-    return Outcome(pipeline.unit, latency, None, series={"sustained": series, "power": power}, notes=notes)
+    return Outcome(
+        pipeline.unit,
+        latency,
+        None,
+        series={"sustained": {**series, "clocks_mhz": clocks_mhz}, "power": power},
+        notes=notes,
+    )
 
 
 def _hottest(state: dict[str, Any]) -> float | None:
-    values = [*state["temperatures_c"].values()]
+    values = [value for value in state["temperatures_c"].values() if value is not None]
     gpu = (state["nvml"] or {}).get("temperature_c")
     values += [] if gpu is None else [gpu]
     return max(values) if values else None
 
 
-def _gpu_mhz(state: dict[str, Any]) -> float | None:
-    nvml = (state["nvml"] or {}).get("sm_mhz")
-    return nvml if nvml is not None else _mean(list(state["gpu_mhz"].values()))
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _clocks_mhz(state: dict[str, Any]) -> dict[str, float | None]:
+    """Every clock by its name: the mean of domains that run apart is nobody's clock."""
+    cores = {f"core {number}": mhz for number, mhz in enumerate(state["cpu_mhz"])}
+    others = {"emc": state["emc_mhz"], "nvml sm": (state["nvml"] or {}).get("sm_mhz")}
+    return cores | state["gpu_mhz"] | {name: mhz for name, mhz in others.items() if mhz is not None}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_mmpg import sysfs
 from lit_mmpg.methods.comparison.cells import Cell
 from lit_mmpg.methods.comparison.claims import Verdict, judge
 from lit_mmpg.methods.comparison.plan import Comparison
@@ -248,8 +249,4 @@ def environment() -> dict[str, Any]:
 
 def processor() -> str:
     """Name of the processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
+    return sysfs.processor_name() or platform.processor() or "unknown"
