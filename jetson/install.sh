@@ -46,6 +46,9 @@ if [[ -n "$wheels" ]]; then
 else
     package="$here"
 fi
+# This package first and by force: its version does not tell two builds apart, and pip keeps what has the same version.
+# Then what it needs, as the new build says.
+"${pip[@]}" --force-reinstall --no-deps "$package"
 if [[ "$cpu" == 1 ]]; then
     package+="[board-cpu]"
 fi

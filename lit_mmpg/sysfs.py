@@ -80,7 +80,7 @@ def read_text(path: Path) -> str:
     try:
         content = read_bytes(path)
     except OSError as error:
-        raise Unreadable(path, f"cannot be read: {error.strerror or error}", error.errno) from error
+        raise Unreadable(path, f"answers '{error.strerror or error}'", error.errno) from error
     text = content.decode(errors="replace").strip("\0 \t\r\n")
     if not text:
         raise Unreadable(path, "is empty")

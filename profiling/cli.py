@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import find_config
+from lit_mmpg.invoker import handed_over
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.engines.cache import cache_folder
 from profiling import document as documents
 from profiling import recording
 from profiling.config import SCENARIOS, load_config
@@ -96,16 +98,18 @@ def _run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     plan = make_plan(config, bundle)
     output: Path = options.output or Path("outputs/profile") / config.name
+    with handed_over(output, cache_folder()):
+        return _run_plan(options, Harness(bundle, config, Instruments.open()), plan, output)
+
+
+def _run_plan(options: argparse.Namespace, harness: Harness, plan: Sequence[Cell], output: Path) -> int:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output} cannot be made: {error.strerror}") from error
-    instruments = Instruments.open()
-    console = wide_console()
-    warning = expected_rails_missing(config, instruments)
+    warning = expected_rails_missing(harness.config, harness.instruments)
     if warning:
-        console.print(f"[yellow]note:[/] {warning}", highlight=False)
-    harness = Harness(bundle, config, instruments)
+        wide_console().print(f"[yellow]note:[/] {warning}", highlight=False)
     profile = harness.start()
     interrupted = _measure(harness, plan, profile, output)
     profile["state"] = "interrupted" if interrupted else "complete"

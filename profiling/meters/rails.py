@@ -15,13 +15,14 @@ verified on hardware by us.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lit_mmpg import sysfs
-from profiling.meters.energy import NO_TOTAL
+from profiling.meters.energy import FAILURES, NO_TOTAL
 from profiling.meters.sources import SourceLost, Unavailable
 
 DRIVERS = "sys/bus/i2c/drivers"
@@ -169,10 +170,10 @@ def find_rails(root: Path = Path("/")) -> tuple[tuple[Rail, ...], tuple[str, ...
         if rail.label == f"ina238 {device.name}" and _is_thors_input(root, device, found, labels):
             rail = replace(rail, label="VIN")
         try:
-            rail.read_w()
+            _first_reading(rail)
         except sysfs.Unreadable as error:
             denied = f"no permission to read {rail.label} ({error}); run as root"
-            problems.append(denied if error.denied else f"{rail.label} cannot be read: {error}")
+            problems.append(denied if error.denied else f"{rail.label} cannot be read ({error})")
             continue
         if rail.label in rails:
             rail = replace(rail, label=f"{rail.label} ({device.name})")
@@ -189,6 +190,14 @@ def open_rails(root: Path = Path("/")) -> RailSource | Unavailable:
     labels = {rail.label for rail in rails}
     rule = next((rule for rule in RULES if labels.issuperset(rule.rails)), None)
     return RailSource(rails, rule, problems)
+
+
+def _first_reading(rail: Rail) -> float:
+    """A reading, tried as often as a recorder would: a busy bus refuses now and then."""
+    for _ in range(FAILURES - 1):
+        with contextlib.suppress(sysfs.Unreadable):
+            return rail.read_w()
+    return rail.read_w()
 
 
 def _ina3221(folder: Path, device: Path, problems: list[str]) -> list[Rail]:

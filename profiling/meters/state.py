@@ -65,7 +65,7 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]
         ``unreadable``: why a file that exists gave no value, which is None then.
     """
     refused: list[str] = []
-    working = _cooling(_cooling_devices(root), refused)
+    working = _cooling(_cooling_devices(root, refused), refused)
     return {
         "cpu_mhz": [
             _scaled(path, 1e-3, _MOST_HZ / 1e3, refused)
@@ -387,11 +387,11 @@ def _told(label: str, output: str) -> str | None:
     return match[1].strip("\"'").strip() or None if match else None
 
 
-def _cooling_devices(root: Path) -> list[tuple[str, Path, bool]]:
+def _cooling_devices(root: Path, refused: list[str] | None = None) -> list[tuple[str, Path, bool]]:
     """Name, folder and whether it throttles, of every cooling device."""
     found = []
     for folder in sysfs.find(root, "sys/class/thermal/cooling_device*"):
-        kind = sysfs.text(folder / "type") or ""
+        kind = sysfs.text(folder / "type", refused) or ""
         found.append((f"{folder.name} {kind}".strip(), folder, _THROTTLING.fullmatch(kind) is not None))
     return found
 

@@ -12,12 +12,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from lit_mmpg.invoker import invoker
 from lit_mmpg.writing import write_bytes
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/lit-mmpg``, else ``~/.cache/lit-mmpg``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-mmpg"
+    """``$XDG_CACHE_HOME/lit-mmpg``, else ``~/.cache/lit-mmpg``; under sudo, of the user who called it."""
+    user = invoker()
+    return Path(os.environ.get("XDG_CACHE_HOME") or (user.home if user else Path.home()) / ".cache") / "lit-mmpg"
 
 
 class EngineCache:
