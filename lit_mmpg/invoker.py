@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+CLOCK_SLACK_S = 2.0
+"""File systems keep times more coarsely than the clock."""
 
 
 class Invoker(NamedTuple):
@@ -37,15 +41,18 @@ def handed_over(*folders: Path) -> Iterator[None]:
 
     The folders may not exist yet: what is made around them goes along. What cannot be changed stays as it is.
     """
-    user = invoker()
+    user, began_s = invoker(), time.time()
     tops = [
         next((p for p in reversed([f, *f.parents]) if not os.path.lexists(p)), f) for f in map(Path.absolute, folders)
     ]
     try:
         yield
     finally:
-        for top in tops if user else ():
-            for place in (top, *(Path(root, name) for root, inner, files in os.walk(top) for name in (*inner, *files))):
-                with suppress(OSError):
-                    if place.lstat().st_uid == 0:
-                        os.chown(place, user.uid, user.gid, follow_symlinks=False)
+        if user is not None:
+            for top in tops:
+                inside = (Path(root, name) for root, inner, files in os.walk(top) for name in (*inner, *files))
+                for place in (top, *inside):
+                    with suppress(OSError):
+                        found = place.lstat()
+                        if found.st_uid == 0 and found.st_ctime >= began_s - CLOCK_SLACK_S:
+                            os.chown(place, user.uid, user.gid, follow_symlinks=False)

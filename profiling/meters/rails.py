@@ -207,10 +207,10 @@ def _ina3221(folder: Path, device: Path, problems: list[str]) -> list[Rail]:
         voltage, current = folder / f"in{number}_input", folder / f"curr{number}_input"
         power = folder / f"in_power{number}_input"
         if os.path.exists(power):
-            label, files = sysfs.text(folder / f"rail_name_{number}"), (power,)
+            label, files = sysfs.text(folder / f"rail_name_{number}", problems), (power,)
             read, step = _scaled(power, 1e-3), 1e-3
         elif os.path.exists(voltage) or (number and os.path.exists(current)):
-            label, files = sysfs.text(folder / f"in{number}_label"), (voltage, current)
+            label, files = sysfs.text(folder / f"in{number}_label", problems), (voltage, current)
             read, step = _product(voltage, current), abs(sysfs.number(voltage) or 0.0) * 1e-6  # whole milliamperes
         else:
             continue

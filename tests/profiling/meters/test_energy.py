@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_unknown_board_keeps_its_rails_without_a_total(tmp_path: Path) -> None:
     boards.mainline(tmp_path, "3-0042", 4, {1: ("MY_5V", 5000, 100)}, update_ms=4)
     energy = measure(open_rails(tmp_path), lambda: time.sleep(0.01), FAST)
     assert energy.gross_j_per_unit is None and "no rule" in energy.reason
+    assert energy.window.power_w == []  # what somebody has connected adds up to nothing
     assert energy.window.rails_j["MY_5V"] == pytest.approx(0.5 * energy.window.duration_s)
 
 
@@ -171,17 +173,8 @@ def test_recorder_refuses_half_a_window() -> None:
         recorder.window()
 
 
-def rapl_tree(root: Path, uj: int = 1_000_000, most: int = 262_143_328_850) -> Path:
-    """Linux kernel documentation, Documentation/power/powercap/powercap.rst."""
-    zones = root / "sys/class/powercap"
-    boards.write(zones / "intel-rapl:0", {"name": "package-0", "energy_uj": uj, "max_energy_range_uj": most})
-    boards.write(zones / "intel-rapl:0:0", {"name": "core", "energy_uj": 5, "max_energy_range_uj": most})
-    boards.write(zones / "intel-rapl:1", {"name": "psys", "energy_uj": 7, "max_energy_range_uj": most})
-    return zones / "intel-rapl:0" / "energy_uj"
-
-
 def test_rapl_counts_packages_only_and_survives_the_wrap(tmp_path: Path) -> None:
-    counter_file = rapl_tree(tmp_path, uj=262_143_000_000)
+    counter_file = boards.rapl(tmp_path, uj=262_143_000_000)
     counter = open_rapl(tmp_path)
     assert isinstance(counter, RaplCounter) and counter.scope == "package"
     counter_file.write_text("262143300000\n")
@@ -191,7 +184,7 @@ def test_rapl_counts_packages_only_and_survives_the_wrap(tmp_path: Path) -> None
 
 
 def test_counter_windows_state_their_bound(tmp_path: Path) -> None:
-    counter_file = rapl_tree(tmp_path)
+    counter_file = boards.rapl(tmp_path)
     counter = open_rapl(tmp_path)
     value = [1_000_000]
 
@@ -202,23 +195,64 @@ def test_counter_windows_state_their_bound(tmp_path: Path) -> None:
 
     energy = measure(counter, work, FAST)
     assert energy.gross_j_per_unit == pytest.approx(0.15)
-    assert energy.idle_w == 0
+    assert energy.idle_w == 0 and any("below what it resolves" in note for note in energy.notes)
     assert 0 < energy.bound_j_per_unit < 0.15
 
 
 def test_rapl_without_permission_or_package_gives_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(open_rapl(tmp_path), Unavailable)
-    forbidden = rapl_tree(tmp_path)
-    read = Path.read_text
-
-    def refuse(self: Path, *arguments: object, **options: object) -> str:
-        if self == forbidden:
-            raise PermissionError(13, "Permission denied")
-        return read(self, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Path, "read_text", refuse)
+    forbidden = boards.rapl(tmp_path)
+    boards.refuse(monkeypatch, {forbidden: errno.EACCES})
     refused = open_rapl(tmp_path)
     assert isinstance(refused, Unavailable) and "run as root" in refused.reason
+
+
+@pytest.mark.parametrize("content", ["", "N/A", "-5", "nan", "1e30", "99999999999999999999"])
+def test_a_counter_that_holds_nonsense_is_a_reason_and_no_number(tmp_path: Path, content: str) -> None:
+    file = boards.rapl(tmp_path)
+    counter = open_rapl(tmp_path)
+    file.write_text(content)
+    assert isinstance(counter, RaplCounter)
+    with pytest.raises(SourceLost, match="energy_uj"):
+        counter.read_j()
+    refused = open_rapl(tmp_path)
+    assert isinstance(refused, Unavailable) and "energy_uj" in refused.reason
+
+
+def test_a_counter_that_never_moves_measured_nothing(tmp_path: Path) -> None:
+    boards.rapl(tmp_path, uj=0)
+    energy = measure(open_rapl(tmp_path), lambda: time.sleep(0.01), FAST)
+    assert energy.gross_j_per_unit is None and energy.net_j_per_unit is None and energy.idle_w is None
+    assert "energy_uj did not move" in energy.reason
+
+
+def test_one_package_of_two_that_stands_still_makes_no_total(tmp_path: Path) -> None:
+    file, value = boards.rapl(tmp_path), [1_000_000]
+    boards.write(
+        tmp_path / "sys/class/powercap/intel-rapl:7",
+        {"name": "package-1", "energy_uj": 9, "max_energy_range_uj": 10**9},
+    )
+
+    def work() -> None:
+        time.sleep(0.01)
+        value[0] += 150_000
+        file.write_text(f"{value[0]}\n")
+
+    energy = measure(open_rapl(tmp_path), work, FAST)
+    assert energy.gross_j_per_unit is None and "intel-rapl:7/energy_uj did not move" in energy.reason
+
+
+def test_a_sensor_that_reads_zero_throughout_measured_nothing(tmp_path: Path) -> None:
+    boards.write(boards.orin_nano(tmp_path), {"update_interval": 4, "curr1_input": 0})
+    energy = measure(open_rails(tmp_path), lambda: time.sleep(0.01), FAST)
+    assert energy.gross_j_per_unit is None and "VDD_IN read 0 W in all" in energy.reason
+
+
+def test_readings_too_rare_to_integrate_are_a_reason() -> None:
+    with Recorder(Board(update_s=1e3)) as recorder:
+        pass
+    with pytest.raises(SourceLost, match="at least 2 are needed"):
+        recorder.window()
 
 
 def test_nothing_keeps_every_reason() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from lit_mmpg import sysfs
 from profiling.meters.rails import RailSource, find_rails, open_rails
 from profiling.meters.sources import SourceLost, Unavailable
 from tests.profiling.meters import boards
@@ -120,19 +122,8 @@ def test_nonsense_in_a_file_is_no_reading(tmp_path: Path) -> None:
 
 def test_no_permission_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = boards.orin_nano(tmp_path)
-    forbidden = {folder / f"{kind}{n}_input" for kind in ("in", "curr") for n in (1, 2, 3)}
-    if os.geteuid() != 0:
-        for path in forbidden:
-            path.chmod(0)
-    else:  # root may read everything: the kernel's refusal has to be played
-        read = Path.read_text
-
-        def refuse(self: Path, *arguments: object, **options: object) -> str:
-            if self in forbidden:
-                raise PermissionError(13, "Permission denied", str(self))
-            return read(self, *arguments, **options)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(Path, "read_text", refuse)
+    forbidden = {folder / f"{kind}{n}_input": errno.EACCES for kind in ("in", "curr") for n in (1, 2, 3)}
+    boards.refuse(monkeypatch, forbidden)
     source = open_rails(tmp_path)
     assert isinstance(source, Unavailable)
     assert "no permission" in source.reason and "run as root" in source.reason
@@ -141,3 +132,105 @@ def test_no_permission_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pyte
 def test_a_machine_without_monitors_says_so(tmp_path: Path) -> None:
     source = open_rails(tmp_path)
     assert isinstance(source, Unavailable) and "bound to its driver" in source.reason
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EIO, errno.ENODEV, errno.EINVAL, errno.EPERM, errno.ENODATA])
+def test_a_rail_that_refuses_is_named_with_its_file(tmp_path: Path, number: int, monkeypatch) -> None:
+    folder = boards.orin_nano(tmp_path)
+    source = opened(tmp_path)
+    boards.refuse(monkeypatch, {folder / "curr1_input": number, folder / "in3_label": number})
+    with pytest.raises(SourceLost, match=r"VDD_IN.*curr1_input"):
+        source.read_w()
+    rails, problems = find_rails(tmp_path)
+    assert [rail.label for rail in rails] == ["VDD_CPU_GPU_CV", "ina3221 1-0040 channel 3"]
+    assert all(any(name in problem for problem in problems) for name in ("curr1_input", "in3_label"))
+    assert opened(tmp_path).total == () and "curr1_input" in opened(tmp_path).no_total
+
+
+@pytest.mark.parametrize("content", [b"", b"N/A", b"\xff\xfe", b"\0\0", b"4294967295", b"nan", b"1_000", b"12 13"])
+def test_what_is_no_reading_never_becomes_one(tmp_path: Path, content: bytes) -> None:
+    (boards.orin_nano(tmp_path) / "curr1_input").write_bytes(content)
+    rails, problems = find_rails(tmp_path)
+    assert [rail.label for rail in rails] == ["VDD_CPU_GPU_CV", "VDD_SOC"] and "curr1_input" in problems[0]
+
+
+def test_a_bus_that_is_busy_once_loses_no_rail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = boards.orin_nano(tmp_path)
+    refused = {folder / "curr1_input": errno.EAGAIN}
+    boards.refuse(monkeypatch, refused)
+    read = sysfs.read_number
+
+    def once(path: Path, *limits: float) -> float:
+        try:
+            return read(path, *limits)
+        finally:
+            refused.pop(path, None)
+
+    monkeypatch.setattr(sysfs, "read_number", once)
+    assert opened(tmp_path).total == ("VDD_IN",)
+
+
+def test_numbers_are_read_with_blanks_and_signs_around_them(tmp_path: Path) -> None:
+    folder = boards.orin_nano(tmp_path)
+    (folder / "in1_label").write_bytes(b" vdd_in \n\0")
+    (folder / "curr1_input").write_bytes(b" +1200 \n\n\0")
+    (folder / "curr3_input").write_text("-16\n")  # the offset of a gated rail
+    source = opened(tmp_path)
+    assert total(source) == pytest.approx(6.0) and source.read_w()["VDD_SOC"] == pytest.approx(-0.08)
+    (folder / "curr1_input").write_text("-1200\n")
+    with pytest.raises(SourceLost, match="VDD_IN reads -6 W"):
+        source.read_w()
+
+
+def chip(root: Path, name: str, place: str, driver: str = "ina2xx", **files: object) -> Path:
+    folder = root / boards.DRIVERS / driver / place / "hwmon" / f"hwmon{10 + int(place[-2:])}"
+    return boards.write(folder, {"name": name, "power1_input": 320_000, **files})
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "files"),
+    [
+        ("ina219", "ina2xx", {}),
+        ("ina226", "ina2xx", {"label": "VIN"}),
+        ("ina238", "ina238", {}),
+        ("ina238", "ina238", {"in1_label": "VIN"}),
+        ("ina228", "ina238", {}),
+    ],
+)
+def test_a_chip_that_somebody_connected_is_listed_and_in_no_total(tmp_path: Path, name, driver, files) -> None:
+    alone, beside, thor = (tmp_path / kind for kind in ("alone", "beside", "thor"))
+    boards.orin_nano(beside)
+    boards.thor(thor)
+    for root in (alone, beside, thor):
+        chip(root, name, "7-0041", driver, **files)
+    raw = " ".join([f"{name} 7-0041", *files.values()])
+    assert (opened(alone).total, opened(alone).scope, list(opened(alone).read_w())) == ((), "rails", [raw])
+    assert total(opened(beside)) == pytest.approx(6.0) and opened(beside).read_w()[raw] == pytest.approx(0.32)
+    assert opened(beside).name == "ina3221"
+    assert total(opened(thor)) == pytest.approx(28.5) and opened(thor).read_w()[raw] == pytest.approx(0.32)
+
+
+def test_thors_input_counts_on_a_thor_at_its_address_only(tmp_path: Path) -> None:
+    chip(tmp_path, "ina238", "2-0044", "ina238", power1_input=72_500_000)
+    assert opened(tmp_path).total == ()
+    boards.tegra(tmp_path, "NVIDIA Jetson AGX Thor Developer Kit", "R38 (release), REVISION: 2.1", {})
+    assert total(opened(tmp_path)) == pytest.approx(72.5)
+
+
+def test_channels_without_label_or_switched_off(tmp_path: Path) -> None:
+    folder = boards.orin_nano(tmp_path)
+    os.remove(folder / "in2_label")
+    boards.write(folder, {"in3_enable": 0, "in7_label": "sum of shunt voltages", "curr7_input": 9, "curr4_input": 9})
+    assert set(opened(tmp_path).rails) == {"VDD_IN", "ina3221 1-0040 channel 2"}
+
+
+def test_one_chip_seen_twice_counts_once_and_a_second_with_its_label_not_at_all(tmp_path: Path) -> None:
+    boards.orin_nano(tmp_path)
+    drivers = tmp_path / boards.DRIVERS
+    (drivers / "ina3221x").mkdir()
+    (drivers / "ina3221x" / "1-0040").symlink_to(drivers / "ina3221" / "1-0040")
+    assert list(opened(tmp_path).rails) == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"] and not opened(tmp_path).problems
+    boards.mainline(tmp_path, "9-0040", 9, {1: ("VDD_IN", 12000, 500)})
+    source = opened(tmp_path)
+    assert total(source) == pytest.approx(6.0) and source.read_w()["VDD_IN (9-0040)"] == pytest.approx(6.0)
+    assert any("repeats the label" in problem for problem in source.problems)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from profiling import environment
 from profiling.meters import memory, nvml, state
 from profiling.meters.network import LinkModel, cost
 from profiling.meters.sources import SourceLost, Unavailable
@@ -47,8 +49,147 @@ def test_a_run_that_throttled_says_so(tmp_path: Path) -> None:
     assert state.throttled(before, before) == []
     (root / "sys/class/hwmon/hwmon1/oc3_event_cnt").write_text("7\n")
     (root / "sys/class/thermal/cooling_device1/cur_state").write_text("1\n")
-    reasons = state.throttled(before, state.read_state(root))
-    assert reasons == ["oc3: 7 events during the run", "cooling_device1 gpu-throttle-alert at state 1"]
+    after = state.read_state(root)
+    assert state.throttled(before, after) == [
+        "oc3: 7 events during the run",
+        "cooling_device1 gpu-throttle-alert at state 1: after",
+    ]
+    assert state.throttled(after, before) == ["cooling_device1 gpu-throttle-alert at state 1: before"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "working", "slows"),
+    [
+        *[(f"{block}-throttle-alert", 1, True) for block in ("cpu", "gpu", "cv0", "soc012", "bcpu")],
+        *[
+            (kind, 3, True)
+            for kind in ("cpufreq-cpu0", "thermal-cpufreq-0", "devfreq-17000000.gpu", "devfreq-gpu-gpc-0")
+        ],
+        *[(kind, 1, True) for kind in ("thermal-devfreq-0", "idle-cpu0", "Processor", "intel_powerclamp", "heavy")],
+        *[
+            (kind, 1, False)
+            for kind in ("hot-surface-alert", "pwm-fan", "Fan", "LCD", "backlight", "iwlwifi_1", "BAT0")
+        ],
+        *[(kind, 10, False) for kind in ("TCC Offset", "ath11k_thermal", "mt7996_phy0", "B0D4", "")],
+        *[(kind, -1, False) for kind in ("intel_powerclamp", "Processor", "gpu-throttle-alert")],
+        *[("gpu-throttle-alert", nonsense, False) for nonsense in ("", "N/A", 4294967295, 0)],
+    ],
+)
+def test_what_throttles_goes_by_its_kind(tmp_path: Path, kind: str, working: object, slows: bool) -> None:
+    boards.cooling(tmp_path, [(kind, working)])
+    now = state.read_state(tmp_path)
+    assert bool(now["cooling"]) is slows and bool(state.throttled(now, now)) is slows
+    assert bool(now["cooling_other"]) is (not slows and isinstance(working, int) and 0 < working < 100)
+
+
+def test_throttling_that_comes_and_goes_while_something_runs_is_seen_with_its_time(tmp_path: Path) -> None:
+    root = jetson(tmp_path)
+    alert, counter = root / "sys/class/thermal/cooling_device1/cur_state", root / "sys/class/hwmon/hwmon1/oc1_event_cnt"
+    before = state.read_state(root)
+
+    def looked(watch: state.Watch, more: int) -> None:
+        wanted, end = watch.looks + more, time.monotonic() + 60
+        while watch.looks < wanted and time.monotonic() < end:
+            time.sleep(1e-3)
+
+    with state.Watch(root, interval_s=1e-3) as watch:
+        watch.enter("latency")
+        boards.write(alert.parent, {"cur_state.new": 2})
+        (alert.parent / "cur_state.new").replace(alert)  # in one step: the thread must never see an empty file
+        looked(watch, 3)
+        boards.write(alert.parent, {"cur_state.new": 0})
+        (alert.parent / "cur_state.new").replace(alert)
+        looked(watch, 2)
+        watch.enter("energy by ina3221")
+        counter.write_text("5\n")
+    alert_episode, events = watch.episodes
+    assert (alert_episode.what, alert_episode.phase) == ("cooling_device1 gpu-throttle-alert", "latency")
+    assert (events.what, events.phase, events.most) == ("oc1", "energy by ina3221", 2)
+    first, second = state.throttled(before, state.read_state(root), watch.episodes)
+    assert first.startswith("oc1: 2 events during energy by ina3221 (")
+    assert (
+        second.startswith("cooling_device1 gpu-throttle-alert at state 2: during latency (") and "after" not in second
+    )
+    told = watch.to_json()
+    assert told["looks"] == watch.looks and 0 <= told["cpu_fraction"] < 1 and len(told["episodes"]) == 2
+
+
+def test_a_watch_hears_the_gpu(tmp_path: Path) -> None:
+    gpu = nvml.open_gpu(Discrete())
+    with state.Watch(tmp_path, gpu) as watch:
+        pass
+    assert {e.what for e in watch.episodes} == {"GPU: software thermal slowdown", "GPU: hardware thermal slowdown"}
+    now = state.read_state(tmp_path, gpu)
+    assert all("before" in reason and "after" in reason for reason in state.throttled(now, now, watch.episodes))
+
+
+def test_events_since_boot_are_no_events_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = jetson(tmp_path)
+    after = state.read_state(root)
+    boards.refuse(monkeypatch, {root / "sys/class/hwmon/hwmon1/oc1_event_cnt": errno.EIO})
+    before = state.read_state(root)
+    assert "oc1" not in before["throttle_counts"] and state.throttled(before, after) == []
+
+
+REFUSALS = [errno.EAGAIN, errno.EIO, errno.ENODEV, errno.EINVAL, errno.EPERM, errno.EACCES, errno.ETIMEDOUT]
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_a_file_that_refuses_is_null_and_says_why(tmp_path: Path, number: int, monkeypatch) -> None:
+    root = jetson(tmp_path)
+    files = {
+        "sys/class/thermal/thermal_zone0/temp",
+        "sys/class/thermal/cooling_device1/cur_state",
+        "sys/class/devfreq/17000000.gpu/cur_freq",
+        "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+        "sys/class/hwmon/hwmon1/oc1_event_cnt",
+    }
+    boards.refuse(monkeypatch, {root / name: number for name in files})
+    now = state.read_state(root)
+    assert now["temperatures_c"] == {"cpu-thermal": None} and now["gpu_mhz"] == {"17000000.gpu": None}
+    assert now["cpu_mhz"] == [1510.4, None] and now["throttle_counts"] == {"oc3": 0} and now["cooling"] == {}
+    assert len(now["unreadable"]) == len(files)
+    for name in files:
+        assert any(name in line and os.strerror(number) in line for line in now["unreadable"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"N/A", b"\0\0", b"\xff", b"-273200", b"2147483647", b"nan", b"1e3", b"<unknown>"]
+)
+def test_what_is_no_temperature_never_becomes_one(tmp_path: Path, content: bytes) -> None:
+    root = jetson(tmp_path)
+    (root / "sys/class/thermal/thermal_zone0/temp").write_bytes(content)
+    now = state.read_state(root)
+    assert now["temperatures_c"] == {"cpu-thermal": None} and "thermal_zone0/temp" in now["unreadable"][0]
+
+
+def test_negative_temperatures_and_zones_of_one_name(tmp_path: Path) -> None:
+    boards.zones(tmp_path, {"acpitz": -12500})
+    boards.write(tmp_path / "sys/class/thermal/thermal_zone1", {"type": "acpitz", "temp": 30000})
+    assert state.temperatures(tmp_path) == {"acpitz": -12.5, "acpitz (thermal_zone1)": 30.0}
+
+
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path) -> None:
+    root = jetson(tmp_path)
+    zone = root / "sys/class/thermal/thermal_zone0"
+    os.remove(zone / "temp")
+    os.mkfifo(zone / "temp")
+    os.remove(root / "sys/class/devfreq/17000000.gpu/cur_freq")
+    (root / "sys/class/devfreq/17000000.gpu/cur_freq").mkdir()
+    now = state.read_state(root)
+    assert now["temperatures_c"] == {"cpu-thermal": None} and now["gpu_mhz"] == {"17000000.gpu": None}
+
+
+def test_clocks_go_by_domain_and_fans_and_memory_are_told(tmp_path: Path) -> None:
+    boards.thor_board(tmp_path / "thor")
+    assert state.read_state(tmp_path / "thor")["gpu_mhz"] == {"gpu-gpc-0": 1575.0, "gpu-nvd-0": 1260.0}
+    boards.orin_nano_super(tmp_path / "nano")
+    now = state.read_state(tmp_path / "nano")
+    assert now["emc_mhz"] == 3199.0 and now["fans"] == {"pwmfan pwm1": {"pwm": 77}}
+    folder = boards.write(tmp_path / "old/sys/class/devfreq/57000000.unit/device/of_node", {"name": "ga10b"})
+    boards.write(folder.parents[1], {"cur_freq": 1000000})
+    assert state.read_state(tmp_path / "old")["gpu_mhz"] == {"57000000.unit": 1.0}
 
 
 def test_power_mode_is_read_and_never_set(tmp_path: Path) -> None:
@@ -64,10 +205,57 @@ def test_power_mode_is_read_and_never_set(tmp_path: Path) -> None:
     assert asked == [["nvpmodel", "-q"], ["jetson_clocks", "--show"]]
 
 
+@pytest.mark.parametrize(
+    ("output", "name", "number", "fan"),
+    [
+        ("NV Power Mode: MAXN SUPER\n2\n", "MAXN SUPER", 2, None),
+        ("NV Fan Mode:quiet\nNV Power Mode: 15W\n0\n", "15W", 0, "quiet"),
+        ("NVPM WARN: fan mode is not set!\nNV Power Mode: 'MODE 30W ALL'\r\n 03 \r\n", "MODE 30W ALL", 3, None),
+        ('NV Power Mode:"25W"\n1', "25W", 1, None),
+        ("NV Power Mode: 7\n4\n", "7", 4, None),
+        ("NV Power Mode:\n1\n", "15W LOW", 1, None),
+        ("NVPM WARN: power mode is not set!\n", None, None, None),
+        ("", None, None, None),
+    ],
+)
+def test_names_of_power_modes_keep_their_blanks(tmp_path: Path, output, name, number, fan) -> None:
+    conf = '< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME="15W LOW" >\n< PM_CONFIG DEFAULT=0 >'
+    boards.write(tmp_path / "etc", {"nvpmodel.conf": conf})
+    mode = state.power_mode(tmp_path, lambda command: (0, output) if command[0] == "nvpmodel" else (1, "root only"))
+    assert (mode["nvpmodel"], mode["nvpmodel_id"], mode["fan_mode"]) == (name, number, fan)
+    assert mode["nvpmodel"] or "names no power mode" in mode["reason"]
+
+
 def test_power_mode_from_the_saved_status_without_the_tool(tmp_path: Path) -> None:
-    boards.write(tmp_path / "var/lib/nvpmodel", {"status": "pmode:0001"})
+    boards.write(tmp_path / "var/lib/nvpmodel", {"status": "pmode:0001 fmode:quiet"})
+    boards.write(
+        tmp_path / "etc", {"nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=MAXN SUPER >"}
+    )
     mode = state.power_mode(tmp_path, lambda command: (127, "not installed"))
-    assert mode["nvpmodel_id"] == 1 and "not installed" in mode["reason"]
+    assert (mode["nvpmodel_id"], mode["nvpmodel"]) == (1, "MAXN SUPER") and "not installed" in mode["reason"]
+
+
+@pytest.mark.parametrize("first", ["", "cpu", "cpu 1 2 3", "cpu a b c d e f g h", "intr 1 2 3 4 5 6 7 8"])
+def test_a_load_that_is_not_told_is_not_called_quiet(tmp_path: Path, first: str) -> None:
+    boards.write(tmp_path / "proc", {"stat": first})
+    assert state.wait_quiet(0.0, 1.0, tmp_path) == (None, None)
+    boards.write(tmp_path / "proc", {"stat": "cpu  10 0 10 80 0 0 0 0 0 0"})  # stands still
+    assert state.busy_fraction(root=tmp_path, sleep=lambda _: None) is None
+
+
+def test_board_module_and_memory_are_told_or_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boards.orin_nano_super(tmp_path)
+    boards.write(tmp_path / "proc", {"meminfo": "MemTotal:        7802968 kB\nMemFree: 1 kB"})
+    told = environment.describe(tmp_path)
+    assert told["board"] == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+    assert told["module"] == "Jetson Orin Nano 8GB of the developer kit (p3767-0005)"
+    assert (told["jetson_linux"], told["memory_bytes"]) == ("36.4.3", 7802968 * 1024)
+    tree = tmp_path / "proc/device-tree"
+    boards.refuse(
+        monkeypatch, dict.fromkeys([tree / "model", tree / "compatible", tmp_path / "proc/meminfo"], errno.EIO)
+    )
+    told = environment.describe(tmp_path)
+    assert told["board"] is None and told["module"] is None and told["memory_bytes"] is None
 
 
 def test_this_machine_has_a_state_and_a_load() -> None:
@@ -109,6 +297,17 @@ total                                        149504K
 def test_nvmap_counts_one_process() -> None:
     assert memory.nvmap_bytes(NVMAP, 4242) == 131072 * 1024 + 2 * 2**20
     assert memory.nvmap_bytes(NVMAP, 1) == 0
+
+
+def test_nvmap_that_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = tmp_path / memory.NVMAP
+    boards.write(clients.parent, {clients.name: NVMAP})
+    assert memory.device_bytes(4242, None, tmp_path)[0] == 131072 * 1024 + 2 * 2**20
+    for number, told in ((errno.EACCES, "run as root"), (errno.EAGAIN, os.strerror(errno.EAGAIN))):
+        with monkeypatch.context() as patch:
+            boards.refuse(patch, {clients: number})
+            size, why = memory.device_bytes(4242, None, tmp_path)
+        assert size is None and told in why and str(clients) in why
 
 
 class NVMLError(Exception):
