@@ -41,16 +41,28 @@ MODULES = {
 }
 """Part numbers of NVIDIA's modules, from the tables of configurations in its Jetson Linux developer guide."""
 
+FILES = (
+    "proc/cpuinfo",
+    "proc/meminfo",
+    "proc/device-tree/model",
+    "proc/device-tree/compatible",
+    "etc/nv_tegra_release",
+)
+
 
 def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) -> dict[str, Any]:
     """What a reader must know to compare figures; None where a machine does not tell.
 
+    ``unreadable`` names files that exist and refuse.
     Host name, serial numbers and user names are left out: a profile is made to be shared.
 
     Args:
         root: Root of the file system.
         gpu: GPU that NVML shows, or why there is none.
     """
+    refused: list[str] = []
+    for name in FILES:
+        sysfs.text(root / name, refused)
     return {
         "lit_mmpg": __version__,
         "python": platform.python_version(),
@@ -70,6 +82,7 @@ def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) 
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "threads": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
         "optimised": sys.flags.optimize,
+        "unreadable": refused,
     }
 
 

@@ -175,7 +175,6 @@ class Harness:
             self.say("latency")
             context = Context(pipeline, self.config, self.say, self.instruments.sources, gpu, root)
             with state.Watch(root, gpu) as watch:
-                watch.enter("latency")
                 outcome = find_scenario(cell.scenario)(context)
                 if self.config.measure_energy and outcome.work is not None:
                     row["energy"] = [e.to_json() for e in self._energy(outcome, watch)]

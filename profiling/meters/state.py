@@ -165,10 +165,17 @@ class Watch:
     Args:
         root: Root of the file system.
         gpu: A GPU that NVML reads.
+        phase: What is measured first, in words.
         interval_s: Between two looks.
     """
 
-    def __init__(self, root: Path = Path("/"), gpu: Gpu | None = None, interval_s: float = WATCH_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        gpu: Gpu | None = None,
+        phase: str = "latency",
+        interval_s: float = WATCH_INTERVAL_S,
+    ) -> None:
         self.interval_s = interval_s
         self.looks = 0
         self._root, self._gpu = root, gpu
@@ -176,7 +183,7 @@ class Watch:
         self._episodes: dict[tuple[str, str], Episode] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="throttling", daemon=True)
-        self._phase = ("", 0.0)
+        self._phase = (phase, 0.0)
         self._start_s = self._end_s = time.perf_counter()
         self._counts = throttle_counts(root)
         self._cpu_s = 0.0
@@ -190,14 +197,14 @@ class Watch:
         self._stop.set()
         self._thread.join()
         self._look()
-        self.enter("")
+        self.enter(self._phase[0])
         self._end_s = time.perf_counter()
 
     def enter(self, phase: str) -> None:
         """Another part of the measurement begins.
 
         Args:
-            phase: In words, for example ``latency``.
+            phase: In words, for example ``energy by ina3221``.
         """
         (ending, began_s), now_s = self._phase, time.perf_counter() - self._start_s
         counts = throttle_counts(self._root)
@@ -432,7 +439,7 @@ def _steps(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
 
 def _during(episode: Episode) -> str:
     span = f"{episode.from_s:.1f} to {episode.to_s:.1f}" if episode.to_s > episode.from_s else f"{episode.from_s:.1f}"
-    return f"during {episode.phase or 'the run'} ({span} s)"
+    return f"during {episode.phase} ({span} s)"
 
 
 def _scaled(path: Path, scale: float, most: float, refused: list[str]) -> float | None:

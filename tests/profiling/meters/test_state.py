@@ -93,7 +93,6 @@ def test_throttling_that_comes_and_goes_while_something_runs_is_seen_with_its_ti
             time.sleep(1e-3)
 
     with state.Watch(root, interval_s=1e-3) as watch:
-        watch.enter("latency")
         boards.write(alert.parent, {"cur_state.new": 2})
         (alert.parent / "cur_state.new").replace(alert)  # in one step: the thread must never see an empty file
         looked(watch, 3)
@@ -256,6 +255,7 @@ def test_board_module_and_memory_are_told_or_null(tmp_path: Path, monkeypatch: p
     )
     told = environment.describe(tmp_path)
     assert told["board"] is None and told["module"] is None and told["memory_bytes"] is None
+    assert [Path(line.split(" answers ")[0]).name for line in told["unreadable"]] == ["meminfo", "model", "compatible"]
 
 
 def test_this_machine_has_a_state_and_a_load() -> None:
