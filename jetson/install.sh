@@ -43,12 +43,11 @@ pip=("$venv/bin/python" -m pip install --quiet)
 if [[ -n "$wheels" ]]; then
     pip+=(--no-index --find-links "$wheels")
     package="lit-mmpg"
+    # By force and before what it needs: two builds have the same version, and pip keeps what has the same version.
+    "${pip[@]}" --force-reinstall --no-deps "$package"
 else
     package="$here"
 fi
-# This package first and by force: its version does not tell two builds apart, and pip keeps what has the same version.
-# Then what it needs, as the new build says.
-"${pip[@]}" --force-reinstall --no-deps "$package"
 if [[ "$cpu" == 1 ]]; then
     package+="[board-cpu]"
 fi
