@@ -53,6 +53,10 @@ if [[ "$cpu" == 1 ]]; then
 fi
 "${pip[@]}" "$package"
 
+if [[ "$(id -u)" == 0 && -n "${SUDO_UID:-}" ]]; then
+    chown -R "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$venv"
+fi
+
 if "$venv/bin/python" -c 'import tensorrt' 2>/dev/null; then
     "$venv/bin/python" -c 'import tensorrt; print("TensorRT", tensorrt.__version__)'
 else

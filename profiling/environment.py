@@ -38,6 +38,7 @@ MODULES = {
     "p3767-0003": "Jetson Orin Nano 8GB",
     "p3767-0004": "Jetson Orin Nano 4GB",
     "p3767-0005": "Jetson Orin Nano 8GB of the developer kit",
+    "p3834-0008": "Jetson T5000 (Thor)",
 }
 """Part numbers of NVIDIA's modules, from the tables of configurations in its Jetson Linux developer guide."""
 

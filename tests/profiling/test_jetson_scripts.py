@@ -215,7 +215,7 @@ def test_a_second_installation_without_a_network_installs_the_new_build(tmp_path
     # The environment borrows this one's pip: to install another takes seconds and is not what is tested.
     (tmp_path / "borrowed").mkdir()
     (tmp_path / "borrowed" / "pip").symlink_to(Path(pip.__file__).parent)
-    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONPATH": str(tmp_path / "borrowed")}
+    environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONPATH": str(tmp_path / "borrowed"), "SUDO_UID": "65534"}
     python = tmp_path / "python"
     python.write_text(
         '#!/bin/bash\n[[ "$1 $2" == "-m venv" ]] && set -- -m venv --without-pip "${@:3}"\n'
@@ -234,6 +234,8 @@ def test_a_second_installation_without_a_network_installs_the_new_build(tmp_path
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert text in done.stdout
+    if os.geteuid() == 0:
+        assert {path.lstat().st_uid for path in (tmp_path / "venv").rglob("*")} == {int(environment["SUDO_UID"])}
 
 
 @pytest.mark.parametrize(
