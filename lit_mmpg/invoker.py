@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,5 +55,10 @@ def handed_over(*folders: Path) -> Iterator[None]:
                 for place in (top, *inside):
                     with suppress(OSError):
                         found = place.lstat()
-                        if found.st_uid == 0 and found.st_ctime >= began_s - CLOCK_SLACK_S:
+                        # A file with a second name may lie elsewhere as well: that one is not given away.
+                        if found.st_uid == 0 and found.st_ctime >= began_s - CLOCK_SLACK_S and _one_name(found):
                             os.chown(place, user.uid, user.gid, follow_symlinks=False)
+
+
+def _one_name(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) or found.st_nlink == 1

@@ -1,7 +1,8 @@
 """The state of the device around a measurement: clocks, temperatures, power mode, and what slowed it down.
 
 Paths follow the kernel's documentation (cpufreq, devfreq, thermal) and, for Jetson, NVIDIA's Jetson Linux developer
-guides: ``nvpmodel -q`` for the power mode and ``oc*_event_cnt`` for over-current events. Nothing is set here.
+guides: ``nvpmodel -q`` for the power mode and ``oc*_event_cnt`` for over-current events. Nothing is set here. Not verified
+on hardware: tried on trees built from these documents.
 """
 
 from __future__ import annotations
@@ -83,9 +84,7 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]
             for folder in sysfs.find(root, "sys/class/devfreq/*")
             if _GPU_DEVFREQ.search(folder.name) or _GPU_DEVFREQ.search(sysfs.text(folder / "device/of_node/name") or "")
         },
-        "emc_mhz": next(
-            (mhz for n in _EMC_HZ if (mhz := _scaled(root / n, 1e-6, _MOST_HZ, refused)) is not None), None
-        ),
+        "emc_mhz": _emc_mhz(root, refused),
         "temperatures_c": temperatures(root, refused),
         "fans": _fans(root, refused),
         "cooling": {name: state for name, (state, slows) in working.items() if slows},

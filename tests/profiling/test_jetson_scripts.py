@@ -184,6 +184,7 @@ def test_a_folder_as_root_under_sudo_belongs_to_who_called_it(tmp_path: Path, mo
         new.mkdir(parents=True)
         (new / "profile.json").write_text("{}")
         (new / "link").symlink_to(kept / "old")
+        os.link(kept / "old", new / "second name")
     made = [tmp_path / "outputs", new, new / "profile.json", new / "link"]
     assert {p.lstat().st_uid for p in made} == {user.pw_uid} and {p.lstat().st_gid for p in made} == {user.pw_gid}
     assert tmp_path.stat().st_uid == 0 and (kept / "old").stat().st_uid == 0

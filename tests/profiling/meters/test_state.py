@@ -180,12 +180,15 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file_holds_nobody_up(tmp_path: Pat
     assert now["temperatures_c"] == {"cpu-thermal": None} and now["gpu_mhz"] == {"17000000.gpu": None}
 
 
-def test_clocks_go_by_domain_and_fans_and_memory_are_told(tmp_path: Path) -> None:
+def test_clocks_go_by_domain_and_fans_and_memory_are_told(tmp_path: Path, monkeypatch) -> None:
     boards.thor_board(tmp_path / "thor")
     assert state.read_state(tmp_path / "thor")["gpu_mhz"] == {"gpu-gpc-0": 1575.0, "gpu-nvd-0": 1260.0}
     boards.orin_nano_super(tmp_path / "nano")
     now = state.read_state(tmp_path / "nano")
     assert now["emc_mhz"] == 3199.0 and now["fans"] == {"pwmfan pwm1": {"pwm": 77}}
+    emc = boards.write(tmp_path / "pc/sys/kernel/debug/bpmp/debug/clk/emc", {"rate": 3_199_000_000})
+    boards.refuse(monkeypatch, {emc / "rate": errno.EACCES})
+    assert state.read_state(tmp_path / "pc")["unreadable"] == []  # a PC's debugfs is closed and has none
     folder = boards.write(tmp_path / "old/sys/class/devfreq/57000000.unit/device/of_node", {"name": "ga10b"})
     boards.write(folder.parents[1], {"cur_freq": 1000000})
     assert state.read_state(tmp_path / "old")["gpu_mhz"] == {"57000000.unit": 1.0}
