@@ -59,7 +59,7 @@ def read_bytes(path: Path) -> bytes:
         OSError: As the kernel says it.
     """
     # Without blocking: a pipe or a terminal in the place of a file holds nobody up.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         parts: list[bytes] = []
         while (size := sum(map(len, parts))) < MOST_BYTES and (

@@ -1,8 +1,8 @@
 """The state of the device around a measurement: clocks, temperatures, power mode, and what slowed it down.
 
 Paths follow the kernel's documentation (cpufreq, devfreq, thermal) and, for Jetson, NVIDIA's Jetson Linux developer
-guides: ``nvpmodel -q`` for the power mode and ``oc*_event_cnt`` for over-current events. Nothing is set here. Not verified
-on hardware: tried on trees built from these documents.
+guides: ``nvpmodel -q`` for the power mode and ``oc*_event_cnt`` for over-current events. Nothing is set here. Not
+verified on hardware: tried on trees built from these documents.
 """
 
 from __future__ import annotations
