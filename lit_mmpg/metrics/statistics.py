@@ -129,8 +129,8 @@ def _estimate(
 
     The variance is that of Cameron, Gelbach and Miller (2011), ``Vd + Vc - Vcell``, not below ``Vd`` or ``Vc``, where
     each part is the jackknife over devices, over clips, and over pairs of both. The degrees of freedom follow
-    Satterthwaite, with as many clusters as clusters of equal size would give the same spread of sizes (Kish); a way
-    counts by as much as its variance exceeds that of the pairs. Chosen by simulated coverage and power
+    Satterthwaite, with the effective number of clusters; a way counts by as much as its variance exceeds that of the
+    pairs. Chosen by simulated coverage and power
     (``profiling/benchmarks/interval_coverage.py``). Below ``FEW_CLUSTERS`` the degrees of freedom are those of the
     smallest way, which errs on the side of wide intervals. Without two clusters in each way that is ``needed`` there is
     no standard error; another way of one cluster does not count.
@@ -182,8 +182,11 @@ def _jackknife(arrays: list[FloatArray], weights: Sequence[float], way: list[Ind
         return _Way(0.0, 1, 1.0)
     kept = share > 0
     clusters = int(kept.sum())
-    equal = share.sum() ** 2 / (share**2).sum()
-    effective = 1 + equal * (clusters - 1) / clusters
+    # As many clusters of equal size would tell as much about the variance: the first number holds where the items of a
+    # cluster are independent, the second where they move together; their geometric mean lies between.
+    apart = share.sum() ** 2 / (share**2).sum()
+    together = (share**2).sum() ** 2 / (share**4).sum()
+    effective = 1 + np.sqrt(apart * together) * (clusters - 1) / clusters
     return _Way(float((change[kept] ** 2).sum() * (clusters - 1) / clusters), clusters, float(effective))
 
 

@@ -49,8 +49,10 @@ def test_one_way_variance_equals_leaving_clusters_out() -> None:
     found = clustered_mean(values, labels)
     assert found.value == pytest.approx(values.mean())
     assert found.std_error**2 == pytest.approx(naive_variance(values, labels))
-    sizes = np.bincount(labels)
-    assert found.df == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum() * 39 / 40)  # Kish's effective number
+    sizes = np.bincount(labels).astype(float)
+    effective = np.sqrt(sizes.sum() ** 2 / (sizes**2).sum() * (sizes**2).sum() ** 2 / (sizes**4).sum())
+    assert found.df == pytest.approx(effective * 39 / 40)
+    assert clustered_mean(values[:120], np.arange(120) % 40).df == pytest.approx(39)
 
 
 def test_single_items_equal_the_t_interval() -> None:
