@@ -212,7 +212,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     enough = [row for row in rows if row["clusters"] >= FEW_CLUSTERS]
     coverage = {name: [row[name]["coverage"] for row in enough] for name in METHODS}
     valid = [name for name in METHODS if min(coverage[name]) >= VALID]
-    best = [max(row[name]["power"] for name in valid) if valid else 0.0 for row in enough]
+    best = [max(row[name]["power"] for name in valid or METHODS) for row in enough]
     return {
         name: {
             "lowest_coverage": min(coverage[name]),
