@@ -19,7 +19,7 @@ SOAK_MINUTES ?= 10
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test soak lint format demo ui clean board-wheels test-aarch64
+.PHONY: help install test soak lint format demo results ui clean board-wheels test-aarch64
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ demo: install ## train, compare, export and profile on the embedded data (a few 
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/lit-mmpg profile run --bundle outputs/demo/bundle \
 		--config configs/profile/demo.yaml --output outputs/demo/profile
 	@echo "Rows: outputs/demo/summary.json. Runs, configs and plots: make ui  (or $(BIN)/lit-mmpg ui)"
+
+results: install ## make the tables of docs/results and README.md from docs/results/*.json
+	@$(BIN)/python -m lit_mmpg.results
 
 ui: install ## open the recorded runs in MLflow's web page (HOST=..., PORT=...)
 	@$(BIN)/lit-mmpg ui --host $(HOST) --port $(PORT)

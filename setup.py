@@ -4,5 +4,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["lit_mmpg*", "profiling*"]), "lit_mmpg.configs"],
     package_dir={"lit_mmpg.configs": "configs"},
-    package_data={"lit_mmpg.configs": ["**/*.yaml"], "lit_mmpg": ["py.typed"]},
+    package_data={"lit_mmpg.configs": ["**/*"], "lit_mmpg": ["py.typed"]},
 )

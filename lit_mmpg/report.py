@@ -18,7 +18,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.writing import write_text
 
 Row = Mapping[str, Any]
-"""``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``; None where not measured."""
+"""``method, split, metric, value, low, high, clusters, seeds, upload_bytes, download_bytes``; None: not measured."""
 
 SHOWN = {
     "accuracy": "accuracy",
@@ -34,6 +34,11 @@ SHOWN = {
     "t2v/mean_log_rank_minus_static": "log-rank minus static",
 }
 """Metrics that have a column on the screen, and its title; all others are in the JSON file."""
+
+FEW_CLUSTERS = 10
+"""Devices or clips; an interval that stands on fewer is marked wherever it is shown."""
+FEW_MARK = "†"
+FEW_EXPLAINED = f"fewer than {FEW_CLUSTERS} devices or clips, so the interval is a rough guide"
 
 FRACTIONS = ("accuracy", "t2v/R@", "v2t/R@", "local_t2v/R@", "local_v2t/R@")
 
@@ -83,9 +88,9 @@ def _caption(rows: Sequence[Row]) -> str:
     seeds = sorted({int(row["seeds"]) for row in rows if row.get("seeds")})
     if not seeds:
         return ""
-    over = "devices and clips" if any("per_seed" in row for row in rows) else "devices"
+    few = f" {FEW_MARK}: {FEW_EXPLAINED}." if any(_few(row) for row in rows) else ""
     return (
-        f"Seeds: {seeds[-1]}. [low, high]: 95 % bootstrap interval over {over}. "
+        f"Seeds: {seeds[-1]}. [low, high]: 95 % interval over devices and clips.{few} "
         "up, down: bytes of the messages of one adaptation."
     )
 
@@ -105,7 +110,13 @@ def format_row(row: Row) -> str:
 
     text = number(row["value"])
     low, high = row.get("low"), row.get("high")
-    return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]"
+    return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]{FEW_MARK * _few(row)}"
+
+
+def _few(row: Row) -> bool:
+    """Whether the interval of a row stands on too few devices or clips to be trusted."""
+    clusters = row.get("clusters")
+    return row.get("low") is not None and clusters is not None and clusters < FEW_CLUSTERS
 
 
 def check_output(path: str | None) -> None:

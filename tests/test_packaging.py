@@ -1,35 +1,94 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_wheel_carries_the_configs_and_finds_them_anywhere(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, source)
-    for name in ("lit_mmpg", "configs"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the sdist of the tracked files and the wheel that is made from that sdist."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for path in tracked():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    code = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
+
+    def build(kind: str, folder: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"build_{kind}", str(dist)], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    build("sdist", source)
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
+        archive.extractall(source.parent / "unpacked", filter="data")
+    build("wheel", next((source.parent / "unpacked").iterdir()))
+    return dist
+
+
+def tracked() -> list[str]:
+    """Files of the project; outside a checkout all that are not generated."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0:
+        return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+    folders = ("lit_mmpg", "profiling", "configs", "jetson", "tests", "docs")
+    inside = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    return [str(p.relative_to(ROOT)) for p in inside] + [p.name for p in ROOT.glob("*.*") if p.is_file()] + ["Makefile"]
+
+
+def test_sdist_holds_the_whole_project(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = [name for name in tracked() if name not in names and name not in (".gitignore", ".gitattributes")]
+    assert not missing
+
+
+def test_wheel_holds_package_and_configs_and_finds_them_anywhere(built: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    with zipfile.ZipFile(next(source.glob("*.whl"))) as wheel:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         wheel.extractall(site)
-    expected = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
+    expected = {name for name in tracked() if name.startswith("configs/")}
     assert expected
-    assert sorted(str(p.relative_to(site / "lit_mmpg/configs")) for p in site.rglob("*.yaml")) == expected
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "lit_mmpg").rglob("*.py")}
+    configs = site / "lit_mmpg/configs"
+    assert {f"configs/{p.relative_to(configs)}" for p in configs.rglob("*") if p.is_file()} == expected
+    modules = {name for name in tracked() if name.startswith(("lit_mmpg/", "profiling/")) and name.endswith(".py")}
     assert {str(p.relative_to(site)) for p in site.rglob("*.py")} == modules, "a package lacks its __init__.py"
 
     code = "from lit_mmpg.training.config import find_config; print(find_config('configs/trainer/default.yaml'))"
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(site)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
     )
     assert Path(found.stdout.strip()) == site / "lit_mmpg/configs/trainer/default.yaml", found.stderr
+
+
+def test_metadata_is_complete(built: Path) -> None:
+    pytest.importorskip("twine")
+    files = [str(path) for path in built.iterdir()]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        name = next(n for n in wheel.namelist() if n.endswith("METADATA"))
+        metadata = wheel.read(name).decode()
+    for field in (
+        "Summary",
+        "Keywords",
+        "Classifier",
+        "Project-URL",
+        "License-Expression",
+        "Author",
+        "Requires-Python",
+    ):
+        assert f"\n{field}: " in metadata, field

@@ -14,7 +14,7 @@ from lit_mmpg.batch import Batch
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.metrics.accuracy import DeviceAccuracy
 from lit_mmpg.metrics.retrieval import RECALL_AT, RetrievalMetrics, recall_probability
-from lit_mmpg.metrics.statistics import Interval, cluster_bootstrap, paired_cluster_bootstrap
+from lit_mmpg.metrics.statistics import Interval, clustered_mean
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -152,14 +152,14 @@ class Evaluation(nn.Module):
         return ItemResults(array(ranked.device), array(ranked.clip), array(ranked.query), values)
 
     def rows(self, costs: Mapping[str, Cost], baseline: str | None = None) -> list[dict[str, object]]:
-        """Result rows: every metric of every method and group, with an interval over devices where items have values.
+        """Result rows: every metric of every method and group, with an interval where single items have values.
 
         Args:
             costs: Cost of each method.
             baseline: Method against which the paired difference of the primary metric is reported.
 
         Returns:
-            Rows with ``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``.
+            Rows with ``method, split, metric, value, low, high, clusters, seeds, upload_bytes, download_bytes``.
         """
         rows: list[dict[str, object]] = []
         for group in self.groups:
@@ -171,22 +171,26 @@ class Evaluation(nn.Module):
                 for name, value in self.compute(group, method).items():
                     known = items.values.get(name)
                     interval = (
-                        Interval(value, np.nan, np.nan) if known is None else cluster_bootstrap(known, items.device)
+                        Interval(value, np.nan, np.nan)
+                        if known is None
+                        else clustered_mean(known, items.device, items.clip).interval()
                     )
                     rows.append(identity | {"metric": name} | interval_fields(interval) | {"seeds": 1} | sent)
                 if reference is not None and method != baseline:
                     name = PRIMARY[self.task]
-                    gain = paired_cluster_bootstrap(items.values[name], reference.values[name], items.device)
+                    difference = items.values[name] - reference.values[name]
+                    gain = clustered_mean(difference, items.device, items.clip).interval()
                     rows.append(
                         identity | {"metric": f"{name}_minus_{baseline}"} | interval_fields(gain) | {"seeds": 1} | sent
                     )
         return rows
 
 
-def interval_fields(interval: Interval) -> dict[str, float | None]:
-    """``value``, ``low`` and ``high`` of a row; bounds are ``None`` where there are none."""
+def interval_fields(interval: Interval) -> dict[str, float | int | None]:
+    """``value``, ``low``, ``high`` and ``clusters`` of a row; bounds are ``None`` where there are none."""
     return {
         "value": interval.value,
         "low": interval.low if np.isfinite(interval.low) else None,
         "high": interval.high if np.isfinite(interval.high) else None,
+        "clusters": interval.clusters,
     }

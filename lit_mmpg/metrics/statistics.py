@@ -1,7 +1,7 @@
-"""Intervals and tests for results that are not independent: items share devices and clips. NumPy only.
+"""Intervals and tests for results that are not independent: items share devices and clips. No torch.
 
-A bootstrap that draws clusters with replacement is written as weights: how often each cluster was drawn. One matrix of
-weights then serves all samples at once.
+Means have a closed form (:func:`clustered_mean`, :func:`clustered_combination`). Other statistics, such as the worst
+tenth of the devices, have a bootstrap that draws clusters with replacement (:func:`cluster_bootstrap`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
+
+from lit_mmpg.report import FEW_CLUSTERS
 
 FloatArray = NDArray[np.float64]
+IndexArray = NDArray[np.intp]
 Statistic = Callable[[FloatArray, FloatArray], FloatArray]
 """``(values [n], weights [s, n]) -> [s]``; the weights are counts, of which every row has at least one above zero."""
 
 WEIGHTS_AT_ONCE = 2**21
 """Weights held in memory at once."""
+MOST_DF = 1e6
 
 
 class Interval(NamedTuple):
@@ -26,23 +31,163 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+    clusters: int | None = None
+    """The smaller of the numbers of devices and of clips behind it; None where nobody counted."""
 
 
-def mean(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """Weighted mean: ``[n]``, ``[s, n]`` -> ``[s]``."""
-    result: FloatArray = (weights @ values) / weights.sum(axis=1)
-    return result
+class Estimate(NamedTuple):
+    """A mean, or a weighted sum of means, with what an interval needs.
+
+    Attributes:
+        value: The estimate.
+        std_error: Its standard error; NaN with fewer than two clusters.
+        df: Degrees of freedom of Student's t.
+        clusters: The smaller of the numbers of devices and of clips.
+    """
+
+    value: float
+    std_error: float
+    df: float
+    clusters: int
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Interval of Student's t.
+
+        Raises:
+            ValueError: If the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}, expected a number between 0 and 1")
+        half = float(stdtrit(self.df, (1 + level) / 2)) * self.std_error
+        return Interval(self.value, self.value - half, self.value + half, self.clusters)
+
+    def p_value(self, null: float = 0.0) -> float:
+        """Two-sided p-value of the hypothesis that the value is ``null``; NaN with fewer than two clusters."""
+        distance = abs(self.value - null)
+        if self.std_error == 0:
+            return 1.0 if distance == 0 else 0.0
+        return float(2 * stdtr(self.df, -distance / self.std_error))
 
 
-def median(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """Median of the values repeated by their (whole-numbered) weights: ``[n]``, ``[s, n]`` -> ``[s]``."""
-    order = np.argsort(values, kind="stable")
-    ordered, reached = values[order], np.cumsum(weights[:, order], axis=1)
-    total = reached[:, -1:]
-    lower = np.argmax(reached > np.floor((total - 1) / 2), axis=1)
-    upper = np.argmax(reached > np.floor(total / 2), axis=1)
-    result: FloatArray = (ordered[lower] + ordered[upper]) / 2
-    return result
+def clustered_mean(values: ArrayLike, *clusters: ArrayLike) -> Estimate:
+    """Mean of items that share clusters in one or two ways: devices, or devices and clips.
+
+    For the difference of two methods pass the differences of their values item by item.
+
+    Args:
+        values: ``[n]``, or ``[seeds, n]``, of which the mean over seeds is taken first.
+        clusters: One or two arrays ``[n]`` of labels of any type. Where devices belong to larger clusters (models of
+            cameras, sites), pass the labels of those.
+
+    Returns:
+        The mean; without a standard error where one of the ways has fewer than two clusters.
+
+    Raises:
+        ValueError: If values are not finite, or lengths differ.
+    """
+    array = _finite(values, "values")
+    if array.ndim not in (1, 2):
+        raise ValueError(f"values have shape {array.shape}, expected [n] or [seeds, n]")
+    array = array if array.ndim == 1 else array.mean(axis=0)
+    index = [_labels(labels, len(array), f"clusters[{i}]")[0] for i, labels in enumerate(clusters)]
+    return _estimate([array], [1.0], [[way] for way in index], needed=range(len(index)))
+
+
+def clustered_combination(sets: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], weights: Sequence[float]) -> Estimate:
+    """Weighted sum of the means of several sets of items that share devices and clips.
+
+    The sets need not hold the same items. A set with one device only says nothing about the spread of devices; in it
+    only the clips count.
+
+    Args:
+        sets: For each set: ``[n]`` values, ``[n]`` labels of devices, ``[n]`` labels of clips.
+        weights: Weight of each set's mean.
+
+    Returns:
+        The sum; without a standard error where there are fewer than two clips.
+
+    Raises:
+        ValueError: If values are not finite, or lengths differ.
+    """
+    if len(sets) != len(weights):
+        raise ValueError(f"{len(sets)} sets, {len(weights)} weights")
+    arrays = [_finite(values, "values") for values, _, _ in sets]
+    ways = []
+    for place, name in ((1, "device"), (2, "clip")):
+        parts = [np.asarray(entry[place]) for entry in sets]
+        for part, array in zip(parts, arrays, strict=True):
+            _labels(part, len(array), name)
+        joint = np.unique(np.concatenate([part.astype(str) for part in parts]), return_inverse=True)[1]
+        ways.append(np.split(joint, np.cumsum([len(array) for array in arrays])[:-1]))
+    return _estimate(arrays, weights, ways, needed=[1])
+
+
+def _estimate(
+    arrays: list[FloatArray], weights: Sequence[float], ways: list[list[IndexArray]], needed: Sequence[int]
+) -> Estimate:
+    """Two-way clustered variance by the jackknife, with degrees of freedom of its own.
+
+    The variance is that of Cameron, Gelbach and Miller (2011), ``Vd + Vc - Vcell``, not below ``Vd`` or ``Vc``, where
+    each part is the jackknife over devices, over clips, and over pairs of both. The degrees of freedom follow
+    Satterthwaite, with the effective number of clusters; a way counts by as much as its variance exceeds that of the
+    pairs. Chosen by simulated coverage and power
+    (``profiling/benchmarks/interval_coverage.py``). Below ``FEW_CLUSTERS`` the degrees of freedom are those of the
+    smallest way, which errs on the side of wide intervals. Without two clusters in each way that is ``needed`` there is
+    no standard error; another way of one cluster does not count.
+    """
+    value = float(sum(weight * array.mean() for weight, array in zip(weights, arrays, strict=True)))
+    found = [_jackknife(arrays, weights, way) for way in ways]
+    counted = [part for part in found if part.clusters > 1]
+    if any(found[i].clusters < 2 for i in needed) or not counted:
+        return Estimate(value, float("nan"), 1.0, min(part.clusters for part in found))
+    fewest = min(part.clusters for part in counted)
+    if len(counted) == 1:
+        variance, df = counted[0].variance, counted[0].effective - 1
+    else:
+        step = max(int(part.max()) + 1 for part in ways[1])
+        pairs = [first * step + second for first, second in zip(*ways, strict=True)]
+        both = _jackknife(arrays, weights, pairs)
+        first, second = counted
+        variance = max(first.variance + second.variance - both.variance, first.variance, second.variance)
+        # Each way enters the spread of the variance as far as it exceeds what single pairs explain.
+        spread = both.variance**2 / max(1, both.clusters - 1)
+        spread += sum(max(0.0, w.variance - both.variance) * w.variance / (w.effective - 1) for w in counted)
+        df = variance**2 / spread if spread > 0 else MOST_DF
+    df = fewest - 1 if fewest < FEW_CLUSTERS else df
+    return Estimate(value, float(np.sqrt(variance)), float(np.clip(df, 1, MOST_DF)), fewest)
+
+
+class _Way(NamedTuple):
+    variance: float
+    clusters: int
+    effective: float
+
+
+def _jackknife(arrays: list[FloatArray], weights: Sequence[float], way: list[IndexArray]) -> _Way:
+    """Variance of a weighted sum of means when clusters are left out one at a time."""
+    labels, index = np.unique(np.concatenate(way), return_inverse=True)
+    count = len(labels)
+    change, share = np.zeros(count), np.zeros(count)
+    parts = np.split(index, np.cumsum([len(array) for array in arrays])[:-1])
+    spread = False
+    for array, weight, part in zip(arrays, weights, parts, strict=True):
+        sizes = np.bincount(part, minlength=count).astype(np.float64)
+        if (sizes > 0).sum() < 2:
+            continue
+        spread = True
+        sums = np.bincount(part, weights=array, minlength=count)
+        change += weight * ((array.sum() - sums) / (len(array) - sizes) - array.mean())
+        share += abs(weight) * sizes / len(array)
+    if not spread:
+        return _Way(0.0, 1, 1.0)
+    kept = share > 0
+    clusters = int(kept.sum())
+    # As many clusters of equal size would tell as much about the variance: the first number holds where the items of a
+    # cluster are independent, the second where they move together; their geometric mean lies between.
+    apart = share.sum() ** 2 / (share**2).sum()
+    together = (share**2).sum() ** 2 / (share**4).sum()
+    effective = 1 + np.sqrt(apart * together) * (clusters - 1) / clusters
+    return _Way(float((change[kept] ** 2).sum() * (clusters - 1) / clusters), clusters, float(effective))
 
 
 def _finite(values: ArrayLike, name: str) -> FloatArray:
@@ -76,10 +221,17 @@ def _chunks(samples: int, width: int) -> list[int]:
     return [step] * (samples // step) + ([samples % step] if samples % step else [])
 
 
-def cluster_draws(
-    values: ArrayLike, clusters: ArrayLike, statistic: Statistic = mean, samples: int = 2000, seed: int = 0
-) -> FloatArray:
-    """Bootstrap samples of a statistic when whole clusters are drawn with replacement.
+def cluster_bootstrap(
+    values: ArrayLike,
+    clusters: ArrayLike,
+    statistic: Statistic,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Value of a statistic with its percentile interval when whole clusters are drawn with replacement.
+
+    For means, :func:`clustered_mean` is exact where this is only right for many clusters.
 
     Args:
         values: ``[n]`` one value per item.
@@ -87,225 +239,26 @@ def cluster_draws(
         statistic: Function of values and weights; the same seed and clusters give the same weights.
         samples: Number of bootstrap samples.
         seed: Seed of the random generator.
+        level: Of the interval.
 
     Returns:
-        ``[samples]``; all NaN with fewer than two clusters, since one cluster says nothing about their spread.
+        The value; without bounds (NaN) with fewer than two clusters, since one says nothing about their spread.
 
     Raises:
-        ValueError: If values are not finite, or lengths differ.
-    """
-    array = _finite(values, "values")
-    index, count = _labels(clusters, len(array), "clusters")
-    if count < 2:
-        return np.full(samples, np.nan)
-    rng = np.random.default_rng(seed)
-    if statistic is mean:
-        sums, sizes = np.bincount(index, weights=array), np.bincount(index).astype(np.float64)
-        drawn = (_draw_weights(rng, step, count) for step in _chunks(samples, count))
-        return np.concatenate([(weights @ sums) / (weights @ sizes) for weights in drawn])
-    drawn = (_draw_weights(rng, step, count) for step in _chunks(samples, len(array)))
-    return np.concatenate([statistic(array, weights[:, index]) for weights in drawn])
-
-
-def two_way_draws(
-    values: ArrayLike, device: ArrayLike, clip: ArrayLike, samples: int = 2000, seed: int = 0
-) -> FloatArray:
-    """Bootstrap samples of the mean when devices and clips are drawn with replacement, independently.
-
-    An item weighs as often as its device was drawn times as often as its clip was drawn (the pigeonhole bootstrap of
-    Owen, 2007, which errs on the side of wide intervals). Samples in which no item has any weight are left out.
-
-    Args:
-        values: ``[n]``, or ``[seeds, n]``, of which the mean over seeds is taken first.
-        device: ``[n]`` labels.
-        clip: ``[n]`` labels.
-        samples: Number of bootstrap samples.
-        seed: Seed of the random generator.
-
-    Returns:
-        At most ``samples`` values; all NaN with fewer than two devices or fewer than two clips.
-
-    Raises:
-        ValueError: If values are not finite, or lengths differ.
-    """
-    array = _seed_mean(values)
-    by_device, devices = _labels(device, len(array), "device")
-    by_clip, clips = _labels(clip, len(array), "clip")
-    if min(devices, clips) < 2:
-        return np.full(samples, np.nan)
-    # Items of one device and clip always weigh the same, so they are summed once.
-    cells, cell = np.unique(by_device * clips + by_clip, return_inverse=True)
-    sums, sizes = np.bincount(cell, weights=array), np.bincount(cell).astype(np.float64)
-    cell_device, cell_clip = np.divmod(cells, clips)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for step in _chunks(samples, max(len(cells), devices, clips)):
-        weights = _draw_weights(rng, step, devices)[:, cell_device]
-        weights *= _draw_weights(rng, step, clips)[:, cell_clip]
-        total = weights @ sizes
-        draws.append((weights @ sums)[total > 0] / total[total > 0])
-    return np.concatenate(draws)
-
-
-def two_way_combination_draws(
-    sets: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
-    weights: Sequence[float],
-    samples: int = 2000,
-    seed: int = 0,
-) -> FloatArray:
-    """Bootstrap samples of a weighted sum of means of several sets of items that share devices and clips.
-
-    Each sample draws devices and clips once, for all sets: a device or clip that occurs in two sets is drawn as often
-    in both. The sets need not hold the same items. A set with one device only says nothing about the spread of devices;
-    in it only the clips are drawn.
-
-    Args:
-        sets: For each set: ``[n]`` values, ``[n]`` labels of devices, ``[n]`` labels of clips.
-        weights: Weight of each set's mean.
-        samples: Number of bootstrap samples.
-        seed: Seed of the random generator.
-
-    Returns:
-        At most ``samples`` values (those in which every set has an item); all NaN with fewer than two clips.
-
-    Raises:
-        ValueError: If values are not finite, or lengths differ.
-    """
-    if len(sets) != len(weights):
-        raise ValueError(f"{len(sets)} sets, {len(weights)} weights")
-    arrays = [_finite(values, "values") for values, _, _ in sets]
-    labels = {"device": [np.asarray(d) for _, d, _ in sets], "clip": [np.asarray(c) for _, _, c in sets]}
-    index = {}
-    for name, parts in labels.items():
-        for part, array in zip(parts, arrays, strict=True):
-            _labels(part, len(array), name)
-        joint = np.unique(np.concatenate([part.astype(str) for part in parts]), return_inverse=True)[1]
-        index[name] = np.split(joint, np.cumsum([len(array) for array in arrays])[:-1])
-    clips, devices = (int(max(part.max() for part in index[name])) + 1 for name in ("clip", "device"))
-    if clips < 2:
-        return np.full(samples, np.nan)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for step in _chunks(samples, max(devices, clips, *map(len, arrays))):
-        by_device, by_clip = _draw_weights(rng, step, devices), _draw_weights(rng, step, clips)
-        total, drawn = np.zeros(step), np.ones(step, bool)
-        for array, device, clip, weight in zip(arrays, index["device"], index["clip"], weights, strict=True):
-            counts = by_clip[:, clip]
-            if len(np.unique(device)) > 1:
-                counts = counts * by_device[:, device]
-            size = counts.sum(1)
-            drawn &= size > 0
-            total += weight * (counts @ array) / np.maximum(size, 1)
-        draws.append(total[drawn])
-    return np.concatenate(draws)
-
-
-def _seed_mean(values: ArrayLike) -> FloatArray:
-    array = _finite(values, "values")
-    if array.ndim not in (1, 2):
-        raise ValueError(f"values have shape {array.shape}, expected [n] or [seeds, n]")
-    return array if array.ndim == 1 else array.mean(axis=0)
-
-
-def interval(value: float, draws: FloatArray, level: float = 0.95) -> Interval:
-    """Percentile interval of bootstrap samples.
-
-    Raises:
-        ValueError: If the level is not between 0 and 1.
+        ValueError: If values are not finite, lengths differ, or the level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, expected a number between 0 and 1")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
-
-
-def two_sided_p_value(draws: FloatArray) -> float:
-    """p-value of the hypothesis that the value is zero, by inverting the percentile interval.
-
-    Twice the smaller share of samples on either side of zero (zero itself counts for both), with one sample added, so
-    that it is never 0. NaN when the samples are.
-    """
-    if np.isnan(draws).any():
-        return float("nan")
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (len(draws) + 1))
-
-
-def cluster_bootstrap(
-    values: ArrayLike,
-    clusters: ArrayLike,
-    statistic: Statistic = mean,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Value of a statistic with its percentile interval when clusters (devices, say) are drawn with replacement.
-
-    Arguments, errors: see :func:`cluster_draws` and :func:`interval`.
-    """
     array = _finite(values, "values")
-    value = statistic(array, np.ones((1, len(array))))[0]
-    return interval(value, cluster_draws(array, clusters, statistic, samples, seed), level)
-
-
-def paired_draws(
-    a: ArrayLike, b: ArrayLike, clusters: ArrayLike, statistic: Statistic = mean, samples: int = 2000, seed: int = 0
-) -> FloatArray:
-    """Bootstrap samples of ``statistic(a) - statistic(b)``; both see the same drawn clusters.
-
-    Args:
-        a: ``[n]`` values of one method.
-        b: ``[n]`` values of the other, for the same items in the same order.
-        clusters: ``[n]`` labels.
-        statistic: See :func:`cluster_draws`.
-        samples: Number of bootstrap samples.
-        seed: Seed of the random generator.
-
-    Raises:
-        ValueError: If values are not finite, or lengths differ.
-    """
-    first, second = _finite(a, "a"), _finite(b, "b")
-    if first.shape != second.shape:
-        raise ValueError(f"a has shape {first.shape}, b {second.shape}; a pair needs the same items")
-    return cluster_draws(first, clusters, statistic, samples, seed) - cluster_draws(
-        second, clusters, statistic, samples, seed
-    )
-
-
-def paired_cluster_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: ArrayLike,
-    statistic: Statistic = mean,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Difference ``statistic(a) - statistic(b)`` with its percentile interval.
-
-    Arguments, errors: see :func:`paired_draws` and :func:`interval`.
-    """
-    draws = paired_draws(a, b, clusters, statistic, samples, seed)
-    first, second = _finite(a, "a"), _finite(b, "b")
-    ones = np.ones((1, len(first)))
-    return interval(statistic(first, ones)[0] - statistic(second, ones)[0], draws, level)
-
-
-def two_way_cluster_bootstrap(
-    values: ArrayLike,
-    device: ArrayLike,
-    clip: ArrayLike,
-    samples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Mean with its percentile interval when devices and clips are drawn with replacement, seeds averaged.
-
-    For the difference of two methods pass the differences of their values item by item.
-
-    Arguments, errors: see :func:`two_way_draws` and :func:`interval`.
-    """
-    return interval(float(_seed_mean(values).mean()), two_way_draws(values, device, clip, samples, seed), level)
+    index, count = _labels(clusters, len(array), "clusters")
+    value = float(statistic(array, np.ones((1, len(array))))[0])
+    if count < 2:
+        return Interval(value, float("nan"), float("nan"), count)
+    rng = np.random.default_rng(seed)
+    drawn = (_draw_weights(rng, step, count) for step in _chunks(samples, len(array)))
+    draws = np.concatenate([statistic(array, weights[:, index]) for weights in drawn])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), count)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:

@@ -30,7 +30,7 @@ from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.link.product import PQ
-from lit_mmpg.metrics.statistics import two_way_cluster_bootstrap
+from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, Traffic
 from profiling.benchmarks.trained import Trained, command
@@ -105,7 +105,7 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
     rows = []
     for name in names:
         values = items[name].values[metric]
-        spread = two_way_cluster_bootstrap(values - exact.values[metric], exact.device, exact.clip)
+        spread = clustered_mean(values - exact.values[metric], exact.device, exact.clip).interval()
         row: dict[str, Any] = {"codecs": name, metric: float(values.mean())}
         row |= {"minus_fp32": spread.value, "low": spread.low, "high": spread.high}
         sending = next((p for p in chosen if str(p) == name), None)

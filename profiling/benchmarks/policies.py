@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.metrics.statistics import cluster_draws, interval
+from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.runtime.policies import Always, Drift, EveryN, Policy, Uncertainty
 from profiling.benchmarks.streams import Stream, Walk, follow, static, streams
 from profiling.benchmarks.trained import Trained, command
@@ -127,7 +127,7 @@ def measure(chosen_on: Sequence[Stream], reported_on: Sequence[Stream]) -> dict[
         ours, blind = [follow(s, policy) for s in reported_on], random_at(reported_on, found.requests)
         chance = point("random", blind, always, plain)
         gap = np.array([a.right.mean() - b.right.mean() for a, b in zip(ours, blind, strict=True)])
-        spread = interval(float(gap.mean()), cluster_draws(gap, np.arange(len(gap))))
+        spread = clustered_mean(gap, np.arange(len(gap))).interval()
         rows.append(
             {
                 "kind": kind,

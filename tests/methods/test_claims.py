@@ -8,8 +8,8 @@ import pytest
 from lit_mmpg.methods.comparison.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED, judge
 from lit_mmpg.methods.comparison.plan import GAP, Claim
 from lit_mmpg.methods.comparison.table import Row
-from lit_mmpg.metrics.statistics import holm, two_sided_p_value, two_way_combination_draws, two_way_draws
-from tests.methods.synthetic import answers, cell, labels, merged, seeds
+from lit_mmpg.metrics.statistics import clustered_mean, holm
+from tests.methods.synthetic import cell, labels, merged, seeds
 
 COSTS = {"ours": {"answer_flops": 100.0, "adapt_flops": 160.0}, "static": {"answer_flops": 100.0, "adapt_flops": 0.0}}
 
@@ -82,7 +82,7 @@ def test_holm_is_over_the_rivals_of_a_claim() -> None:
     mine = np.mean([c.items["ours|test_unseen|accuracy"] for c in ours.cells], 0)
     for rival in rivals:
         theirs = np.mean([c.items[f"{rival.name}|test_unseen|accuracy"] for c in rival.cells], 0)
-        raw.append(two_sided_p_value(two_way_draws(mine - theirs, device, clip)))
+        raw.append(clustered_mean(mine - theirs, device, clip).p_value())
     assert [entry.p_value for entry in found.against] == pytest.approx(list(holm(raw)))
     assert max(entry.p_value for entry in found.against) > max(raw) - 1e-12
 
@@ -116,23 +116,3 @@ def test_the_share_of_a_gap_that_is_closed() -> None:
     ours, static = gap_rows(0.85)
     assert verdict(claim, ours, row("static", 0.4)).verdict == NOT_TESTED  # nobody measured clean data
     assert verdict(claim, static).verdict == NOT_TESTED
-
-
-def test_a_combination_of_means_equals_the_naive_bootstrap() -> None:
-    device, clip = labels()
-    a, b = answers(0.8, 1), answers(0.5, 2)
-    draws = two_way_combination_draws([(a, device, clip), (b, device, clip)], [1.0, -0.5], samples=4000)
-    rng = np.random.default_rng(5)
-    naive = []
-    for _ in range(4000):
-        d, c = rng.integers(12, size=12), rng.integers(10, size=10)
-        cut = np.ix_(d, c)
-        naive.append(a.reshape(12, 10)[cut].mean() - 0.5 * b.reshape(12, 10)[cut].mean())
-    ends = [0.025, 0.5, 0.975]
-    np.testing.assert_allclose(np.quantile(draws, ends), np.quantile(naive, ends), atol=0.015)
-    paired = two_way_combination_draws([(a, device, clip), (a, device, clip)], [1.0, -1.0])
-    assert np.abs(paired).max() < 1e-12  # common draws: a set minus itself is nothing
-    one = two_way_combination_draws([(np.arange(10.0), device[:10], clip[:10])], [1.0])
-    assert len(one) == 2000 and np.std(one) > 0
-    with pytest.raises(ValueError, match="weights"):
-        two_way_combination_draws([(a, device, clip)], [1.0, 2.0])

@@ -17,14 +17,7 @@ import numpy as np
 
 from lit_mmpg.methods.comparison.plan import GAP, Claim
 from lit_mmpg.methods.comparison.table import NotPaired, Row, amortised, lower_is_better, pool
-from lit_mmpg.metrics.statistics import (
-    Interval,
-    holm,
-    interval,
-    two_sided_p_value,
-    two_way_combination_draws,
-    two_way_draws,
-)
+from lit_mmpg.metrics.statistics import Estimate, clustered_combination, clustered_mean, holm
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
 ALPHA = 0.05
@@ -43,6 +36,7 @@ class Comparand:
         high: Upper end.
         p_value: Two-sided p-value of "the advantage is the margin", adjusted by Holm over the rivals of the claim.
         flops_ratio: Device FLOPs per answer of the method over those of the rival.
+        clusters: The smaller of the numbers of devices and of clips behind the interval.
         note: Why there is no verdict, or what else decided it.
     """
 
@@ -53,6 +47,7 @@ class Comparand:
     high: float | None = None
     p_value: float | None = None
     flops_ratio: float | None = None
+    clusters: int | None = None
     note: str = ""
 
 
@@ -127,15 +122,15 @@ def _against(claim: Claim, rival: str, rows: Mapping[str, Row], metric: str) -> 
     if difference is None:
         return Comparand(rival, NOT_TESTED, note=f"no {metric} on {claim.split}"), float("nan")
     sign = -1.0 if lower_is_better(metric) else 1.0
-    draws = two_way_draws(sign * difference.values, difference.device, difference.clip)
-    value = interval(float((sign * difference.values).mean()), draws)
-    return _measured(rival, value), two_sided_p_value(draws - claim.margin)
+    estimate = clustered_mean(sign * difference.values, difference.device, difference.clip)
+    return _measured(rival, estimate), estimate.p_value(claim.margin)
 
 
-def _measured(rival: str, value: Interval, note: str = "") -> Comparand:
+def _measured(rival: str, estimate: Estimate, note: str = "") -> Comparand:
+    value = estimate.interval()
     if not np.isfinite(value.low):
         return Comparand(rival, UNDECIDED, value.value, note=note or "too few devices or clips for an interval")
-    return Comparand(rival, UNDECIDED, value.value, value.low, value.high, note=note)
+    return Comparand(rival, UNDECIDED, value.value, value.low, value.high, clusters=value.clusters, note=note)
 
 
 def _adjusted(
@@ -190,7 +185,7 @@ def _gap(claim: Claim, rows: Mapping[str, Row], metric: str) -> Comparand:
     """Whether more than a share of the gap between clean and shifted data is closed.
 
     The gap is what the rival loses on shifted data. ``method - shifted - share * (clean - shifted)`` is linear in the
-    three means, so one bootstrap with common draws of devices and clips gives its interval.
+    three means, which share devices and clips.
     """
     rival = claim.rivals[0]
     missing = [name for name in (claim.method, rival) if name not in rows]
@@ -205,17 +200,15 @@ def _gap(claim: Claim, rows: Mapping[str, Row], metric: str) -> Comparand:
     sign = -1.0 if lower_is_better(metric) else 1.0
     weights = (1.0, claim.share - 1.0, -claim.share)
     sets = [(p.values, p.device, p.clip) for p in (method, shifted, clean)]
-    draws = two_way_combination_draws(sets, [sign * weight for weight in weights])
-    excess = sum(sign * weight * values.mean() for weight, (values, _, _) in zip(weights, sets, strict=True))
+    excess = clustered_combination(sets, [sign * weight for weight in weights])
     lost = sign * (clean.values.mean() - shifted.values.mean())
     closed = sign * (method.values.mean() - shifted.values.mean())
     scale, unit = (100.0, " points") if "accuracy" in metric or "R@" in metric else (1.0, "")
     text = f"the rival loses {scale * lost:.3g}{unit} on shifted data, of which {scale * closed:.3g} are regained"
     if lost <= 0:
         return Comparand(rival, UNDECIDED, note="there is no gap: the rival is no worse on shifted data")
-    value = interval(float(excess), draws)
-    entry = _measured(rival, value, f"{text} ({closed / lost:.0%}); the interval is of the excess over the share")
+    entry = _measured(rival, excess, f"{text} ({closed / lost:.0%}); the interval is of the excess over the share")
     if entry.low is None or entry.high is None:
         return entry
     verdict = HOLDS if entry.low > 0 else FAILS if entry.high <= 0 else UNDECIDED
-    return Comparand(**{**asdict(entry), "verdict": verdict, "p_value": two_sided_p_value(draws)})
+    return Comparand(**{**asdict(entry), "verdict": verdict, "p_value": excess.p_value()})

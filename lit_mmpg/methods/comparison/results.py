@@ -97,6 +97,7 @@ class Results:
         text = f"against {entry.rival}: {entry.verdict}"
         if entry.advantage is not None:
             row = {"metric": f"{verdict.metric}_minus_", "value": entry.advantage, "low": entry.low, "high": entry.high}
+            row["clusters"] = entry.clusters
             text += f", advantage {format_row(row)}"
         if entry.p_value is not None:
             text += f", p {format_p(entry.p_value)}"

@@ -1,8 +1,9 @@
 """From cells to the table: every value with an interval, and its difference from a reference row.
 
-Intervals are 95 % percentile intervals of a bootstrap that draws devices and clips with replacement, independently
-(two-way clusters); values of the same item are averaged over seeds first. Where seeds have other devices (cameras,
-dealing), the items of all seeds are pooled and a device of one seed is another device than that of the next.
+Intervals are 95 % intervals of means whose items share devices and clips
+(:func:`lit_mmpg.metrics.statistics.clustered_mean`); values of the same item are averaged over seeds first. Where seeds
+have other devices (cameras, dealing), the items of all seeds are pooled and a device of one seed is another device than
+that of the next.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from lit_mmpg.device.evaluation import PRIMARY, interval_fields
 from lit_mmpg.methods.comparison.cells import Cell
 from lit_mmpg.methods.comparison.plan import Comparison
-from lit_mmpg.metrics.statistics import Interval, cluster_bootstrap, two_way_cluster_bootstrap
+from lit_mmpg.metrics.statistics import Interval, cluster_bootstrap, clustered_mean
 
 WORST_SHARE = 10
 """One in how many devices counts as the worst: the worst decile."""
@@ -78,7 +79,7 @@ class Pooled:
 
     def interval(self) -> Interval:
         """Mean with its interval."""
-        return two_way_cluster_bootstrap(self.values, self.device, self.clip)
+        return clustered_mean(self.values, self.device, self.clip).interval()
 
     def device_means(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels of the devices, and the mean over the items of each."""
@@ -88,7 +89,7 @@ class Pooled:
     def macro(self) -> Interval:
         """Mean over devices, each weighing the same."""
         _, means = self.device_means()
-        return cluster_bootstrap(means, np.arange(len(means)))
+        return clustered_mean(means, np.arange(len(means))).interval()
 
     def worst_decile(self, lower_is_better: bool) -> Interval:
         """Mean over the worst tenth of the devices (rounded down, at least one)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised, lower_is_better
-from lit_mmpg.report import format_bytes, format_row
+from lit_mmpg.report import FEW_EXPLAINED, FEW_MARK, format_bytes, format_row
 
 REUSE = (1, 16, 256)
 """Clips that are answered with one adaptation, for the amortised costs."""
@@ -183,9 +183,9 @@ def method_lines(results: Results) -> list[str]:
     )
     better = "lower" if lower_is_better(results.primary) else "higher"
     lines = [
-        "Intervals are 95 % bootstrap intervals: devices and clips are drawn with replacement, independently; the "
-        "values of an item are averaged over seeds first. Differences are taken item by item. "
-        f"{better.capitalize()} is better.",
+        "Intervals are 95 % intervals of Student's t with variances clustered by device and by clip (that of the worst "
+        "tenth: a bootstrap over devices); the values of an item are averaged over seeds first. Differences are taken "
+        f"item by item. {FEW_MARK} marks {FEW_EXPLAINED}. {better.capitalize()} is better.",
         "A claim holds when its method beats every rival by more than the margin, with p-values adjusted by Holm over "
         "the rivals of the claim (family-wise error 5 %). It does not hold when an interval shows the contrary, or its "
         "cost exceeds the condition. Otherwise it is undecided; with a row missing it is not tested.",

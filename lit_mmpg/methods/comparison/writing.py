@@ -76,7 +76,19 @@ def table_csv(results: Results) -> str:
         "peak_memory_bytes",
         "cloud_s",
     ]
-    header = ["method", "setting", "split", "metric", "value", "low", "high", "seeds", "upload_bytes", "download_bytes"]
+    header = [
+        "method",
+        "setting",
+        "split",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "clusters",
+        "seeds",
+        "upload_bytes",
+        "download_bytes",
+    ]
     spread = [f"device_{unit}_at_{reuse}" for unit in ("flops", "s", "j") for reuse in REUSE]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_mmpg import results
+from lit_mmpg.errors import UserError
+from lit_mmpg.results import PART, fill, load, markdown, page, result, write_result
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_table_of_the_documents_is_that_of_its_file() -> None:
+    found = load(ROOT / results.FOLDER)
+    assert found, "there are results"
+    for name, entry in found.items():
+        assert entry["command"] and entry["commit"] and "dirty" not in entry["commit"], name
+        assert entry["machine"] and all(len(row) == len(entry["columns"]) for row in entry["rows"]), name
+    written = (ROOT / results.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert written == page(found), "run make results"
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        assert fill(text, found, path.name) == text, f"{path.name}: run make results"
+
+
+def test_a_result_becomes_a_table_and_a_part_of_a_document(tmp_path: Path) -> None:
+    entry = result("T", "lit-mmpg x", ["row", "a|b"], [["ours", 1.5], ["none", None]], "c" * 40, ["A note."], seeds=[0])
+    write_result(tmp_path / "t.json", entry)
+    loaded = load(tmp_path)
+    assert loaded == {"t": entry} and loaded["t"]["machine"]
+    shown = markdown(entry)
+    assert "| row | a\\|b |\n| --- | --- |\n| ours | 1.5 |\n| none |  |" in shown
+    assert "A note." in shown and "`lit-mmpg x`, commit cccccccccccc, " in shown
+    text = "before\n<!-- results: t -->\nold\n<!-- end of results -->\nafter"
+    filled = fill(text, loaded)
+    assert "old" not in filled and shown in filled and filled.startswith("before") and filled.endswith("after")
+    assert fill(filled, loaded) == filled
+    assert shown in page(loaded)
+
+
+def test_a_table_without_its_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"docs/results/gone\.json behind the results 'gone'"):
+        fill("<!-- results: gone -->\n<!-- end of results -->", {})
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match=r"bad\.json is not a file of results"):
+        load(tmp_path)
+    assert PART.search("<!-- results: a-b_1 -->\n<!-- end of results -->")
