@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError
 from lit_mmpg.writing import write_text
 
@@ -24,12 +25,7 @@ PART = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end
 
 def machine() -> str:
     """Processor, cores and system of this machine, in one line."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    processor = sysfs.processor_name() or platform.machine()
     return f"{processor}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
 
 
