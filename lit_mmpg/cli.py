@@ -5,6 +5,7 @@ A verb is imported when it is called, so ``lit-mmpg --help`` needs neither torch
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from lit_mmpg import __version__
 from lit_mmpg.errors import find_user_error
+from lit_mmpg.texts import printable_lines
 
 
 class Verb(NamedTuple):
@@ -81,13 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"'lit-mmpg {name}' needs the package {package}; run pip install 'lit-mmpg[train]'")
     except Exception as error:
         mistake = find_user_error(error)
-        if mistake is None:
-            raise
-        return _fail(str(mistake))
+        if mistake is not None:
+            return _fail(str(mistake))
+        if isinstance(error, OSError) and error.filename is not None:  # a full disk, a file that may not be read
+            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        raise
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable_lines(message)}", file=sys.stderr)
     return 2
 
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import wide_console
-from lit_mmpg.runtime.answer import KEY_VARIABLE
+from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.loop import Device, StateFolder
@@ -52,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.callback(folder.close)
-        client = None
-        if options.cloud:
-            client = stack.enter_context(CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout))
+        client = open_cloud(options, bundle)
+        if client is not None:
+            stack.enter_context(client)
         session = stack.enter_context(DeviceSession(bundle, options.engine, options.precision))
         eye = Eye(session, options.frames)
         device = Device(
@@ -153,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export' wrote, with a frame encoder")
     parser.add_argument("--clips", required=True, nargs="+", metavar="PATH", help="video files, or folders of them")
-    parser.add_argument("--cloud", metavar="URL", help="the cloud half (default: none, answer with what is there)")
+    add_cloud_options(parser, "device", "the cloud half (default: none, answer with what is there)")
     parser.add_argument(
         "--question", action="append", metavar="TEXT", help="question about every clip; may be repeated"
     )
@@ -173,9 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
-    parser.add_argument("--device-id", default="device", help="name of this device (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
-    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at per clip (default: as trained)")
+    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
     parser.add_argument(
         "--mlflow", metavar="URI", help="record the run in this MLflow store (sqlite:///FILE.db, http://...)"
     )

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lit_mmpg.report import format_bytes
+from lit_mmpg.report import escape, format_bytes
 from lit_mmpg.runtime.adaptation import Source
 from lit_mmpg.runtime.journal import Record
 
