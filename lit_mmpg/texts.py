@@ -28,9 +28,9 @@ def escape_html(text: str) -> str:
     return html.escape(printable(text))
 
 
-def masked(text: str) -> str:
+def masked(text: str, mask: str = "***@") -> str:
     """A text without the credentials that a URL in it carries: ``http://user:password@host`` is ``http://***@host``."""
-    return re.sub(r"//[^\s'\"]*@", "//***@", text)
+    return re.sub(r"//[^\s'\"]*@", f"//{mask}", text)
 
 
 def _escaped(char: str) -> str:

@@ -19,6 +19,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.files import find_config
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.texts import masked
 from profiling import document as documents
 from profiling import recording
 from profiling.config import SCENARIOS, load_config
@@ -209,7 +210,7 @@ def _record(profile: dict[str, Any], uri: str | None) -> None:
 def _told(recorded: recording.Recorded) -> str:
     where = f"child of run {recorded.parent}" if recorded.parent else f"standalone in experiment {recording.EXPERIMENT}"
     verb = "Recorded" if recorded.new else "Already recorded"
-    return f"{verb}: MLflow run {recorded.run_id} ({where}) in {recorded.uri}"
+    return f"{verb}: MLflow run {recorded.run_id} ({where}) in {masked(recorded.uri)}"
 
 
 def _import(options: argparse.Namespace) -> int:

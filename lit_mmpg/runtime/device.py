@@ -20,7 +20,7 @@ from lit_mmpg.runtime.policies import KINDS, Uncertainty, parse_policy
 from lit_mmpg.runtime.questions import Questions, read_questions
 from lit_mmpg.runtime.recorder import Recorder
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.summary import print_line, print_summary, summarise
+from lit_mmpg.runtime.summary import never_helped, print_line, print_summary, summarise
 from lit_mmpg.runtime.video import list_videos, require_video
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Run a device over clips.
 
     Returns:
-        0, or 1 where at least one clip could not be read.
+        0, or 1 where at least one clip could not be read, or the cloud was asked and never helped.
 
     Raises:
         UserError: If an option, the bundle, a file or the address is not usable.
@@ -78,10 +78,14 @@ def main(argv: Sequence[str]) -> int:
         try:
             with _terminated():
                 said: str | None = None
+                faults: set[str] = set()
                 for video in waiting:
                     record = device.take(video)
                     records.append(record)
                     print_line(console, record)
+                    if record.asked and record.reason and record.reason not in faults:  # once, with its remedy
+                        faults.add(record.reason)
+                        console.print(f"[yellow]note[/yellow] {escape(record.error or record.reason)}", soft_wrap=True)
                     if device.storage_error not in (None, said):
                         console.print(f"[yellow]note[/yellow] {escape(str(device.storage_error))}")
                     said = device.storage_error
@@ -95,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
                 console.print(f"recorded: {escape(where)}", soft_wrap=True)
-    return 1 if any(record.unreadable for record in records) else 0
+    return 1 if figures["unreadable"] or never_helped(figures) else 0
 
 
 def _videos(named: Sequence[str]) -> list[Path]:
@@ -144,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "the policy says so, load what it sends, answer. Prints a line per clip and a summary. No torch is needed. "
         "Whatever the cloud does, every clip is answered: with parameters of before, or with the static model.",
         epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
-        "some clips could not be read; 2 nothing could be done; 130 interrupted (the same command goes on).",
+        "some clips could not be read, or the cloud was asked and never helped; 2 nothing could be done; 130 interrupted (the same command goes on).",
         allow_abbrev=False,
     )
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export' wrote, with a frame encoder")

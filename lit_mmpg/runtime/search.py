@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("the query is empty; write it in quotes behind 'search'")
     if bundle.manifest.task != "retrieval":
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
-    if options.html and Path(options.html).suffix not in (".html", ".htm"):
-        raise UserError(f"--html {options.html}: name a file that ends in .html")
+    if options.html:
+        _check_page(Path(options.html))
     client = open_cloud(options, bundle)
     console = wide_console()
     folder = Path(options.state) if options.state else None
@@ -92,9 +93,23 @@ def main(argv: Sequence[str]) -> int:
     if options.html:
         hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
         target = Path(options.html)
-        write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
+        try:
+            write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
+        except OSError as error:
+            raise UserError(f"--html {target}: cannot be written ({error.strerror}); name another file") from error
         console.print(f"page: {escape(str(target))}")
     return 1 if problems else 0
+
+
+def _check_page(path: Path) -> None:
+    """Whether a page may be written there, before anything long."""
+    if path.suffix not in (".html", ".htm"):
+        raise UserError(f"--html {path}: name a file that ends in .html")
+    folder = path.parent
+    while not os.path.exists(folder) and folder.parent != folder:
+        folder = folder.parent
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--html {path}: cannot be written; name a file in a folder that you may write to")
 
 
 def rank(session: DeviceSession, looks: Sequence[Look], query: str) -> list[Found]:
