@@ -7,6 +7,7 @@ import re
 
 # No-break, ideographic and other spaces of one line; joiners that scripts and emoji need.
 _HARMLESS = frozenset("\u00a0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B))))
+_CREDENTIALS = re.compile(r"\b(?!sqlite\b)([a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)  # sqlite's are paths
 
 
 def printable(text: str) -> str:
@@ -30,7 +31,7 @@ def escape_html(text: str) -> str:
 
 def masked(text: str, mask: str = "***@") -> str:
     """A text without the credentials that a URL in it carries: ``http://user:password@host`` is ``http://***@host``."""
-    return re.sub(r"//[^\s'\"]*@", f"//{mask}", text)
+    return _CREDENTIALS.sub(rf"\1{mask}", text)
 
 
 def _escaped(char: str) -> str:

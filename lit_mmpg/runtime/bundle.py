@@ -137,8 +137,8 @@ class Bundle:
             return cls._open(folder)
         except OSError as error:
             raise UserError(
-                f"bundle {folder} cannot be read ({error.filename or folder}: {error.strerror}); give this user the right "
-                "to read it, or copy it again"
+                f"bundle {folder} cannot be read ({error.filename or folder}: {error.strerror}); give this user "
+                "access, or copy it again"
             ) from error
 
     @classmethod

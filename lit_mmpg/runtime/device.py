@@ -148,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         "the policy says so, load what it sends, answer. Prints a line per clip and a summary. No torch is needed. "
         "Whatever the cloud does, every clip is answered: with parameters of before, or with the static model.",
         epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
-        "some clips could not be read, or the cloud was asked and never helped; 2 nothing could be done; 130 interrupted (the same command goes on).",
+        "some clips could not be read, or the cloud was asked and never helped; 2 nothing could be done; "
+        "130 interrupted (the same command goes on).",
         allow_abbrev=False,
     )
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export' wrote, with a frame encoder")
