@@ -189,9 +189,11 @@ class CloudClient:
             return self._exchange(body)
 
     def _exchange(self, body: bytes) -> bytes:
-        length = {b"content-length": str(len(body)).encode()}
-        request = httpcore.Request(b"POST", self._target, headers=[*(self._headers | length).items()], content=body)
-        response = self._pool.handle_request(request)
+        headers = self._headers | {b"content-length": str(len(body)).encode()}
+        patience = {"timeout": {"pool": self.timeout_s}}  # all other waiting is the budget's
+        response = self._pool.handle_request(
+            httpcore.Request(b"POST", self._target, headers=[*headers.items()], content=body, extensions=patience)
+        )
         try:
             return self._read(response)
         finally:

@@ -155,7 +155,7 @@ class Device:
         if outcome.source == "cloud":
             self.source, self._failures = "cached", 0  # from the next clip on these are the parameters of before
             return
-        pause = min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
+        pause = min(FIRST_PAUSE_S * 2 ** min(self._failures, 20), LONGEST_PAUSE_S)
         self._failures += 1
         self._not_before = self.clock() + (REFUSED_PAUSE_S if outcome.lasting else pause)
 
