@@ -38,6 +38,9 @@ LASTING = {
 """Statuses that no repetition changes, and their remedy; redirects are others."""
 
 
+_BROKEN = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, TooMuchError)
+
+
 class CloudError(Exception):
     """The cloud gave no usable parameters; the device goes on with what it has.
 
@@ -184,7 +187,7 @@ class CloudClient:
         try:
             return self._exchange(body)
         except (httpcore.NetworkError, httpcore.ProtocolError):
-            if self._budget.connections > opened or self._budget.received:
+            if self._budget.connections > opened:
                 raise
             return self._exchange(body)
 
@@ -200,21 +203,29 @@ class CloudClient:
             response.close()
 
     def _read(self, response: httpcore.Response) -> bytes:
-        fine, data = response.status == 200, bytearray()
         coding = b",".join(value for name, value in response.headers if name.lower() == b"content-encoding")
-        if fine and coding.strip().lower() not in (b"", b"identity"):
+        encoded = coding.strip().lower() not in (b"", b"identity")
+        if response.status != 200:
+            text = b""
+            with contextlib.suppress(*_BROKEN):  # that it refuses is known
+                text = b"" if encoded else self._body(response, REFUSAL_BYTES)
+            raise _refusal(response.status, text)
+        if encoded:
             raise CloudError("garbage", f"{self.url} answers in a content encoding that nobody asked for")
+        data = self._body(response, self.max_bytes + 1)
+        if len(data) > self.max_bytes:
+            raise TooMuchError
+        return data
+
+    def _body(self, response: httpcore.Response, most: int) -> bytes:
         assert isinstance(response.stream, Iterable)
+        data = bytearray()
         for part in response.stream:
             self._budget.seconds()  # many small parts may come in one reading
             data += part
-            if len(data) > (self.max_bytes if fine else REFUSAL_BYTES):
+            if len(data) >= most:
                 break
-        if not fine:
-            raise _refusal(response.status, bytes(data[:REFUSAL_BYTES]))
-        if len(data) > self.max_bytes:
-            raise TooMuchError
-        return bytes(data)
+        return bytes(data[:most])
 
 
 def check_timeout(seconds: float) -> float:

@@ -124,7 +124,7 @@ KINDS: dict[str, Kind] = {
     "slow interim answers": Kind(LATE, forever(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), paced=True),
     "slow body": Kind(LATE, forever(response(b"", "content-length: 9999", length=False), b"M"), paced=True),
     "slow chunks": Kind(LATE, forever(CHUNKED, b"1\r\nx\r\n"), paced=True),
-    "slow refusal": Kind(LATE, forever(b"HTTP/1.1 409 No\r\ncontent-length: 999\r\n\r\n", b"x"), paced=True),
+    "slow refusal": Kind({"refused"}, forever(b"HTTP/1.1 409 No\r\ncontent-length: 999\r\n\r\n", b"x"), paced=True),
     "half an answer, then silence": Kind({"timeout"}, lambda u, r: [response(right_answer(u))[:-9]], "wait"),
     # without end
     "endless headers": Kind(LATE, forever(b"HTTP/1.1 200 OK\r\n", b"x-y: z\r\n" * 500)),
@@ -192,6 +192,8 @@ KINDS: dict[str, Kind] = {
     "429": refusal("429 Busy", b"[1]"),
     "500": refusal("500 \x1b[2J", b"x" * 9000),
     "503": refusal("503 Busy"),
+    "409, torn": Kind({"refused"}, lambda u, r: [response(b"x" * 99, status="409 Conflict")[:-9]], "reset"),
+    "409 in gzip": Kind({"refused"}, lambda u, r: [response(BOMBS[2], "content-encoding: gzip", status="409 No")]),
 }
 
 
