@@ -5,7 +5,6 @@ A verb is imported when it is called, so ``lit-mmpg --help`` needs neither torch
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if mistake is not None:
             return _fail(str(mistake))
         if isinstance(error, OSError) and error.filename is not None:  # a full disk, a file that may not be read
-            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+            return _fail(f"{error.filename}: {error.strerror or type(error).__name__}")
         raise
 
 

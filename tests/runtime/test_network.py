@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import socket
 import ssl
 import sys
@@ -424,3 +425,11 @@ def test_credentials_in_texts_of_libraries_are_masked() -> None:
     said = "cannot open http://me:p@ss@db:1/x ('postgresql+psycopg://u:w@h/d')"
     assert masked(said) == "cannot open http://***@db:1/x ('postgresql+psycopg://***@h/d')"
     assert masked("http://me:p@h/x", "") == "http://h/x" and masked("sqlite:////home/a@b/c") == "sqlite:////home/a@b/c"
+
+
+def test_there_is_one_way_to_show_a_text() -> None:
+    own = re.compile(r"from (rich\.markup|html) import|\bConsole\(")
+    root = Path(__file__).parents[2]
+    files = [*root.glob("lit_mmpg/**/*.py"), *root.glob("profiling/**/*.py")]
+    found = [path.name for path in files if own.search(path.read_text(encoding="utf-8"))]
+    assert found == ["report.py"]
