@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lit_mmpg import __version__
 from lit_mmpg.errors import find_user_error
+from lit_mmpg.texts import printable_lines
 
 
 class Verb(NamedTuple):
@@ -81,13 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"'lit-mmpg {name}' needs the package {package}; run pip install 'lit-mmpg[train]'")
     except Exception as error:
         mistake = find_user_error(error)
-        if mistake is None:
-            raise
-        return _fail(str(mistake))
+        if mistake is not None:
+            return _fail(str(mistake))
+        if isinstance(error, OSError) and error.filename is not None:  # a full disk, a file that may not be read
+            return _fail(f"{error.filename}: {error.strerror or type(error).__name__}")
+        raise
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable_lines(message)}", file=sys.stderr)
     return 2
 
 

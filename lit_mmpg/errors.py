@@ -28,11 +28,14 @@ def find_user_error(error: BaseException) -> UserError | None:
 def nearest(path: Path) -> str:
     """Hint with the most similar existing name in the same folder, or the first folder that is missing."""
     missing = path
-    while missing.parent != missing and not missing.parent.is_dir():
-        missing = missing.parent
-    if not missing.parent.is_dir():
+    try:
+        while missing.parent != missing and not missing.parent.is_dir():
+            missing = missing.parent
+        if not missing.parent.is_dir():
+            return ""
+        names = sorted(entry.name for entry in missing.parent.iterdir())
+    except OSError:  # a folder that may not be read, a name that is too long
         return ""
-    names = sorted(entry.name for entry in missing.parent.iterdir())
     close = get_close_matches(missing.name, names, n=1, cutoff=0.5)
     return (
         f"; did you mean {missing.parent / close[0]}?"

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
+from rich import box, markup
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.texts import printable, printable_lines
 from lit_mmpg.writing import write_text
 
 Row = Mapping[str, Any]
@@ -129,10 +130,38 @@ def check_output(path: str | None) -> None:
         raise UserError(f"--output {path}: rows are written as JSON; name a file that ends in .json")
 
 
+def escape(text: str) -> str:
+    """A text that somebody else chose, for a console: one line, no codes of the terminal, no markup."""
+    return markup.escape(printable(text))
+
+
 def wide_console() -> Console:
-    """The terminal; or, in a pipe or a file, lines wide enough that nothing is cut."""
+    """The terminal; or, in a pipe or a file, lines wide enough that nothing is cut.
+
+    Whatever is printed passes through :func:`lit_mmpg.texts.printable`: no file name, bundle or cloud sends codes to
+    the terminal, even where :func:`escape` was forgotten.
+    """
     console = Console()
-    return console if console.is_terminal else Console(width=180)
+    if not console.is_terminal:
+        console = Console(width=180)
+    console.push_render_hook(_Printable())
+    return console
+
+
+class _Printable(RenderHook):
+    """Escapes what is no text in all that a console prints; Rich's own codes are styles and control segments."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(renderable) for renderable in renderables]
+
+
+class _Escaped:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(text if control else printable_lines(text), style, control)
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:

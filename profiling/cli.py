@@ -21,6 +21,7 @@ from lit_mmpg.invoker import handed_over
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines.cache import cache_folder
+from lit_mmpg.texts import masked, printable
 from profiling import document as documents
 from profiling import recording
 from profiling.config import SCENARIOS, load_config
@@ -188,13 +189,16 @@ def _save(profile: documents.Document, output: Path) -> list[Path]:
         page.write_text(render(profile), encoding="utf-8")
         written.append(page)
     except OSError as error:
-        print(f"error: results cannot be written: {error}; free some space, the table below has them", file=sys.stderr)
+        print(
+            f"error: results cannot be written: {printable(str(error))}; free some space, the table below has them",
+            file=sys.stderr,
+        )
     return written
 
 
 def _tell_files(written: Sequence[Path]) -> None:
     for path in written:
-        print(f"Written: {path}")
+        print(f"Written: {printable(str(path))}")
 
 
 def _record(profile: dict[str, Any], uri: str | None) -> None:
@@ -213,7 +217,7 @@ def _record(profile: dict[str, Any], uri: str | None) -> None:
 def _told(recorded: recording.Recorded) -> str:
     where = f"child of run {recorded.parent}" if recorded.parent else f"standalone in experiment {recording.EXPERIMENT}"
     verb = "Recorded" if recorded.new else "Already recorded"
-    return f"{verb}: MLflow run {recorded.run_id} ({where}) in {recorded.uri}"
+    return f"{verb}: MLflow run {recorded.run_id} ({where}) in {masked(recorded.uri)}"
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -222,7 +226,7 @@ def _import(options: argparse.Namespace) -> int:
         raise UserError("mlflow is not installed here; run pip install 'lit-mmpg[train]'")
     profiles = [(path, documents.load(path)) for path in options.files]  # one bad file stops before any is recorded
     for path, profile in profiles:
-        print(f"{path}: {_told(recording.record(profile, options.tracking_uri))}")
+        print(f"{printable(str(path))}: {_told(recording.record(profile, options.tracking_uri))}")
     return 0
 
 
@@ -239,7 +243,7 @@ def _engines(_: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     output = options.output or options.file.with_name("report.html")
     output.write_text(render(documents.load(options.file)), encoding="utf-8")
-    print(f"Written: {output}")
+    print(f"Written: {printable(str(output))}")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.network import parse_address
 from profiling.meters.energy import EnergyConfig
 from profiling.meters.latency import LatencyConfig
 from profiling.meters.network import LinkModel
@@ -116,6 +117,8 @@ class CloudConfig:
     def __post_init__(self) -> None:
         if self.url and self.ckpt:
             raise UserError("cloud: give url or ckpt, not both")
+        if self.url is not None:  # before it is written anywhere
+            parse_address(self.url, "cloud.url")
 
 
 @dataclass(frozen=True)

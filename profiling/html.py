@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from lit_mmpg.report import format_bytes
+from lit_mmpg.texts import escape_html as escape
 from profiling import svg
 from profiling.tables import (
     NOT_TIMED,

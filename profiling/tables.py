@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.report import escape, format_bytes, wide_console
 
 Row = Mapping[str, Any]
 

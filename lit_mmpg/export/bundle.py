@@ -35,6 +35,7 @@ from lit_mmpg.runtime.manifest import (
     Preprocessing,
 )
 from lit_mmpg.statistics import trained_moments
+from lit_mmpg.texts import masked
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
@@ -266,7 +267,7 @@ def make_manifest(
         half=str(source.ours["half"]),
         checkpoint_digest=source.digest(),
         run_id=source.ours.get("run_id"),
-        tracking_uri=source.ours.get("tracking_uri"),
+        tracking_uri=masked(uri, "") if (uri := source.ours.get("tracking_uri")) else None,  # bundles travel
         data_fingerprint=str(meta["fingerprint"]),
         spec=network.spec,
         frames=Frames(features, network.anchor_width, shape.max_frames),

@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import format_bytes, wide_console
+from lit_mmpg.report import escape, format_bytes, wide_console
 from lit_mmpg.runtime.video import SAMPLING, list_videos, video_digest
 
 CACHE = Path("outputs/cache/encoders")

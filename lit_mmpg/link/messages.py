@@ -100,10 +100,7 @@ class _Message:
         _check_text("spec_digest", self.spec_digest, _HEX_64)
         _check_integer("sequence", self.sequence, 0, 2**63 - 1)
         _check_integer("context_length", self.context_length, 1, _MAX_UINT16)
-        if type(self.device_id) is not str or not self.device_id.isprintable():
-            raise ValueError(f"device_id {self.device_id!r} is not printable text")
-        if not 1 <= len(self.device_id.encode()) <= 128:
-            raise ValueError(f"device_id has {len(self.device_id.encode())} bytes, expected 1 to 128")
+        check_device_id(self.device_id)
         if type(self.codec) is not str:
             raise ValueError(f"codec {self.codec!r} is not text")
         empty = [name for name, tensor in self.tensors.items() if tensor.size == 0]
@@ -368,6 +365,18 @@ class Download(_Message):
         except ValueError as error:
             raise LinkError(f"download does not match the specification: {error}") from error
         return result
+
+
+def check_device_id(value: object) -> None:
+    """Check a name that a device gives itself.
+
+    Raises:
+        ValueError: If it is no printable text of 1 to 128 bytes of UTF-8.
+    """
+    if type(value) is not str or not value.isprintable():
+        raise ValueError(f"device_id {value!r} is not printable text")
+    if not 1 <= len(value.encode()) <= 128:
+        raise ValueError(f"device_id has {len(value.encode())} bytes, expected 1 to 128")
 
 
 def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:

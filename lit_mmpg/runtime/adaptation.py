@@ -35,6 +35,7 @@ class Adaptation:
         swap_ms: Time to load the parameters, milliseconds.
         error: Why the cloud did not help, for people; ``None`` where it did or was not asked.
         reason: The same as a short name, for counting.
+        lasting: Whether asking again changes nothing before somebody mends something.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class Adaptation:
     swap_ms: float = 0.0
     error: str | None = None
     reason: str | None = None
+    lasting: bool = False
 
 
 def bytes_text(traffic: Traffic) -> str:
@@ -87,11 +89,12 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
     start = time.perf_counter()
     try:
         download, traffic = client.adapt(upload)
-        parameters = download.parameters(state.bundle.spec)
+        try:
+            parameters = download.parameters(state.bundle.spec)
+        except LinkError as error:
+            raise CloudError("garbage", str(error)) from error
     except CloudError as error:
-        return Adaptation(kept, cloud_ms=_since(start), error=str(error), reason=error.reason)
-    except LinkError as error:
-        return Adaptation(kept, cloud_ms=_since(start), error=str(error), reason="garbage")
+        return Adaptation(kept, None, _since(start), error=str(error), reason=error.reason, lasting=error.lasting)
     cloud_ms, start = _since(start), time.perf_counter()
     session.swap(parameters)
     state.adopt(parameters)

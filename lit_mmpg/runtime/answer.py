@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import wide_console
+from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import require_video, sample_frames
-
-KEY_VARIABLE = "LIT_MMPG_API_KEY"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,9 +28,7 @@ def main(argv: Sequence[str]) -> int:
     video, bundle = require_video(options.video), Bundle.open(options.bundle)
     if not options.question.strip():
         raise UserError("the question is empty; write it in quotes behind the video")
-    client = CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout) if options.cloud else None
-    if client is not None and not len(bundle.spec):
-        raise UserError(f"{options.bundle} holds a static model, which no cloud can adapt; leave --cloud out")
+    client = open_cloud(options, bundle)
     times: dict[str, float] = {}
 
     def timed(name: str, start: float) -> float:
@@ -95,11 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("question", help="question, in quotes")
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
-    parser.add_argument("--cloud", metavar="URL", help="ask this cloud for personal parameters first")
-    parser.add_argument("--device-id", default="answer", help="name of this device (default: %(default)s)")
+    add_cloud_options(parser, "answer", "ask this cloud for personal parameters first")
     parser.add_argument("--state", metavar="DIR", help="keep the context and the last good parameters here")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
-    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at (default: as trained)")
+    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at (default: as trained)")
     parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
     parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
     return parser

@@ -129,11 +129,23 @@ class Bundle:
             path: The folder.
 
         Raises:
-            UserError: If the folder or a file is missing, truncated, edited, or written by a newer version.
+            UserError: If the folder or a file is missing, may not be read, is truncated, edited, or written by a newer
+                version.
         """
         folder = Path(path)
+        try:
+            return cls._open(folder)
+        except OSError as error:
+            raise UserError(
+                f"bundle {folder} cannot be read ({error.filename or folder}: {error.strerror}); give this user "
+                "access, or copy it again"
+            ) from error
+
+    @classmethod
+    def _open(cls, folder: Path) -> Bundle:
         if not folder.is_dir():
-            raise UserError(f"bundle {folder} is not a folder{nearest(folder)}; make one with 'lit-mmpg export'")
+            hint = "" if folder.exists() else nearest(folder)
+            raise UserError(f"bundle {folder} is not a folder{hint}; make one with 'lit-mmpg export'")
         file = folder / MANIFEST
         if not file.is_file():
             raise UserError(f"{folder} holds no {MANIFEST}, so it is no bundle; make one with 'lit-mmpg export'")

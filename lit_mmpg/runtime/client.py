@@ -2,32 +2,61 @@
 
 from __future__ import annotations
 
-import ipaddress
-import time
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from urllib.parse import urlsplit
 
-import httpx
+import httpcore
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, LinkError, Upload
-from lit_mmpg.link.messages import DEFAULT_MAX_BYTES
+from lit_mmpg.link.messages import DEFAULT_MAX_BYTES, check_device_id
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.network import Budget, TooMuchError, connections, is_loopback, parse_address
+from lit_mmpg.texts import printable
 
 ADAPT_PATH = "/v1/adapt"
-MEDIA_TYPE = "application/octet-stream"
+MEDIA_TYPE = b"application/octet-stream"
+KEY_VARIABLE = "LIT_MMPG_API_KEY"
+DEFAULT_TIMEOUT_S, LONGEST_TIMEOUT_S = 5.0, 86400.0
+OVERHEAD_BYTES = 1 << 18
+"""What may come beside the answer itself: headers, framing, TLS with its certificates, a proxy's part."""
+REFUSAL_BYTES = 1 << 12
+"""How much of a refusal is read."""
+
+LASTING = {
+    401: f"set {KEY_VARIABLE} to a key that this cloud knows",
+    403: "use a key that is made for this device id, over https",
+    404: "check the address: there is no cloud for devices",
+    405: "check the address: there is no cloud for devices",
+    409: "this bundle and the cloud's checkpoint belong to different trainings; export the bundle from that checkpoint",
+}
+"""Statuses that no repetition changes, and their remedy; redirects are others."""
+
+
+_BROKEN = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, TooMuchError)
 
 
 class CloudError(Exception):
     """The cloud gave no usable parameters; the device goes on with what it has.
 
+    Args:
+        reason: See below.
+        message: For people; texts of the cloud in it are made printable and cut.
+        lasting: See below.
+
     Attributes:
         reason: Short name for counting: ``unreachable``, ``timeout``, ``refused``, ``busy``, ``garbage``.
+        lasting: Whether asking again changes nothing before somebody mends something.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __init__(self, reason: str, message: str, lasting: bool = False) -> None:
+        super().__init__(printable(message)[:500])
+        self.reason, self.lasting = reason, lasting
 
 
 @dataclass(frozen=True)
@@ -39,8 +68,9 @@ class Traffic:
         download_payload_bytes: Encoded tensors of the download.
         upload_message_bytes: The whole upload message.
         download_message_bytes: The whole download message.
-        upload_wire_bytes: The message and the HTTP request line and headers (without TLS, TCP and IP).
-        download_wire_bytes: The message and the HTTP status line and headers (likewise).
+        upload_wire_bytes: What was handed to sockets: the message, HTTP around it, and where it is used TLS (with the
+            handshake, where a connection was opened) and CONNECT; without TCP and IP.
+        download_wire_bytes: What came from them, likewise.
     """
 
     upload_payload_bytes: int
@@ -51,41 +81,68 @@ class Traffic:
     download_wire_bytes: int
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def clean_key(key: str) -> str:
+    """An API key without the blanks and line ends around it.
+
+    Raises:
+        UserError: If it is empty or cannot be sent in a header. The key is not shown.
+    """
+    key = key.strip()
+    if not key:
+        raise UserError(f"the API key is empty; set {KEY_VARIABLE} to the key, or unset it")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(
+            "the API key holds a blank, a control character or a letter beyond ASCII; copy it again, as one word"
+        )
+    return key
 
 
 class CloudClient:
     """Asks a cloud for personal parameters.
 
+    No request takes longer than its time, whatever the cloud does, and no answer more memory than ``max_bytes`` and the
+    fixed allowance for what comes around it. Answers are read as they are: no content encoding, no redirect.
+
     Args:
         url: Address of the service, such as ``https://cloud.example:8443``.
-        api_key: Key of this device; never sent over plain HTTP beyond this machine.
-        timeout_s: Longest silence that is waited for, and longest time for the connection; an answer that trickles in
-            may take four times as long in all.
+        api_key: Key of this device; never sent over plain HTTP beyond this machine, nor through a proxy but inside TLS.
+        timeout_s: Time of a request from connecting to the last byte of the answer; looking up the host name, which
+            cannot be interrupted, is not covered.
         max_bytes: Largest answer that is read.
 
     Raises:
-        UserError: If the address is not usable, or a key would travel in the clear.
+        UserError: If the address, the key, the time or a variable of the environment (``HTTPS_PROXY``,
+            ``SSL_CERT_FILE``, ...) is not usable, or a key would travel in the clear.
     """
 
     def __init__(
-        self, url: str, api_key: str | None = None, timeout_s: float = 5.0, max_bytes: int = DEFAULT_MAX_BYTES
+        self,
+        url: str,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"cloud address '{url}' is not a URL; write http://HOST:PORT or https://HOST:PORT")
-        if api_key and parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise UserError(f"the API key would travel unencrypted to {parts.hostname}; use https://")
-        self.url, self.max_bytes, self.patience_s = url.rstrip("/"), max_bytes, 4 * timeout_s
-        headers = {"content-type": MEDIA_TYPE} | ({"authorization": f"Bearer {api_key}"} if api_key else {})
-        self._client = httpx.Client(timeout=timeout_s, headers=headers, follow_redirects=False)
+        address = parse_address(url, "cloud address")
+        self.url, self.max_bytes, self.timeout_s = str(address), max_bytes, check_timeout(timeout_s)
+        headers = {
+            b"host": address.authority.encode(),
+            b"user-agent": b"lit-mmpg",
+            b"accept-encoding": b"identity",
+            b"content-type": MEDIA_TYPE,
+        }
+        plain = address.scheme == "http"
+        if api_key is not None:
+            if plain and not is_loopback(address.host):
+                raise UserError(f"the API key would travel unencrypted to {address.host}; use https://")
+            headers[b"authorization"] = b"Bearer " + clean_key(api_key).encode()
+        self._headers, self._budget = headers, Budget()
+        self._target = httpcore.URL(
+            scheme=address.scheme.encode(),
+            host=address.host.encode(),
+            port=address.port,
+            target=(address.path + ADAPT_PATH).encode(),
+        )
+        self._pool = connections(address, self._budget, loopback_only=plain and api_key is not None)
 
     def __enter__(self) -> CloudClient:
         return self
@@ -95,60 +152,172 @@ class CloudClient:
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._pool.close()
 
     def adapt(self, upload: Upload) -> tuple[Download, Traffic]:
-        """Send a context, receive the parameters that answer it.
+        """Send a context, receive the parameters that answer it. One request at a time.
 
         Raises:
             CloudError: If the cloud cannot be reached, is too slow, refuses, or answers with anything else than the
                 undamaged download that belongs to this upload.
         """
-        body = upload.to_bytes()
+        body, budget = upload.to_bytes(), self._budget
+        budget.start(self.timeout_s, self.max_bytes + OVERHEAD_BYTES)
         try:
-            with self._client.stream("POST", self.url + ADAPT_PATH, content=body) as response:
-                data = self._read(response)
-                wire = _wire_bytes(response, len(body), len(data))
-                if response.status_code != 200:
-                    raise _refusal(response.status_code, data)
-        except httpx.TimeoutException as error:
-            raise CloudError("timeout", f"no answer from {self.url} in time") from error
-        except httpx.HTTPError as error:
+            data = self._ask(body)
+        except httpcore.TimeoutException as error:
+            raise CloudError("timeout", f"no answer from {self.url} within {self.timeout_s:g} s") from error
+        except (httpcore.NetworkError, httpcore.ProxyError) as error:
             raise CloudError("unreachable", f"{self.url} cannot be reached ({error})") from error
+        except httpcore.ProtocolError as error:  # its text quotes what was sent
+            raise CloudError("unreachable", f"{self.url} hung up in mid-answer, or does not speak HTTP") from error
+        except TooMuchError as error:
+            raise CloudError("garbage", f"{self.url} answers with more than {self.max_bytes} bytes") from error
         try:
             download = Download.from_bytes(data, max_bytes=self.max_bytes)
             download.check_answers(upload)
         except LinkError as error:
             raise CloudError("garbage", f"{self.url} answered with something else: {error}") from error
-        traffic = Traffic(upload.payload_bytes, download.payload_bytes, len(body), len(data), *wire)
-        return download, traffic
+        wire = budget.sent, budget.received
+        return download, Traffic(upload.payload_bytes, download.payload_bytes, len(body), len(data), *wire)
 
-    def _read(self, response: httpx.Response) -> bytes:
-        parts, size, until = [], 0, time.monotonic() + self.patience_s
-        for part in response.iter_bytes():
-            if time.monotonic() > until:
-                raise CloudError("timeout", f"the answer of {self.url} trickles in too slowly")
-            size += len(part)
-            if size > self.max_bytes:
-                raise CloudError("garbage", f"{self.url} answers with more than {self.max_bytes} bytes")
-            parts.append(part)
-        return b"".join(parts)
+    def _ask(self, body: bytes) -> bytes:
+        """The body of the answer. A kept connection that turns out to be dead is replaced, once, in the same time."""
+        opened = self._budget.connections
+        try:
+            return self._exchange(body)
+        except (httpcore.NetworkError, httpcore.ProtocolError):
+            if self._budget.connections > opened:
+                raise
+            return self._exchange(body)
+
+    def _exchange(self, body: bytes) -> bytes:
+        headers = self._headers | {b"content-length": str(len(body)).encode()}
+        patience = {"timeout": {"pool": self.timeout_s}}  # all other waiting is the budget's
+        response = self._pool.handle_request(
+            httpcore.Request(b"POST", self._target, headers=[*headers.items()], content=body, extensions=patience)
+        )
+        try:
+            return self._read(response)
+        finally:
+            response.close()
+
+    def _read(self, response: httpcore.Response) -> bytes:
+        coding = b",".join(value for name, value in response.headers if name.lower() == b"content-encoding")
+        encoded = coding.strip().lower() not in (b"", b"identity")
+        if response.status != 200:
+            text = b""
+            with contextlib.suppress(*_BROKEN):  # that it refuses is known
+                text = b"" if encoded else self._body(response, REFUSAL_BYTES)
+            raise _refusal(response.status, text)
+        if encoded:
+            raise CloudError("garbage", f"{self.url} answers in a content encoding that nobody asked for")
+        data = self._body(response, self.max_bytes + 1)
+        if len(data) > self.max_bytes:
+            raise TooMuchError
+        return data
+
+    def _body(self, response: httpcore.Response, most: int) -> bytes:
+        assert isinstance(response.stream, Iterable)
+        data = bytearray()
+        for part in response.stream:
+            self._budget.seconds()  # many small parts may come in one reading
+            data += part
+            if len(data) >= most:
+                break
+        return bytes(data[:most])
+
+
+def check_timeout(seconds: float) -> float:
+    """The time of a request.
+
+    Raises:
+        UserError: If it is no time.
+    """
+    if not 0 < seconds <= LONGEST_TIMEOUT_S:  # NaN is neither
+        raise UserError(f"a request cannot take {seconds} s; give more than 0, at most {LONGEST_TIMEOUT_S:g}")
+    return seconds
 
 
 def _refusal(status: int, data: bytes) -> CloudError:
-    text = data[:200].decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # unless it is not our service's form
+        text = str(json.loads(text)["detail"])
+    text = text.strip()[:200] or "no reason given"
     if status in (429, 503):
         return CloudError("busy", f"the cloud is busy ({status}): {text}")
-    return CloudError("refused", f"the cloud refused ({status}): {text}")
+    if 300 <= status < 400:
+        return CloudError("refused", f"the cloud sends elsewhere ({status}); name the address it ends at", lasting=True)
+    remedy = LASTING.get(status)
+    return CloudError(
+        "refused", f"the cloud refused ({status}): {text}" + (f"; {remedy}" if remedy else ""), remedy is not None
+    )
 
 
-def _wire_bytes(response: httpx.Response, sent: int, received: int) -> tuple[int, int]:
-    """Bytes of HTTP/1.1: start line, headers, the empty line, and the body."""
-    request = response.request
-    start = len(f"{request.method} {request.url.raw_path.decode()} HTTP/1.1\r\n")
-    status = len(f"HTTP/1.1 {response.status_code} {response.reason_phrase}\r\n")
+# -- options of verbs ----------------------------------------------------------------------------------------------
 
-    def size(headers: httpx.Headers) -> int:
-        return sum(len(key) + len(value) + 4 for key, value in headers.raw) + 2
 
-    return start + size(request.headers) + sent, status + size(response.headers) + received
+def add_cloud_options(parser: argparse.ArgumentParser, device_id: str, cloud: str) -> None:
+    """The options that all verbs share which may ask a cloud.
+
+    Args:
+        parser: The parser of the verb.
+        device_id: Default name of the device.
+        cloud: What ``--cloud`` does there.
+    """
+    parser.add_argument("--cloud", metavar="URL", help=cloud)
+    parser.add_argument(
+        "--device-id", type=_device_id, default=device_id, help="name of this device (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help="longest time of a request to the cloud, from connecting to the last byte, seconds (default: %(default)s)",
+    )
+
+
+def open_cloud(options: argparse.Namespace, bundle: Bundle) -> CloudClient | None:
+    """The cloud that the options of :func:`add_cloud_options` name, with the key of the environment; ``None``: none.
+
+    Raises:
+        UserError: If it cannot be used, or cannot adapt the bundle.
+    """
+    if options.cloud is None:
+        return None
+    if not len(bundle.spec):
+        raise UserError(f"{bundle.path} holds a static model, which no cloud can adapt; leave --cloud out")
+    return CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout)
+
+
+def count(text: str) -> int:
+    """A number of things on the command line, 1 or more.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < 2**31:
+        raise UserError(f"'{text}' is not a number from 1 on")
+    return number
+
+
+def _timeout(text: str) -> float:
+    try:
+        return check_timeout(float(text))
+    except ValueError as error:
+        raise UserError(f"--timeout '{text}' is not a number of seconds") from error
+    except UserError as error:
+        raise UserError(f"--timeout {text}: {error}") from error
+
+
+def _device_id(text: str) -> str:
+    try:
+        check_device_id(text)
+    except ValueError as error:
+        raise UserError(f"--device-id: {error}") from error
+    return text

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import wide_console
-from lit_mmpg.runtime.answer import KEY_VARIABLE
+from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.loop import Device, StateFolder
@@ -24,7 +20,7 @@ from lit_mmpg.runtime.policies import KINDS, Uncertainty, parse_policy
 from lit_mmpg.runtime.questions import Questions, read_questions
 from lit_mmpg.runtime.recorder import Recorder
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.summary import print_line, print_summary, summarise
+from lit_mmpg.runtime.summary import never_helped, print_line, print_summary, summarise
 from lit_mmpg.runtime.video import list_videos, require_video
 
 
@@ -32,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Run a device over clips.
 
     Returns:
-        0, or 1 where at least one clip could not be read.
+        0, or 1 where at least one clip could not be read, or the cloud was asked and never helped.
 
     Raises:
         UserError: If an option, the bundle, a file or the address is not usable.
@@ -52,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if folder is not None:
             stack.callback(folder.close)
-        client = None
-        if options.cloud:
-            client = stack.enter_context(CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout))
+        client = open_cloud(options, bundle)
+        if client is not None:
+            stack.enter_context(client)
         session = stack.enter_context(DeviceSession(bundle, options.engine, options.precision))
         eye = Eye(session, options.frames)
         device = Device(
@@ -82,10 +78,14 @@ def main(argv: Sequence[str]) -> int:
         try:
             with _terminated():
                 said: str | None = None
+                faults: set[str] = set()
                 for video in waiting:
                     record = device.take(video)
                     records.append(record)
                     print_line(console, record)
+                    if record.asked and record.reason and record.reason not in faults:  # once, with its remedy
+                        faults.add(record.reason)
+                        console.print(f"[yellow]note[/yellow] {escape(record.error or record.reason)}", soft_wrap=True)
                     if device.storage_error not in (None, said):
                         console.print(f"[yellow]note[/yellow] {escape(str(device.storage_error))}")
                     said = device.storage_error
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
                 console.print(f"recorded: {escape(where)}", soft_wrap=True)
-    return 1 if any(record.unreadable for record in records) else 0
+    return 1 if figures["unreadable"] or never_helped(figures) else 0
 
 
 def _videos(named: Sequence[str]) -> list[Path]:
@@ -148,12 +148,13 @@ def _parser() -> argparse.ArgumentParser:
         "the policy says so, load what it sends, answer. Prints a line per clip and a summary. No torch is needed. "
         "Whatever the cloud does, every clip is answered: with parameters of before, or with the static model.",
         epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
-        "some clips could not be read; 2 nothing could be done; 130 interrupted (the same command goes on).",
+        "some clips could not be read, or the cloud was asked and never helped; 2 nothing could be done; "
+        "130 interrupted (the same command goes on).",
         allow_abbrev=False,
     )
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export' wrote, with a frame encoder")
     parser.add_argument("--clips", required=True, nargs="+", metavar="PATH", help="video files, or folders of them")
-    parser.add_argument("--cloud", metavar="URL", help="the cloud half (default: none, answer with what is there)")
+    add_cloud_options(parser, "device", "the cloud half (default: none, answer with what is there)")
     parser.add_argument(
         "--question", action="append", metavar="TEXT", help="question about every clip; may be repeated"
     )
@@ -173,9 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
-    parser.add_argument("--device-id", default="device", help="name of this device (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
-    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at per clip (default: as trained)")
+    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
     parser.add_argument(
         "--mlflow", metavar="URI", help="record the run in this MLflow store (sqlite:///FILE.db, http://...)"
     )

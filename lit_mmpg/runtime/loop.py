@@ -21,6 +21,8 @@ from lit_mmpg.runtime.video import video_digest
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """How long a cloud that failed is left alone: doubled with each failure in a row."""
+REFUSED_PAUSE_S = 600.0
+"""The same for a refusal that lasts until somebody mends something: another checkpoint, an unknown key."""
 
 
 class StateFolder:
@@ -153,9 +155,9 @@ class Device:
         if outcome.source == "cloud":
             self.source, self._failures = "cached", 0  # from the next clip on these are the parameters of before
             return
-        pause = min(FIRST_PAUSE_S * 2**self._failures, LONGEST_PAUSE_S)
+        pause = min(FIRST_PAUSE_S * 2 ** min(self._failures, 20), LONGEST_PAUSE_S)
         self._failures += 1
-        self._not_before = self.clock() + pause
+        self._not_before = self.clock() + (REFUSED_PAUSE_S if outcome.lasting else pause)
 
     def _replies(self, look: Look) -> tuple[Reply, ...]:
         """Answers in the order of the questions; sentences for a retrieval model, the most similar one first."""

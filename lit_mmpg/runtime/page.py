@@ -6,11 +6,11 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.texts import escape_html as escape
 
 WIDTH = 320
 """Width of the pictures, pixels."""

@@ -10,6 +10,7 @@ from typing import Any
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.journal import Record
+from lit_mmpg.texts import masked
 
 EXPERIMENT = "devices"
 PARENT_TAG = "mlflow.parentRunId"
@@ -26,7 +27,10 @@ class Recorder:
         params: Settings of the device.
 
     Raises:
-        UserError: If MLflow is not installed or the store cannot be opened.
+        UserError: If MLflow is not installed, or the store cannot be opened or written.
+
+    Attributes:
+        uri: The store, without credentials.
     """
 
     def __init__(self, uri: str, bundle: Bundle, params: dict[str, str]) -> None:
@@ -34,21 +38,25 @@ class Recorder:
             raise UserError("--mlflow needs MLflow: pip install mlflow")
         from lit_mmpg.tracking.store import find_run, open_store, store_uri
 
-        self.uri, manifest = store_uri(uri), bundle.manifest
-        self._client: Any = open_store(self.uri, EXPERIMENT)
-        parent = find_run(self.uri, manifest.run_id) if manifest.run_id else None
+        address, manifest = store_uri(uri), bundle.manifest
+        self.uri = masked(address)
+        self._client: Any = open_store(address, EXPERIMENT)
+        parent = find_run(address, manifest.run_id) if manifest.run_id else None
         own: Any = self._client.get_experiment_by_name(EXPERIMENT)  # opening the store made it
         experiment = own.experiment_id
         tags = {"lit_mmpg.kind": "device", "lit_mmpg.checkpoint_digest": manifest.checkpoint_digest}
         if parent is not None:
             experiment = parent.info.experiment_id
             tags[PARENT_TAG] = parent.info.run_id
-        run = self._client.create_run(experiment, tags=tags, run_name=f"device {params['device_id']}")
+        try:
+            run = self._client.create_run(experiment, tags=tags, run_name=f"device {params['device_id']}")
+            for name, value in params.items():
+                self._client.log_param(run.info.run_id, name, value)
+        except Exception as error:  # whatever the store's library raises
+            raise UserError(f"--mlflow {self.uri}: the run cannot be recorded: {_said(error)}") from error
         self.run_id, self._stamp = run.info.run_id, run.info.start_time
         self._waiting: list[Any] = []
         self.error: str | None = None
-        for name, value in params.items():
-            self._client.log_param(self.run_id, name, value)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._try(lambda: self._client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED"))
@@ -92,4 +100,8 @@ class Recorder:
         try:
             action()
         except Exception as error:  # the store is not the device's work
-            self.error = f"{self.uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            self.error = f"{self.uri}: {_said(error)}"
+
+
+def _said(error: Exception) -> str:
+    return masked((str(error).splitlines() or [type(error).__name__])[0])

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import wide_console
+from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
-from lit_mmpg.runtime.answer import KEY_VARIABLE
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.page import WIDTH, Hit, search_page
 from lit_mmpg.runtime.session import DeviceSession
@@ -59,11 +57,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("the query is empty; write it in quotes behind 'search'")
     if bundle.manifest.task != "retrieval":
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
-    if options.html and Path(options.html).suffix not in (".html", ".htm"):
-        raise UserError(f"--html {options.html}: name a file that ends in .html")
-    client = CloudClient(options.cloud, os.environ.get(KEY_VARIABLE), options.timeout) if options.cloud else None
-    if client is not None and not len(bundle.spec):
-        raise UserError(f"{options.bundle} holds a static model, which no cloud can adapt; leave --cloud out")
+    if options.html:
+        _check_page(Path(options.html))
+    client = open_cloud(options, bundle)
     console = wide_console()
     folder = Path(options.state) if options.state else None
     with DeviceSession(bundle, options.engine, options.precision) as session:
@@ -97,9 +93,23 @@ def main(argv: Sequence[str]) -> int:
     if options.html:
         hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
         target = Path(options.html)
-        write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
+        try:
+            write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
+        except OSError as error:
+            raise UserError(f"--html {target}: cannot be written ({error.strerror}); name another file") from error
         console.print(f"page: {escape(str(target))}")
     return 1 if problems else 0
+
+
+def _check_page(path: Path) -> None:
+    """Whether a page may be written there, before anything long."""
+    if path.suffix not in (".html", ".htm"):
+        raise UserError(f"--html {path}: name a file that ends in .html")
+    folder = path.parent
+    while not os.path.exists(folder) and folder.parent != folder:
+        folder = folder.parent
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--html {path}: cannot be written; name a file in a folder that you may write to")
 
 
 def rank(session: DeviceSession, looks: Sequence[Look], query: str) -> list[Found]:
@@ -181,14 +191,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
     parser.add_argument("--clips", required=True, metavar="FOLDER", help="folder of video files")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="most clips to show (default: %(default)s)")
-    parser.add_argument("--cloud", metavar="URL", help="ask this cloud for personal parameters first")
-    parser.add_argument("--device-id", default="search", help="name of this device (default: %(default)s)")
+    parser.add_argument("--top", type=count, default=20, metavar="N", help="most clips to show (default: %(default)s)")
+    add_cloud_options(parser, "search", "ask this cloud for personal parameters first")
     parser.add_argument(
         "--state", metavar="DIR", help="keep context, last good parameters and the features of clips seen before here"
     )
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
-    parser.add_argument("--frames", type=int, metavar="N", help="frames to look at per clip (default: as trained)")
+    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
     parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
     parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
     return parser

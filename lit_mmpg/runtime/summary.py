@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lit_mmpg.report import format_bytes
+from lit_mmpg.report import escape, format_bytes
 from lit_mmpg.runtime.adaptation import Source
 from lit_mmpg.runtime.journal import Record
 
@@ -76,6 +75,11 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
     return figures
 
 
+def never_helped(figures: dict[str, Any]) -> bool:
+    """Whether the cloud was asked, and no clip got parameters from it."""
+    return figures["requests"] > 0 and figures["adaptations"] == 0
+
+
 def print_summary(console: Console, figures: dict[str, Any]) -> None:
     """Two small tables: what was done, and how long the stages took."""
     table = Table(title="summary", show_header=False, title_justify="left")
@@ -85,6 +89,7 @@ def print_summary(console: Console, figures: dict[str, Any]) -> None:
     share = f"{figures['requests_per_clip']:.0%} of the clips"
     table.add_row("requests", f"{figures['requests']} ({share}), {figures['adaptations']} answered by the cloud")
     faults = ", ".join(f"{count} {reason}" for reason, count in sorted(figures["faults"].items())) or "none"
+    faults += "; the cloud never helped" if never_helped(figures) else ""
     table.add_row("faults", faults)
     for direction in ("upload", "download"):
         kinds = [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import lit_mmpg
 from lit_mmpg.errors import UserError
+from lit_mmpg.texts import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,13 +33,17 @@ def store_uri(uri: str | None = None) -> str:
             MLFLOW_TRACKING_URI, else ``mlruns/mlflow.db`` in the current directory.
 
     Raises:
-        UserError: If the address has no scheme.
+        UserError: If the address has no scheme, or names a folder.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlruns/mlflow.db"
     if uri.startswith(SQLITE):
-        return SQLITE + str(Path(uri[len(SQLITE) :]).absolute())
+        file = Path(uri[len(SQLITE) :]).absolute()
+        if os.path.isdir(file):
+            raise UserError(f"tracking.uri {uri} names a folder; write {SQLITE}FILE.db")
+        return SQLITE + str(file)
     if "://" not in uri and uri != "databricks":
-        raise UserError(f"tracking.uri '{uri}' has no scheme; write {SQLITE}FILE.db or http://HOST:PORT")
+        shown = uri.rpartition("@")[2]
+        raise UserError(f"tracking.uri '{shown}' has no scheme; write {SQLITE}FILE.db or http://HOST:PORT")
     return uri
 
 
@@ -70,8 +75,9 @@ def open_store(uri: str, experiment: str | None = None) -> MlflowClient:
             client = MlflowClient(uri)
             if experiment is not None:
                 _ensure_experiment(client, uri, experiment)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise UserError(f"the MLflow store {uri} cannot be opened: {str(error).splitlines()[0]}") from error
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:  # ValueError: no URL
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(masked(f"the MLflow store {uri} cannot be opened: {reason}")) from error
     return client
 
 

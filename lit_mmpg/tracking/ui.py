@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.texts import masked
 from lit_mmpg.tracking.store import database, open_store, store_uri
 
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     uri = store_uri(options.uri)
     file = database(uri)
     if file is None:
-        raise UserError(f"{uri} is not a local store; open its own page in a browser")
+        raise UserError(f"{masked(uri)} is not a local store; open its own page in a browser")
     if not file.is_file():
         raise UserError(f"nothing is recorded in {file} yet; run lit-mmpg fit, or name a store with --uri")
     _check_port(options.host, options.port)

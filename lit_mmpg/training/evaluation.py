@@ -13,6 +13,7 @@ import torch
 from lit_mmpg.checkpoint import read_checkpoint, trained_config
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import print_rows, write_rows
+from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import flatten
 from lit_mmpg.tracking.store import find_run, open_store, store_uri
 from lit_mmpg.training.config import Request, merge, read_request
@@ -125,7 +126,7 @@ def _run(request: Request, cli: CLI, ours: dict[str, Any], tags: Mapping[str, st
     run_id, uri = ours.get("run_id"), cli.tracking.uri or ours.get("tracking_uri")
     parent = find_run(store_uri(uri), run_id) if run_id and cli.config["trainer"]["logger"] is not False else None
     if parent is None:
-        return Run({"lit_mmpg.note": f"the training run {run_id} was not found in {uri}", **tags})
+        return Run({"lit_mmpg.note": f"the training run {run_id} was not found in {masked(str(uri))}", **tags})
     experiment = open_store(store_uri(uri)).get_experiment(parent.info.experiment_id).name
     return Run({"mlflow.parentRunId": str(run_id), **tags}, store_uri(uri), experiment)
 

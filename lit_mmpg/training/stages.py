@@ -14,6 +14,7 @@ import torch
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.errors import UserError
+from lit_mmpg.texts import masked
 from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, runs_of, store_uri
 from lit_mmpg.training.config import Request
 from lit_mmpg.training.lightning_cli import CLI, Run, first_process
@@ -80,7 +81,7 @@ class _Stage:
         if resume == "last":
             found = _agree(f"LIT_MMPG_RESUME_{self.name.upper()}", self._find)
             if found is None and not begin:
-                store = f"experiment '{self.cli.experiment}' of {store_uri(self.cli.tracking.uri)}"
+                store = f"experiment '{self.cli.experiment}' of {masked(store_uri(self.cli.tracking.uri))}"
                 raise UserError(
                     f"--ckpt_path last: no interrupted run of this configuration has a checkpoint in {store}; "
                     "leave --ckpt_path out to start anew"

@@ -30,12 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
 from lit_mmpg.runtime.verify import verify
@@ -362,8 +361,7 @@ def print_rows(rows: Sequence[Row]) -> None:
         met = {True: "met", False: "missed", None: ""}[row.target_met]
         ratio = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
         table.add_row(*start, f"{row.swap_ms:.3f}", f"{row.load_ms:.3f}", f"{row.infer_ms:.3f}", ratio, extra, met)
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
+    console = wide_console()
     console.print(table)
     for name, reason in reasons.items():
         console.print(escape(f"open: {name}: {reason}"), soft_wrap=True)

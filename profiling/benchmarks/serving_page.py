@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
+from lit_mmpg.texts import escape_html as escape
 from profiling import svg
 
 _STYLE = """

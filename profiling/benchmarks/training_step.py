@@ -43,7 +43,6 @@ import jsonargparse
 import lightning as L
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -56,6 +55,7 @@ from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.report import wide_console
 from lit_mmpg.training.config import find_config, load_config
 from profiling.benchmarks import layers
 from profiling.benchmarks.timing import interleave
@@ -348,8 +348,7 @@ def environment() -> dict[str, object]:
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print the tables."""
-    console = Console()
-    console = Console(width=None if console.is_terminal else 190)
+    console = wide_console()
     console.print(", ".join(f"{key} {value}" for key, value in result["environment"].items()), highlight=False)
     console.print(_steps_table([row for row in result["rows"] if row["comparison"] == "training step"]))
     console.print(_layers_table([row for row in result["rows"] if row["comparison"] == "dynamic layers"]))

@@ -60,8 +60,8 @@ def serving(bundle: Bundle, port: int = 0) -> Iterator[tuple[str, dict[str, Any]
                 data = data[:-9] + bytes([data[-9] ^ 16]) + data[-8:]
             if fault == "another version":
                 data = data[:4] + (99).to_bytes(2, "little") + data[6:]
-            if fault in ("429", "503", "401"):
-                status, data = int(fault), b'{"error": "told so"}'
+            if fault in ("429", "503", "401", "409"):
+                status, data = int(fault), b'{"error": "told", "detail": "told \\u001b[2Jso"}'
             if fault == "page":
                 data = b"<html>welcome to the hotel</html>"
             self.send_response(status)

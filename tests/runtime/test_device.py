@@ -260,6 +260,28 @@ def test_runs_are_recorded_under_the_training_run(
     assert [a.path for a in MlflowClient(uri).list_artifacts(run_id)] == ["answers.jsonl"]
 
 
+def test_a_refusal_that_lasts_is_said_once_with_its_remedy_and_seen_in_the_exit_status(
+    bundle: Bundle, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--bundle", str(bundle.path), "--clips", str(clips), "--question", "what is mine", "--policy", "always"]
+    with serving(bundle) as (url, told):
+        told["fault"] = "409"
+        assert main(["device", *options, "--cloud", url]) == 1
+        said = capsys.readouterr().out
+        assert said.count("export the bundle from that checkpoint") == said.count("cloud refused after") == 1
+        assert "told \\x1b[2Jso" in said and "\x1b" not in said
+        assert "1 refused; the cloud never helped" in said and len(told["uploads"]) == 1
+        told["fault"] = ""
+        assert main(["device", *options, "--cloud", url]) == 0
+        hands = Hands(bundle, url, Always())
+        for fault, pause in (("409", 600.0), ("503", 1.0)):
+            told["fault"] = fault
+            hands.device.take(clips / "c1.mp4")
+            assert hands.device._not_before == hands.now + pause
+            hands.now += pause
+        hands.close()
+
+
 def test_mistakes_are_answered_at_once(
     bundle: Bundle, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

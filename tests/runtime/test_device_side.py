@@ -188,6 +188,7 @@ FAULTS = {
     "429": "busy",
     "503": "busy",
     "401": "refused",
+    "409": "refused",
 }
 
 
@@ -206,6 +207,7 @@ def test_whatever_the_cloud_does_the_device_keeps_its_parameters_and_answers(bun
         assert session.answer(features, "what is mine") == before
         assert state.parameters is not None and all(np.array_equal(state.parameters[n], kept[n]) for n in kept)
         told["fault"] = ""
+        assert outcome.lasting == (outcome.reason == "refused")
         assert adapt(session, state, client, "kitchen").source == "cloud"  # and it recovers
 
 

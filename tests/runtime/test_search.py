@@ -131,5 +131,8 @@ def test_mistakes_are_answered_at_once(
     assert "does not exist" in error("a dog", *there[:3], str(tmp_path / "none"))
     assert "answers questions" in error("a dog", "--bundle", str(made("pixels").bundle), *there[2:])
     assert "ends in .html" in error("a dog", *there, "--html", "page.pdf")
+    (tmp_path / "folder.html").mkdir()
+    for place in (tmp_path / "folder.html", bundle.path / "manifest.json" / "page.html", "/proc/none/page.html"):
+        assert "cannot be written" in error("a dog", *there, "--html", str(place))
     (tmp_path / "only.mp4").write_bytes(b"")
     assert "none of the 1 videos" in error("a dog", *there[:3], str(tmp_path))

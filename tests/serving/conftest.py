@@ -98,14 +98,14 @@ def free_port() -> int:
 Start = Callable[..., Server]
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Private key and self-signed certificate of 127.0.0.1; skips where there is no openssl."""
+def make_certificate(folder: Path, names: str = "IP:127.0.0.1") -> tuple[Path, Path]:
+    """Private key and self-signed certificate; skips where there is no openssl."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here to make a certificate with")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=cloud", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+         "-subj", "/CN=cloud", "-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
     return key, certificate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from lit_mmpg.methods.comparison.plots import plots
 from lit_mmpg.methods.comparison.results import Results
@@ -26,6 +25,7 @@ from lit_mmpg.methods.comparison.view import (
     split_rows,
 )
 from lit_mmpg.report import format_row
+from lit_mmpg.texts import escape_html as escape
 
 CLASSES = {"holds": "holds", "does not hold": "fails", "undecided": "undecided", "not tested": "untested"}
 

@@ -15,6 +15,7 @@ from lit_mmpg.methods.comparison.claims import Verdict, judge
 from lit_mmpg.methods.comparison.plan import Comparison
 from lit_mmpg.methods.comparison.table import Row, aggregate, lower_is_better, pool, primary_metric, rows_of, splits_of
 from lit_mmpg.report import format_row
+from lit_mmpg.texts import masked
 
 if TYPE_CHECKING:
     from lit_mmpg.methods.comparison.tracking import ComparisonRun
@@ -178,7 +179,7 @@ def collect(
         applicability=_applicability(comparison),
         reads=[dict(entry) for entry in reads],
         environment=environment(),
-        store={} if run is None else {"uri": run.uri, "experiment_id": run.experiment_id, "run_id": run.run_id},
+        store={} if run is None else {"uri": masked(run.uri), "experiment_id": run.experiment_id, "run_id": run.run_id},
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from lit_mmpg.texts import escape_html as escape
 
 WIDTH = 760
 OUTLIER = 3.0

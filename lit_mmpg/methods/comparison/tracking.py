@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison
+from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import flatten
 from lit_mmpg.tracking.store import database, find_run, git_commit, open_store
 
@@ -91,4 +92,4 @@ class ComparisonRun:
     def where(self) -> str:
         """Where the runs are, for people."""
         file = database(self.uri)
-        return f"{file if file is not None else self.uri}, experiment {self.experiment}"
+        return f"{file if file is not None else masked(self.uri)}, experiment {self.experiment}"

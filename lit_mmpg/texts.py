@@ -1,0 +1,38 @@
+"""Texts that somebody else chose (file names, bundles, what a cloud says), as they may reach a screen, page or log."""
+
+from __future__ import annotations
+
+import html
+import re
+
+# No-break, ideographic and other spaces of one line; joiners that scripts and emoji need.
+_HARMLESS = frozenset("\u00a0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B))))
+_CREDENTIALS = re.compile(r"\b(?!sqlite\b)([a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)  # sqlite's are paths
+
+
+def printable(text: str) -> str:
+    """One line without anything that a terminal or a reader could take for something else.
+
+    Control characters (escape codes, line ends), bidirectional and other invisible marks, and surrogates (bytes of a
+    file name that are no UTF-8) become the escapes of a Python string; letters of all scripts stay.
+    """
+    return "".join(char if char.isprintable() or char in _HARMLESS else _escaped(char) for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text whose line ends are meant."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def escape_html(text: str) -> str:
+    """The same for a page: no markup either."""
+    return html.escape(printable(text))
+
+
+def masked(text: str, mask: str = "***@") -> str:
+    """A text without the credentials that a URL in it carries: ``http://user:password@host`` is ``http://***@host``."""
+    return _CREDENTIALS.sub(rf"\1{mask}", text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
