@@ -16,7 +16,7 @@ from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, res
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import require_video, sample_frames
 
 KEY_VARIABLE = "LIT_MMPG_API_KEY"
@@ -43,8 +43,11 @@ def main(argv: Sequence[str]) -> int:
         return now
 
     start = time.perf_counter()
-    with DeviceSession(bundle, options.engine, options.precision) as session:
-        state = DeviceState.load(bundle, options.state)
+    with (
+        Visit(bundle, options.state, options.device_id, "answer") as visit,
+        DeviceSession(bundle, options.engine, options.precision) as session,
+    ):
+        state = visit.state
         source, statistics = restore(session, state), state.statistics_text()
         start = timed("load", start)
         pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
@@ -55,15 +58,15 @@ def main(argv: Sequence[str]) -> int:
         if client is not None or bundle.manifest.own_statistics is not None:
             take_in(session, state, features)
         if client is not None:
-            outcome = adapt(session, state, client, options.device_id)
+            if visit.alone:
+                outcome = adapt(session, state, client, str(state.device_id))
             client.close()
             start = timed("cloud", start)
         start = time.perf_counter()
         answer = session.answer(features, options.question, options.options or ())
         timed("answer", start)
         unknown = session.unknown_words(options.question)
-    if options.state:
-        state.save(options.state)
+        visit.keep()
     console = wide_console()
     console.print(f"[bold]{escape(answer.text)}[/bold]   (probability {answer.confidence:.0%}, not calibrated)")
     table = Table.grid(padding=(0, 2))
@@ -76,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
     table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
     console.print(table)
-    for note in (state.note, outcome.error):
+    for note in (*visit.notes, outcome.error):
         if note:
             console.print(f"[yellow]note[/yellow] {escape(note)}")
     if unknown:
@@ -96,8 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
     parser.add_argument("--cloud", metavar="URL", help="ask this cloud for personal parameters first")
-    parser.add_argument("--device-id", default="answer", help="name of this device (default: %(default)s)")
-    parser.add_argument("--state", metavar="DIR", help="keep the context and the last good parameters here")
+    parser.add_argument("--device-id", help="name of this device (default: that of the state, else 'answer')")
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        help="keep the context and the last good parameters here; in use by a device: read only",
+    )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
     parser.add_argument("--frames", type=int, metavar="N", help="frames to look at (default: as trained)")
     parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")

@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -17,9 +18,10 @@ from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.answer import KEY_VARIABLE
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.folder import FULL, StateFolder
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.runtime.looking import Eye
-from lit_mmpg.runtime.loop import Device, StateFolder
+from lit_mmpg.runtime.loop import Device
 from lit_mmpg.runtime.policies import KINDS, Uncertainty, parse_policy
 from lit_mmpg.runtime.questions import Questions, read_questions
 from lit_mmpg.runtime.recorder import Recorder
@@ -70,14 +72,16 @@ def main(argv: Sequence[str]) -> int:
         )
         recorder = None
         if options.mlflow:
-            params = {"device_id": options.device_id, "policy": str(policy), "cloud": options.cloud or "none"}
+            params = {"device_id": device.device_id, "policy": str(policy), "cloud": options.cloud or "none"}
             params |= {"engine": options.engine, "precision": options.precision, "clips": str(len(videos))}
             recorder = stack.enter_context(Recorder(options.mlflow, bundle, params))
         waiting = videos if options.again else [video for video in videos if not device.known(video)]
         if len(waiting) < len(videos):
-            console.print(f"{len(videos) - len(waiting)} of {len(videos)} clips were answered before (--again repeats)")
-        if device.state.note:
-            console.print(f"[yellow]note[/yellow] {escape(device.state.note)}")
+            told = f"{len(videos) - len(waiting)} of {len(videos)} clips were answered before (--again repeats)"
+            _show(console.print, told)
+        notes = [*device.notes, *([recorder.error] if recorder is not None and recorder.error else [])]
+        for note in notes:
+            _show(console.print, f"[yellow]note[/yellow] {escape(note)}")
         records: list[Record] = []
         try:
             with _terminated():
@@ -85,21 +89,31 @@ def main(argv: Sequence[str]) -> int:
                 for video in waiting:
                     record = device.take(video)
                     records.append(record)
-                    print_line(console, record)
-                    if device.storage_error not in (None, said):
-                        console.print(f"[yellow]note[/yellow] {escape(str(device.storage_error))}")
-                    said = device.storage_error
+                    _show(print_line, console, record)
+                    problem = device.storage_error
+                    if problem not in (None, said):
+                        _show(console.print, f"[yellow]note[/yellow] {escape(str(problem))}")
+                    said = problem
                     if recorder is not None:
                         recorder.clip(record)
         finally:
             figures = summarise(records)
             if records:
-                print_summary(console, figures)
+                _show(print_summary, console, figures)
             if recorder is not None:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
-                console.print(f"recorded: {escape(where)}", soft_wrap=True)
+                _show(console.print, f"recorded: {escape(where)}", soft_wrap=True)
     return 1 if any(record.unreadable for record in records) else 0
+
+
+def _show(show: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    """Show something, unless the screen is a log on a full disk, which ends no device."""
+    try:
+        show(*arguments, **options)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 def _videos(named: Sequence[str]) -> list[Path]:
@@ -173,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
-    parser.add_argument("--device-id", default="device", help="name of this device (default: %(default)s)")
+    parser.add_argument("--device-id", help="name of this device (default: that of the state, else 'device')")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
     parser.add_argument("--frames", type=int, metavar="N", help="frames to look at per clip (default: as trained)")
     parser.add_argument(

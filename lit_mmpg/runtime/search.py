@@ -24,7 +24,7 @@ from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.page import WIDTH, Hit, search_page
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import list_videos, picture_at
 from lit_mmpg.writing import write_text
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     """Search a folder of videos.
 
     Returns:
-        0, or 1 where at least one video could not be read.
+        0, or 1 where at least one video could not be read, or the page could not be written.
 
     Raises:
         UserError: If the folder, the bundle or the address is not usable, or no video can be read.
@@ -66,8 +66,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{options.bundle} holds a static model, which no cloud can adapt; leave --cloud out")
     console = wide_console()
     folder = Path(options.state) if options.state else None
-    with DeviceSession(bundle, options.engine, options.precision) as session:
-        state = DeviceState.load(bundle, folder)
+    with (
+        Visit(bundle, options.state, options.device_id, "search") as visit,
+        DeviceSession(bundle, options.engine, options.precision) as session,
+    ):
+        state = visit.state
         outcome = Adaptation(restore(session, state))
         eye = Eye(session, options.frames, folder / "features" if folder else None)
         looks, problems = _look_at(videos, eye, console)
@@ -77,18 +80,16 @@ def main(argv: Sequence[str]) -> int:
                 take_in(session, state, look.features)
             session.alignment = state.alignment()  # the folder as a whole is what the device has seen
         if client is not None:
-            outcome = adapt(session, state, client, options.device_id)
+            if visit.alone:
+                outcome = adapt(session, state, client, str(state.device_id))
             client.close()
         start = time.perf_counter()
         found = rank(session, looks, options.query)
         rank_ms = 1e3 * (time.perf_counter() - start)
         unknown = session.unknown_words(options.query)
-    notes = [*problems, *(note for note in (state.note, outcome.error) if note)]
-    if folder is not None and remembers:
-        try:
-            state.save(folder)
-        except OSError as error:
-            notes.append(f"{folder}: the state cannot be written ({error.strerror})")
+        if remembers:
+            visit.keep()
+    notes = [*problems, *visit.notes, *(note for note in (outcome.error,) if note)]
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
     facts = _facts(outcome, looks, rank_ms, state.statistics_text())
@@ -96,9 +97,13 @@ def main(argv: Sequence[str]) -> int:
     _print(console, options.query, shown, facts, notes)
     if options.html:
         hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
-        target = Path(options.html)
-        write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
-        console.print(f"page: {escape(str(target))}")
+        page = search_page(options.query, hits, [*facts, *(("note", n) for n in notes)])
+        try:
+            write_text(Path(options.html), page)
+            console.print(f"page: {escape(options.html)}")
+        except OSError as error:
+            problems.append(f"--html {options.html} cannot be written ({error.strerror})")
+            console.print(f"[yellow]note[/yellow] {escape(problems[-1])}")
     return 1 if problems else 0
 
 
@@ -174,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Rank the video files of a folder by how well they fit a sentence, with a device bundle of a "
         "retrieval model; no torch is needed.",
         epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
-        "some videos could not be read; 2 nothing could be done.",
+        "some videos could not be read, or the page could not be written; 2 nothing could be done.",
         allow_abbrev=False,
     )
     parser.add_argument("query", help="what to look for, in quotes")
@@ -183,9 +188,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="most clips to show (default: %(default)s)")
     parser.add_argument("--cloud", metavar="URL", help="ask this cloud for personal parameters first")
-    parser.add_argument("--device-id", default="search", help="name of this device (default: %(default)s)")
+    parser.add_argument("--device-id", help="name of this device (default: that of the state, else 'search')")
     parser.add_argument(
-        "--state", metavar="DIR", help="keep context, last good parameters and the features of clips seen before here"
+        "--state",
+        metavar="DIR",
+        help="keep context, last good parameters and the features of clips seen before here; only read while a device "
+        "uses it",
     )
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="longest silence of the cloud, seconds")
     parser.add_argument("--frames", type=int, metavar="N", help="frames to look at per clip (default: as trained)")
