@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.answer import KEY_VARIABLE
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
-from lit_mmpg.runtime.folder import FULL, StateFolder
+from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.loop import Device
@@ -28,6 +29,7 @@ from lit_mmpg.runtime.recorder import Recorder
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.summary import print_line, print_summary, summarise
 from lit_mmpg.runtime.video import list_videos, require_video
+from lit_mmpg.writing import FULL, give_up_output
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
             params = {"device_id": device.device_id, "policy": str(policy), "cloud": options.cloud or "none"}
             params |= {"engine": options.engine, "precision": options.precision, "clips": str(len(videos))}
             recorder = stack.enter_context(Recorder(options.mlflow, bundle, params))
-        waiting = videos if options.again else [video for video in videos if not device.known(video)]
+        waiting = device.waiting(videos, options.again)
         if len(waiting) < len(videos):
-            told = f"{len(videos) - len(waiting)} of {len(videos)} clips were answered before (--again repeats)"
-            _show(console.print, told)
+            left = f"{len(videos) - len(waiting)} of {len(videos)} clips"
+            _show(console.print, f"{left} were answered before (--again repeats), or named twice")
         notes = [*device.notes, *([recorder.error] if recorder is not None and recorder.error else [])]
         for note in notes:
             _show(console.print, f"[yellow]note[/yellow] {escape(note)}")
@@ -104,24 +106,39 @@ def main(argv: Sequence[str]) -> int:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
                 _show(console.print, f"recorded: {escape(where)}", soft_wrap=True)
+            if not _show(sys.stdout.flush):
+                give_up_output()
     return 1 if any(record.unreadable for record in records) else 0
 
 
-def _show(show: Callable[..., None], *arguments: Any, **options: Any) -> None:
-    """Show something, unless the screen is a log on a full disk, which ends no device."""
+def _show(show: Callable[..., None], *arguments: Any, **options: Any) -> bool:
+    """Show something; whether that was possible. A screen that is a log on a full disk ends no device."""
     try:
         show(*arguments, **options)
     except OSError as error:
         if error.errno not in FULL:
             raise
+        print(f"note: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return False
+    return True
 
 
 def _videos(named: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
+    """Video files, each once: a file that is named twice, or has a second name, is one clip under its first name."""
+    found: dict[object, Path] = {}
     for name in named:
         path = Path(name).expanduser()
-        found += list_videos(path) if path.is_dir() else [require_video(path)]
-    return found
+        for video in list_videos(path) if path.is_dir() else [require_video(path)]:
+            found.setdefault(_identity(video), video)
+    return list(found.values())
+
+
+def _identity(video: Path) -> object:
+    try:
+        status = video.stat()
+    except OSError:  # told when its turn comes
+        return video
+    return status.st_dev, status.st_ino
 
 
 def _check(bundle: Bundle, questions: Questions, cloud: bool) -> None:

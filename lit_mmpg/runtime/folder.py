@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from lit_mmpg.errors import UserError
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
-"""Error numbers of a disk that is full, read-only or failing, and not of a mistake of the person at the keyboard."""
+from lit_mmpg.writing import FULL
 
 BLOCK = 2**32
 """Request numbers that a process sets aside at its start: more than it will ever use."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lit_mmpg.errors import UserError
@@ -76,9 +77,23 @@ class Device:
         self.notes = [note for note in notes if note]
         """What a person should know before the first clip."""
 
-    def known(self, video: Path) -> bool:
-        """Whether the clip was dealt with before."""
-        return self.journal is not None and self.journal.holds(video.name, video_digest(video))
+    def waiting(self, videos: Sequence[Path], again: bool = False) -> list[Path]:
+        """Clips to be dealt with, each once.
+
+        Args:
+            videos: The clips; the same video under the same name is the same clip, wherever it lies.
+            again: Also those that were dealt with before.
+        """
+        found: dict[object, Path] = {}
+        for video in videos:
+            key: object = video
+            with suppress(UserError, OSError):  # told when its turn comes
+                digest = video_digest(video)
+                if not again and self.journal is not None and self.journal.holds(video.name, digest):
+                    continue
+                key = (video.name, digest)
+            found.setdefault(key, video)
+        return list(found.values())
 
     def take(self, video: Path) -> Record:
         """Deal with one clip: whatever fails, the device is ready for the next one.

@@ -106,4 +106,5 @@ class Recorder:
         try:
             action()
         except Exception as error:  # the store is not the device's work
-            self.error = f"{self.uri}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            self.error = said if isinstance(error, UserError) else f"{self.uri}: {said}"

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     """Search a folder of videos.
 
     Returns:
-        0, or 1 where at least one video could not be read, or the page could not be written.
+        0, or 1 where at least one video could not be read.
 
     Raises:
         UserError: If the folder, the bundle or the address is not usable, or no video can be read.
@@ -97,13 +97,9 @@ def main(argv: Sequence[str]) -> int:
     _print(console, options.query, shown, facts, notes)
     if options.html:
         hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
-        page = search_page(options.query, hits, [*facts, *(("note", n) for n in notes)])
-        try:
-            write_text(Path(options.html), page)
-            console.print(f"page: {escape(options.html)}")
-        except OSError as error:
-            problems.append(f"--html {options.html} cannot be written ({error.strerror})")
-            console.print(f"[yellow]note[/yellow] {escape(problems[-1])}")
+        target = Path(options.html)
+        write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
+        console.print(f"page: {escape(str(target))}")
     return 1 if problems else 0
 
 
@@ -179,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Rank the video files of a folder by how well they fit a sentence, with a device bundle of a "
         "retrieval model; no torch is needed.",
         epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
-        "some videos could not be read, or the page could not be written; 2 nothing could be done.",
+        "some videos could not be read; 2 nothing could be done.",
         allow_abbrev=False,
     )
     parser.add_argument("query", help="what to look for, in quotes")
