@@ -121,7 +121,7 @@ class Device:
             if asked:
                 outcome = adapt(self.session, self.state, self.client, self.device_id)
                 self._note(outcome)
-                times |= {"cloud": outcome.cloud_ms, "swap": outcome.swap_ms}
+                times |= {"cloud": outcome.cloud_ms, "swap": outcome.swap_ms, "guard": outcome.guard_ms}
         before = time.perf_counter()
         replies = self._replies(look)
         times["answer"] = 1e3 * (time.perf_counter() - before)

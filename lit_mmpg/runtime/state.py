@@ -26,6 +26,7 @@ from lit_mmpg.link import Upload
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.folder import FolderInUseError, StateFolder, next_number
+from lit_mmpg.runtime.guard import CLIPS
 from lit_mmpg.runtime.policies import RECENT, Situation, drift
 from lit_mmpg.statistics import alignment
 
@@ -73,6 +74,8 @@ class DeviceState:
         record: What was noted of the latest clip (see :mod:`lit_mmpg.runtime.journal`).
         pending: The same of the clips before it that could not be written to the journal yet.
         device_id: Whose state it is; ``None`` in one that an older version wrote.
+        latest: ``[T, D]`` frame features of the latest clips, oldest first, by which parameters are judged; not kept on
+            the disk (:mod:`lit_mmpg.runtime.guard` says why).
     """
 
     bundle: Bundle
@@ -88,6 +91,7 @@ class DeviceState:
     record: dict[str, Any] | None = None
     pending: list[dict[str, Any]] = field(default_factory=list)
     device_id: str | None = None
+    latest: deque[np.ndarray] = field(default_factory=deque)
     aside: bool = False
     """Whether the file in the folder is not this state, and is kept under another name when this one is written."""
 
@@ -95,13 +99,14 @@ class DeviceState:
         self.confidences = deque(self.confidences, maxlen=RECENT)
         rule = self.bundle.manifest.anchors or self.bundle.manifest.own_statistics
         self.clips = deque(self.clips, maxlen=rule.context_clips if rule else 1)
+        self.latest = deque(self.latest, maxlen=min(CLIPS, rule.context_clips if rule else 1))
 
     def see(self, projected: np.ndarray | None, features: np.ndarray | None = None) -> None:
         """Take a clip into the context.
 
         Args:
             projected: ``[T, H]`` what may be uploaded of its frames; ``None`` for a static model.
-            features: ``[T, D]`` its frame features, for a bundle that standardises by them.
+            features: ``[T, D]`` its frame features.
         """
         rule, own = self.bundle.manifest.anchors, self.bundle.manifest.own_statistics
         if rule is None and own is None:
@@ -114,8 +119,11 @@ class DeviceState:
                 added = np.random.default_rng().normal(0.0, size, anchors.shape).astype(np.float32)
                 anchors = anchors + added * mask[:, None]
             clip = ContextClip(anchors, times, mask, len(projected))
-        if own is not None and features is not None:
+        used = None
+        if features is not None:
             used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
+            self.latest.append(used)
+        if own is not None and used is not None:
             moments = np.stack([used.mean(0), used.var(0)]).astype(np.float32)
             clip = replace(clip, moments=moments, counted=len(used))
         self.clips.append(clip)
