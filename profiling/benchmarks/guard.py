@@ -42,7 +42,7 @@ def spoilt(life: Life, others: Sequence[Life], rng: np.random.Generator) -> Iter
         return np.asarray(drawn * np.linalg.norm(array) / np.linalg.norm(drawn))
 
     yield "its own", own
-    yield "another device's", others[rng.integers(len(others))].parameters
+    yield "another device's", others[int(rng.integers(len(others)))].parameters
     yield "noise of the same norms", each(noise)
     yield "values permuted within each tensor", each(lambda a: rng.permutation(a.ravel()).reshape(a.shape))
     yield "rows permuted within each tensor", each(lambda a: rng.permutation(a, axis=0))
