@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import IO
 from lit_mmpg.errors import UserError
 from lit_mmpg.writing import FULL
 
-BLOCK = 2**32
-"""Request numbers that a process sets aside at its start: more than it will ever use."""
+BLOCK = 2**12
+"""Request numbers that a process sets aside at once; so few that the clock is past them before the next start."""
 
 _LARGEST = 2**62
 """A number above this was not counted: the file is damaged."""
@@ -41,6 +42,7 @@ class StateFolder:
 
     Attributes:
         path: The folder.
+        mark: First request number that is not set aside for this process.
         note: What a person should know of the folder: it cannot be written to, or has no locks; ``None``: all is well.
 
     Raises:
@@ -51,6 +53,7 @@ class StateFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.note: str | None = None
+        self.mark = 0
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -95,8 +98,9 @@ class StateFolder:
     def set_aside(self, known: int) -> int:
         """Set request numbers aside for this process.
 
-        They only grow, whatever is lost: the mark is a file of its own, beside the state, and no number is below the
-        microseconds of the clock, which is all that is left where nothing can be kept.
+        Numbers only grow, whatever is lost. A mark in a file of its own says which are taken; and none is below the
+        microseconds of the clock, so that it suffices where the mark is lost or cannot be written, and the mark
+        where a board starts in 1970. Where there is neither, chance keeps numbers apart.
 
         Args:
             known: No number below this is free.
@@ -109,12 +113,19 @@ class StateFolder:
             _write_mark(self.path, first + BLOCK)
         except OSError as error:
             self.note = self.note or f"{self.path} cannot be written to ({error.strerror}); nothing is remembered"
+            if first > _clock():
+                first += secrets.randbelow(2**40)
+        self.mark = first + BLOCK
         return first
 
 
 def next_number(folder: Path | None = None) -> int:
     """First request number that is certainly free: by the mark in a state folder, if any, and by the clock."""
-    return max(time.time_ns() // 1000, 0 if folder is None else _read_mark(folder))
+    return max(_clock(), 0 if folder is None else _read_mark(folder))
+
+
+def _clock() -> int:
+    return time.time_ns() // 1000
 
 
 def _read_mark(folder: Path) -> int:

@@ -255,6 +255,8 @@ class DeviceState:
         """
         if folder is None:
             return None
+        if self.sequence >= folder.mark:
+            self.sequence = folder.set_aside(self.sequence)
         try:
             self.save(folder.path)
         except OSError as error:
