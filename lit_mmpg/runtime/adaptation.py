@@ -100,7 +100,7 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
     except LinkError as error:
         return Adaptation(kept, cloud_ms=_since(start), error=str(error), reason="garbage")
     cloud_ms, start = _since(start), time.perf_counter()
-    problem, swap_ms = _judge(session, state, parameters)
+    problem, swap_ms = judge(session, state, parameters)
     guard_ms = _since(start) - swap_ms
     if problem is not None:
         session.swap(state.parameters)
@@ -110,8 +110,10 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
     return Adaptation("cloud", traffic, cloud_ms, swap_ms, guard_ms=guard_ms)
 
 
-def _judge(session: DeviceSession, state: DeviceState, parameters: Arrays) -> tuple[str | None, float]:
-    """Load parameters.
+def judge(session: DeviceSession, state: DeviceState, parameters: Arrays) -> tuple[str | None, float]:
+    """Load parameters and judge them by the latest clips (:mod:`lit_mmpg.runtime.guard`).
+
+    Where they are refused, the session is left in any state: load the last good ones.
 
     Returns:
         Why they are refused, if they are; and how long loading them took, milliseconds.
