@@ -349,7 +349,7 @@ class Visit:
     """The state for the length of one command. Use it as a context manager.
 
     Where another process holds the folder, what is in it is used and nothing is changed: the parameters are those of
-    the moment, no request number is taken, so no cloud may be asked, and nothing is kept.
+    the moment, no request number is taken, so no cloud may be asked, and the state stays as it is.
 
     Args:
         bundle: The bundle.

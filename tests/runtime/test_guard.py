@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -28,6 +29,8 @@ from lit_mmpg.runtime.questions import Question, Questions
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.summary import print_line, summarise
+from profiling.benchmarks.guard import markdown, measure
+from profiling.benchmarks.trained import load
 from tests.runtime.cloud_server import parameters_of, serving, write_video
 
 ASKED = Questions([Question("what is mine")])
@@ -130,6 +133,17 @@ def test_outputs_that_are_not_finite_are_refused_without_bounds_too(made) -> Non
             with np.errstate(invalid="ignore"):
                 problem, _ = judge(session, state, {n: (size * a).astype(np.float32) for n, a in sizes.items()})
             assert problem == expected
+
+
+def test_the_benchmark_of_the_guard_judges_good_and_spoilt_parameters(made) -> None:
+    trained = load(str(made("pixels").cloud), ["--data.clips.val_devices=10"])
+    result = measure(trained, argparse.Namespace(), lambda text: None)
+    refused = {(r["group"], r["parameters"], r["clips"]): r["refused"] for r in result["rows"]}
+    for clips in (1, 2):
+        assert refused["val", "its own", clips] == 0
+        for kind in ("times 10", "zeros", "infinity in one value"):
+            assert refused["val", kind, clips] == refused["test_unseen", kind, clips] == 1, kind
+    assert "| times 10 | 100% |" in markdown({"checkpoint": "c", **result})
 
 
 def test_figures_are_what_they_are_called() -> None:
