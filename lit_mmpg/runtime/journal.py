@@ -174,6 +174,7 @@ class Journal:
         if not self._whole:
             data = b"\n" + data
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            self._size = min(self._size, file.seek(0, os.SEEK_END))  # shorter where somebody moved it away
             file.truncate(self._size)  # half a line of a write that failed
             file.seek(self._size)
             file.write(data)

@@ -395,8 +395,7 @@ class Visit:
     def keep(self) -> None:
         """Write the state where that is possible; where it is not, a note says so."""
         note = self.state.keep(self._folder)
-        if note and not (self._folder and self._folder.note):
-            self.notes.append(note)
+        self.notes += [note] if note else []
 
 
 def _clips(tensors: Mapping[str, np.ndarray]) -> deque[ContextClip]:

@@ -265,6 +265,9 @@ def test_bad_lines_are_said_and_kept_and_newer_ones_are_read(tmp_path) -> None:
     again = Journal(tmp_path, None)
     assert [r.number for r in again.records] == [1, 3, 4, 5, 6] and again.last == 6
     assert "line 2 (" in str(again.note) and "and 2 more" in str(again.note)
+    path.rename(tmp_path / "rotated")
+    again.add(record(7))
+    assert [r.number for r in Journal(tmp_path, None).records] == [7]
 
 
 def test_a_clip_that_is_named_twice_is_one_clip(bundle, clips, tmp_path) -> None:
