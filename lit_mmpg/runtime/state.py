@@ -376,10 +376,8 @@ class Visit:
         except FolderInUseError:
             self.alone, self.state = False, DeviceState.load(bundle, path)
             self.state.check_device(device_id, Path(str(path)))
-            busy = (
-                "is in use by another process: the parameters in it are used, the cloud is not asked, nothing is kept"
-            )
-            found = (f"{path} {busy}", self.state.note)
+            busy = "its parameters are used, the cloud is not asked, and the state stays as it is"
+            found = (f"{path} is in use by another process: {busy}", self.state.note)
         except UserError:
             self.__exit__()
             raise
