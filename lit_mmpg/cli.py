@@ -6,14 +6,15 @@ A verb is imported when it is called, so ``lit-mmpg --help`` needs neither torch
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
 from lit_mmpg import __version__
-from lit_mmpg.errors import find_user_error
+from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.texts import printable_lines
+from lit_mmpg.writing import FULL, give_up_output
 
 
 class Verb(NamedTuple):
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb '{name}'; {hint}")
     module, function = VERBS[name].target.split(":")
     try:
-        return int(getattr(import_module(module), function)(arguments[1:]))
+        return _run(getattr(import_module(module), function), arguments[1:])
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
@@ -87,6 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is not None:  # a full disk, a file that may not be read
             return _fail(f"{error.filename}: {error.strerror or type(error).__name__}")
         raise
+
+
+def _run(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        status = int(verb(arguments))
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        give_up_output()
+        raise UserError(f"the output cannot be written ({error.strerror})") from error
 
 
 def _fail(message: str) -> int:

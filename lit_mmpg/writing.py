@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+"""Error numbers of a disk that is full, read-only or failing, and not of a mistake of the person at the keyboard."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -25,3 +30,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """The same for text, as UTF-8."""
     write_bytes(path, text.encode())
+
+
+def give_up_output() -> None:
+    """Send what is still to be printed nowhere: a log on a full disk would fail once more when the process ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

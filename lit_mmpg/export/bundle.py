@@ -16,6 +16,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
 from lit_mmpg.export.encoder import FrameEncoder, load_encoder, pictures
 from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.export.guard import choose_guard
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
 from lit_mmpg.export.samples import DeviceSample, draw_samples
@@ -29,6 +30,7 @@ from lit_mmpg.runtime.manifest import (
     AnchorRule,
     Frames,
     GraphInfo,
+    Guard,
     Link,
     Manifest,
     OwnStatistics,
@@ -137,6 +139,10 @@ def write_bundle(
                     options.keep_failed,
                 )
                 variants.append(variant)
+        guard = None
+        if drawn.source == "data":
+            step("bounds of plausible parameters")
+            guard = choose_guard(source, specs[0])
         step("reference")
         safetensors_numpy.save_file(make_reference(specs, network, drawn.acceptance).to_tensors(), folder / REFERENCE)
         extra = [REFERENCE]
@@ -153,7 +159,8 @@ def write_bundle(
         if options.weights:
             extra += _write_weights(source, folder)
         files = {name: file_digest(folder / name) for name in extra}
-        write_manifest(folder, make_manifest(source, variants, files, encoder.preprocessing if encoder else None))
+        preprocessing = encoder.preprocessing if encoder else None
+        write_manifest(folder, make_manifest(source, variants, files, preprocessing, guard))
     return variants
 
 
@@ -241,6 +248,7 @@ def make_manifest(
     variants: Sequence[Variant],
     files: dict[str, str],
     preprocessing: Preprocessing | None = None,
+    guard: Guard | None = None,
 ) -> Manifest:
     """The manifest of a bundle.
 
@@ -249,6 +257,7 @@ def make_manifest(
         variants: All graphs that were made.
         files: SHA-256 of every other file.
         preprocessing: What happens before the frame encoder, where the device model has none of its own.
+        guard: Bounds of plausible parameters.
     """
     network, shape, meta, cloud = source.network, source.data.batch, source.meta, source.cloud
     pixels = len(network.shapes.frame) == 3
@@ -283,4 +292,5 @@ def make_manifest(
         files=files,
         own_statistics=OwnStatistics(shape.own_statistics, clips, shape.context) if shape.own_statistics else None,
         left_out=left_out,
+        guard=guard,
     )

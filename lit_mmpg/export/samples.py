@@ -98,13 +98,14 @@ def _devices(source: Source, batches: Any) -> Iterator[DeviceSample]:
                 continue
             seen.add(device)
             own = Frames(batch.context.values[b : b + 1], context)
-            yield DeviceSample(names[device].id, _generate(source, own), _batch_inputs(source, batch, b))
+            yield DeviceSample(names[device].id, generate(source, own), _batch_inputs(source, batch, b))
             if len(seen) == DEVICES:
                 return
 
 
 @torch.inference_mode()
-def _generate(source: Source, context: Frames) -> Arrays:
+def generate(source: Source, context: Frames) -> Arrays:
+    """What the cloud half of a checkpoint generates for a context ``[1, C, T, ...]``; nothing for a device half."""
     if source.cloud is None:
         return {}
     anchors, _ = source.cloud.select(context)
@@ -168,6 +169,6 @@ def _synthetic(source: Source, number: int, rng: np.random.Generator) -> DeviceS
     text = rng.integers(1, shapes.words, (ROWS, options, meta["max_words"]))
     text[np.arange(meta["max_words"]) >= rng.integers(1, meta["max_words"] + 1, (ROWS, options, 1))] = 0
     with torch.inference_mode():
-        parameters = _generate(source, Frames(context.values[None], context.mask[None]))
+        parameters = generate(source, Frames(context.values[None], context.mask[None]))
         inputs = role_inputs(source, asked.values, asked.mask, torch.from_numpy(text))
     return DeviceSample(f"synthetic-{number:03d}", parameters, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.write import check_target
 from lit_mmpg.report import format_bytes, wide_console
-from lit_mmpg.runtime.manifest import PRECISIONS
+from lit_mmpg.runtime.bundle import MANIFEST
+from lit_mmpg.runtime.manifest import PRECISIONS, Manifest
 
 if TYPE_CHECKING:
     from lit_mmpg.export.bundle import Variant
@@ -55,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         )
         variants = write_bundle(source, output, chosen, lambda text: progress.update(task, description=text))
     _print(variants, output)
+    _print_guard(Manifest.from_json(json.loads((output / MANIFEST).read_text(encoding="utf-8"))))
     return 0 if all(variant.written for variant in variants) else 1
 
 
@@ -124,6 +127,15 @@ def _print(variants: Sequence[Variant], output: Path) -> None:
             result,
         )
     wide_console().print(table)
+
+
+def _print_guard(manifest: Manifest) -> None:
+    if not len(manifest.spec):
+        return
+    said = "finite outputs alone; bounds need 8 validation devices, and --samples data"
+    if manifest.guard is not None:
+        said = f"bounds of plausible parameters, chosen on {manifest.guard.devices} validation devices"
+    wide_console().print(f"guard: {said}")
 
 
 def _share(value: float | None) -> str:

@@ -14,7 +14,7 @@ Header, every key present and no other:
 
     ``kind``               ``"upload"`` or ``"download"``
     ``request_id``         UUID, 32 lower-case hexadecimal digits; a download echoes the upload's
-    ``sequence``           0 .. 2^63 - 1; a device's counter, which only grows (no clocks); echoed
+    ``sequence``           0 .. 2^63 - 1; a device's counter, which only grows; echoed
     ``device_id``          printable text, 1 to 128 bytes of UTF-8; echoed
     ``codec``              codec of the features or parameters, see :mod:`lit_mmpg.link.codecs`
     ``context_length``     1 .. 65535, clips in the context; echoed

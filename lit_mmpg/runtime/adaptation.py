@@ -1,4 +1,4 @@
-"""One adaptation of a device: upload, download, swap; and what the device goes on with when that fails."""
+"""One adaptation of a device: upload, download, guard, swap; and what the device goes on with when that fails."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import numpy as np
 
 from lit_mmpg.link import LinkError
 from lit_mmpg.report import format_bytes
+from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.client import CloudClient, CloudError, Traffic
+from lit_mmpg.runtime.guard import odd_outputs, odd_size, outputs, questions_of
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
+
+GUARD = "guard"
+"""Why the cloud did not help, where its parameters were refused as implausible."""
 
 Source = Literal["cloud", "cached", "static"]
 
@@ -33,6 +38,7 @@ class Adaptation:
         traffic: Bytes that crossed the link; ``None`` where nothing came back.
         cloud_ms: Time from sending to the checked answer, milliseconds.
         swap_ms: Time to load the parameters, milliseconds.
+        guard_ms: Time to judge them, milliseconds.
         error: Why the cloud did not help, for people; ``None`` where it did or was not asked.
         reason: The same as a short name, for counting.
         lasting: Whether asking again changes nothing before somebody mends something.
@@ -44,6 +50,7 @@ class Adaptation:
     swap_ms: float = 0.0
     error: str | None = None
     reason: str | None = None
+    guard_ms: float = 0.0
     lasting: bool = False
 
 
@@ -82,7 +89,7 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
     """Ask the cloud for parameters for the state's context and load them.
 
     Whatever the cloud does, the session can answer afterwards, and only parameters that belong to this request, this
-    device and this bundle are ever loaded.
+    device and this bundle, and that are plausible, stay loaded: otherwise the last good ones are in use again.
     """
     kept: Source = "cached" if state.parameters is not None else "static"
     upload = state.upload(device_id)
@@ -96,9 +103,41 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
     except CloudError as error:
         return Adaptation(kept, None, _since(start), error=str(error), reason=error.reason, lasting=error.lasting)
     cloud_ms, start = _since(start), time.perf_counter()
-    session.swap(parameters)
+    problem, swap_ms = judge(session, state, parameters)
+    guard_ms = _since(start) - swap_ms
+    if problem is not None:
+        session.swap(state.parameters)
+        said = f"the parameters of the cloud are refused: {problem}"
+        return Adaptation(kept, traffic, cloud_ms, swap_ms, said, GUARD, guard_ms=guard_ms)
     state.adopt(parameters)
-    return Adaptation("cloud", traffic, cloud_ms, _since(start))
+    return Adaptation("cloud", traffic, cloud_ms, swap_ms, guard_ms=guard_ms)
+
+
+def judge(session: DeviceSession, state: DeviceState, parameters: Arrays) -> tuple[str | None, float]:
+    """Load parameters and judge them by the latest clips (:mod:`lit_mmpg.runtime.guard`).
+
+    Where they are refused, the session is left in any state: load the last good ones.
+
+    Returns:
+        Why they are refused, if they are; and how long loading them took, milliseconds.
+    """
+    guard, task = session.manifest.guard, session.manifest.task
+    problem, swap_ms = odd_size(guard, parameters), 0.0
+    if problem is not None:
+        return problem, swap_ms
+    questions, clips = questions_of(guard, task), state.latest
+    try:
+        session.swap(None)
+        static = outputs(session.outputs, clips, questions) if clips else None
+        start = time.perf_counter()
+        session.swap(parameters)
+        swap_ms = _since(start)
+        if static is not None:
+            personal = outputs(session.outputs, clips, questions)
+            problem = odd_outputs(guard, static, personal, len(clips), task)
+    except Exception as error:  # engines fail in ways of their own; the device goes on
+        problem = f"they cannot be used ({error})"
+    return problem, swap_ms
 
 
 def _since(start: float) -> float:

@@ -14,7 +14,7 @@ from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, res
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import require_video, sample_frames
 
 
@@ -37,8 +37,11 @@ def main(argv: Sequence[str]) -> int:
         return now
 
     start = time.perf_counter()
-    with DeviceSession(bundle, options.engine, options.precision) as session:
-        state = DeviceState.load(bundle, options.state)
+    with (
+        Visit(bundle, options.state, options.device_id, "answer") as visit,
+        DeviceSession(bundle, options.engine, options.precision) as session,
+    ):
+        state = visit.state
         source, statistics = restore(session, state), state.statistics_text()
         start = timed("load", start)
         pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
@@ -49,15 +52,15 @@ def main(argv: Sequence[str]) -> int:
         if client is not None or bundle.manifest.own_statistics is not None:
             take_in(session, state, features)
         if client is not None:
-            outcome = adapt(session, state, client, options.device_id)
+            if visit.alone:
+                outcome = adapt(session, state, client, str(state.device_id))
             client.close()
             start = timed("cloud", start)
         start = time.perf_counter()
         answer = session.answer(features, options.question, options.options or ())
         timed("answer", start)
         unknown = session.unknown_words(options.question)
-    if options.state:
-        state.save(options.state)
+        visit.keep()
     console = wide_console()
     console.print(f"[bold]{escape(answer.text)}[/bold]   (probability {answer.confidence:.0%}, not calibrated)")
     table = Table.grid(padding=(0, 2))
@@ -70,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
     table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
     console.print(table)
-    for note in (state.note, outcome.error):
+    for note in (*visit.notes, outcome.error):
         if note:
             console.print(f"[yellow]note[/yellow] {escape(note)}")
     if unknown:
@@ -90,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
     add_cloud_options(parser, "answer", "ask this cloud for personal parameters first")
-    parser.add_argument("--state", metavar="DIR", help="keep the context and the last good parameters here")
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        help="keep the context and the last good parameters here; in use by a device: read only",
+    )
     parser.add_argument("--frames", type=count, metavar="N", help="frames to look at (default: as trained)")
     parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
     parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")

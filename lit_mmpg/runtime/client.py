@@ -262,12 +262,14 @@ def add_cloud_options(parser: argparse.ArgumentParser, device_id: str, cloud: st
 
     Args:
         parser: The parser of the verb.
-        device_id: Default name of the device.
+        device_id: Name of a device whose state has none.
         cloud: What ``--cloud`` does there.
     """
     parser.add_argument("--cloud", metavar="URL", help=cloud)
     parser.add_argument(
-        "--device-id", type=_device_id, default=device_id, help="name of this device (default: %(default)s)"
+        "--device-id",
+        type=_device_id,
+        help=f"name of this device (default: that of the state, else '{device_id}')",
     )
     parser.add_argument(
         "--timeout",

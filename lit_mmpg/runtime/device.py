@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
+from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.runtime.looking import Eye
-from lit_mmpg.runtime.loop import Device, StateFolder
+from lit_mmpg.runtime.loop import Device
 from lit_mmpg.runtime.policies import KINDS, Uncertainty, parse_policy
 from lit_mmpg.runtime.questions import Questions, read_questions
 from lit_mmpg.runtime.recorder import Recorder
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.summary import never_helped, print_line, print_summary, summarise
 from lit_mmpg.runtime.video import list_videos, require_video
+from lit_mmpg.writing import FULL, give_up_output
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,14 +70,16 @@ def main(argv: Sequence[str]) -> int:
         )
         recorder = None
         if options.mlflow:
-            params = {"device_id": options.device_id, "policy": str(policy), "cloud": options.cloud or "none"}
+            params = {"device_id": device.device_id, "policy": str(policy), "cloud": options.cloud or "none"}
             params |= {"engine": options.engine, "precision": options.precision, "clips": str(len(videos))}
             recorder = stack.enter_context(Recorder(options.mlflow, bundle, params))
-        waiting = videos if options.again else [video for video in videos if not device.known(video)]
+        waiting = device.waiting(videos, options.again)
         if len(waiting) < len(videos):
-            console.print(f"{len(videos) - len(waiting)} of {len(videos)} clips were answered before (--again repeats)")
-        if device.state.note:
-            console.print(f"[yellow]note[/yellow] {escape(device.state.note)}")
+            left = f"{len(videos) - len(waiting)} of {len(videos)} clips"
+            _show(console.print, f"{left} were answered before (--again repeats), or named twice")
+        notes = [*device.notes, *([recorder.error] if recorder is not None and recorder.error else [])]
+        for note in notes:
+            _show(console.print, f"[yellow]note[/yellow] {escape(note)}")
         records: list[Record] = []
         try:
             with _terminated():
@@ -82,32 +88,58 @@ def main(argv: Sequence[str]) -> int:
                 for video in waiting:
                     record = device.take(video)
                     records.append(record)
-                    print_line(console, record)
+                    _show(print_line, console, record)
                     if record.asked and record.reason and record.reason not in faults:  # once, with its remedy
                         faults.add(record.reason)
-                        console.print(f"[yellow]note[/yellow] {escape(record.error or record.reason)}", soft_wrap=True)
-                    if device.storage_error not in (None, said):
-                        console.print(f"[yellow]note[/yellow] {escape(str(device.storage_error))}")
-                    said = device.storage_error
+                        told = escape(record.error or record.reason)
+                        _show(console.print, f"[yellow]note[/yellow] {told}", soft_wrap=True)
+                    problem = device.storage_error
+                    if problem not in (None, said):
+                        _show(console.print, f"[yellow]note[/yellow] {escape(str(problem))}")
+                    said = problem
                     if recorder is not None:
                         recorder.clip(record)
         finally:
             figures = summarise(records)
             if records:
-                print_summary(console, figures)
+                _show(print_summary, console, figures)
             if recorder is not None:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
-                console.print(f"recorded: {escape(where)}", soft_wrap=True)
+                _show(console.print, f"recorded: {escape(where)}", soft_wrap=True)
+            if not _show(sys.stdout.flush):
+                give_up_output()
     return 1 if figures["unreadable"] or never_helped(figures) else 0
 
 
+def _show(show: Callable[..., None], *arguments: Any, **options: Any) -> bool:
+    """Show something; whether that was possible. A screen that is a log on a full disk ends no device."""
+    try:
+        show(*arguments, **options)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"note: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return False
+    return True
+
+
 def _videos(named: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
+    """Video files, each once: a file that is named twice, or has a second name, is one clip under its first name."""
+    found: dict[object, Path] = {}
     for name in named:
         path = Path(name).expanduser()
-        found += list_videos(path) if path.is_dir() else [require_video(path)]
-    return found
+        for video in list_videos(path) if path.is_dir() else [require_video(path)]:
+            found.setdefault(_identity(video), video)
+    return list(found.values())
+
+
+def _identity(video: Path) -> object:
+    try:
+        status = video.stat()
+    except OSError:  # told when its turn comes
+        return video
+    return status.st_dev, status.st_ino
 
 
 def _check(bundle: Bundle, questions: Questions, cloud: bool) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
 from lit_mmpg.runtime.client import CloudClient
+from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Journal, Record, Reply
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.policies import Policy
@@ -24,31 +24,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 REFUSED_PAUSE_S = 600.0
 """The same for a refusal that lasts until somebody mends something: another checkpoint, an unknown key."""
 
-
-class StateFolder:
-    """The folder of one device, held by one process.
-
-    Args:
-        path: The folder; made where it is missing.
-
-    Raises:
-        UserError: If another process holds it, or it cannot be made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock: Any = (path / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path} is in use by another device process; give each device a folder") from error
-        except OSError as error:
-            raise UserError(f"{path} cannot be used as a state folder ({error.strerror})") from error
-
-    def close(self) -> None:
-        """Let others have it."""
-        self._lock.close()
+MOST_PENDING = 1000
+"""Records that the state holds for a journal that cannot be written."""
 
 
 class Device:
@@ -60,14 +37,14 @@ class Device:
         questions: What it is asked.
         policy: When it asks the cloud.
         client: The cloud; ``None``: there is none.
-        device_id: Its name.
+        device_id: Its name; ``None``: that of the state in the folder, or ``device``.
         folder: Where it keeps its state; ``None``: nowhere.
         upload_codec: Codec of its uploads; ``None``: that of the checkpoint.
         noise: See :attr:`DeviceState.noise`.
         clock: Seconds that only grow; for tests.
 
     Raises:
-        UserError: If the codec is unknown, or the journal in the folder is none of ours.
+        UserError: If the codec is unknown, the state in the folder is another device's, or the journal none of ours.
     """
 
     def __init__(
@@ -77,31 +54,48 @@ class Device:
         questions: Questions,
         policy: Policy,
         client: CloudClient | None = None,
-        device_id: str = "device",
+        device_id: str | None = None,
         folder: StateFolder | None = None,
         upload_codec: str | None = None,
         noise: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.session, self.eye, self.questions, self.policy = session, eye, questions, policy
-        self.client, self.device_id, self.clock = client, device_id, clock
-        self._folder = folder.path if folder else None
-        self.state = DeviceState.load(session.bundle, self._folder)
+        self.client, self.clock = client, clock
+        self._folder = folder
+        self.state = DeviceState.open(session.bundle, folder, device_id, "device")
+        self.device_id = str(self.state.device_id)
         if client is not None:
             session.bundle.upload_codec(upload_codec)
             self.state.codec = upload_codec
         self.state.noise = noise
-        self.journal = Journal(self._folder, self.state.record) if self._folder else None
+        self.journal = Journal(folder.path, self.state.record, self.state.pending) if folder else None
         self.source = restore(session, self.state)
-        self._number = max(self.journal.last if self.journal else 0, (self.state.record or {}).get("number", 0))
+        self._number = self.journal.last if self.journal else 0
         self._failures, self._not_before = 0, 0.0
-        # A request of a former run may have left without being noted: its number is not used again.
-        self.state.sequence += 1
-        self.storage_error = self._save()
+        self.storage_error = self.state.keep(folder)
+        """Why what happened last is not on the disk; ``None`` where it is, or there is no folder."""
+        notes = (folder.note if folder else None, self.state.note, self.journal.note if self.journal else None)
+        self.notes = [note for note in notes if note]
+        """What a person should know before the first clip."""
 
-    def known(self, video: Path) -> bool:
-        """Whether the clip was dealt with before."""
-        return self.journal is not None and self.journal.holds(video.name, video_digest(video))
+    def waiting(self, videos: Sequence[Path], again: bool = False) -> list[Path]:
+        """Clips to be dealt with, each once.
+
+        Args:
+            videos: The clips; the same video under the same name is the same clip, wherever it lies.
+            again: Also those that were dealt with before.
+        """
+        found: dict[object, Path] = {}
+        for video in videos:
+            key: object = video
+            with suppress(UserError, OSError):  # told when its turn comes
+                digest = video_digest(video)
+                if not again and self.journal is not None and self.journal.holds(video.name, digest):
+                    continue
+                key = (video.name, digest)
+            found.setdefault(key, video)
+        return list(found.values())
 
     def take(self, video: Path) -> Record:
         """Deal with one clip: whatever fails, the device is ready for the next one.
@@ -129,7 +123,7 @@ class Device:
             if asked:
                 outcome = adapt(self.session, self.state, self.client, self.device_id)
                 self._note(outcome)
-                times |= {"cloud": outcome.cloud_ms, "swap": outcome.swap_ms}
+                times |= {"cloud": outcome.cloud_ms, "swap": outcome.swap_ms, "guard": outcome.guard_ms}
         before = time.perf_counter()
         replies = self._replies(look)
         times["answer"] = 1e3 * (time.perf_counter() - before)
@@ -176,20 +170,14 @@ class Device:
         return Reply(question.text, answer.text, answer.confidence, right)
 
     def _commit(self, record: Record) -> Record:
+        """Note a clip in the state, then in the journal; where one of them has no room, the other still gets it."""
         self.state.record = record.to_json()
-        self.storage_error = self._save()
-        if self.journal is not None and self.storage_error is None:
+        if self.journal is not None:
+            self.state.pending = [waiting.to_json() for waiting in self.journal.waiting[-MOST_PENDING:]]
+        self.storage_error = self.state.keep(self._folder)
+        if self.journal is not None:
             try:
                 self.journal.add(record)
-            except OSError as error:  # the state holds the record: the next start adds it
-                self.storage_error = f"{self.journal.path}: {error.strerror}"
+            except OSError as error:
+                self.storage_error = self.storage_error or f"{self.journal.path} cannot be written ({error.strerror})"
         return record
-
-    def _save(self) -> str | None:
-        if self._folder is None:
-            return None
-        try:
-            self.state.save(self._folder)
-        except OSError as error:
-            return f"{self._folder}: the state cannot be written ({error.strerror}); it goes on without"
-        return None

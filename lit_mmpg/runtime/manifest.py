@@ -168,6 +168,27 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """Bounds of plausible parameters (:mod:`lit_mmpg.runtime.guard`): the range over validation devices, widened.
+
+    Attributes:
+        devices: Validation devices, whose own generated parameters gave the range.
+        contexts: Lengths of their contexts, in clips.
+        margin: Share of the range's width by which it was widened on either side.
+        questions: Words of the questions that are asked, ``[Q][O][L]``; empty for retrieval.
+        sizes: Tensor -> least and largest root mean square.
+        outputs: Number of clips, at least -> figure -> least and largest value.
+    """
+
+    devices: int
+    contexts: tuple[int, ...]
+    margin: float
+    questions: list[list[list[int]]]
+    sizes: dict[str, tuple[float, float]]
+    outputs: dict[int, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Contents of ``manifest.json``.
 
@@ -191,6 +212,7 @@ class Manifest:
         files: SHA-256 of every other file, by name.
         own_statistics: How features are standardised; ``None`` where they are used as they are.
         left_out: Variants that were not good enough to be shipped: role -> precision -> why.
+        guard: Bounds of plausible parameters; ``None`` where none could be chosen.
     """
 
     version: str
@@ -212,6 +234,7 @@ class Manifest:
     files: dict[str, str]
     own_statistics: OwnStatistics | None = None
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    guard: Guard | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the schema and a digest over everything else."""
@@ -256,6 +279,7 @@ class Manifest:
                 files=dict(rest["files"]),
                 own_statistics=OwnStatistics(**rest["own_statistics"]) if rest.get("own_statistics") else None,
                 left_out={str(role): dict(why) for role, why in rest.get("left_out", {}).items()},
+                guard=_guard(rest["guard"]) if rest.get("guard") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"manifest.json is malformed ({error}); export the bundle again") from error
@@ -278,3 +302,12 @@ def _graph(data: Mapping[str, Any]) -> GraphInfo:
         "acceptance": Acceptance(**data["acceptance"]),
     }
     return GraphInfo(**values)
+
+
+def _guard(data: Mapping[str, Any]) -> Guard:
+    def bounds(named: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        return {str(name): (float(low), float(high)) for name, (low, high) in named.items()}
+
+    outputs = {int(clips): bounds(named) for clips, named in data["outputs"].items()}
+    values = dict(data) | {"contexts": tuple(data["contexts"]), "sizes": bounds(data["sizes"]), "outputs": outputs}
+    return Guard(**values)

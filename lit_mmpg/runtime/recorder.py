@@ -19,44 +19,49 @@ BATCH = 50
 
 
 class Recorder:
-    """Sends metrics of each clip and, at the end, the sums. A store that fails later costs the record, not the device.
+    """Sends metrics of each clip and, at the end, the sums. A store that fails costs the record, not the device.
 
     Args:
         uri: The store: ``sqlite:///FILE.db`` or the address of a tracking server.
         bundle: The bundle.
         params: Settings of the device.
 
-    Raises:
-        UserError: If MLflow is not installed, or the store cannot be opened or written.
-
     Attributes:
         uri: The store, without credentials.
+        error: Why nothing is recorded (any more); ``None`` while all is well.
+
+    Raises:
+        UserError: If MLflow is not installed, or the address is none.
     """
 
     def __init__(self, uri: str, bundle: Bundle, params: dict[str, str]) -> None:
         if find_spec("mlflow") is None:
             raise UserError("--mlflow needs MLflow: pip install mlflow")
-        from lit_mmpg.tracking.store import find_run, open_store, store_uri
+        from lit_mmpg.tracking.store import store_uri
 
-        address, manifest = store_uri(uri), bundle.manifest
-        self.uri = masked(address)
-        self._client: Any = open_store(address, EXPERIMENT)
-        parent = find_run(address, manifest.run_id) if manifest.run_id else None
+        self._address = store_uri(uri)
+        self.uri, self.run_id, self._stamp = masked(self._address), "", 0
+        self._client: Any = None
+        self._waiting: list[Any] = []
+        self.error: str | None = None
+        self._try(lambda: self._begin(bundle, params))
+
+    def _begin(self, bundle: Bundle, params: dict[str, str]) -> None:
+        from lit_mmpg.tracking.store import find_run, open_store
+
+        manifest = bundle.manifest
+        self._client = open_store(self._address, EXPERIMENT)
+        parent = find_run(self._address, manifest.run_id) if manifest.run_id else None
         own: Any = self._client.get_experiment_by_name(EXPERIMENT)  # opening the store made it
         experiment = own.experiment_id
         tags = {"lit_mmpg.kind": "device", "lit_mmpg.checkpoint_digest": manifest.checkpoint_digest}
         if parent is not None:
             experiment = parent.info.experiment_id
             tags[PARENT_TAG] = parent.info.run_id
-        try:
-            run = self._client.create_run(experiment, tags=tags, run_name=f"device {params['device_id']}")
-            for name, value in params.items():
-                self._client.log_param(run.info.run_id, name, value)
-        except Exception as error:  # whatever the store's library raises
-            raise UserError(f"--mlflow {self.uri}: the run cannot be recorded: {_said(error)}") from error
+        run = self._client.create_run(experiment, tags=tags, run_name=f"device {params['device_id']}")
         self.run_id, self._stamp = run.info.run_id, run.info.start_time
-        self._waiting: list[Any] = []
-        self.error: str | None = None
+        for name, value in params.items():
+            self._client.log_param(self.run_id, name, value)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._try(lambda: self._client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED"))
@@ -66,6 +71,8 @@ class Recorder:
 
     def clip(self, record: Record) -> None:
         """Metrics of one clip; its number is the step."""
+        if self.error is not None:
+            return
         from mlflow.entities import Metric
 
         values: dict[str, float] = {f"{stage}_ms": value for stage, value in record.times_ms.items()}
@@ -79,6 +86,8 @@ class Recorder:
 
     def finish(self, figures: dict[str, Any], journal: Path | None) -> None:
         """The sums, and the journal as an artifact."""
+        if self.error is not None:
+            return
         from mlflow.entities import Metric
 
         flat = {name: value for name, value in figures.items() if isinstance(value, int | float)}
@@ -100,8 +109,5 @@ class Recorder:
         try:
             action()
         except Exception as error:  # the store is not the device's work
-            self.error = f"{self.uri}: {_said(error)}"
-
-
-def _said(error: Exception) -> str:
-    return masked((str(error).splitlines() or [type(error).__name__])[0])
+            said = masked((str(error).splitlines() or [type(error).__name__])[0])
+            self.error = said if isinstance(error, UserError) else f"{self.uri}: {said}"

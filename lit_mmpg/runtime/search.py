@@ -22,7 +22,7 @@ from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.page import WIDTH, Hit, search_page
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import list_videos, picture_at
 from lit_mmpg.writing import write_text
 
@@ -62,8 +62,11 @@ def main(argv: Sequence[str]) -> int:
     client = open_cloud(options, bundle)
     console = wide_console()
     folder = Path(options.state) if options.state else None
-    with DeviceSession(bundle, options.engine, options.precision) as session:
-        state = DeviceState.load(bundle, folder)
+    with (
+        Visit(bundle, options.state, options.device_id, "search") as visit,
+        DeviceSession(bundle, options.engine, options.precision) as session,
+    ):
+        state = visit.state
         outcome = Adaptation(restore(session, state))
         eye = Eye(session, options.frames, folder / "features" if folder else None)
         looks, problems = _look_at(videos, eye, console)
@@ -73,18 +76,16 @@ def main(argv: Sequence[str]) -> int:
                 take_in(session, state, look.features)
             session.alignment = state.alignment()  # the folder as a whole is what the device has seen
         if client is not None:
-            outcome = adapt(session, state, client, options.device_id)
+            if visit.alone:
+                outcome = adapt(session, state, client, str(state.device_id))
             client.close()
         start = time.perf_counter()
         found = rank(session, looks, options.query)
         rank_ms = 1e3 * (time.perf_counter() - start)
         unknown = session.unknown_words(options.query)
-    notes = [*problems, *(note for note in (state.note, outcome.error) if note)]
-    if folder is not None and remembers:
-        try:
-            state.save(folder)
-        except OSError as error:
-            notes.append(f"{folder}: the state cannot be written ({error.strerror})")
+        if remembers:
+            visit.keep()
+    notes = [*problems, *visit.notes, *(note for note in (outcome.error,) if note)]
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
     facts = _facts(outcome, looks, rank_ms, state.statistics_text())
@@ -194,7 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=count, default=20, metavar="N", help="most clips to show (default: %(default)s)")
     add_cloud_options(parser, "search", "ask this cloud for personal parameters first")
     parser.add_argument(
-        "--state", metavar="DIR", help="keep context, last good parameters and the features of clips seen before here"
+        "--state",
+        metavar="DIR",
+        help="keep context, last good parameters and the features of clips seen before here; only read while a device "
+        "uses it",
     )
     parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
     parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")

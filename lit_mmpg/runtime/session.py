@@ -173,6 +173,21 @@ class DeviceSession:
         self._require_retrieval()
         return self._open("text").infer({"text": self._tokens([text])})["embedding"][0]
 
+    def outputs(self, features: np.ndarray, questions: np.ndarray | None) -> np.ndarray:
+        """What the model computes for one clip, as it is.
+
+        Args:
+            features: ``[T, D]`` frame features.
+            questions: ``[Q, O, L]`` words of questions; ``None`` for retrieval.
+
+        Returns:
+            Scores ``[Q, A]``, or the embedding ``[1, H]``.
+        """
+        inputs = self._frames(features)
+        if questions is not None:
+            inputs = {name: np.repeat(array, len(questions), 0) for name, array in inputs.items()} | {"text": questions}
+        return next(iter(self._open("model").infer(inputs).values()))
+
     def _require_retrieval(self) -> None:
         if self.manifest.task != "retrieval":
             raise UserError(f"{self.bundle.path} answers questions, it does not search; use 'lit-mmpg answer'")

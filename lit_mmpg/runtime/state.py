@@ -1,6 +1,7 @@
 """What a device remembers: the anchors of its latest clips, its last good parameters, and where it is.
 
-One file, replaced in one step, with a digest over its content: a torn or edited file is left aside, never loaded.
+One file, replaced in one step, with a digest over its content: a torn or edited file is left aside under another name,
+never loaded.
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ import json
 import os
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
+from safetensors import safe_open
 
 from lit_mmpg.data.records import subsample
+from lit_mmpg.errors import UserError
 from lit_mmpg.link import Upload
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.folder import FolderInUseError, StateFolder, next_number
+from lit_mmpg.runtime.guard import CLIPS
 from lit_mmpg.runtime.policies import RECENT, Situation, drift
 from lit_mmpg.statistics import alignment
 
 STATE_VERSION = 2
+FILE, ASIDE = "state.safetensors", "state.aside.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class DeviceState:
         since: Clips that came into the context since then.
         confidences: Confidence of the recent answers since then.
         record: What was noted of the latest clip (see :mod:`lit_mmpg.runtime.journal`).
+        pending: The same of the clips before it that could not be written to the journal yet.
+        device_id: Whose state it is; ``None`` in one that an older version wrote.
+        latest: ``[T, D]`` frame features of the latest clips, oldest first, by which parameters are judged; not kept on
+            the disk (:mod:`lit_mmpg.runtime.guard` says why).
     """
 
     bundle: Bundle
@@ -79,18 +89,24 @@ class DeviceState:
     since: int = 0
     confidences: deque[float] = field(default_factory=deque)
     record: dict[str, Any] | None = None
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    device_id: str | None = None
+    latest: deque[np.ndarray] = field(default_factory=deque)
+    aside: bool = False
+    """Whether the file in the folder is not this state, and is kept under another name when this one is written."""
 
     def __post_init__(self) -> None:
         self.confidences = deque(self.confidences, maxlen=RECENT)
         rule = self.bundle.manifest.anchors or self.bundle.manifest.own_statistics
         self.clips = deque(self.clips, maxlen=rule.context_clips if rule else 1)
+        self.latest = deque(self.latest, maxlen=min(CLIPS, rule.context_clips if rule else 1))
 
     def see(self, projected: np.ndarray | None, features: np.ndarray | None = None) -> None:
         """Take a clip into the context.
 
         Args:
             projected: ``[T, H]`` what may be uploaded of its frames; ``None`` for a static model.
-            features: ``[T, D]`` its frame features, for a bundle that standardises by them.
+            features: ``[T, D]`` its frame features.
         """
         rule, own = self.bundle.manifest.anchors, self.bundle.manifest.own_statistics
         if rule is None and own is None:
@@ -103,8 +119,11 @@ class DeviceState:
                 added = np.random.default_rng().normal(0.0, size, anchors.shape).astype(np.float32)
                 anchors = anchors + added * mask[:, None]
             clip = ContextClip(anchors, times, mask, len(projected))
-        if own is not None and features is not None:
+        used = None
+        if features is not None:
             used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
+            self.latest.append(used)
+        if own is not None and used is not None:
             moments = np.stack([used.mean(0), used.var(0)]).astype(np.float32)
             clip = replace(clip, moments=moments, counted=len(used))
         self.clips.append(clip)
@@ -200,64 +219,181 @@ class DeviceState:
             tensors["reference"] = self.reference
         facts: dict[str, Any] = {
             "version": STATE_VERSION,
+            "device": self.device_id,
             "checkpoint": self.bundle.manifest.checkpoint_digest,
             "spec": self.bundle.spec.digest(),
             "sequence": self.sequence,
             "since": self.since,
             "confidences": list(self.confidences),
             "record": self.record,
+            "pending": self.pending,
         }
         facts["sha256"] = _digest(tensors, facts)
         data = safetensors_numpy.save(
             tensors or {"empty": np.zeros(1, np.uint8)}, metadata={"state": json.dumps(facts)}
         )
-        partial, target = folder / f"state.{os.getpid()}", folder / "state.safetensors"
+        partial, target = folder / "state.partial", folder / FILE
         try:
             with partial.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if self.aside and target.exists():
+                target.replace(folder / ASIDE)
+            self.aside = False
             partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+    def keep(self, folder: StateFolder | None) -> str | None:
+        """Write the state where that is possible.
+
+        Returns:
+            Why it could not be written, for people; ``None`` where it was, or there is no folder.
+        """
+        if folder is None:
+            return None
+        if self.sequence >= folder.mark:
+            self.sequence = folder.set_aside(self.sequence)
+        try:
+            self.save(folder.path)
+        except OSError as error:
+            return f"{folder.path}: the state cannot be written ({error.strerror}); it goes on without"
+        return None
 
     @classmethod
     def load(cls, bundle: Bundle, folder: str | Path | None) -> DeviceState:
-        """The state of a former run, or a fresh one where there is none that fits and is whole."""
-        path = None if folder is None else Path(folder) / "state.safetensors"
-        if path is None or not path.is_file():
+        """The state of a former run, or a fresh one where there is none that fits and is whole. Nothing is written."""
+        if folder is None:
             return cls(bundle)
+        path = Path(folder) / FILE
         try:
+            if not path.exists():
+                return cls(bundle)
+            if not path.is_file():
+                raise ValueError("it is not a file")
             with safe_open(path, "numpy") as file:
                 facts = json.loads((file.metadata() or {})["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys() if name != "empty"}  # noqa: SIM118
             version = facts.get("version")
             if version == STATE_VERSION and facts.pop("sha256") != _digest(tensors, facts):
                 raise ValueError("its digest differs")
-            sequence = int(facts["sequence"])
             manifest = bundle.manifest
+            # What is true of the device whatever the checkpoint is: its name, its counter, what it still has to note.
+            state = cls(
+                bundle,
+                sequence=int(facts["sequence"]),
+                record=facts.get("record"),
+                pending=list(facts.get("pending") or ()),
+                device_id=facts.get("device"),
+            )
             fits = facts["checkpoint"] == manifest.checkpoint_digest and facts["spec"] == bundle.spec.digest()
             if version != STATE_VERSION or not fits:
-                # The counter must go on growing whatever the checkpoint is.
                 other = "another checkpoint" if version == STATE_VERSION else "another version of this program"
-                return cls(bundle, sequence=sequence, note=f"{path} belongs to {other}; left aside")
+                state.note, state.aside = f"{path} belongs to {other}; left aside as {ASIDE}", True
+                return state
             parameters = {n.removeprefix("parameters."): a for n, a in tensors.items() if n.startswith("parameters.")}
             if parameters:
                 bundle.spec.validate(parameters)
-            return cls(
-                bundle,
-                _clips(tensors),
-                parameters or None,
-                sequence,
+            return replace(
+                state,
+                clips=_clips(tensors),
+                parameters=parameters or None,
                 reference=tensors.get("reference"),
                 since=int(facts["since"]),
                 confidences=deque(map(float, facts["confidences"])),
-                record=facts["record"],
             )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever is wrong with the file, the device goes on
             return cls(
-                bundle, note=f"{path} is damaged ({error}); left aside, the static model answers until the next one"
+                bundle,
+                sequence=next_number(Path(folder)),
+                note=f"{path} is damaged ({error}); left aside as {ASIDE}, the static model answers until the next one",
+                aside=True,
             )
+
+    @classmethod
+    def open(cls, bundle: Bundle, folder: StateFolder | None, device_id: str | None, default: str) -> DeviceState:
+        """The state with which a process works: it is of one device, and has request numbers of its own.
+
+        Args:
+            bundle: The bundle.
+            folder: The folder, held; ``None``: nothing is remembered.
+            device_id: Name of the device; ``None``: that of the state, else ``default``.
+            default: Name of a device that has none yet.
+
+        Raises:
+            UserError: If the state is another device's.
+        """
+        state = cls.load(bundle, None if folder is None else folder.path)
+        state.check_device(device_id, folder.path if folder else None)
+        state.device_id = device_id or state.device_id or default
+        state.sequence = next_number() if folder is None else folder.set_aside(state.sequence + 1)
+        return state
+
+    def check_device(self, device_id: str | None, folder: Path | None) -> None:
+        """Whether this is the state of a device.
+
+        Raises:
+            UserError: If it is another device's.
+        """
+        if None not in (device_id, self.device_id) and device_id != self.device_id:
+            raise UserError(
+                f"{folder} holds the state of device '{self.device_id}', not of '{device_id}'; use "
+                f"--device-id {self.device_id}, or a folder of its own for '{device_id}'"
+            )
+
+
+class Visit:
+    """The state for the length of one command. Use it as a context manager.
+
+    Where another process holds the folder, what is in it is used and nothing is changed: the parameters are those of
+    the moment, no request number is taken, so no cloud may be asked, and the state stays as it is.
+
+    Args:
+        bundle: The bundle.
+        path: The folder; ``None``: nothing is remembered.
+        device_id: Name of the device; ``None``: that of the state, else ``default``.
+        default: Name of a device that has none yet.
+
+    Attributes:
+        state: The state.
+        alone: Whether the cloud may be asked.
+        notes: What a person should know.
+
+    Raises:
+        UserError: If the state is another device's, or the folder cannot be one.
+    """
+
+    def __init__(self, bundle: Bundle, path: str | None, device_id: str | None, default: str) -> None:
+        self._folder: StateFolder | None = None
+        self.alone = True
+        try:
+            self._folder = StateFolder(Path(path)) if path else None
+            self.state = DeviceState.open(bundle, self._folder, device_id, default)
+            found = (self._folder.note if self._folder else None, self.state.note)
+        except FolderInUseError:
+            self.alone, self.state = False, DeviceState.load(bundle, path)
+            self.state.check_device(device_id, Path(str(path)))
+            busy = "its parameters are used, the cloud is not asked, and the state stays as it is"
+            found = (f"{path} is in use by another process: {busy}", self.state.note)
+        except UserError:
+            self.__exit__()
+            raise
+        self.notes = [note for note in found if note]
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.close()
+
+    def keep(self) -> None:
+        """Write the state where that is possible; where it is not, a note says so."""
+        note = self.state.keep(self._folder)
+        self.notes += [note] if note else []
 
 
 def _clips(tensors: Mapping[str, np.ndarray]) -> deque[ContextClip]:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_mmpg.report import escape, format_bytes
-from lit_mmpg.runtime.adaptation import Source
+from lit_mmpg.runtime.adaptation import GUARD, Source
 from lit_mmpg.runtime.journal import Record
 
-STAGES = ("decode", "encode", "cloud", "swap", "answer", "total")
+STAGES = ("decode", "encode", "cloud", "swap", "guard", "answer", "total")
 COLOURS = {"cloud": "green", "cached": "cyan", "static": "yellow"}
 WORDS: dict[Source, str] = {"cloud": "adapted", "cached": "cached", "static": "static"}
 
@@ -36,6 +36,8 @@ def print_line(console: Console, record: Record) -> None:
     if record.traffic is not None:
         up, down = record.traffic.upload_wire_bytes, record.traffic.download_wire_bytes
         parts.append(f"up {format_bytes(up)} down {format_bytes(down)}, cloud {record.times_ms['cloud']:.0f} ms")
+    if record.reason == GUARD:
+        parts.append("[yellow]parameters refused[/yellow]")
     elif record.reason:
         parts.append(f"[yellow]cloud {escape(record.reason)}[/yellow] after {record.times_ms['cloud']:.0f} ms")
     parts.append(f"{record.times_ms['total']:.0f} ms")

@@ -37,7 +37,7 @@ def parameters_of(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def serving(bundle: Bundle, port: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Its address; and what it is told (``told["fault"]``) and has received (``told["uploads"]``)."""
+    """Its address; and what it is told (``fault``, ``parameters``) and has received (``uploads``)."""
     told: dict[str, Any] = {"fault": "", "uploads": []}
 
     class Handler(BaseHTTPRequestHandler):
@@ -50,7 +50,8 @@ def serving(bundle: Bundle, port: int = 0) -> Iterator[tuple[str, dict[str, Any]
             fault, status = told["fault"], 200
             asked = dataclasses.replace(upload, request_id="0" * 32) if fault == "another request" else upload
             asked = dataclasses.replace(upload, device_id="somebody else") if fault == "another device" else asked
-            data = Download.answer(asked, bundle.spec, parameters_of(bundle, 5), codec="fp16").to_bytes()
+            parameters = told.get("parameters") or parameters_of(bundle, 5)
+            data = Download.answer(asked, bundle.spec, parameters, codec="fp16").to_bytes()
             if fault == "stall":
                 time.sleep(1.0)
             if fault == "reset":

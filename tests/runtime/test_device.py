@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -136,38 +135,6 @@ def test_a_clip_that_cannot_be_read_stops_nothing(bundle: Bundle, clips: Path, t
     assert summarise([gone, bad, good])["unreadable"] == 2
 
 
-def test_a_full_disk_is_said_and_nothing_is_lost_once_there_is_room(
-    bundle: Bundle, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, videos = os.fsync, list_videos(clips)
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    def journal_only(descriptor: int) -> None:
-        if "jsonl" in os.readlink(f"/proc/self/fd/{descriptor}"):
-            full(descriptor)
-        real(descriptor)
-
-    with serving(bundle) as (url, _):
-        hands = Hands(bundle, url, Always(), tmp_path / "state")
-        hands.device.take(videos[0])
-        assert hands.device.storage_error is None
-        for video, failing in ((videos[1], journal_only), (videos[2], journal_only)):
-            monkeypatch.setattr("os.fsync", failing)
-            record = hands.device.take(video)
-            assert record.source == "cloud" and record.replies and "No space" in str(hands.device.storage_error)
-        monkeypatch.setattr("os.fsync", real)
-        hands.device.take(videos[3])
-        monkeypatch.setattr("os.fsync", full)
-        assert hands.device.take(videos[4]).replies and "cannot be written" in str(hands.device.storage_error)
-        hands.close()
-    monkeypatch.setattr("os.fsync", real)
-    state = DeviceState.load(bundle, tmp_path / "state")
-    journal = Journal(tmp_path / "state", state.record)
-    assert [(r.number, r.clip) for r in journal.records] == [(i + 1, f"c{i}.mp4") for i in range(4)]
-
-
 def test_a_record_that_only_the_state_knows_is_added_and_a_torn_line_overwritten(tmp_path: Path) -> None:
     first, second = (Record(n, f"c{n}.mp4", "d", "static", times_ms={"total": 1.0}) for n in (1, 2))
     Journal(tmp_path, None).add(first)
@@ -180,14 +147,6 @@ def test_a_record_that_only_the_state_knows_is_added_and_a_torn_line_overwritten
     path.write_bytes(b"not ours\n")
     with pytest.raises(UserError, match="is not a journal"):
         Journal(tmp_path, None)
-
-
-def test_one_folder_is_one_device(bundle: Bundle, tmp_path: Path) -> None:
-    first = StateFolder(tmp_path / "s")
-    with pytest.raises(UserError, match="in use by another"):
-        StateFolder(tmp_path / "s")
-    first.close()
-    StateFolder(tmp_path / "s").close()
 
 
 def command(bundle: Bundle, clips: Path, url: str, state: Path, *more: str) -> list[str]:
