@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,6 +24,22 @@ def find_user_error(error: BaseException) -> UserError | None:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def printable(text: object) -> str:
+    """A text from outside (the name of a file, say) for a screen or a page: one line, without control characters.
+
+    Control characters, marks that turn the direction of writing, and bytes that are no UTF-8 become backslash escapes.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNPRINTABLE and c not in _JOINERS else c
+        for c in str(text)
+    )
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
+"""Parts of words and of emoji."""
 
 
 def nearest(path: Path) -> str:
