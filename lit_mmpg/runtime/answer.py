@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, printable
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
-from lit_mmpg.runtime.video import require_video, sample_frames
+from lit_mmpg.runtime.video import one_clip, require_video, sample_frames
 
 KEY_VARIABLE = "LIT_MMPG_API_KEY"
 
@@ -47,10 +47,11 @@ def main(argv: Sequence[str]) -> int:
         state = DeviceState.load(bundle, options.state)
         source, statistics = restore(session, state), state.statistics_text()
         start = timed("load", start)
-        pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
-        start = timed("decode", start)
-        features = session.encode(pixels)
-        start = timed("encode", start)
+        with one_clip(video):
+            pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
+            start = timed("decode", start)
+            features = session.encode(pixels)
+            start = timed("encode", start)
         outcome = Adaptation(source)
         if client is not None or bundle.manifest.own_statistics is not None:
             take_in(session, state, features)
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         table.add_row("features", statistics)
     if outcome.traffic is not None:
         table.add_row("bytes", bytes_text(outcome.traffic))
-    table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
+    table.add_row("frames", f"{len(pixels)} of {escape(printable(video.name))}")
     table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
     console.print(table)
     for note in (state.note, outcome.error):

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     policy = parse_policy(options.policy)
     if not 0 <= options.anchor_noise < float("inf"):
         raise UserError(f"--anchor-noise {options.anchor_noise} must be 0 or more")
-    videos = _videos(options.clips)
+    videos, left_out = _videos(options.clips)
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)
     _check(bundle, questions, options.cloud is not None)
@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
         waiting = videos if options.again else [video for video in videos if not device.known(video)]
         if len(waiting) < len(videos):
             console.print(f"{len(videos) - len(waiting)} of {len(videos)} clips were answered before (--again repeats)")
+        for note in left_out:
+            console.print(f"[yellow]left out[/yellow] {escape(note)}", soft_wrap=True)
         if device.state.note:
             console.print(f"[yellow]note[/yellow] {escape(device.state.note)}")
         records: list[Record] = []
@@ -99,15 +101,21 @@ def main(argv: Sequence[str]) -> int:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
                 console.print(f"recorded: {escape(where)}", soft_wrap=True)
-    return 1 if any(record.unreadable for record in records) else 0
+    return 1 if left_out or any(record.unreadable for record in records) else 0
 
 
-def _videos(named: Sequence[str]) -> list[Path]:
+def _videos(named: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The videos that are named, and why others are left out."""
     found: list[Path] = []
+    left_out: list[str] = []
     for name in named:
-        path = Path(name).expanduser()
-        found += list_videos(path) if path.is_dir() else [require_video(path)]
-    return found
+        try:
+            found += list_videos(name) if os.path.isdir(os.path.expanduser(name)) else [require_video(name)]
+        except UserError as error:
+            left_out.append(str(error))
+    if not found:
+        raise UserError(left_out[0])
+    return found, left_out
 
 
 def _check(bundle: Bundle, questions: Questions, cloud: bool) -> None:

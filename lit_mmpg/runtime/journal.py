@@ -109,6 +109,7 @@ class Journal:
         self._size, self._waiting = 0, list[Record]()
         self.records = self._read()
         self._done = {(record.clip, record.digest) for record in self.records}
+        self._names = {record.clip for record in self.records}
         if committed is not None:
             record = Record.from_json(committed)
             if record.number > self.last:
@@ -118,6 +119,10 @@ class Journal:
     def last(self) -> int:
         """Number of the latest clip, 0 before the first."""
         return self.records[-1].number if self.records else 0
+
+    def names(self, clip: str) -> bool:
+        """Whether a clip of this name was dealt with."""
+        return clip in self._names
 
     def holds(self, clip: str, digest: str) -> bool:
         """Whether a clip was dealt with."""
@@ -131,6 +136,7 @@ class Journal:
         """
         self.records.append(record)
         self._done.add((record.clip, record.digest))
+        self._names.add(record.clip)
         self._waiting.append(record)
         data = "".join(json.dumps(r.to_json()) + "\n" for r in self._waiting).encode()
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:

@@ -98,8 +98,13 @@ class Device:
         self.storage_error = self._save()
 
     def known(self, video: Path) -> bool:
-        """Whether the clip was dealt with before."""
-        return self.journal is not None and self.journal.holds(video.name, video_digest(video))
+        """Whether the clip was dealt with before; only clips of known names are read for that."""
+        if self.journal is None or not self.journal.names(video.name):
+            return False
+        try:
+            return self.journal.holds(video.name, video_digest(video))
+        except UserError:
+            return self.journal.holds(video.name, "")
 
     def take(self, video: Path) -> Record:
         """Deal with one clip: whatever fails, the device is ready for the next one.
@@ -113,7 +118,7 @@ class Device:
         try:
             digest = video_digest(video)
             look = self.eye.look(video)
-        except (UserError, OSError) as error:  # OSError: deleted, or on a disk that fails
+        except UserError as error:
             return self._commit(
                 Record(self._number, video.name, digest, self.source, reason="unreadable", error=str(error))
             )

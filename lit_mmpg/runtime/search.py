@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, printable
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
 from lit_mmpg.runtime.answer import KEY_VARIABLE
@@ -95,10 +95,13 @@ def main(argv: Sequence[str]) -> int:
     shown = found[: options.top]
     _print(console, options.query, shown, facts, notes)
     if options.html:
-        hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
+        hits = [
+            Hit(printable(f.look.video.name), f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best))
+            for f in shown
+        ]
         target = Path(options.html)
         write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
-        console.print(f"page: {escape(str(target))}")
+        console.print(f"page: {escape(printable(target))}")
     return 1 if problems else 0
 
 
@@ -151,7 +154,7 @@ def _print(
     for i, hit in enumerate(found, 1):
         seconds = float(hit.look.times_s[hit.best])
         spent = ("known", "") if hit.look.known else (f"{hit.look.decode_ms:.0f}", f"{hit.look.encode_ms:.0f}")
-        table.add_row(str(i), escape(hit.look.video.name), f"{hit.score:.3f}", f"{seconds:.1f} s", *spent)
+        table.add_row(str(i), escape(printable(hit.look.video.name)), f"{hit.score:.3f}", f"{seconds:.1f} s", *spent)
     console.print(table)
     grid = Table.grid(padding=(0, 2))
     for name, text in facts:

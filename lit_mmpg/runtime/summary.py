@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lit_mmpg.errors import printable
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.adaptation import Source
 from lit_mmpg.runtime.journal import Record
@@ -22,7 +23,7 @@ WORDS: dict[Source, str] = {"cloud": "adapted", "cached": "cached", "static": "s
 
 def print_line(console: Console, record: Record) -> None:
     """One live line: number, clip, answer, parameters, bytes, milliseconds."""
-    head = f"{record.number:>4}  {escape(record.clip)}"
+    head = f"{record.number:>4}  {escape(printable(record.clip))}"
     if record.unreadable:
         console.print(f"{head}  [red]left out[/red]  {escape(record.error or '')}", soft_wrap=True)
         return

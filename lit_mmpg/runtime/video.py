@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,20 +158,19 @@ def sample_video(path: str | Path, count: int, size: tuple[int, int] | None = No
             raise UserError(f"{printable(path)}: is cut off, at least {missing} bytes are missing; copy it again")
         if rule == "shots":
             histograms = _histograms(path)
-            total, cuts = len(histograms), find_cuts(histograms) if len(histograms) > 1 else np.zeros(0, np.int64)
-            wanted = shot_indices(cuts, total, count)
-            found, _ = _pick(path, wanted, size)
+            cuts = find_cuts(histograms) if len(histograms) > 1 else np.zeros(0, np.int64)
+            wanted = shot_indices(cuts, len(histograms), count)
+            pixels, times = _pick(path, wanted, size)
         else:
             cuts, wanted = np.zeros(0, np.int64), uniform_indices(_packets(path), count)
-            found, total = _pick(path, wanted, size)
-            counted = uniform_indices(total, count)
-            if not np.array_equal(wanted, counted):  # not every packet holds a picture that is shown, or more than one
+            pixels, times = _pick(path, wanted, size)
+            counted = uniform_indices(len(times), count)
+            if not np.array_equal(wanted, counted):  # packets hide frames, or hold several: only decoding tells
                 wanted = counted
-                found, _ = _pick(path, wanted, size)
-        if not found:
+                pixels, times = _pick(path, wanted, size)
+        if not pixels:
             raise UserError(f"{printable(path)}: holds no pictures; is it a video, and complete?")
-        pixels, times = zip(*found, strict=True)
-        return Sample(np.stack(pixels), wanted, np.array(times), total, len(cuts) + 1)
+        return Sample(np.stack(pixels), wanted, times[wanted], len(times), len(cuts) + 1)
 
 
 def picture_at(path: str | Path, index: int, width: int) -> np.ndarray:
@@ -204,19 +203,41 @@ def _histograms(path: Path) -> np.ndarray:
     return np.stack(found) if found else np.zeros((0, 3, 1), np.float32)
 
 
-def _pick(path: Path, wanted: np.ndarray, size: tuple[int, int] | None) -> tuple[list[tuple[np.ndarray, float]], int]:
-    """The wanted frames with their times, and how many frames there are."""
-    found: list[tuple[np.ndarray, float]] = []
-    screen, picked, total, time_s = _Screen(size), set(wanted.tolist()), 0, 0.0
+def _pick(path: Path, wanted: np.ndarray, size: tuple[int, int] | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """The wanted frames, and when each frame of the film is shown, seconds from the start of the clip."""
+    screen, picked = _Screen(size), set(wanted.tolist())
+    pixels: list[np.ndarray] = []
+    stamps: list[tuple[int | None, int | None]] = []
     with _opened(path) as (container, stream):
-        start_s = (container.start_time or 0) / 1e6
+        for index, frame in enumerate(_frames(container, stream)):
+            stamps.append((frame.pts, frame.dts))
+            if index in picked:
+                pixels.append(screen.show(frame))
+        start_s, tick_s = (container.start_time or 0) / 1e6, float(stream.time_base)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        for total, frame in enumerate(_frames(container, stream), 1):
-            # Some streams leave times out: then a frame follows the one before it at the stream's rate.
-            time_s = time_s + 1 / rate if frame.time is None else frame.time - start_s
-            if total - 1 in picked:
-                found.append((screen.show(frame), time_s))
-    return found, total
+    times = np.array(_best_effort(stamps), np.float64) * tick_s - start_s
+    steps = np.diff(times, prepend=0.0)
+    steps[1:][~(steps[1:] > 0)] = 1 / rate  # joined recordings begin anew, and some streams leave times out
+    return pixels, np.cumsum(np.nan_to_num(steps))
+
+
+def _best_effort(stamps: Sequence[tuple[int | None, int | None]]) -> list[Any]:
+    """One time for each frame, from its presentation and decoding times, as libavcodec guesses it.
+
+    AVI states decoding times alone, and what stands for presentation times there goes back at every B-frame.
+    """
+    guesses: list[Any] = []
+    last, faults = [-np.inf, -np.inf], [0, 0]
+    for stamp in stamps:
+        for kind in (0, 1):
+            own, other = stamp[kind], stamp[1 - kind]
+            if own is not None:
+                faults[kind] += own <= last[kind]
+            now = own if own is not None else other
+            last[kind] = last[kind] if now is None else now
+        pts, dts = stamp
+        guesses.append(pts if pts is not None and (dts is None or faults[0] <= faults[1]) else dts)
+    return guesses
 
 
 @contextmanager
@@ -241,6 +262,8 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
     """
     begun = False
     for packet in container.demux(stream):
+        if not packet.size and packet.dts is not None:  # an empty one repeats the frame before it
+            continue
         try:
             frames = packet.decode()
         except _av().error.InvalidDataError:
