@@ -26,8 +26,8 @@ _PACKETS = ((188, 0), (192, 4), (204, 0))
 def missing_bytes(path: Path) -> int:
     """How many bytes a file lacks at its end, at least; 0 where it is whole or its container does not say.
 
-    Knows MP4/QuickTime, Matroska/WebM, AVI and MPEG transport streams. Recordings that were never finished promise
-    nothing, and are whole if their last element is.
+    Knows MP4/QuickTime, Matroska/WebM, AVI, MPEG program and transport streams. Recordings that were never finished
+    promise nothing, and are whole if their last element is.
 
     Raises:
         OSError: If the file cannot be read.
@@ -42,6 +42,8 @@ def missing_bytes(path: Path) -> int:
             walk = _ebml
         elif head[:4] == b"RIFF":
             walk = _riff
+        elif head[:4] == b"\0\0\1\xba":
+            walk = _program_stream
         if walk is not None:
             return max(0, walk(file, size) - size)
     for length, sync in _PACKETS:
@@ -92,12 +94,31 @@ def _ebml(file: BinaryIO, size: int) -> int:
 
 
 def _riff(file: BinaryIO, size: int) -> int:
-    """Where the last RIFF list ends; long AVI files have several."""
-    position = 0
+    """Where the last RIFF list ends; long AVI files have several. Lists of unknown length are entered."""
+    position, entered = 0, False
     while position + 8 <= size:
         file.seek(position)
         kind, length = struct.unpack("<4sI", file.read(8))
-        if kind != b"RIFF" or length in _OPEN_RIFF:
+        if kind in (b"RIFF", b"LIST") and length in _OPEN_RIFF:
+            position, entered = position + 12, True
+        elif kind == b"RIFF" or entered:
+            position += 8 + length + length % 2
+        else:
             break
-        position += 8 + length + length % 2
     return position if position > size + _RIFF_SLACK else size
+
+
+def _program_stream(file: BinaryIO, size: int) -> int:
+    """Where the last packet ends."""
+    position = 0
+    while position + 4 <= size:
+        file.seek(position)
+        head = file.read(14)
+        if head[:3] != b"\0\0\1" or head[3] < 0xB9:
+            break
+        head = head.ljust(14, b"\0")
+        if head[3] == 0xBA:
+            position += 14 + (head[13] & 7) if head[4] >> 6 == 1 else 12
+        else:
+            position += 4 if head[3] == 0xB9 else 6 + int.from_bytes(head[4:6], "big")
+    return position

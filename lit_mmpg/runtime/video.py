@@ -266,7 +266,7 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
             continue
         try:
             frames = packet.decode()
-        except _av().error.InvalidDataError:
+        except _av().error.FFmpegError:
             if begun:
                 raise
             continue
