@@ -126,11 +126,11 @@ def test_entries_that_are_no_clips_cost_the_others_nothing(
     monkeypatch.chdir(tmp_path / "clips")  # names that begin with ~ or - stand alone
     good, bad = odd_entries(Path(), write_video(tmp_path / "v.mp4", 4))
     command = ["search", QUERY, "--bundle", str(bundle.path), "--clips", ".", "--state", str(tmp_path / "s")]
-    for known in (False, True):
+    for known in (len(good) - 1, len(good)):  # they all hold the same video
         assert main([*command, "--html", str(tmp_path / "page.html")]) == 1
         said = capsys.readouterr().out
         assert all(path.name in said for path in bad) and said.count("left out: ") == len(bad) and "\x1b" not in said
-        assert f"{len(good)}, " in said and ("known from before" in said) == known and "caf\\udce9.mp4" in said
+        assert f"{known} known from before" in said and "caf\\udce9.mp4" in said
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == len(good) and "12:30.mp4" in page and "café 🎥.MP4" in page
 
