@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_mmpg.errors import UserError, printable
 from lit_mmpg.report import format_bytes, wide_console
-from lit_mmpg.runtime.video import SAMPLING, list_videos, video_digest
+from lit_mmpg.runtime.video import SAMPLING, list_videos, require_decoder, video_digest
 
 CACHE = Path("outputs/cache/encoders")
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
     from lit_mmpg.extract.store import Settings, Store, clip_ids
 
+    require_decoder()
     entries = list_videos(options.videos)
     videos, problems = clip_ids(entries)
     folder = encoder_folder(options.encoder)

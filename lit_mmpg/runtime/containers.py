@@ -36,7 +36,7 @@ def missing_bytes(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(3 * 204)
         walk: Callable[[BinaryIO, int], int] | None = None
-        if head[4:8] in (b"ftyp", b"wide", b"free", b"skip", b"pnot", *_BOXES):
+        if head[4:8] in (b"ftyp", b"styp", b"wide", b"free", b"skip", b"pnot", *_BOXES):
             walk = _iso
         elif head[:4] == b"\x1a\x45\xdf\xa3":
             walk = _ebml

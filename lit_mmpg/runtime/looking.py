@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.video import one_clip, sample_video, video_digest
+from lit_mmpg.runtime.video import one_clip, require_decoder, sample_video, video_digest
 from lit_mmpg.writing import write_bytes
 
 
@@ -46,9 +46,13 @@ class Eye:
         session: The session; its bundle has an ``encode`` graph.
         frames: Most frames per clip; ``None``: as the model was trained.
         memory: Folder that keeps the features of videos seen before; ``None`` keeps none.
+
+    Raises:
+        UserError: If PyAV is not installed: no clip is at fault then.
     """
 
     def __init__(self, session: DeviceSession, frames: int | None = None, memory: Path | None = None) -> None:
+        require_decoder()
         self.session, self.memory = session, memory
         self.frames = frames or session.manifest.frames.max_frames
         self._size = session.picture_size

@@ -243,7 +243,7 @@ def _best_effort(stamps: Sequence[tuple[int | None, int | None]]) -> list[Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container, and the stream of the film."""
-    av = _av()
+    av = require_decoder()
     # A colon in a name starts no protocol, and tags in other encodings are no reason to refuse pictures.
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         cover = av.stream.Disposition.attached_pic
@@ -266,7 +266,7 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
             continue
         try:
             frames = packet.decode()
-        except _av().error.FFmpegError:
+        except require_decoder().error.FFmpegError:
             if begun:
                 raise
             continue
@@ -307,7 +307,7 @@ class _Screen:
             self._size = max(1, min(round(rows * scale), 4 * round(columns * scale))), round(columns * scale)
         chain = [f"buffer=video_size={width}x{height}:pix_fmt={pixels}:time_base=1/1:colorspace={space}:range={span}"]
         chain += [*turn, f"scale={self._size[1]}:{self._size[0]}:flags=bilinear", "format=pix_fmts=rgb24", "buffersink"]
-        graph = _av().filter.Graph()
+        graph = require_decoder().filter.Graph()
         last = None
         for node in (graph.add(*part.split("=", 1)) for part in chain):
             if last is not None:
@@ -332,7 +332,12 @@ def _turning(matrix: np.ndarray) -> tuple[str, ...]:
     return (*(("hflip",) if a < 0 else ()), *(("vflip",) if d < 0 else ()))
 
 
-def _av() -> Any:
+def require_decoder() -> Any:
+    """PyAV.
+
+    Raises:
+        UserError: If it is not installed.
+    """
     try:
         import av
     except ImportError as error:
