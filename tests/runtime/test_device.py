@@ -140,9 +140,9 @@ def test_a_clip_that_cannot_be_read_stops_nothing(
     assert (
         said.count("left out video") == 2 and "left out folder.mp4 holds no video files" in said and "4 static" in said
     )
-    assert main([*arguments, "--clips", "."]) == 1
+    assert main([*arguments, "--clips", "."]) == 1  # two of the bad ones are in the journal by now
     said = capsys.readouterr().out
-    assert all(path.name in said for path in bad) and "\x1b" not in said and "caf\\udce9.mp4" in said
+    assert all(path.name in said for path in bad[:5]) and "\x1b" not in said and "caf\\udce9.mp4" in said
     assert main([*arguments, "--clips", "."]) == 0 and "were answered before" in capsys.readouterr().out
 
 
