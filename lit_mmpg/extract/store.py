@@ -142,18 +142,19 @@ def clip_ids(videos: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
     problems = []
     for path in videos:
-        clip = clip_id(path)
+        clip, name = clip_id(path), printable(path)
         try:
             require_video(path)
             if clip in (IDS_DATASET, "."):
-                raise UserError(f"{path}: '{clip}' is no possible name of a clip in a file of features; rename it")
+                raise UserError(f"{name}: '{clip}' is no possible name of a clip in a file of features; rename it")
             clip.encode()
         except UserError as error:
             problems.append(str(error))
         except UnicodeEncodeError:
-            problems.append(f"{printable(path)}: its name is not UTF-8, as names in a file of features are; rename it")
+            problems.append(f"{name}: its name is not UTF-8, as names in a file of features are; rename it")
         else:
             if clip in found:
-                raise UserError(f"{path} and {found[clip].name} would both be clip '{clip}'; rename one of them")
+                other = printable(found[clip].name)
+                raise UserError(f"{name} and {other} would both be clip '{printable(clip)}'; rename one of them")
             found[clip] = path
     return found, problems

@@ -112,7 +112,7 @@ def _extract(job: Job) -> Done:
             sample = sample_video(job.video, settings.frames, (settings.height, settings.width), settings.sampling)
             features = run_graph(_STATE["session"], sample.pixels).astype(settings.dtype)
             if not np.isfinite(features).all():
-                raise ValueError(f"its features are not finite in {settings.dtype}")
+                raise UserError(f"{printable(job.video)}: its features are not finite in {settings.dtype}")
     except UserError as error:
         return Done(job, error=str(error))
     data = io.BytesIO()
