@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$p && break; done)
-# What a board has: the base package and one engine, on Python 3.10 (JetPack 6) where that really runs.
+# What a board has: the base package, one engine and PyAV, on Python 3.10 (JetPack 6) where that really runs.
 BOARD_VENV := .venv-board
 BOARD_STAMP := $(BOARD_VENV)/.installed
 BOARD_PYTHON ?= $(or $(shell for p in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10); do \
@@ -35,11 +35,11 @@ $(STAMP): pyproject.toml setup.py
 # The package itself is found by PYTHONPATH, so that tests of the board run the checkout.
 $(BOARD_STAMP): pyproject.toml jetson/requirements.py | $(STAMP)
 	@test -x $(BOARD_VENV)/bin/python || "$(BOARD_PYTHON)" -m venv $(BOARD_VENV)
-	$(BOARD_VENV)/bin/python -m pip install --quiet -r <($(BIN)/python jetson/requirements.py)
+	$(BOARD_VENV)/bin/python -m pip install --quiet -r <($(BIN)/python jetson/requirements.py --video)
 	@touch $(BOARD_STAMP)
 
 board-wheels: install ## check that a board's requirements have aarch64 wheels (asks the package index)
-	@$(BIN)/python jetson/requirements.py --check 3.10 3.12
+	@$(BIN)/python jetson/requirements.py --video --check 3.10 3.12
 
 # The bundle is a small one made by hand: what is tested is the path, on another instruction set.
 test-aarch64: install ## profile a bundle on an emulated aarch64 processor (Debian; downloads packages and wheels once)

@@ -1,4 +1,7 @@
-"""What a board installs: the base package and one engine, read from pyproject.toml, so that no list can go stale."""
+"""What a board installs, read from pyproject.toml so that no list can go stale.
+
+The base package, one engine and, if wanted, PyAV for video files.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,16 @@ PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_
 """JetPack 6 has glibc 2.35 and JetPack 7 glibc 2.39: both take these wheels."""
 
 
-def board_requirements(extra: str | None = "board-cpu") -> list[str]:
-    """Requirements of the base package and of one extra.
+def board_requirements(*extras: str) -> list[str]:
+    """Requirements of the base package and of some extras.
 
     A board's Python may have no TOML reader (3.10 has none), so two lists are read from the file by their form.
 
     Args:
-        extra: Extra with the engine; None on JetPack, which brings TensorRT.
+        extras: The extra with the engine, but on JetPack, which brings TensorRT; ``board-video`` for video files.
     """
     text = PYPROJECT.read_text(encoding="utf-8")
-    found = _list(text, "dependencies")
-    return found + (_list(text, extra) if extra else [])
+    return [line for key in ("dependencies", *extras) for line in _list(text, key)]
 
 
 def _list(text: str, key: str) -> list[str]:
@@ -53,11 +55,15 @@ def check(python: str, requirements: list[str]) -> bool:
 
 def main() -> int:
     """Print or check."""
-    parser = argparse.ArgumentParser(description="Requirements of a board without extras but one engine.")
+    parser = argparse.ArgumentParser(
+        description="Requirements of a board: the base package, one engine, and what reads videos."
+    )
     parser.add_argument("--engine", default="board-cpu", help="extra with the engine, or 'none' (JetPack's TensorRT)")
+    parser.add_argument("--video", action="store_true", help="with what reads video files: answer, search, device")
     parser.add_argument("--check", nargs="+", metavar="VERSION", help="check wheels for these Python versions")
     options = parser.parse_args()
-    requirements = board_requirements(None if options.engine == "none" else options.engine)
+    extras = [*([] if options.engine == "none" else [options.engine]), *(["board-video"] if options.video else [])]
+    requirements = board_requirements(*extras)
     if options.check:
         results = [check(version, requirements) for version in options.check]
         return 0 if all(results) else 1

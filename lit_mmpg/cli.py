@@ -5,6 +5,7 @@ A verb is imported when it is called, so ``lit-mmpg --help`` needs neither torch
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 for success, 2 for a mistake in what was asked, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2

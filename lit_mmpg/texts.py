@@ -10,13 +10,13 @@ _HARMLESS = frozenset("\u00a0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map
 _CREDENTIALS = re.compile(r"\b(?!sqlite\b)([a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)  # sqlite's are paths
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """One line without anything that a terminal or a reader could take for something else.
 
     Control characters (escape codes, line ends), bidirectional and other invisible marks, and surrogates (bytes of a
     file name that are no UTF-8) become the escapes of a Python string; letters of all scripts stay.
     """
-    return "".join(char if char.isprintable() or char in _HARMLESS else _escaped(char) for char in text)
+    return "".join(char if char.isprintable() or char in _HARMLESS else _escaped(char) for char in str(text))
 
 
 def printable_lines(text: str) -> str:

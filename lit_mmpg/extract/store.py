@@ -19,9 +19,12 @@ import numpy as np
 
 from lit_mmpg.data.features import IDS_DATASET
 from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.video import clip_id, require_video
+from lit_mmpg.texts import printable
 from lit_mmpg.writing import write_bytes
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+"""Raise it when features of older versions must not be mixed with those of this one."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +134,28 @@ class Store:
         return count
 
 
-def clip_ids(videos: Sequence[Path]) -> dict[str, Path]:
-    """Id -> video; the id of a clip is the name of its file without the suffix.
+def clip_ids(videos: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
+    """Id -> video, and why others cannot be in a file of features; the id is the file's name without the suffix.
 
     Raises:
-        UserError: If two files have the same name but for their suffix, or a name means something else in the file.
+        UserError: If two files have the same name but for their suffix.
     """
     found: dict[str, Path] = {}
+    problems = []
     for path in videos:
-        if path.stem == IDS_DATASET:
-            raise UserError(f"{path}: '{IDS_DATASET}' is no possible name of a clip in a file of features; rename it")
-        if path.stem in found:
-            raise UserError(f"{path} and {found[path.stem].name} would both be clip '{path.stem}'; rename one of them")
-        found[path.stem] = path
-    return found
+        clip, name = clip_id(path), printable(path)
+        try:
+            require_video(path)
+            if clip in (IDS_DATASET, "."):
+                raise UserError(f"{name}: '{clip}' is no possible name of a clip in a file of features; rename it")
+            clip.encode()
+        except UserError as error:
+            problems.append(str(error))
+        except UnicodeEncodeError:
+            problems.append(f"{name}: its name is not UTF-8, as names in a file of features are; rename it")
+        else:
+            if clip in found:
+                other = printable(found[clip].name)
+                raise UserError(f"{name} and {other} would both be clip '{printable(clip)}'; rename one of them")
+            found[clip] = path
+    return found, problems

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, format_bytes, wide_console
-from lit_mmpg.runtime.video import SAMPLING, list_videos, video_digest
+from lit_mmpg.runtime.video import SAMPLING, list_videos, require_decoder, video_digest
+from lit_mmpg.texts import printable
 
 CACHE = Path("outputs/cache/encoders")
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the folder, the encoder or the output is not usable, or no video could be read.
     """
     options = _parser().parse_args(list(argv))
-    output = Path(options.output).expanduser()
+    output = Path(os.path.expanduser(options.output))
     if output.suffix not in (".h5", ".hdf5") or output.is_dir():
         raise UserError(f"--output {output}: features are written as HDF5; name a file that ends in .h5")
     if options.frames < 1 or options.workers < 1 or (options.size is not None and options.size < 32):
@@ -36,33 +37,44 @@ def main(argv: Sequence[str]) -> int:
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
     from lit_mmpg.extract.store import Settings, Store, clip_ids
 
-    videos = clip_ids(list_videos(options.videos))
+    require_decoder()
+    entries = list_videos(options.videos)
+    videos, problems = clip_ids(entries)
     folder = encoder_folder(options.encoder)
     digest = encoder_digest(folder)
     console = wide_console()
     with console.status("exporting the encoder, once"):
         graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
     store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
-    sources = {clip: video_digest(path) for clip, path in videos.items()}
+    sources: dict[str, str] = {}
+    with console.status("reading the videos, to tell which are known"):
+        for clip, path in videos.items():
+            try:
+                sources[clip] = video_digest(path)
+            except UserError as error:
+                problems.append(str(error))
+    for problem in problems:
+        console.print(f"[yellow]left out[/yellow] {escape(problem)}")
 
     from lit_mmpg.extract.work import Done, Job, run_jobs
 
     jobs = [
         Job(clip, str(path), str(store.part(clip, sources[clip])))
         for clip, path in videos.items()
-        if not store.has(clip, sources[clip])
+        if clip in sources and not store.has(clip, sources[clip])
     ]
-    if len(jobs) < len(videos):
-        console.print(f"{len(videos) - len(jobs)} of {len(videos)} clips are there already")
-    if not jobs and output.is_file() and not any(store.part(c, s).is_file() for c, s in sources.items()):
-        return 0
+    known = len(sources) - len(jobs)
+    if known:
+        console.print(f"{known} of {len(entries)} clips are there already")
+    if known and not jobs and output.is_file() and not any(store.part(c, s).is_file() for c, s in sources.items()):
+        return 1 if problems else 0
     failed: list[Done] = []
     frames, start = 0, time.perf_counter()
     columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TextColumn("clips, elapsed"))
     with Progress(
         *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True
     ) as progress:
-        bar = progress.add_task("", total=len(videos), completed=len(videos) - len(jobs))
+        bar = progress.add_task("", total=len(sources), completed=known)
         for done in run_jobs(jobs, graph, store.settings, min(options.workers, max(1, len(jobs)))):
             frames += done.frames
             progress.advance(bar)
@@ -72,14 +84,15 @@ def main(argv: Sequence[str]) -> int:
     lost = {done.job.clip for done in failed}
     finished = {clip: source for clip, source in sources.items() if clip not in lost}
     if not finished:
-        raise UserError(f"none of the {len(videos)} videos in {options.videos} could be read; see above")
+        raise UserError(f"none of the {len(entries)} videos in {printable(options.videos)} could be read; see above")
     count = store.finish(finished, {"encoder": folder.name})
     seconds = time.perf_counter() - start
     console.print(
-        f"{escape(str(output))}: {count} clips, {format_bytes(output.stat().st_size)}; now {len(jobs) - len(failed)} "
-        f"with {frames} frames in {seconds:.1f} s ({frames / seconds:.0f} frames/s); {len(failed)} left out"
+        f"{escape(str(output))}: {count} clips, {format_bytes(output.stat().st_size)}; now "
+        f"{len(jobs) - len(failed)} with {frames} frames in {seconds:.1f} s ({frames / seconds:.0f} frames/s); "
+        f"{len(failed) + len(problems)} left out"
     )
-    return 1 if failed else 0
+    return 1 if failed or problems else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ import numpy as np
 from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.errors import UserError
 from lit_mmpg.extract.store import Settings
-from lit_mmpg.runtime.video import sample_video
+from lit_mmpg.runtime.video import one_clip, sample_video
+from lit_mmpg.texts import printable
 from lit_mmpg.writing import write_bytes
 
 
@@ -86,7 +87,7 @@ def _alone(job: Job, graph: Path, settings: Settings) -> Done:
         try:
             return pool.submit(_extract, job).result()
         except BrokenProcessPool:
-            return Done(job, error=f"{job.video}: the process that decoded it died")
+            return Done(job, error=f"{printable(job.video)}: the process that decoded it died")
 
 
 def _pool(graph: Path, settings: Settings, workers: int) -> ProcessPoolExecutor:
@@ -108,15 +109,13 @@ def _end_with(parent: int) -> None:
 def _extract(job: Job) -> Done:
     settings: Settings = _STATE["settings"]
     try:
-        sample = sample_video(job.video, settings.frames, (settings.height, settings.width), settings.sampling)
-        features = run_graph(_STATE["session"], sample.pixels)
+        with one_clip(job.video):
+            sample = sample_video(job.video, settings.frames, (settings.height, settings.width), settings.sampling)
+            features = run_graph(_STATE["session"], sample.pixels).astype(settings.dtype)
+            if not np.isfinite(features).all():
+                raise UserError(f"{printable(job.video)}: its features are not finite in {settings.dtype}")
     except UserError as error:
         return Done(job, error=str(error))
-    except Exception as error:  # whatever one file does, the others go on
-        return Done(job, error=f"{job.video}: {type(error).__name__}: {error}")
-    features = features.astype(settings.dtype)
-    if not np.isfinite(features).all():
-        return Done(job, error=f"{job.video}: its features are not finite in {settings.dtype}")
     data = io.BytesIO()
     np.save(data, features)
     write_bytes(Path(job.target), data.getvalue())

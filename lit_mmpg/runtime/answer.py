@@ -15,7 +15,7 @@ from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import Visit
-from lit_mmpg.runtime.video import require_video, sample_frames
+from lit_mmpg.runtime.video import one_clip, require_video, sample_frames
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,10 +44,11 @@ def main(argv: Sequence[str]) -> int:
         state = visit.state
         source, statistics = restore(session, state), state.statistics_text()
         start = timed("load", start)
-        pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
-        start = timed("decode", start)
-        features = session.encode(pixels)
-        start = timed("encode", start)
+        with one_clip(video):
+            pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
+            start = timed("decode", start)
+            features = session.encode(pixels)
+            start = timed("encode", start)
         outcome = Adaptation(source)
         if client is not None or bundle.manifest.own_statistics is not None:
             take_in(session, state, features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     policy = parse_policy(options.policy)
     if not 0 <= options.anchor_noise < float("inf"):
         raise UserError(f"--anchor-noise {options.anchor_noise} must be 0 or more")
-    videos = _videos(options.clips)
+    videos, left_out = _videos(options.clips)
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)
     _check(bundle, questions, options.cloud is not None)
@@ -77,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
         if len(waiting) < len(videos):
             left = f"{len(videos) - len(waiting)} of {len(videos)} clips"
             _show(console.print, f"{left} were answered before (--again repeats), or named twice")
+        for note in left_out:
+            _show(console.print, f"[yellow]left out[/yellow] {escape(note)}", soft_wrap=True)
         notes = [*device.notes, *([recorder.error] if recorder is not None and recorder.error else [])]
         for note in notes:
             _show(console.print, f"[yellow]note[/yellow] {escape(note)}")
@@ -109,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
                 _show(console.print, f"recorded: {escape(where)}", soft_wrap=True)
             if not _show(sys.stdout.flush):
                 give_up_output()
-    return 1 if figures["unreadable"] or never_helped(figures) else 0
+    return 1 if left_out or figures["unreadable"] or never_helped(figures) else 0
 
 
 def _show(show: Callable[..., None], *arguments: Any, **options: Any) -> bool:
@@ -124,14 +127,24 @@ def _show(show: Callable[..., None], *arguments: Any, **options: Any) -> bool:
     return True
 
 
-def _videos(named: Sequence[str]) -> list[Path]:
-    """Video files, each once: a file that is named twice, or has a second name, is one clip under its first name."""
+def _videos(named: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The videos that are named, and why others are left out.
+
+    A file that is named twice, or has a second name, is one clip under its first name.
+    """
     found: dict[object, Path] = {}
+    left_out: list[str] = []
     for name in named:
-        path = Path(name).expanduser()
-        for video in list_videos(path) if path.is_dir() else [require_video(path)]:
+        try:
+            videos = list_videos(name) if os.path.isdir(os.path.expanduser(name)) else [require_video(name)]
+        except UserError as error:
+            left_out.append(str(error))
+            continue
+        for video in videos:
             found.setdefault(_identity(video), video)
-    return list(found.values())
+    if not found:
+        raise UserError(left_out[0])
+    return list(found.values()), left_out
 
 
 def _identity(video: Path) -> object:

@@ -130,6 +130,7 @@ class Journal:
         self._size, self._whole = 0, True
         self.records = self._read()
         self._done = {(record.clip, record.digest) for record in self.records}
+        self._names = {record.clip for record in self.records}
         numbers = {record.number for record in self.records}
         for known in (*pending, *([] if committed is None else [committed])):
             try:
@@ -149,6 +150,10 @@ class Journal:
         """Number of the latest clip, 0 before the first."""
         return max((record.number for record in self.records), default=0)
 
+    def names(self, clip: str) -> bool:
+        """Whether a clip of this name was dealt with."""
+        return clip in self._names
+
     def holds(self, clip: str, digest: str) -> bool:
         """Whether a clip was dealt with."""
         return (clip, digest) in self._done
@@ -165,6 +170,7 @@ class Journal:
     def _remember(self, record: Record) -> None:
         self.records.append(record)
         self._done.add((record.clip, record.digest))
+        self._names.add(record.clip)
         self.waiting.append(record)
 
     def _write(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.runtime.video import sample_video, video_digest
+from lit_mmpg.runtime.video import one_clip, require_decoder, sample_video, video_digest
 from lit_mmpg.writing import write_bytes
 
 
@@ -46,9 +46,13 @@ class Eye:
         session: The session; its bundle has an ``encode`` graph.
         frames: Most frames per clip; ``None``: as the model was trained.
         memory: Folder that keeps the features of videos seen before; ``None`` keeps none.
+
+    Raises:
+        UserError: If PyAV is not installed: no clip is at fault then.
     """
 
     def __init__(self, session: DeviceSession, frames: int | None = None, memory: Path | None = None) -> None:
+        require_decoder()
         self.session, self.memory = session, memory
         self.frames = frames or session.manifest.frames.max_frames
         self._size = session.picture_size
@@ -58,7 +62,7 @@ class Eye:
         """Decode and encode a video, or remember it.
 
         Raises:
-            UserError: If it cannot be decoded.
+            UserError: If it cannot be read, decoded or encoded.
         """
         entry = None
         if self.memory is not None:
@@ -66,11 +70,12 @@ class Eye:
             known = _read(entry, video)
             if known is not None:
                 return known
-        start = time.perf_counter()
-        sample = sample_video(video, self.frames, self._size)
-        decoded = time.perf_counter()
-        features = self.session.encode(sample.pixels)
-        encoded = time.perf_counter()
+        with one_clip(video):
+            start = time.perf_counter()
+            sample = sample_video(video, self.frames, self._size)
+            decoded = time.perf_counter()
+            features = self.session.encode(sample.pixels)
+            encoded = time.perf_counter()
         if entry is not None:
             _write(entry, features=features, indices=sample.indices, times_s=sample.times_s)
         return Look(video, features, sample.indices, sample.times_s, 1e3 * (decoded - start), 1e3 * (encoded - decoded))

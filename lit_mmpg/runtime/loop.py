@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from lit_mmpg.errors import UserError
@@ -80,20 +80,25 @@ class Device:
         """What a person should know before the first clip."""
 
     def waiting(self, videos: Sequence[Path], again: bool = False) -> list[Path]:
-        """Clips to be dealt with, each once.
+        """Clips to be dealt with, each once; only those whose name is not new are read for that.
 
         Args:
             videos: The clips; the same video under the same name is the same clip, wherever it lies.
             again: Also those that were dealt with before.
         """
+        named = Counter(video.name for video in videos)
         found: dict[object, Path] = {}
         for video in videos:
             key: object = video
-            with suppress(UserError, OSError):  # told when its turn comes
-                digest = video_digest(video)
+            before = self.journal is not None and self.journal.names(video.name)
+            if named[video.name] > 1 or (before and not again):
+                try:
+                    digest = video_digest(video)
+                except UserError:  # told when its turn comes, if it has not come before
+                    digest = ""
                 if not again and self.journal is not None and self.journal.holds(video.name, digest):
                     continue
-                key = (video.name, digest)
+                key = (video.name, digest) if digest else video
             found.setdefault(key, video)
         return list(found.values())
 
@@ -109,7 +114,7 @@ class Device:
         try:
             digest = video_digest(video)
             look = self.eye.look(video)
-        except (UserError, OSError) as error:  # OSError: deleted, or on a disk that fails
+        except UserError as error:
             return self._commit(
                 Record(self._number, video.name, digest, self.source, reason="unreadable", error=str(error))
             )

@@ -1,8 +1,15 @@
-"""Video files on a device: decode, choose frames, resize. PyAV, no torch."""
+"""Video files on a device: decode, choose frames, turn and resize them. PyAV, no torch.
+
+Pictures are those that ``ffmpeg -i FILE -map 0:V:0`` shows: turned by the display matrix, with the colours that the
+stream states, without cover pictures, and without frames that an edit list hides.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,49 +17,93 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.errors import UserError, nearest
-from lit_mmpg.runtime.shots import BINS, THUMBNAIL, find_cuts, histogram, shot_indices
+from lit_mmpg.runtime.containers import missing_bytes
+from lit_mmpg.runtime.shots import THUMBNAIL, find_cuts, histogram, shot_indices
+from lit_mmpg.texts import printable
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 SAMPLING = ("uniform", "shots")
-EDGE_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def one_clip(path: str | Path) -> Iterator[None]:
+    """Guards all that touches one clip, so that it costs no other one.
+
+    Raises:
+        UserError: Whatever fails inside, naming the clip.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if type(error).__module__.startswith("av."):
+            reason = f"cannot be decoded ({getattr(error, 'strerror', error)}); is it a video, and complete?"
+        elif isinstance(error, OSError):
+            reason = f"cannot be read ({error.strerror})"
+        raise UserError(f"{printable(path)}: {printable(reason)}") from error
 
 
 def require_video(path: str | Path) -> Path:
     """The path of a video file.
 
     Raises:
-        UserError: If nothing is there, or it is a folder.
+        UserError: If nothing is there, or it is no file: a folder, a pipe, a socket, a device.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        what = "is a folder, a video file is needed" if path.is_dir() else f"does not exist{nearest(path)}"
-        raise UserError(f"video {path} {what}")
-    return path
+    with one_clip(path):
+        path = Path(path if os.path.lexists(path) else os.path.expanduser(path))
+        if path.is_file():
+            return path
+        if path.is_dir():
+            what = "is a folder, a video file is needed"
+        elif path.exists():
+            what = "is a pipe, a socket or a device, a video file is needed"
+        elif path.is_symlink():
+            what = "is a link to something that does not exist"
+        else:
+            what = f"does not exist{nearest(path)}"
+    raise UserError(f"video {printable(path)} {printable(what)}")
 
 
 def list_videos(folder: str | Path) -> list[Path]:
-    """Video files of a folder, by name.
+    """Entries of a folder that are named as videos, by name; whether they can be read is not looked at.
 
     Raises:
-        UserError: If the folder does not exist or holds none.
+        UserError: If the folder does not exist, cannot be read or holds none.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not folder.is_dir():
-        raise UserError(f"folder {folder} does not exist{nearest(folder)}")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        raise UserError(f"folder {printable(folder)} does not exist{printable(nearest(folder))}")
+    try:
+        found = sorted(path for path in folder.iterdir() if clip_id(path))
+    except OSError as error:
+        raise UserError(f"folder {printable(folder)} cannot be read ({error.strerror})") from error
     if not found:
-        raise UserError(f"{folder} holds no video files ({', '.join(SUFFIXES)})")
+        raise UserError(f"{printable(folder)} holds no video files ({', '.join(SUFFIXES)})")
     return found
 
 
+def clip_id(path: Path) -> str:
+    """The name of a file without the suffix of a video; empty where it has none.
+
+    ``._clip.mp4``, which macOS leaves beside ``clip.mp4`` on other file systems, is not a clip.
+    """
+    name = "" if path.name.startswith("._") else path.name
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+
+
 def video_digest(path: Path) -> str:
-    """Whether a file is still the same video: its size, and a digest of its first and last 64 KiB."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(EDGE_BYTES))
-        file.seek(max(0, size - EDGE_BYTES))
-        digest.update(file.read(EDGE_BYTES))
+    """Whether a file is still the same video: a digest of all it holds.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with one_clip(path), require_video(path).open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()[:24]
 
 
@@ -68,9 +119,9 @@ class Sample:
 
     Attributes:
         pixels: ``[T, 3, H, W]`` uint8 RGB, T at least 1.
-        indices: ``[T]`` which frames of the video they are.
-        times_s: ``[T]`` when they are shown, seconds from the start.
-        total: Frames of the video.
+        indices: ``[T]`` which of the frames that are shown they are.
+        times_s: ``[T]`` when they are shown, seconds from the start of the clip.
+        total: Frames that are shown.
         shots: Shots that were told apart; 1 with uniform sampling.
     """
 
@@ -92,119 +143,209 @@ def sample_video(path: str | Path, count: int, size: tuple[int, int] | None = No
     Args:
         path: The file.
         count: Most frames.
-        size: Height and width to which the whole picture is resized (bilinear); ``None`` keeps the size.
-        rule: ``uniform``: spread evenly over the length; ``shots``: every shot has a frame before a long one has
+        size: Height and width to which the whole picture is resized (bilinear); ``None`` keeps those of the first.
+        rule: ``uniform``: spread evenly over the frames; ``shots``: every shot has a frame before a long one has
             several, which takes a second pass over the file.
 
     Raises:
         UserError: If the file cannot be decoded or is cut off, or PyAV is not installed.
     """
-    path = require_video(path)
     if rule not in SAMPLING:
         raise UserError(f"sampling rule '{rule}' is unknown; choose one of {', '.join(SAMPLING)}")
-    av = _av()
-    try:
+    with one_clip(path):
+        path = require_video(path)
+        missing = missing_bytes(path)
+        if missing:
+            raise UserError(f"{printable(path)}: is cut off, at least {missing} bytes are missing; copy it again")
         if rule == "shots":
-            histograms = _histograms(av, path)
-            total, cuts = len(histograms), find_cuts(histograms) if len(histograms) > 1 else np.zeros(0, np.int64)
-            wanted = shot_indices(cuts, total, count)
+            histograms = _histograms(path)
+            cuts = find_cuts(histograms) if len(histograms) > 1 else np.zeros(0, np.int64)
+            wanted = shot_indices(cuts, len(histograms), count)
+            pixels, times = _pick(path, wanted, size)
         else:
-            total, cuts = _packets(av, path), np.zeros(0, np.int64)
-            wanted = uniform_indices(total, count)
-        found, seen = _pick(av, path, wanted, size)
-        if len(found) < len(wanted):  # some packets hold no picture: only decoding tells how many there are
-            total, wanted = seen, uniform_indices(seen, count)
-            found, _ = _pick(av, path, wanted, size)
-    except av.error.FFmpegError as error:
-        raise UserError(f"{path}: cannot be decoded ({error.strerror}); is it a video, and complete?") from error
-    if not found:
-        raise UserError(f"{path}: holds no pictures; is it a video, and complete?")
-    pixels, times = zip(*found, strict=True)
-    return Sample(np.stack(pixels), wanted, np.array(times), total, len(cuts) + 1)
+            cuts, wanted = np.zeros(0, np.int64), uniform_indices(_packets(path), count)
+            pixels, times = _pick(path, wanted, size)
+            counted = uniform_indices(len(times), count)
+            if not np.array_equal(wanted, counted):  # packets hide frames, or hold several: only decoding tells
+                wanted = counted
+                pixels, times = _pick(path, wanted, size)
+        if not pixels:
+            raise UserError(f"{printable(path)}: holds no pictures; is it a video, and complete?")
+        return Sample(np.stack(pixels), wanted, times[wanted], len(times), len(cuts) + 1)
 
 
 def picture_at(path: str | Path, index: int, width: int) -> np.ndarray:
-    """One frame in its own shape, for people: ``[3, H, W]`` uint8 RGB of a given width.
+    """One frame in the shape in which it is shown, for people: ``[3, H, W]`` uint8 RGB of a given width.
 
     Raises:
         UserError: If it cannot be decoded.
     """
-    path = require_video(path)
-    av = _av()
-    try:
-        with av.open(str(path)) as container:
-            codec = _stream(container, path).codec_context
-            height = max(1, round(width * codec.height / max(1, codec.width)))
-        found, _ = _pick(av, path, np.array([index]), (height, width))
-    except av.error.FFmpegError as error:
-        raise UserError(f"{path}: cannot be decoded ({error.strerror}); is it a video, and complete?") from error
-    if not found:
-        raise UserError(f"{path}: holds no frame {index}")
-    return found[0][0]
+    with one_clip(path):
+        path = require_video(path)
+        with _opened(path) as (container, stream):
+            screen = _Screen(None, width, stream.sample_aspect_ratio)
+            for position, frame in enumerate(_frames(container, stream)):
+                if position == index:
+                    return screen.show(frame)
+        raise UserError(f"{printable(path)}: holds no frame {index}")
 
 
-def _packets(av: Any, path: Path) -> int:
-    """Number of pictures in the file, by its packets: nothing is decoded.
+def _packets(path: Path) -> int:
+    """About how many frames are shown: nothing is decoded."""
+    with _opened(path) as (container, stream):
+        return sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+
+
+def _histograms(path: Path) -> np.ndarray:
+    """``[T, 3, 8]`` of all frames that are shown."""
+    screen = _Screen(THUMBNAIL)
+    with _opened(path) as (container, stream):
+        found = [histogram(screen.show(frame)) for frame in _frames(container, stream)]
+    return np.stack(found) if found else np.zeros((0, 3, 1), np.float32)
+
+
+def _pick(path: Path, wanted: np.ndarray, size: tuple[int, int] | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """The wanted frames, and when each frame of the film is shown, seconds from the start of the clip."""
+    screen, picked = _Screen(size), set(wanted.tolist())
+    pixels: list[np.ndarray] = []
+    stamps: list[tuple[int | None, int | None]] = []
+    with _opened(path) as (container, stream):
+        for index, frame in enumerate(_frames(container, stream)):
+            stamps.append((frame.pts, frame.dts))
+            if index in picked:
+                pixels.append(screen.show(frame))
+        start_s, tick_s = (container.start_time or 0) / 1e6, float(stream.time_base)
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+    times = np.array(_best_effort(stamps), np.float64) * tick_s - start_s
+    steps = np.diff(times, prepend=0.0)
+    steps[1:][~(steps[1:] > 0)] = 1 / rate  # joined recordings begin anew, and some streams leave times out
+    return pixels, np.cumsum(np.nan_to_num(steps))
+
+
+def _best_effort(stamps: Sequence[tuple[int | None, int | None]]) -> list[Any]:
+    """One time for each frame, from its presentation and decoding times, as libavcodec guesses it.
+
+    AVI states decoding times alone, and what stands for presentation times there goes back at every B-frame.
+    """
+    guesses: list[Any] = []
+    last, faults = [-np.inf, -np.inf], [0, 0]
+    for stamp in stamps:
+        for kind in (0, 1):
+            own, other = stamp[kind], stamp[1 - kind]
+            if own is not None:
+                faults[kind] += own <= last[kind]
+            now = own if own is not None else other
+            last[kind] = last[kind] if now is None else now
+        pts, dts = stamp
+        guesses.append(pts if pts is not None and (dts is None or faults[0] <= faults[1]) else dts)
+    return guesses
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container, and the stream of the film."""
+    av = require_decoder()
+    # A colon in a name starts no protocol, and tags in other encodings are no reason to refuse pictures.
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
+        cover = av.stream.Disposition.attached_pic
+        films = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not films:
+            only = ", only a cover picture" if container.streams.video else ""
+            raise UserError(f"{printable(path)}: holds no video stream{only}")
+        films[0].thread_type = "AUTO"
+        yield container, films[0]
+
+
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
+    """All frames that are shown, in order.
+
+    A recording may begin between two key frames: what cannot be decoded before the first picture is passed over.
+    """
+    begun = False
+    for packet in container.demux(stream):
+        if not packet.size and packet.dts is not None:  # an empty one repeats the frame before it
+            continue
+        try:
+            frames = packet.decode()
+        except require_decoder().error.FFmpegError:
+            if begun:
+                raise
+            continue
+        begun = begun or bool(frames)
+        yield from frames
+
+
+class _Screen:
+    """Shows frames as ffmpeg does, by its own filters: turned, in the colours that they state, resized.
+
+    Args:
+        size: Height and width of the pictures; ``None``: those of the first frame.
+        width: Width alone: the height follows from the shape in which the film is shown.
+        aspect: Width over height of a pixel, for ``width``.
+    """
+
+    def __init__(self, size: tuple[int, int] | None, width: int | None = None, aspect: Any = None) -> None:
+        self._size, self._width, self._aspect = size, width, float(aspect or 1)
+        self._made_for: Any = None
+        self._graph: Any = None
+
+    def show(self, frame: Any) -> np.ndarray:
+        """``[3, H, W]`` uint8 RGB."""
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        turn = _turning(np.frombuffer(bytes(matrix), np.int32)) if matrix is not None else ()
+        kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), turn)
+        if kind != self._made_for:
+            self._graph, self._made_for = self._make(*kind), kind
+        self._graph.push(frame)
+        return np.ascontiguousarray(self._graph.pull().to_ndarray().transpose(2, 0, 1))
+
+    def _make(self, width: int, height: int, pixels: str, space: int, span: int, turn: tuple[str, ...]) -> Any:
+        if self._size is None:
+            rows, columns = (float(height), width * (self._aspect if self._width else 1.0))
+            if any(name.startswith("transpose") for name in turn):
+                rows, columns = columns, rows
+            scale = self._width / columns if self._width else 1.0
+            self._size = max(1, min(round(rows * scale), 4 * round(columns * scale))), round(columns * scale)
+        chain = [f"buffer=video_size={width}x{height}:pix_fmt={pixels}:time_base=1/1:colorspace={space}:range={span}"]
+        chain += [*turn, f"scale={self._size[1]}:{self._size[0]}:flags=bilinear", "format=pix_fmts=rgb24", "buffersink"]
+        graph = require_decoder().filter.Graph()
+        last = None
+        for node in (graph.add(*part.split("=", 1)) for part in chain):
+            if last is not None:
+                last.link_to(node)
+            last = node
+        graph.configure()
+        return graph
+
+
+def _turning(matrix: np.ndarray) -> tuple[str, ...]:
+    """Filters that turn a picture by a display matrix (nine numbers, row by row), as ffmpeg's ``-autorotate`` does."""
+    a, b, c, d = (float(matrix[i]) for i in (0, 1, 3, 4))
+    if not np.hypot(a, c) or not np.hypot(b, d):
+        return ()
+    degrees = round(np.degrees(np.arctan2(b / np.hypot(b, d), a / np.hypot(a, c)))) % 360
+    if degrees == 90:
+        return ("transpose=cclock_flip" if c > 0 else "transpose=clock",)
+    if degrees == 270:
+        return ("transpose=clock_flip" if c < 0 else "transpose=cclock",)
+    if degrees not in (0, 180):
+        return (f"rotate={degrees}*PI/180",)
+    return (*(("hflip",) if a < 0 else ()), *(("vflip",) if d < 0 else ()))
+
+
+def require_decoder() -> Any:
+    """PyAV.
 
     Raises:
-        UserError: If the file ends before its header says so.
+        UserError: If it is not installed.
     """
-    with av.open(str(path)) as container:
-        stream = _stream(container, path)
-        promised, last = stream.frames, None
-        count = 0
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                count, last = count + 1, packet
-    if last is not None and (last.is_corrupt or (promised and count < 0.98 * promised)):
-        raise UserError(f"{path}: is cut off ({count} of {promised or 'more'} frames); copy it again")
-    return count
-
-
-def _histograms(av: Any, path: Path) -> np.ndarray:
-    _packets(av, path)
-    with av.open(str(path)) as container:
-        frames = container.decode(_stream(container, path))
-        found = [histogram(_picture(frame, THUMBNAIL)) for frame in frames]
-    return np.stack(found) if found else np.zeros((0, 3, BINS), np.float32)
-
-
-def _pick(
-    av: Any, path: Path, wanted: np.ndarray, size: tuple[int, int] | None
-) -> tuple[list[tuple[np.ndarray, float]], int]:
-    """The wanted frames with their times, and how many frames were decoded until the last of them or the end."""
-    remaining, index = [int(i) for i in wanted][::-1], -1
-    found: list[tuple[np.ndarray, float]] = []
-    with av.open(str(path)) as container:
-        for index, frame in enumerate(container.decode(_stream(container, path))):
-            if not remaining:
-                return found, index
-            if index == remaining[-1]:
-                remaining.pop()
-                found.append((_picture(frame, size), float(frame.time or 0.0)))
-    return found, index + 1
-
-
-def _stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
-        raise UserError(f"{path}: holds no video stream")
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def _picture(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
-    height, width = size or (frame.height, frame.width)
-    resized = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR")
-    return np.ascontiguousarray(resized.to_ndarray().transpose(2, 0, 1))
-
-
-def _av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError("decoding videos needs PyAV: pip install 'lit-mmpg[video]'") from error
+        raise UserError("decoding videos needs PyAV: pip install 'lit-mmpg[board-video]'") from error
     import av.error
+    import av.filter
+    import av.stream
 
     av.logging.set_level(None)
     return av

@@ -22,6 +22,7 @@ from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.runtime.video import sample_frames
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
+from tests.runtime.cloud_server import odd_entries
 
 transformers = pytest.importorskip("transformers")
 SIZE = 40
@@ -100,22 +101,27 @@ def test_bad_files_are_named_and_the_rest_is_there(
         shutil.copy(videos / f"{name}.mp4", folder)
     data = (videos / "clip002.mp4").read_bytes()
     (folder / "torn.mp4").write_bytes(data[: len(data) // 2])
-    (folder / "empty.mp4").write_bytes(b"")
+    good, bad = odd_entries(folder, videos / "clip003.mp4")
+    ids = [path.name[:-4] for path in good[1:-1]]  # HDF5 has no "." and no names that are not UTF-8
     assert main(arguments(folder, encoder)) == 1
     said = capsys.readouterr().out
-    assert "torn.mp4: cannot be decoded" in said and "empty.mp4: cannot be decoded" in said and "2 left out" in said
-    assert sorted(open_features("f.h5").ids()) == ["clip000", "clip001"]
+    assert "torn.mp4: is cut off" in said and "empty.mp4: cannot be decoded" in said and "10 left out" in said
+    assert all(f"{path.name}" in said for path in bad) and "caf\\udce9.mp4: its name is not UTF-8" in said
+    assert "..mp4: '.' is no possible name" in said and "\x1b" not in said
+    assert sorted(open_features("f.h5").ids()) == sorted(["clip000", "clip001", *ids])
+    for path in (*good, *bad[1:]):
+        path.unlink()
+    bad[0].rmdir()
     # What they hold is what the graph makes of the frames that a device would look at.
     graph = next(Path("outputs/cache/encoders").glob("*.onnx"))
     expected = run_graph(open_graph(graph), sample_frames(folder / "clip000.mp4", 4, (SIZE, SIZE)))
     np.testing.assert_array_equal(open_features("f.h5").frames("clip000"), expected.astype(np.float16))
 
     # A mended file and a new one are added; what was there stays as it is.
-    (folder / "empty.mp4").unlink()
     shutil.copy(videos / "clip002.mp4", folder / "torn.mp4")
     assert main(arguments(folder, encoder)) == 0
     assert "2 of 3 clips are there already" in capsys.readouterr().out
-    assert sorted(open_features("f.h5").ids()) == ["clip000", "clip001", "torn"]
+    assert sorted(open_features("f.h5").ids()) == sorted(["clip000", "clip001", "torn", *ids])
     np.testing.assert_array_equal(open_features("f.h5").frames("clip000"), expected.astype(np.float16))
     assert main(arguments(folder, encoder, "--sampling", "shots")) == 2
     assert "made with another sampling" in capsys.readouterr().err
@@ -198,5 +204,7 @@ def test_mistakes_are_answered_at_once(
     for name in ("a.mp4", "a.mkv"):
         write_clip(twice / name, 0, 2)
     assert "would both be clip 'a'" in error(*arguments(twice, encoder))
-    (twice / "a.mkv").rename(twice / "ids.mkv")
-    assert "no possible name" in error(*arguments(twice, encoder))
+    (twice / "a.mkv").unlink()
+    (twice / "a.mp4").rename(twice / "ids.mp4")
+    (tmp_path / "f.h5").unlink()
+    assert "none of the 1 videos" in error(*arguments(twice, encoder))

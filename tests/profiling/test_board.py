@@ -12,6 +12,7 @@ import pytest
 
 from profiling import document as documents
 from tests.profiling.bundles import make_bundle
+from tests.runtime.cloud_server import write_video
 
 ROOT = Path(__file__).parents[2]
 BOARD = ROOT / ".venv-board" / "bin" / "python"
@@ -83,6 +84,17 @@ def test_bad_input_on_a_board_is_one_line(board: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: configuration file y.yaml does not exist")
 
 
+def test_a_video_is_answered_with_pyav_alone(board: Path, tmp_path: Path) -> None:
+    if run(board, "-c", "import av", cwd=tmp_path).returncode != 0:
+        pytest.skip("no PyAV in .venv-board; 'make install' adds it")
+    make_bundle(tmp_path / "bundle")
+    write_video(tmp_path / "clip.mp4")
+    done = run(
+        *(board, "-m", "lit_mmpg", "answer", "clip.mp4", "what is the man doing", "--bundle", "bundle"), cwd=tmp_path
+    )
+    assert done.returncode == 0 and "of clip.mp4" in done.stdout, done.stderr
+
+
 def test_requirements_come_from_the_package(tmp_path: Path) -> None:
     script = ROOT / "jetson" / "requirements.py"
     names = {
@@ -93,5 +105,7 @@ def test_requirements_come_from_the_package(tmp_path: Path) -> None:
     }
     assert any(line.startswith("onnxruntime") for line in names["board-cpu"])
     assert not any("onnxruntime" in line for line in names["none"])
+    with_video = subprocess.run([sys.executable, str(script), "--video"], capture_output=True, text=True, check=True)
+    assert set(with_video.stdout.split()) - set(names["board-cpu"]) == {"av>=15"}
     for line in names["board-cpu"]:
         assert line.split(">")[0].split("[")[0].lower() in {a.lower() for a in ALLOWED}, f"a board would install {line}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +31,23 @@ def write_video(path: Path, frames: int = 12, height: int = 48, width: int = 64)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def odd_entries(folder: Path, video: Path) -> tuple[list[Path], list[Path]]:
+    """Entries of a folder that are named as videos: good ones with odd names, and ones that cannot be read."""
+    names = ["..mp4", "12:30.mp4", "%d#?&.mp4", "-y.mp4", "~no.mp4", "two\nlines.mp4", "\x1b[2J.mp4", "café 🎥.MP4"]
+    good = [folder / name for name in (*names, "x" * 251 + ".mp4", os.fsdecode(b"caf\xe9.mp4"))]
+    for path in good:
+        shutil.copy(video, path)
+    bad = [folder / f"{kind}.mp4" for kind in ("folder", "dangling", "loop", "pipe", "socket", "failing", "empty")]
+    bad[0].mkdir()
+    for path, target in zip((*bad[1:3], bad[5]), ("gone", bad[2], "/proc/self/mem"), strict=True):
+        path.symlink_to(target)  # the first page of a process's memory is a regular file that cannot be read
+    os.mkfifo(bad[3])
+    os.mknod(bad[4], stat.S_IFSOCK)
+    bad[6].write_bytes(b"")
+    (folder / "._good.mp4").write_bytes(b"what macOS leaves beside a file")
+    return good, bad
 
 
 def parameters_of(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:

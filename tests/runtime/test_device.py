@@ -26,7 +26,7 @@ from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.summary import summarise
 from lit_mmpg.runtime.video import list_videos
-from tests.runtime.cloud_server import parameters_of, serving, write_video
+from tests.runtime.cloud_server import odd_entries, parameters_of, serving, write_video
 
 QUESTIONS = Questions([Question("what is mine"), Question("which one is usual", answer="nothing")])
 WITHOUT_TORCH = """
@@ -125,14 +125,36 @@ def test_a_cloud_that_comes_and_goes_costs_no_answer_and_is_not_asked_in_vain(bu
     hands.close()
 
 
-def test_a_clip_that_cannot_be_read_stops_nothing(bundle: Bundle, clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
-    hands = Hands(bundle, None, Always())
-    gone, bad, good = (hands.device.take(p) for p in (tmp_path / "gone.mp4", tmp_path / "bad.mp4", clips / "c1.mp4"))
+def test_a_clip_that_cannot_be_read_stops_nothing(
+    bundle: Bundle, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clips").mkdir()
+    monkeypatch.chdir(tmp_path / "clips")
+    good, bad = odd_entries(Path(), clips / "c1.mp4")
+    arguments = ["device", "--bundle", str(bundle.path), "--state-dir", str(tmp_path / "state"), "--question", "what?"]
+    named = ["nothing.mp4", *(str(path) for path in (*good[:3], *bad)), str(clips / "c2.mp4")]
+    assert main([*arguments, "--clips", *named]) == 1  # as a shell writes them out
+    said = capsys.readouterr().out
+    assert all(path.name in said for path in bad) and "4 static" in said and said.count("left out  ") == 2
+    assert "left out folder.mp4 holds no video files" in said and said.count("left out video") == len(bad) - 2
+    assert main([*arguments, "--clips", "."]) == 1  # two of the bad ones are in the journal by now
+    said = capsys.readouterr().out
+    assert all(path.name in said for path in bad[:5]) and "\x1b" not in said and "caf\\udce9.mp4" in said
+    assert main([*arguments, "--clips", "."]) == 0 and "were answered before" in capsys.readouterr().out
+
+
+def test_a_journal_of_other_digests_is_no_obstacle(bundle: Bundle, clips: Path, tmp_path: Path) -> None:
+    hands = Hands(bundle, None, Always(), tmp_path)
+    hands.device.take(clips / "c1.mp4")
     hands.close()
-    assert gone.unreadable and bad.unreadable and not good.unreadable and good.source == "static"
-    assert len(hands.device.state.clips) == 1  # its context grows, for the day when a cloud is there
-    assert summarise([gone, bad, good])["unreadable"] == 2
+    lines = (tmp_path / "answers.jsonl").read_text().replace(hands.device.journal.records[0].digest, "0" * 24)
+    (tmp_path / "answers.jsonl").write_text(lines)
+    again = Hands(bundle, None, Always(), tmp_path)
+    both = [clips / "c1.mp4", clips / "c2.mp4"]
+    assert again.device.waiting(both) == both
+    again.device.take(clips / "c1.mp4")
+    assert again.device.waiting(both) == both[1:]
+    again.close()
 
 
 def test_a_record_that_only_the_state_knows_is_added_and_a_torn_line_overwritten(tmp_path: Path) -> None:

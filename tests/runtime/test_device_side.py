@@ -61,7 +61,7 @@ def test_frames_are_decoded_in_order_spread_evenly_and_resized(tmp_path: Path) -
 
 def test_what_is_no_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.mp4").write_bytes(write_video(tmp_path / "clip.mp4").read_bytes()[:400])
-    with pytest.raises(UserError, match=r"torn\.mp4: (cannot be decoded|holds no)"):
+    with pytest.raises(UserError, match=r"torn\.mp4: is cut off"):
         sample_frames(tmp_path / "torn.mp4", 2)
     with pytest.raises(UserError, match=r"does not exist.*clip\.mp4"):
         sample_frames(tmp_path / "clap.mp4", 2)

@@ -21,7 +21,7 @@ from lit_mmpg.runtime.search import rank
 from lit_mmpg.runtime.session import DeviceSession
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data
-from tests.runtime.cloud_server import parameters_of, serving, write_video
+from tests.runtime.cloud_server import odd_entries, parameters_of, serving, write_video
 
 QUERY = "the thing is red"
 WITHOUT_TORCH = """
@@ -117,6 +117,22 @@ def test_search_runs_without_torch_and_writes_a_page_with_its_pictures(
     assert len(pictures) == 3
     for data in pictures:
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (320, 240)
+
+
+def test_entries_that_are_no_clips_cost_the_others_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clips").mkdir()
+    monkeypatch.chdir(tmp_path / "clips")  # names that begin with ~ or - stand alone
+    good, bad = odd_entries(Path(), write_video(tmp_path / "v.mp4", 4))
+    command = ["search", QUERY, "--bundle", str(bundle.path), "--clips", ".", "--state", str(tmp_path / "s")]
+    for known in (len(good) - 1, len(good)):  # they all hold the same video
+        assert main([*command, "--html", str(tmp_path / "page.html")]) == 1
+        said = capsys.readouterr().out
+        assert all(path.name in said for path in bad) and said.count("left out: ") == len(bad) and "\x1b" not in said
+        assert f"{known} known from before" in said and "caf\\udce9.mp4" in said
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == len(good) and "12:30.mp4" in page and "café 🎥.MP4" in page
 
 
 def test_mistakes_are_answered_at_once(

@@ -76,7 +76,7 @@ def test_flicker_and_flashes_are_no_cuts() -> None:
 def test_a_file_that_ends_early_is_named_even_where_its_index_is_whole(tmp_path: Path, rule: str) -> None:
     data = write_shots(tmp_path / "clip.mp4", movflags="faststart").read_bytes()
     (tmp_path / "torn.mp4").write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(UserError, match=r"torn\.mp4: (is cut off|cannot be decoded)"):
+    with pytest.raises(UserError, match=r"torn\.mp4: is cut off"):
         sample_video(tmp_path / "torn.mp4", 4, (24, 32), rule)
     with pytest.raises(UserError, match="unknown; choose one of uniform, shots"):
         sample_video(tmp_path / "clip.mp4", 4, None, "random")
