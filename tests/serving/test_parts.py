@@ -125,7 +125,7 @@ def test_bodies_are_read_up_to_the_limit_and_no_further() -> None:
             return messages[len(read) - 1]
 
         try:
-            return asyncio.run(read_body(receive, declared, 10, 1.0)), len(read)
+            return asyncio.run(read_body(receive, declared, 10)), len(read)
         except Refused as refused:
             return refused, len(read)
 
