@@ -129,8 +129,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head of a request is there; it is begun unless another is being answered."""
         if len(self._unanswered) >= MAX_PIPELINED:
             raise Refused(400, "http", f"at most {MAX_PIPELINED} requests may wait for their answers")
-        self._in_head = False
         super().on_headers_complete()
+        self._in_head = False
         cycle: Any = self.cycle
         cycle.keep_alive = cycle.keep_alive and self.parser.should_keep_alive() and not self.parser.should_upgrade()
         self._unanswered.append(cycle)
@@ -255,7 +255,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Say that nothing more comes, and wait a little for the client to leave."""
         self._deaf, self._receiving = True, False
         if self.transport.can_write_eof() and not self.transport.is_closing():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the client has cut the connection
+                self.transport.abort()
         else:
             self.transport.close()
         self._arm(self.timeout_keep_alive if self.transport.get_write_buffer_size() else LINGER_S)
@@ -296,5 +299,5 @@ class ServiceLoop(asyncio.SelectorEventLoop):
             if time.monotonic() - self._said_at > 60:
                 self._said_at = time.monotonic()
                 _log.error("connection not accepted", extra={"event": "connections", "detail": str(error)})
-            return
-        super().call_exception_handler(context)
+        elif not (isinstance(error, OSError) and error.errno == errno.ENOTCONN):  # the client cut the connection first
+            super().call_exception_handler(context)
