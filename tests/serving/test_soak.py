@@ -90,14 +90,15 @@ def test_100_000_mutated_uploads_crash_nothing_and_memory_is_bounded(
         seeds += make_uploads(20, info, codec=codec)
         seeds += make_uploads(2, info, codec=codec, clips=(64, 64), anchors=(64, 64), frames=(1, 64))  # at the limits
     bodies = [upload.to_bytes() for upload in seeds]
-    endpoint = next(r for r in (app := create_app(half, ServeConfig(""))).routes if r.path == "/v1/adapt").endpoint
+    app = create_app(half, ServeConfig(""))
+    endpoint: Any = next(route for route in app.routes if route.path == "/v1/adapt").endpoint
     rng, statuses, resident = random.Random(0), collections.Counter[int](), list[float]()
 
     async def one(body: bytes) -> None:
         pieces = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:
-            return pieces.pop() if pieces else await asyncio.Event().wait()  # type: ignore[func-returns-value]
+            return pieces.pop() if pieces else await asyncio.Event().wait()
 
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
