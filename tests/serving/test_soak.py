@@ -6,6 +6,7 @@ import asyncio
 import collections
 import concurrent.futures
 import json
+import logging
 import os
 import random
 import statistics
@@ -80,6 +81,7 @@ def test_100_000_mutated_uploads_crash_nothing_and_memory_is_bounded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process, so that what is counted is the service alone, with a codec that makes much of few bytes."""
+    logging.getLogger("lit_mmpg.serving").setLevel(logging.ERROR)
     half = CloudHalf.load(checkpoint, device="cpu")
     info = {"anchor_width": half.width, "checkpoint_digest": half.checkpoint_digest, "spec_digest": half.spec_digest}
     monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
