@@ -23,7 +23,8 @@ value leaves the range. Encoding what was decoded gives the same bytes again wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -41,10 +42,10 @@ _SMALLEST = 2.0**-100  # smaller magnitudes become zero: their scales would be s
 class Codec(Protocol):
     """One way to send an array.
 
-    ``encode`` gets a finite float32 array and returns its parts by name; the main part is called ``""``. ``decode``
-    gets parts that nobody has checked, returns float32 in the shape of the original and raises
-    :class:`~lit_mmpg.link.errors.LinkError` for anything that its ``encode`` cannot have made. What it allocates must
-    stay in proportion to the bytes that it was given.
+    ``encode`` gets a finite float32 array and returns its parts by name; the main part is called ``""``. ``shape`` and
+    ``decode`` get parts that nobody has checked and raise :class:`~lit_mmpg.link.errors.LinkError` for anything that
+    ``encode`` cannot have made: ``shape`` looks at types, shapes and single values alone and allocates nothing of
+    size, so that a receiver can refuse what would become too large; ``decode`` returns float32 in that shape.
     """
 
     @property
@@ -54,36 +55,47 @@ class Codec(Protocol):
     def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
         """Parts of ``array``; ``axis`` is as in :func:`encode`. Raises ValueError for values out of range."""
 
+    def shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """Shape of the array that ``parts`` decode to."""
+
     def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         """Float32 array from ``parts``."""
 
 
-def _single(parts: Mapping[str, np.ndarray], dtype: str) -> np.ndarray:
-    if set(parts) != {""}:
-        raise LinkError(f"has parts {sorted(parts)}, expected the values alone")
-    if parts[""].dtype != np.dtype(dtype):
-        raise LinkError(f"has type {parts[''].dtype}, expected {dtype}")
-    return parts[""].astype(np.float32)
+class _Float:
+    """What the floating-point codecs share."""
+
+    name: str
+    dtype: type[np.floating]
+
+    def shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """See :class:`Codec`."""
+        if set(parts) != {""}:
+            raise LinkError(f"has parts {sorted(parts)}, expected the values alone")
+        if parts[""].dtype != self.dtype:
+            raise LinkError(f"has type {parts[''].dtype}, expected {np.dtype(self.dtype)}")
+        return parts[""].shape
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        self.shape(parts)
+        return parts[""].astype(np.float32)
 
 
-class Fp32:
+class Fp32(_Float):
     """Values as they are."""
 
-    name = "fp32"
+    name, dtype = "fp32", np.float32
 
     def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
         """See :class:`Codec`."""
         return {"": array.astype(np.float32)}
 
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See :class:`Codec`."""
-        return _single(parts, "float32")
 
-
-class Fp16:
+class Fp16(_Float):
     """Values rounded to half precision; magnitudes of 65520 and more are refused."""
 
-    name = "fp16"
+    name, dtype = "fp16", np.float16
 
     def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
         """See :class:`Codec`."""
@@ -92,10 +104,6 @@ class Fp16:
         if not np.isfinite(half).all():
             raise ValueError(f"largest magnitude {np.abs(array).max():g} does not fit fp16 (65504); use fp32 or int8")
         return {"": half}
-
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See :class:`Codec`."""
-        return _single(parts, "float16")
 
 
 class Int8:
@@ -108,16 +116,20 @@ class Int8:
         values, scale = _quantise(array, axis, 127)
         return {"": values, "scale": scale}
 
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    def shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """See :class:`Codec`."""
         if set(parts) != {"", "scale"}:
             raise LinkError(f"has parts {sorted(parts)}, expected the values and their scale")
-        values = parts[""]
-        if values.dtype != np.int8:
-            raise LinkError(f"has values of type {values.dtype}, expected int8")
-        if (values == -128).any():
+        if parts[""].dtype != np.int8:
+            raise LinkError(f"has values of type {parts[''].dtype}, expected int8")
+        return _scaled_shape(parts[""].shape, parts["scale"])
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        self.shape(parts)
+        if (parts[""] == -128).any():
             raise LinkError("holds -128, which symmetric int8 does not use")
-        return _dequantise(values, parts["scale"])
+        return _dequantise(parts[""], parts["scale"])
 
 
 class PackedInt:
@@ -141,7 +153,7 @@ class PackedInt:
         parts = {"": packed, "scale": scale}
         return parts | {"length": np.array(array.shape[-1], np.uint16)} if array.ndim else parts
 
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    def shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """See :class:`Codec`."""
         if not {"", "scale"} <= set(parts) <= {"", "scale", "length"}:
             raise LinkError(f"has parts {sorted(parts)}, expected the values, their scale and their length")
@@ -153,17 +165,25 @@ class PackedInt:
             raise LinkError(f"has {packed.shape[-1]} bytes for {count} values of {self.bits} bits")
         if "length" not in parts and packed.ndim > 1:
             raise LinkError("has no length")
-        bits = np.unpackbits(packed, axis=-1)
-        used = count * self.bits
-        if bits[..., used:].any():
+        return _scaled_shape((*packed.shape[:-1], count) if "length" in parts else (), parts["scale"])
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See :class:`Codec`."""
+        shape, packed = self.shape(parts), parts[""]
+        count = shape[-1] if shape else 1
+        spare = 8 * packed.shape[-1] - self.bits * count
+        if (packed[..., -1:] & (2**spare - 1)).any():
             raise LinkError("has bits beyond its last value")
-        split = bits[..., :used].reshape(*packed.shape[:-1], count, self.bits)
-        padded = np.concatenate([np.zeros((*split.shape[:-1], 8 - self.bits), np.uint8), split], axis=-1)
-        codes = np.packbits(padded, axis=-1)[..., 0]
+        # A value lies in two neighbouring bytes at most.
+        byte, offset = np.divmod(self.bits * np.arange(count), 8)
+        padded = np.concatenate([packed, np.zeros((*packed.shape[:-1], 1), np.uint8)], axis=-1).astype(np.uint16)
+        codes = padded[..., byte] << 8
+        codes |= padded[..., byte + 1]
+        codes >>= (16 - self.bits - offset).astype(np.uint16)
+        codes &= 2**self.bits - 1
         if (codes > 2 * self.limit).any():
             raise LinkError(f"holds a code that symmetric {self.name} does not use")
-        values = (codes.astype(np.int16) - self.limit).astype(np.int8)
-        return _dequantise(values if "length" in parts else values.reshape(()), parts["scale"])
+        return _dequantise((codes.astype(np.int8) - np.int8(self.limit)).reshape(shape), parts["scale"])
 
 
 def _quantise(array: np.ndarray, axis: int | None, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,12 +199,17 @@ def _quantise(array: np.ndarray, axis: int | None, limit: int) -> tuple[np.ndarr
     return values, (bits >> _SCALE_SHIFT).astype(np.uint16)
 
 
-def _dequantise(values: np.ndarray, stored: np.ndarray) -> np.ndarray:
+def _scaled_shape(shape: tuple[int, ...], stored: np.ndarray) -> tuple[int, ...]:
+    """The shape of values with these scales, if they fit."""
     if stored.dtype != np.uint16:
         raise LinkError(f"has scales of type {stored.dtype}, expected uint16")
-    ones = (1,) * values.ndim
-    if stored.shape not in {ones, *((*ones[:i], n, *ones[i + 1 :]) for i, n in enumerate(values.shape))}:
-        raise LinkError(f"has values of shape {values.shape} but scales of shape {stored.shape}")
+    ones = (1,) * len(shape)
+    if stored.shape not in {ones, *((*ones[:i], n, *ones[i + 1 :]) for i, n in enumerate(shape))}:
+        raise LinkError(f"has values of shape {shape} but scales of shape {stored.shape}")
+    return shape
+
+
+def _dequantise(values: np.ndarray, stored: np.ndarray) -> np.ndarray:
     scale = (stored.astype(np.uint32) << _SCALE_SHIFT).view(np.float32)
     if not np.isfinite(scale).all():
         raise ImplausibleError("has a scale that is NaN or infinite")
@@ -286,6 +311,30 @@ def decode(codec: str, encoded: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         LinkError: If the codec is unknown, a part is missing, unknown, or of a wrong type or shape, or a value decodes
             to NaN or infinity.
     """
+    decoded = {}
+    for name, parts in _grouped(codec, encoded).items():
+        with _naming(name, codec):
+            decoded[name] = _CODECS[codec].decode(parts)
+            if not np.isfinite(decoded[name]).all():
+                raise ImplausibleError("holds NaN or infinity")
+    return decoded
+
+
+def shapes(codec: str, encoded: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what :func:`decode` would give, found without decoding.
+
+    Raises:
+        LinkError: If the codec is unknown, or a part is missing, unknown, or of a wrong type or shape.
+    """
+    found = {}
+    for name, parts in _grouped(codec, encoded).items():
+        with _naming(name, codec):
+            found[name] = _CODECS[codec].shape(parts)
+    return found
+
+
+def _grouped(codec: str, encoded: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Encoded parts by tensor."""
     if codec not in _CODECS:
         raise LinkError(f"unknown codec {codec!r}; known here: {', '.join(codec_names())}")
     grouped: dict[str, dict[str, np.ndarray]] = {}
@@ -294,12 +343,13 @@ def decode(codec: str, encoded: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         if not name or (separator and not part):
             raise LinkError(f"tensor name {key!r} is malformed")
         grouped.setdefault(name, {})[part] = value
-    decoded = {}
-    for name, parts in grouped.items():
-        try:
-            decoded[name] = _CODECS[codec].decode(parts)
-        except LinkError as error:
-            raise type(error)(f"tensor {name} ({codec}) {error}") from error
-        if not np.isfinite(decoded[name]).all():
-            raise ImplausibleError(f"tensor {name} ({codec}) holds NaN or infinity")
-    return decoded
+    return grouped
+
+
+@contextmanager
+def _naming(name: str, codec: str) -> Iterator[None]:
+    """Errors of a codec say which tensor they are about."""
+    try:
+        yield
+    except LinkError as error:
+        raise type(error)(f"tensor {name} ({codec}) {error}") from error

@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 import uuid
@@ -67,6 +68,10 @@ DEFAULT_MAX_BYTES = 4 * 2**20
 """Larger messages are refused unread. The largest sensible download (four ``full`` layers in fp32) takes a quarter."""
 DEFAULT_MAX_NORM = 1e3
 """Largest Euclidean norm of a received vector (last axis). Unit-variance features of width 128 have about 11."""
+
+MAX_VALUES = 2 * DEFAULT_MAX_BYTES
+"""Most values that a message may decode to, 32 MiB as float32: what the narrowest scalar codec (4 bits) fits into
+:data:`DEFAULT_MAX_BYTES`. Codebooks would make gigabytes of as many bytes."""
 
 _PRELUDE = struct.Struct("<4sHHI")
 _MAX_HEADER_BYTES = 4096
@@ -113,9 +118,61 @@ class _Message:
     def __hash__(self) -> int:
         return hash(self.to_bytes())
 
+    @classmethod
+    def from_bytes(
+        cls: type[_M], data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_norm: float = DEFAULT_MAX_NORM
+    ) -> _M:
+        """Parse bytes that nobody has checked.
+
+        Raises:
+            LinkError: If they are not an undamaged message of this kind and protocol version within the two limits.
+        """
+        message = cls.parse(data, max_bytes=max_bytes)
+        message.check_values(max_norm)
+        return message
+
+    @classmethod
+    def parse(cls: type[_M], data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> _M:
+        """The first half of :meth:`from_bytes`: header, digest, types and shapes are checked, nothing is decoded.
+
+        What it allocates is in proportion to the bytes. Values are to be checked by :meth:`check_values` before they
+        are used.
+
+        Raises:
+            LinkError: If they are not an undamaged message of this kind and protocol version, or would decode to more
+                than :data:`MAX_VALUES` values.
+        """
+        return _parse(cls, data, max_bytes)
+
+    def check_values(self, max_norm: float = DEFAULT_MAX_NORM) -> None:
+        """The second half of :meth:`from_bytes`: decode the values and check them.
+
+        Raises:
+            LinkError: If an encoded value is none, or a vector is not finite or longer than ``max_norm``.
+        """
+        for name, array in self._decoded.items():
+            norm = _largest_norm(array)
+            if not norm <= max_norm:
+                raise ImplausibleError(
+                    f"tensor {name} holds a vector of norm {norm:g}, at most {max_norm:g} is accepted"
+                )
+
+    @property
+    def num_values(self) -> int:
+        """Values that its encoded tensors decode to."""
+        return sum(map(math.prod, self._shapes.values()))
+
+    @property
+    def _encoded(self) -> dict[str, np.ndarray]:
+        return {name: tensor for name, tensor in self.tensors.items() if name not in self._side_tensors}
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return codecs.shapes(self.codec, self._encoded)
+
     @cached_property
     def _decoded(self) -> dict[str, np.ndarray]:
-        return codecs.decode(self.codec, {k: v for k, v in self.tensors.items() if k not in self._side_tensors})
+        return codecs.decode(self.codec, self._encoded)
 
     @property
     def payload_bytes(self) -> int:
@@ -158,9 +215,9 @@ class Upload(_Message):
         missing = sorted({"anchors", *_SIDE_TENSORS} - set(self.tensors))
         if missing:
             raise ValueError(f"upload lacks the tensors {missing}")
-        if set(self._decoded) != {"anchors"}:
-            raise ValueError(f"upload holds unknown tensors {sorted(set(self._decoded) - {'anchors'})}")
-        shape = self._decoded["anchors"].shape
+        if set(self._shapes) != {"anchors"}:
+            raise ValueError(f"upload holds unknown tensors {sorted(set(self._shapes) - {'anchors'})}")
+        shape = self._shapes["anchors"]
         if len(shape) != 3 or shape[0] != self.context_length:
             raise ValueError(f"anchors have shape {shape}, expected [{self.context_length}, K, H]")
         bits = shape[0] * shape[1]
@@ -240,21 +297,10 @@ class Upload(_Message):
             tensors=encoded,
         )
 
-    @classmethod
-    def from_bytes(
-        cls, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_norm: float = DEFAULT_MAX_NORM
-    ) -> Upload:
-        """Parse bytes that nobody has checked.
-
-        Raises:
-            LinkError: If they are not an undamaged upload of this protocol version within the two limits.
-        """
-        return _parse(cls, data, max_bytes, max_norm)
-
     @property
     def anchor_shape(self) -> tuple[int, int, int]:
         """C, K, H: clips, anchors per clip, width of a feature."""
-        clips, anchors, width = self._decoded["anchors"].shape
+        clips, anchors, width = self._shapes["anchors"]
         return clips, anchors, width
 
     @property
@@ -265,7 +311,7 @@ class Upload(_Message):
     @cached_property
     def anchor_mask(self) -> np.ndarray:
         """``[C, K]`` bool, True where an anchor is real."""
-        shape = self._decoded["anchors"].shape[:2]
+        shape = self._shapes["anchors"][:2]
         bits = np.unpackbits(self.tensors["anchor_mask"], count=shape[0] * shape[1])
         return np.asarray(bits.reshape(shape), dtype=bool)
 
@@ -326,17 +372,6 @@ class Download(_Message):
             spec_digest=upload.spec_digest,
             tensors=codecs.encode(codec, {name: parameters[name] for name in spec.names}),
         )
-
-    @classmethod
-    def from_bytes(
-        cls, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_norm: float = DEFAULT_MAX_NORM
-    ) -> Download:
-        """Parse bytes that nobody has checked.
-
-        Raises:
-            LinkError: If they are not an undamaged download of this protocol version within the two limits.
-        """
-        return _parse(cls, data, max_bytes, max_norm)
 
     def check_answers(self, upload: Upload) -> None:
         """Check that this answers ``upload`` and no other request, device, checkpoint or specification.
@@ -416,7 +451,7 @@ def _strict_object(data: bytes, what: str) -> dict[str, Any]:
     return parsed
 
 
-def _parse(cls: type[_M], data: bytes, max_bytes: int, max_norm: float) -> _M:
+def _parse(cls: type[_M], data: bytes, max_bytes: int) -> _M:
     if len(data) > max_bytes:
         raise LinkError(f"message has {len(data)} bytes, at most {max_bytes} are accepted")
     if len(data) < _PRELUDE.size:
@@ -440,10 +475,8 @@ def _parse(cls: type[_M], data: bytes, max_bytes: int, max_norm: float) -> _M:
         message = cls(**values, tensors=_parse_payload(payload))
     except ValueError as error:
         raise LinkError(f"{cls.kind} is malformed: {error}") from error
-    for name, array in message._decoded.items():
-        norm = _largest_norm(array)
-        if not norm <= max_norm:
-            raise ImplausibleError(f"tensor {name} holds a vector of norm {norm:g}, at most {max_norm:g} is accepted")
+    if message.num_values > MAX_VALUES:
+        raise LinkError(f"{cls.kind} would decode to {message.num_values} values, at most {MAX_VALUES} are accepted")
     return message
 
 
@@ -480,5 +513,5 @@ def _parse_payload(payload: bytes) -> dict[str, np.ndarray]:
 
 
 def _largest_norm(array: np.ndarray) -> float:
-    vectors = np.atleast_1d(array).astype(np.float64)
-    return float(np.sqrt(np.square(vectors).sum(axis=-1)).max())
+    vectors = np.atleast_1d(array)
+    return float(np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64).max()))

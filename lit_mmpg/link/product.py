@@ -84,16 +84,24 @@ class ProductQuantiser:
             start += book.shape[1]
         return {"": codes.reshape(*array.shape[:-1], -1)}
 
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Vectors ``[..., H]`` from codes that nobody has checked."""
+    def shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """``[..., H]`` of codes that nobody has checked."""
         if set(parts) != {""}:
             raise LinkError(f"has parts {sorted(parts)}, expected the codes alone")
         codes = parts[""]
         if codes.dtype != np.uint8 or not codes.ndim or codes.shape[-1] != len(self.codebooks):
             raise LinkError(f"is {codes.dtype} {codes.shape}, expected uint8 [..., {len(self.codebooks)}]")
+        return (*codes.shape[:-1], self.width)
+
+    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Vectors ``[..., H]`` from codes that nobody has checked."""
+        vectors, codes, start = np.empty(self.shape(parts), np.float32), parts[""], 0
         if any((codes[..., m] >= len(book)).any() for m, book in enumerate(self.codebooks)):
             raise LinkError("holds a code beyond its codebook")
-        return np.concatenate([book[codes[..., m]] for m, book in enumerate(self.codebooks)], axis=-1)
+        for m, book in enumerate(self.codebooks):
+            vectors[..., start : start + book.shape[1]] = book[codes[..., m]]
+            start += book.shape[1]
+        return vectors
 
 
 def part_widths(width: int, parts: int) -> list[int]:

@@ -1,17 +1,20 @@
 """The service: an ASGI application around one :class:`CloudHalf`.
 
 Only ``POST /v1/adapt`` is hot; it is a plain ASGI callable. Checks come in the order of their price: transport, key,
-rate, room in the queue, declared size, then the body, its form, its device, its checkpoint, its context.
+rate, room in the queue, declared size, then the body, its form, its device, its checkpoint, its context, and its values
+last. What takes longer than the event loop may be held up is parsed and decoded in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,16 +30,18 @@ from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
 from lit_mmpg.serving.errors import Refused
 from lit_mmpg.serving.keys import ApiKey, WatchedKeys
-from lit_mmpg.serving.limits import ImpatientProtocol, RateLimiter, read_body
+from lit_mmpg.serving.limits import Budget, RateLimiter, Receive, read_body, unless_gone
 from lit_mmpg.serving.logs import configure
 from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics
 from lit_mmpg.serving.openapi import document, page
+from lit_mmpg.serving.protocol import GuardedProtocol
 
 _log = logging.getLogger("lit_mmpg.serving")
 _OCTETS = (b"content-type", b"application/octet-stream")
+_INLINE_BYTES, _INLINE_VALUES = 2**15, 2**16
+"""What is parsed and decoded in the event loop itself, about a millisecond's work; a thread costs more than that."""
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
@@ -61,6 +66,8 @@ class AdaptEndpoint:
     ) -> None:
         self.half, self.config, self.keys, self.batcher, self.metrics = half, config, keys, batcher, metrics
         self.limiter = RateLimiter(config.rate_per_s, config.burst)
+        self.bodies = Budget(config.max_queue * config.max_body_bytes)
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,15 +92,21 @@ class AdaptEndpoint:
         key = self._authorise(scope, headers, about)
         self.limiter.take(key.name if key else _host(scope))
         self.batcher.check_room()
-        data = await read_body(
-            receive, headers.get(b"content-length"), self.config.max_body_bytes, self.config.body_timeout_s
-        )
-        upload = parse(data, self.config)
-        about |= {"device": upload.device_id, "request": upload.request_id}
-        if key is not None and not key.allows(upload.device_id):
-            raise Refused(403, "device", "this key may not ask for this device")
-        self.half.check(upload)
-        return await self.batcher.ask(upload), len(data)
+        with self.bodies.holding() as take:
+            data = await read_body(receive, headers.get(b"content-length"), self.config.max_body_bytes, take)
+            upload = await self._run(len(data) > _INLINE_BYTES, parse, data, self.config)
+            about |= {"device": upload.device_id, "request": upload.request_id}
+            if key is not None and not key.allows(upload.device_id):
+                raise Refused(403, "device", "this key may not ask for this device")
+            self.half.check(upload)
+            self.batcher.check_room()
+            await self._run(upload.num_values > _INLINE_VALUES, check_values, upload, self.config)
+        return await unless_gone(receive, self.batcher.enqueue(upload)), len(data)
+
+    async def _run(self, in_thread: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+        if in_thread:
+            return await asyncio.get_running_loop().run_in_executor(self._decoder, function, *arguments)
+        return function(*arguments)
 
     def _authorise(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
         if self.keys is None:
@@ -107,30 +120,49 @@ class AdaptEndpoint:
         return key
 
     async def _refuse(self, refusal: Refused, send: Send, about: dict[str, Any]) -> None:
-        self.metrics.refused(refusal.status, refusal.error)
-        about = about | {"event": "refused", "status": refusal.status, "reason": refusal.error}
-        level = logging.ERROR if refusal.status == 500 else logging.INFO
-        _log.log(level, "refused", extra=about | {"detail": refusal.detail})
+        self.count(refusal, about)
         body = json.dumps({"error": refusal.error, "detail": refusal.detail}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if refusal.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if refusal.retry_after_s is not None:
             headers.append((b"retry-after", str(max(1, round(refusal.retry_after_s))).encode()))
-        if refusal.error in ("too_large", "slow", "truncated", "key", "insecure", "rate"):
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
         await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def count(self, refusal: Refused, about: dict[str, Any] | None = None) -> None:
+        """Count and log a refusal."""
+        self.metrics.refused(refusal.status, refusal.error)
+        extra = (about or {}) | {"event": "refused", "status": refusal.status, "reason": refusal.error}
+        level = logging.ERROR if refusal.status == 500 else logging.INFO
+        _log.log(level, "refused", extra=extra | {"detail": refusal.detail})
+
 
 def parse(data: bytes, config: ServeConfig) -> Upload:
-    """Parse a body.
+    """Parse a body and leave its values encoded.
 
     Raises:
-        Refused: 409 for another protocol version, 422 for values that nobody computed in earnest, else 400.
+        Refused: As :func:`_refusing` says.
     """
+    with _refusing():
+        return Upload.parse(data, max_bytes=config.max_body_bytes)
+
+
+def check_values(upload: Upload, config: ServeConfig) -> None:
+    """Decode the values of an upload.
+
+    Raises:
+        Refused: As :func:`_refusing` says.
+    """
+    with _refusing():
+        upload.check_values(config.max_norm)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse with 409 for another protocol version, 422 for values that nobody computed in earnest, else 400."""
     try:
-        return Upload.from_bytes(data, max_bytes=config.max_body_bytes, max_norm=config.max_norm)
+        yield
     except VersionError as error:
         raise Refused(409, "protocol_version", str(error)) from error
     except ImplausibleError as error:
@@ -148,7 +180,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else ""
+    return scope["client"][0][:64] if scope.get("client") else ""  # a proxy may pass on any text
 
 
 def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
@@ -174,10 +206,10 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
     )
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher.start()
         state["ready"] = True
-        yield
+        yield {"refused": endpoint.count}
         state["ready"] = False
         await batcher.stop()
 
@@ -215,12 +247,13 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
         )
 
     openapi = document(config)
+    openapi_page = page(openapi)
 
     async def specification(request: Request) -> Response:
         return JSONResponse(openapi)
 
     async def docs(request: Request) -> Response:
-        return HTMLResponse(page(openapi))
+        return HTMLResponse(openapi_page)
 
     async def on_refused(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 500)
@@ -241,7 +274,9 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
         Route("/openapi.json", specification),
         Route("/docs", docs),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: on_refused, 405: on_refused})
+    handlers = {404: on_refused, 405: on_refused, 500: on_refused}
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a redirect would repeat the Host that the client named
     app.state.batcher, app.state.half = batcher, half
     return app
 
@@ -253,7 +288,8 @@ def from_environment() -> Starlette:
     config = ServeConfig.from_environment()
     configure(config.log_level)
     torch.set_num_threads(config.threads)
-    ImpatientProtocol.header_timeout_s = config.header_timeout_s
+    GuardedProtocol.request_timeout_s = config.request_timeout_s
+    GuardedProtocol.max_connections = config.max_connections
     half = CloudHalf.load(config.ckpt, config.download_codec, config.device, config.context)
     _log.info("ready", extra={"event": "ready", "detail": f"checkpoint {half.checkpoint_digest[:12]} on {half.device}"})
     return create_app(half, config)

@@ -87,13 +87,21 @@ class Batcher(Generic[_Q, _A]):
         Raises:
             Refused: 503 when the queue is full, 500 when the computation failed.
         """
+        return await self.enqueue(question)
+
+    def enqueue(self, question: _Q) -> asyncio.Future[_A]:
+        """The same as a future: a question whose future is cancelled before its batch begins is not computed.
+
+        Raises:
+            Refused: 503 when the queue is full.
+        """
         self.check_room()
         future: asyncio.Future[_A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
         self._arrived.set()
         if len(self._waiting) >= self.max_batch:
             self._full.set()
-        return await future
+        return future
 
     async def _run(self) -> None:
         while True:

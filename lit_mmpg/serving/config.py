@@ -41,8 +41,8 @@ class ServeConfig:
         max_queue: Most uploads that wait; beyond, 503.
         max_body_bytes: Largest body.
         max_norm: Largest norm of an anchor.
-        body_timeout_s: Longest time for a body to arrive.
-        header_timeout_s: Longest time for headers to arrive.
+        request_timeout_s: Longest time for a request to arrive, from its first byte to the end of its body.
+        max_connections: Most open connections; beyond, 503.
         stuck_s: How long a batch may be computed before ``/healthz`` says that the worker is stuck.
         rate_per_s: Requests per second and key (without keys: and address) in this worker; 0 for no limit.
         burst: Requests that a key may send at once.
@@ -61,8 +61,8 @@ class ServeConfig:
     max_queue: int = 128
     max_body_bytes: int = DEFAULT_MAX_BYTES
     max_norm: float = DEFAULT_MAX_NORM
-    body_timeout_s: float = 10.0
-    header_timeout_s: float = 10.0
+    request_timeout_s: float = 10.0
+    max_connections: int = 4000
     stuck_s: float = 60.0
     rate_per_s: float = 0.0
     burst: float = 20.0

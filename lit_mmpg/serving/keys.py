@@ -17,8 +17,10 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,12 @@ class KeyRing:
             UserError: If it is missing, malformed, or readable by everybody.
         """
         path = Path(path)
-        if not path.is_file():
-            raise UserError(f"--keys {path} does not exist{nearest(path)}; make one with --new-key NAME")
+        keys = _read(path)
+        if not keys:
+            raise UserError(f"--keys {path} holds no key; make one with --new-key NAME")
         if os.name == "posix" and path.stat().st_mode & 0o007:
             raise UserError(f"--keys {path} is open to every user of this machine; run chmod 600 {path}")
-        return cls(_read(path))
+        return cls(keys)
 
     def find(self, authorization: bytes | None) -> ApiKey | None:
         """The key that an ``Authorization: Bearer KEY`` header holds, if it is one of ours.
@@ -146,42 +149,89 @@ def add_key(path: str | Path, name: str, devices: Sequence[str]) -> str:
     Raises:
         UserError: If the name is taken or no device is named.
     """
-    path = Path(path)
     if not name or not devices or any(not d or "*" in d[:-1] for d in devices):
         raise UserError("--new-key needs a name and --devices ID [ID ...]; '*' is allowed at the end of an id only")
-    keys = _read(path) if path.exists() else []
-    if any(key.name == name for key in keys):
-        raise UserError(f"{path} has a key called '{name}' already; choose another name, or remove its entry")
-    secret = secrets.token_urlsafe(32)
-    keys.append(ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), tuple(devices)))
-    content = {"keys": [{"name": k.name, "sha256": k.sha256, "devices": list(k.devices)} for k in keys]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    if not all(map(_is_text, (name, *devices))):
+        raise UserError("the name of a key and the ids of its devices are printable text")
+    try:
+        with _locked(Path(path)) as file:
+            keys = _read(file) if file.exists() else []
+            if any(key.name == name for key in keys):
+                raise UserError(f"{path} has a key called '{name}' already; choose another name, or remove its entry")
+            secret = secrets.token_urlsafe(32)
+            keys.append(ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), tuple(devices)))
+            content = {"keys": [{"name": k.name, "sha256": k.sha256, "devices": list(k.devices)} for k in keys]}
+            _replace(file, json.dumps(content, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--keys {path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     return secret
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Path]:
+    """The file behind a path and its links, while no other process adds a key to it."""
+    import fcntl
+
+    file = Path(os.path.realpath(path))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # A file of its own: the file of keys is another one after each replacement.
+    with os.fdopen(os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield file
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file in one step; mode and owner stay, and a new one is for its owner alone."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as new:
+            with suppress(FileNotFoundError):
+                before = file.stat()
+                os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
+                with suppress(PermissionError):
+                    os.fchown(new.fileno(), before.st_uid, before.st_gid)
+            new.write(text)
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> list[ApiKey]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["keys"]
-        keys = [_entry(entry) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of keys ({error}); make one with --new-key NAME") from error
-    if not keys:
-        raise UserError(f"{path} holds no key; make one with --new-key NAME")
+        if not path.is_file():
+            raise UserError(f"--keys {path} does not exist or is no file{nearest(path)}; make one with --new-key NAME")
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        if not isinstance(content, dict) or set(content) != {"keys"} or not isinstance(content["keys"], list):
+            raise ValueError('expected {"keys": [...]}')
+        keys = [_entry(entry) for entry in content["keys"]]
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--keys {path} is not a file of keys ({reason}); make one with --new-key NAME") from error
     if len({key.name for key in keys}) < len(keys) or len({key.sha256 for key in keys}) < len(keys):
-        raise UserError(f"{path} holds a name or a key twice; remove one of them")
+        raise UserError(f"--keys {path} holds a name or a key twice; remove one of them")
     return keys
 
 
-def _entry(entry: dict[str, Any]) -> ApiKey:
-    if set(entry) != {"name", "sha256", "devices"} or not isinstance(entry["name"], str):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is given twice")
+    return found
+
+
+def _entry(entry: Any) -> ApiKey:
+    if not isinstance(entry, dict) or set(entry) != {"name", "sha256", "devices"}:
         raise ValueError("an entry needs name, sha256 and devices, and nothing else")
-    if not isinstance(entry["sha256"], str) or not _HEX_64.fullmatch(entry["sha256"]):
-        raise ValueError(f"sha256 of '{entry['name']}' is not 64 hexadecimal digits")
-    devices = entry["devices"]
-    if not isinstance(devices, list) or not devices or not all(isinstance(d, str) and d for d in devices):
-        raise ValueError(f"devices of '{entry['name']}' is not a list of device ids")
-    return ApiKey(entry["name"], entry["sha256"], tuple(devices))
+    name, digest, devices = entry["name"], entry["sha256"], entry["devices"]
+    if not _is_text(name):
+        raise ValueError(f"name {name!r:.50} is not printable text")
+    if not isinstance(digest, str) or not _HEX_64.fullmatch(digest):
+        raise ValueError(f"sha256 of '{name}' is not 64 hexadecimal digits")
+    if not isinstance(devices, list) or not devices or not all(map(_is_text, devices)):
+        raise ValueError(f"devices of '{name}' is not a list of device ids")
+    return ApiKey(name, digest, tuple(devices))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and value.isprintable()

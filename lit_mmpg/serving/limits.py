@@ -1,18 +1,19 @@
-"""Limits that hold before any work is done: rate per client, size and time of a body, time of the headers."""
+"""Limits that hold before any work is done: rate per client, bytes of bodies, descriptors, clients that left."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from lit_mmpg.errors import UserError
 from lit_mmpg.serving.errors import Refused
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_T = TypeVar("_T")
+Receive = Callable[[], Coroutine[Any, Any, MutableMapping[str, Any]]]
 
 MOST_CLIENTS = 10_000
 """Clients that a rate limiter remembers; beyond, those that have been quiet for longest are forgotten."""
@@ -50,14 +51,48 @@ class RateLimiter:
             raise Refused(429, "rate", f"more than {self.per_s:g} requests per second", retry_after_s=wait_s)
 
 
-async def read_body(receive: Receive, declared: bytes | None, max_bytes: int, timeout_s: float) -> bytes:
-    """Read a request's body, and no more than is allowed.
+class Budget:
+    """Bytes of bodies that are held at the same time, over all connections.
+
+    Args:
+        most: Most bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Gives a callable that takes bytes; what it took is given back at the end.
+
+        Raises:
+            Refused: 503 from the callable if there are not as many left.
+        """
+        own = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal own
+            if self.held + num_bytes > self.most:
+                raise Refused(503, "overloaded", "too many bodies arrive at once", retry_after_s=1)
+            own += num_bytes
+            self.held += num_bytes
+
+        try:
+            yield take
+        finally:
+            self.held -= own
+
+
+async def read_body(
+    receive: Receive, declared: bytes | None, max_bytes: int, take: Callable[[int], None] = lambda num_bytes: None
+) -> bytes:
+    """Read a request's body, and no more than is allowed. How long that may take is the connection's matter.
 
     Args:
         receive: ASGI channel.
         declared: Value of ``Content-Length``, if there is one.
         max_bytes: Largest body.
-        timeout_s: Longest time for the whole body.
+        take: Told the size of each piece (see :meth:`Budget.holding`).
 
     Raises:
         Refused: 413 if it is, or says that it will be, too large (nothing more is read); 400 if it does not arrive in
@@ -65,70 +100,74 @@ async def read_body(receive: Receive, declared: bytes | None, max_bytes: int, ti
     """
     if declared is not None and (not declared.isdigit() or len(declared) > 12 or int(declared) > max_bytes):
         raise Refused(413, "too_large", f"a body has at most {max_bytes} bytes")
-    message = await _within(receive(), timeout_s)
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body") and message["type"] == "http.request":  # the usual case: all in one piece
-        _check_size(len(body), max_bytes)
-        return body
-    pieces, size, deadline = [], 0, time.monotonic() + timeout_s
+    pieces: list[bytes] = []
+    size = 0
     while True:
+        message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "truncated", "the client hung up before the end of the body")
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        _check_size(size, max_bytes)
+            raise Refused(400, "truncated", "the body did not arrive whole and in time")
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        if size > max_bytes:
+            raise Refused(413, "too_large", f"a body has at most {max_bytes} bytes")
+        take(len(piece))
+        pieces.append(piece)
         if not message.get("more_body"):
-            return b"".join(pieces)
-        message = await _within(receive(), deadline - time.monotonic())
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _check_size(size: int, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise Refused(413, "too_large", f"a body has at most {max_bytes} bytes")
+async def unless_gone(receive: Receive, answer: asyncio.Future[_T]) -> _T:
+    """Wait for an answer, and cancel it when the client hangs up.
 
+    Raises:
+        Refused: 499 if it does; nobody is there to read that.
+    """
 
-async def _within(message: Awaitable[MutableMapping[str, Any]], timeout_s: float) -> MutableMapping[str, Any]:
+    def left(watch: asyncio.Task[MutableMapping[str, Any]]) -> None:
+        if not watch.cancelled() and watch.exception() is None and watch.result()["type"] == "http.disconnect":
+            answer.cancel()
+
+    watch = asyncio.ensure_future(receive())
+    watch.add_done_callback(left)
     try:
-        return await asyncio.wait_for(message, max(timeout_s, 0.001))
-    except asyncio.TimeoutError as error:
-        raise Refused(400, "slow", "the body did not arrive in time") from error
+        return await answer
+    except asyncio.CancelledError as error:
+        if watch.done() and not watch.cancelled():
+            raise Refused(499, "gone", "the client hung up") from error
+        raise
+    finally:
+        watch.cancel()
 
 
-class ImpatientProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which also hangs up on clients that never finish their headers."""
+_OWN_DESCRIPTORS = 64
+"""Files of the process itself: libraries, event loop, log, shared metrics, checkpoint."""
 
-    header_timeout_s = 10.0
 
-    def connection_made(self, transport: Any) -> None:
-        """Start the watch."""
-        super().connection_made(transport)
-        self._watch: asyncio.TimerHandle | None = None
-        self._await_headers()
+def spare_connections(most: int) -> int:
+    """Connections beyond the limit that are held for the moment in which they are told so."""
+    return max(16, most // 8)
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._await_headers()
 
-    def on_headers_complete(self) -> None:
-        """Its headers are there."""
-        self._rest()
-        super().on_headers_complete()
+def affordable_connections(wanted: int) -> int:
+    """Raise the soft limit of open files to what so many connections need; where that is not allowed, say how many go.
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is there any more."""
-        self._rest()
-        super().connection_lost(exc)
-
-    def _await_headers(self) -> None:
-        self._rest()
-        self._watch = self.loop.call_later(self.header_timeout_s, self._hang_up)
-
-    def _rest(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def _hang_up(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
+    Raises:
+        UserError: If not even one does.
+    """
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + spare_connections(wanted) + _OWN_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    with suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
+    fit = soft - _OWN_DESCRIPTORS
+    most = min(wanted, max(fit - 16, 0), fit * 8 // 9)
+    if most < 1:
+        raise UserError(f"the limit of open files is {soft}; allow at least {_OWN_DESCRIPTORS + 32} ('ulimit -n')")
+    return most

@@ -25,7 +25,7 @@ class JsonFormatter(logging.Formatter):
         entry |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry)  # in ASCII: nothing that a client chose can steer the terminal of a reader
 
 
 def configure(level: str) -> None:

@@ -24,8 +24,8 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "lit_mmpg_adapt_requests", "Adaptations asked for, by HTTP status and reason", ["status", "reason"],
-            registry=registry,
+            "lit_mmpg_adapt_requests", "Adaptations asked for, or not even that, by HTTP status and reason",
+            ["status", "reason"], registry=registry,
         )  # fmt: skip
         self.seconds = Histogram(
             "lit_mmpg_adapt_seconds", "Time from the headers to the answer of an adaptation, successful ones",

@@ -6,13 +6,16 @@ import argparse
 import ipaddress
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
 from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.serving.config import ContextLimits, ServeConfig
+from lit_mmpg.serving.limits import affordable_connections
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +32,11 @@ def main(argv: Sequence[str]) -> int:
     import uvicorn
 
     read_checkpoint(config.ckpt, half="cloud")  # a mistake is told here once, not by every worker
-    config.export()
+    affordable = affordable_connections(options.max_connections)
+    if affordable < options.max_connections:
+        print(f"warning: the limit of open files allows {affordable} connections per worker, not "
+              f"{options.max_connections}; raise 'ulimit -n' or lower --max-connections", flush=True)  # fmt: skip
+    replace(config, max_connections=affordable).export()
     scheme = "https" if options.ssl_certfile else "http"
     print(
         f"cloud half of {config.ckpt} on {scheme}://{options.host}:{options.port} "
@@ -45,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
             host=options.host,
             port=options.port,
             workers=options.workers,
-            http="lit_mmpg.serving.limits:ImpatientProtocol",
+            loop="lit_mmpg.serving.protocol:ServiceLoop",
+            http="lit_mmpg.serving.protocol:GuardedProtocol",
             ws="none",
             lifespan="on",
             log_config=None,
@@ -54,8 +62,7 @@ def main(argv: Sequence[str]) -> int:
             date_header=False,
             proxy_headers=bool(options.proxy_ips),
             forwarded_allow_ips=",".join(options.proxy_ips),
-            limit_concurrency=options.max_connections,
-            backlog=2048,
+            backlog=min(2048, affordable),
             timeout_keep_alive=options.keep_alive_s,
             timeout_graceful_shutdown=options.drain_s,
             ssl_certfile=options.ssl_certfile,
@@ -100,10 +107,16 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--max-clips", type=_count, default=default.context.clips, help="clips of one context")
     group.add_argument("--max-anchors", type=_count, default=default.context.anchors, help="anchors of one clip")
     group.add_argument("--max-frames", type=_count, default=default.context.frames, help="frames of one context")
-    group.add_argument("--max-connections", type=_count, default=4000, help="open connections per worker, then 503")
-    group.add_argument("--body-timeout-s", type=float, default=default.body_timeout_s, help="time for a body to arrive")
-    group.add_argument("--header-timeout-s", type=float, default=default.header_timeout_s, help="the same for headers")
-    group.add_argument("--keep-alive-s", type=int, default=30, help="how long an idle connection stays open")
+    group.add_argument(
+        "--max-connections", type=_count, default=default.max_connections, help="open connections per worker, then 503"
+    )
+    group.add_argument(
+        "--request-timeout-s", "--body-timeout-s", "--header-timeout-s", type=float, default=default.request_timeout_s,
+        help="time from a request's first byte to the end of its body (three names of one limit)",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep-alive-s", type=_count, default=30, help="how long an idle connection, or an answer not taken, stays"
+    )
     group.add_argument(
         "--stuck-s", type=float, default=default.stuck_s, help="time for one batch, then /healthz answers 503"
     )
@@ -143,8 +156,8 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         raise UserError(
             f"--download-codec {options.download_codec} does not exist; choose from {', '.join(codec_names())}"
         )
-    for name in ("rate", "max_wait_ms", "body_timeout_s", "header_timeout_s", "stuck_s"):
-        if not 0 <= getattr(options, name) < 1e6:
+    for name in ("rate", "max_wait_ms", "request_timeout_s", "stuck_s"):
+        if not 0 <= getattr(options, name) < 1e6 or (name == "request_timeout_s" and not options.request_timeout_s):
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ServeConfig(
@@ -156,8 +169,8 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         max_wait_ms=options.max_wait_ms,
         max_queue=options.max_queue,
         max_body_bytes=options.max_body_bytes,
-        body_timeout_s=options.body_timeout_s,
-        header_timeout_s=options.header_timeout_s,
+        request_timeout_s=options.request_timeout_s,
+        max_connections=options.max_connections,
         stuck_s=options.stuck_s,
         rate_per_s=options.rate / options.workers,
         burst=max(1.0, options.burst / options.workers),
@@ -173,7 +186,16 @@ def _check_network(options: argparse.Namespace) -> None:
         raise UserError("--ssl-certfile and --ssl-keyfile go together")
     for path in (options.ssl_certfile, options.ssl_keyfile):
         if path is not None and not Path(path).is_file():
-            raise UserError(f"{path} does not exist{nearest(Path(path))}")
+            raise UserError(f"{path} does not exist or is not a file{nearest(Path(path))}")
+    if options.ssl_certfile is not None:
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=lambda: "")
+        except OSError as error:
+            raise UserError(
+                f"--ssl-certfile {options.ssl_certfile} and --ssl-keyfile {options.ssl_keyfile} cannot be used "
+                f"({error.strerror or error}); both are PEM, belong together, and the key has no password"
+            ) from error
     with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -159,7 +159,7 @@ def guarded(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
     """One service for most tests: keys, a log line for every request, a proxy that is believed, short patience."""
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     fleet, kitchen = add_key(keys, "fleet", ["*"]), add_key(keys, "kitchen", ["kitchen", "kitchen-*"])
-    limits = ["--max-body-bytes", str(MAX_BODY), "--body-timeout-s", str(TIMEOUT_S), "--header-timeout-s", "1"]
+    limits = ["--max-body-bytes", str(MAX_BODY), "--request-timeout-s", str(TIMEOUT_S)]
     options = ["--keys", str(keys), "--log-requests", "--proxy-ips", "127.0.0.1", *limits]
     server = start(*options, "--max-queue", "500", "--max-wait-ms", "20")
     return Guarded(server, server.get("/v1/info").json(), fleet, kitchen)

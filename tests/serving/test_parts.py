@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import errno
 import json
 import logging
+import resource
 import stat
 import threading
 from collections.abc import Sequence
@@ -21,7 +24,16 @@ from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
 from lit_mmpg.serving.errors import Refused
 from lit_mmpg.serving.keys import KeyRing, WatchedKeys, add_key
-from lit_mmpg.serving.limits import MOST_CLIENTS, RateLimiter, read_body
+from lit_mmpg.serving.limits import (
+    MOST_CLIENTS,
+    Budget,
+    RateLimiter,
+    affordable_connections,
+    read_body,
+    spare_connections,
+)
+from lit_mmpg.serving.logs import JsonFormatter
+from lit_mmpg.serving.protocol import ServiceLoop
 
 # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +137,7 @@ def test_bodies_are_read_up_to_the_limit_and_no_further() -> None:
             return messages[len(read) - 1]
 
         try:
-            return asyncio.run(read_body(receive, declared, 10, 1.0)), len(read)
+            return asyncio.run(read_body(receive, declared, 10)), len(read)
         except Refused as refused:
             return refused, len(read)
 
@@ -138,6 +150,61 @@ def test_bodies_are_read_up_to_the_limit_and_no_further() -> None:
     ):
         refused, count = body(*parts, declared=declared)
         assert isinstance(refused, Refused) and (refused.status, count) == (413, reads)
+
+
+def test_bodies_that_are_held_at_once_have_a_limit() -> None:
+    budget = Budget(10)
+    with budget.holding() as first:
+        first(6)
+        with budget.holding() as second, pytest.raises(Refused) as caught:
+            second(4)
+            second(1)
+        assert (caught.value.status, budget.held) == (503, 6)
+    assert budget.held == 0
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "allowed", "raised"),
+    [
+        (1024, 20_000, 4000, 4000, 4564),
+        (8192, 20_000, 4000, 4000, 8192),
+        (256, 256, 4000, 170, 256),
+        (256, 256, 40, 40, 256),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 4000, 4000, resource.RLIM_INFINITY),
+        (1024, resource.RLIM_INFINITY, 4000, 4000, 4564),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_or_fewer_are_let_in(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, allowed: int, raised: int
+) -> None:
+    limits = [soft, hard]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.__setitem__(slice(None), pair))
+    assert affordable_connections(wanted) == allowed
+    assert limits == [raised, hard]
+    assert raised == resource.RLIM_INFINITY or allowed + spare_connections(allowed) + 64 <= raised
+
+
+def test_too_few_descriptors_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: None)
+    with pytest.raises(UserError, match="ulimit -n"):
+        affordable_connections(40)
+
+
+def test_no_descriptor_left_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    loop = ServiceLoop()
+    for _ in range(100):
+        loop.call_exception_handler({"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})
+    loop.call_exception_handler({"message": "something else"})
+    loop.close()
+    assert [record.name for record in caplog.records] == ["lit_mmpg.serving", "asyncio"]
+
+
+def test_log_lines_are_one_line_of_ascii() -> None:
+    record = logging.makeLogRecord({"msg": "a\nb\x1b[2J\x9b2J\u2028\u202e", "device": "K\u00fcche"})
+    line = JsonFormatter().format(record)
+    assert line.isascii() and line.isprintable() and json.loads(line)["device"] == "K\u00fcche"
 
 
 # -- keys --------------------------------------------------------------------------------------------------------
@@ -162,15 +229,52 @@ def test_keys_are_stored_as_digests_and_found_by_what_they_are(tmp_path: Path) -
         add_key(path, "other", ["*kitchen"])
 
 
+GOOD = '{"name": "a", "sha256": "%s", "devices": ["x"]}' % ("0" * 64)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"keys": []}', '{"keys": [{"name": "a", "sha256": "00", "devices": ["x"]}]}']
-)
-def test_files_of_keys_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    "content",
+    [
+        b"", b"[]", b"{}", b'{"keys": []}', b'{"keys": [{"name": "a", "sha256": "00", "devices": ["x"]}]}', b"\xff{}",
+        b"[" * 100_000, b'{"keys": ' + b"[" * 100_000, b'{"keys": 1' + b"0" * 5000 + b"}", b'{"keys": NaN}', b"null",
+        b'{"keys": {"a": 1}}', b'{"keys": [1]}', b'{"keys": ["a"]}', f'{{"keys": [{GOOD}], "keys": [{GOOD}]}}'.encode(),
+        f'{{"keys": [{GOOD}, {GOOD}]}}'.encode(), GOOD.replace('"a"', "1").encode(),
+        f'{{"keys": [{GOOD}]}}'.replace('"a"', r'"\ud800"').encode(),
+        f'{{"keys": [{GOOD}]}}'.replace('"x"', "NaN").encode(),
+    ],
+)  # fmt: skip
+def test_files_of_keys_that_are_none_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keys.json"
-    path.write_text(text)
+    path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(UserError, match=r"keys\.json"):
+    with pytest.raises(UserError, match=r"keys\.json") as caught:
         KeyRing.load(path)
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    with pytest.raises(UserError, match="does not exist or is no file"):
+        KeyRing.load(tmp_path)
+
+
+def test_keys_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        secrets = list(threads.map(lambda number: add_key(path, f"key {number}", ["*"]), range(24)))
+    ring = KeyRing.load(path)
+    assert len(ring.keys) == 24 and all(ring.find(f"Bearer {secret}".encode()) for secret in secrets)
+
+
+def test_a_key_is_added_behind_a_link_and_the_mode_stays(tmp_path: Path) -> None:
+    real, link = tmp_path / "secrets" / "real.json", tmp_path / "keys.json"
+    add_key(real, "first", ["*"])
+    real.chmod(0o640)
+    link.symlink_to(Path("secrets") / "real.json")
+    add_key(link, "second", ["*"])
+    assert link.is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert [key.name for key in KeyRing.load(real).keys] == ["first", "second"]
+    with pytest.raises(UserError, match="cannot be written"):
+        add_key(real / "keys.json", "third", ["*"])
+    for name in ("\x1b[2J", "\ud800"):
+        with pytest.raises(UserError, match="printable"):
+            add_key(link, name, ["*"])
 
 
 # -- the verb ----------------------------------------------------------------------------------------------------
@@ -203,6 +307,8 @@ def test_mistakes_are_said_before_anything_is_loaded(
     assert "does not exist; choose from" in error(*ckpt, "--download-codec", "zip")
     assert "out of range" in error(*ckpt, "--rate", "-1")
     assert "--keys FILE" in error("--new-key", "kitchen")
+    assert "cannot be used" in error(*ckpt, "--ssl-certfile", str(keys), "--ssl-keyfile", str(keys))
+    assert "out of range" in error(*ckpt, "--request-timeout-s", "0")
     keys.chmod(0o644)
     assert "chmod 600" in error(*ckpt, "--keys", str(keys))
     device = next(p for p in checkpoint.parents[2].glob("*/checkpoints/best.ckpt") if p != checkpoint)
@@ -221,7 +327,7 @@ def test_keys_of_a_running_service_follow_their_file(tmp_path: Path, caplog: pyt
     path.write_text(json.dumps({"keys": content["keys"][1:]}))
     now[0] = 2.0
     assert keys.find(first) is None and keys.find(second), "a key that was removed is still taken"
-    for broken in ("{", json.dumps({"keys": []}), None):
+    for broken in ("{", json.dumps({"keys": []}), "[" * 100_000, None):
         path.unlink() if broken is None else path.write_text(broken)
         now[0] += 1
         caplog.clear()
