@@ -12,6 +12,7 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Arrays, Bundle
+from lit_mmpg.runtime.manifest import TensorInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -100,19 +101,63 @@ class Engine(ABC):
         reason = self.requirements()
         if reason:
             raise UserError(f"engine '{self.name}' cannot run here: {reason}")
-        self._activate()
+        try:
+            self._activate()
+        except BaseException:
+            self._deactivate()
+            raise
         self.active = True
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph.
 
         Args:
-            inputs: One array for each of ``self.inputs``, in its type; personal parameters are already loaded.
+            inputs: One array for each of ``self.inputs``; a type that loses nothing in the input's type is converted.
+                Personal parameters are already loaded.
 
         Returns:
             Outputs by name.
+
+        Raises:
+            UserError: If an input is missing, or its type or shape is not what the graph takes.
         """
-        return self._infer(inputs)
+        return self._infer(self._checked(inputs))
+
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """The graph's inputs, of its types; engines read memory, so a wrong type would be read as garbage."""
+        sizes: dict[str, tuple[int, str]] = {}
+        checked: Arrays = {}
+        for info in self.inputs:
+            if info.name not in inputs:
+                raise UserError(f"'{self.role}' of {self.bundle.path}: input '{info.name}' is missing")
+            array = inputs[info.name]
+            if array.dtype != info.dtype:
+                if not np.can_cast(array.dtype, info.dtype, "safe"):
+                    raise UserError(
+                        f"'{self.role}' of {self.bundle.path}: input '{info.name}' is {array.dtype}, the graph takes "
+                        f"{info.dtype}; convert it where nothing is lost"
+                    )
+                array = array.astype(info.dtype)
+            if not self._fits(info, array.shape, sizes):
+                known = "".join(f"; {name} is {size} in '{other}'" for name, (size, other) in sizes.items())
+                raise UserError(
+                    f"'{self.role}' of {self.bundle.path}: input '{info.name}' has shape {list(array.shape)}, "
+                    f"the graph takes [{', '.join(map(str, info.shape))}]{known}"
+                )
+            checked[info.name] = array
+        return checked
+
+    @staticmethod
+    def _fits(info: TensorInfo, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> bool:
+        """Whether a shape is that of an input; notes the sizes of its varying dimensions."""
+        if len(shape) != len(info.shape):
+            return False
+        for size, expected in zip(shape, info.shape, strict=True):
+            if isinstance(expected, str):
+                expected = sizes.setdefault(expected, (size, info.name))[0]
+            if size != expected:
+                return False
+        return True
 
     def load_parameters(self, parameters: Mapping[str, np.ndarray] | None) -> None:
         """Swap the personal parameters.
@@ -154,6 +199,11 @@ class Engine(ABC):
         return self.info.bytes
 
     @property
+    def workspace_bytes(self) -> int | None:
+        """Memory of the accelerator that the active engine asks for activations; ``None`` where it does not say."""
+        return None
+
+    @property
     def graph(self) -> Path:
         """The ONNX file."""
         return self.bundle.graph(self.role, self.precision)
@@ -176,4 +226,4 @@ class Engine(ABC):
 
     @abstractmethod
     def _deactivate(self) -> None:
-        """Free."""
+        """Free what there is: after a failed activation, that is a part."""
