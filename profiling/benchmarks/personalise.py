@@ -11,7 +11,8 @@ layers; its weights are random, of which no time depends. Everything runs on one
   turns (A B B A ...); a ratio is that of the medians of 100 turns, given are its median, 10th and 90th percentiles.
 - ``extra_bytes``: what the process grows by at most during swaps, in a fresh process.
 
-Every way is verified against the reference first; one that is wrong is not timed. Targets: ``inputs`` at most 1.05
+Every way is verified against the reference first; one that is wrong is not timed, and one that fails is named with its
+reason and costs no other row (exit status 1). Targets: ``inputs`` at most 1.05
 times the baked engine, and a load of at most one inference. Ways that need a GPU are listed with the reason.
 """
 
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +36,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.link.messages import Download, Upload
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
 from lit_mmpg.runtime.verify import verify
+from lit_mmpg.writing import write_text
 from profiling.benchmarks.timing import Ratio
+from profiling.meters.sources import first_line
 
 FORMS = ("low_rank", "full", "core", "basis")
 ENGINES = ("onnxruntime", "onnxruntime_cuda", "tensorrt", "torch_tensorrt")
@@ -55,7 +59,7 @@ BLOCK = 100
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one way on one bundle; ``None`` where a reason says why not."""
+    """Figures of one way on one bundle; ``None`` where a reason says why not (``failed``: though it can run here)."""
 
     case: str
     engine: str
@@ -70,6 +74,7 @@ class Row:
     ratio_high: float | None = None
     extra_bytes: int | None = None
     reason: str | None = None
+    failed: bool = False
 
     @property
     def target_met(self) -> bool | None:
@@ -112,22 +117,28 @@ def measure(case: str, bundle: Bundle, name: str, rounds: int, swaps: int) -> li
         name: The engine.
         rounds: Blocks of the steady state.
         swaps: Rounds of swaps.
+
+    Returns:
+        A row for each way; one that fails has the reason.
     """
     messages, inputs = downloads(bundle), first_row(bundle)
     decoded = {device: Download.from_bytes(data).parameters(bundle.spec) for device, data in messages.items()}
     ways = engine_class(name).ways
     baked = next(way for way in ("reload", "refit") if way in ways)
-    engines = {way: create_engine(name, bundle, "model", personalise=way) for way in ways}
-    try:
-        for way, engine in engines.items():
-            engine.activate()
-            verdict = verify(engine)
-            if not verdict.ok:
-                raise UserError(f"{case}, {name} by {way}: wrong, not timed: {'; '.join(verdict.problems)}")
+    engines: dict[str, Engine] = {}
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        for way in ways:
+            try:
+                engines[way] = _verified(stack, name, bundle, way)
+            except Exception as error:  # one way's failure must not cost the others
+                rows.append(_failed(case, bundle, name, way, len(messages[CASES[0]]), error))
+        if baked not in engines:
+            missing = UserError(f"there is no engine by {baked} to compare with")
+            return rows + [_failed(case, bundle, name, way, len(messages[CASES[0]]), missing) for way in engines]
         swap, load = _swaps(engines, messages, decoded, inputs, bundle, swaps)
         for engine in engines.values():
             engine.load_parameters(decoded[CASES[0]])
-        rows = []
         for way, engine in engines.items():
             infer_ms, ratio = steady_state(engine, engines[baked], inputs, rounds)
             rows.append(
@@ -146,10 +157,22 @@ def measure(case: str, bundle: Bundle, name: str, rounds: int, swaps: int) -> li
                     extra_bytes=_extra_bytes(bundle.path, name, way),
                 )
             )
-        return rows
-    finally:
-        for engine in engines.values():
-            engine.deactivate()
+    return rows
+
+
+def _verified(stack: ExitStack, name: str, bundle: Bundle, way: str) -> Engine:
+    """An active engine that computes the reference; the stack deactivates it."""
+    engine = stack.enter_context(create_engine(name, bundle, "model", personalise=way))
+    verdict = verify(engine)
+    if not verdict.ok:
+        raise UserError(f"wrong, not timed: {'; '.join(verdict.problems)}")
+    return engine
+
+
+def _failed(case: str, bundle: Bundle, name: str, way: str, download_bytes: int, error: Exception) -> Row:
+    mistake = find_user_error(error)
+    reason = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
+    return Row(case, name, way, bundle.spec.size, download_bytes, reason=reason, failed=True)
 
 
 def steady_state(engine: Engine, baked: Engine, inputs: Arrays, rounds: int) -> tuple[float, Ratio]:
@@ -215,8 +238,11 @@ def _extra_bytes(path: Path, name: str, way: str) -> int | None:
     """Growth of a fresh process during swaps."""
     module = [sys.executable, "-m", "profiling.benchmarks.personalise"]
     command = [*module, "--child", name, way, "--bundle", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(json.loads(done.stdout)["extra_bytes"]) if done.stdout.strip() else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.strip():
+        return None
+    found = json.loads(done.stdout.strip().splitlines()[-1])["extra_bytes"]
+    return None if found is None else int(found)
 
 
 def child(name: str, way: str, bundle: Bundle) -> int | None:
@@ -359,7 +385,8 @@ def print_rows(rows: Sequence[Row]) -> None:
     reasons: dict[str, str] = {}
     for row in rows:
         if row.reason:
-            reasons[row.engine] = row.reason
+            what = f"failed: {row.case}, {row.engine} by {row.way}" if row.failed else f"open: {row.engine}"
+            reasons[what] = row.reason
             continue
         if previous not in (None, row.case):
             table.add_section()
@@ -372,8 +399,8 @@ def print_rows(rows: Sequence[Row]) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=180)
     console.print(table)
-    for name, reason in reasons.items():
-        console.print(escape(f"open: {name}: {reason}"), soft_wrap=True)
+    for what, reason in reasons.items():
+        console.print(escape(f"{what}: {reason}"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -402,10 +429,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ENGINES:
             for case, bundle in cases.items():
                 reason = table[name]
-                if reason is None:
-                    rows += measure(case, bundle, name, options.rounds, options.swaps)
-                else:
+                if reason is not None:
                     rows += open_rows(case, bundle, name, reason)
+                    continue
+                try:
+                    rows += measure(case, bundle, name, options.rounds, options.swaps)
+                except Exception as error:  # one bundle's failure must not cost the other rows
+                    rows += [_failed(case, bundle, name, way, 0, error) for way in engine_class(name).ways]
     print_rows(rows)
     if options.output:
         document = {
@@ -417,8 +447,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             },
             "rows": [vars(row) | {"target_met": row.target_met} for row in rows],
         }
-        Path(options.output).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0
+        write_text(Path(options.output), json.dumps(document, indent=2) + "\n")
+    return 1 if any(row.failed for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def test_a_provider_that_does_not_run_the_graph_is_no_silent_processor(small, mo
         raise ValueError("the option cannot be parsed")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
-    with pytest.raises(UserError, match="'onnxruntime' cannot run .* here: CPUExecutionProvider: the option cannot"):
+    with pytest.raises(UserError, match=r"'onnxruntime' cannot run .* here: CPUExecutionProvider: the option cannot"):
         OnnxRuntimeEngine(small, "model").activate()
     assert not capsys.readouterr().out
 
