@@ -26,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -294,16 +295,19 @@ def open_rows(case: str, bundle: Bundle, name: str, reason: str) -> list[Row]:
     return [Row(case, name, way, bundle.spec.size, size, reason=reason) for way in ways]
 
 
-def make_bundle(form: str, folder: Path) -> Bundle:
+def make_bundle(form: str, folder: Path, complete: bool = False) -> Bundle:
     """A bundle of a device model with random weights.
 
     Args:
         form: Form of its dynamic layers.
         folder: Where to write it.
+        complete: Also with the projection, the weights for engines that need torch, and every precision that is as good
+            as an exported one has to be.
     """
     import onnx
     import torch
     from safetensors import numpy as safetensors_numpy
+    from safetensors.torch import save_file
 
     from lit_mmpg.device.graphs import graph_specs
     from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
@@ -312,66 +316,108 @@ def make_bundle(form: str, folder: Path) -> Bundle:
     from lit_mmpg.export.samples import DeviceSample
     from lit_mmpg.export.statistics import count_macs, tensor_infos
     from lit_mmpg.export.write import write_manifest
-    from lit_mmpg.runtime.bundle import REFERENCE, STATIC, file_digest
+    from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, file_digest
     from lit_mmpg.runtime.manifest import Acceptance, AnchorRule, Frames, GraphInfo, Link, Manifest
+    from lit_mmpg.torch_engines.base import NETWORK, network_json
 
     torch.manual_seed(0)
     frames, words = 8, 16
     config = DeviceModelConfig(width=128, heads=1, temporal=False)
     dynamic = DynamicConfig(("frame_projection", "head"), form, 8)  # type: ignore[arg-type]
     network = DeviceModel(Shapes("open_ended", (512,), 5000, 500, words), config, dynamic).eval().requires_grad_(False)
-    spec = graph_specs(network, frames, 1)[0]
+    specs = graph_specs(network, frames, 1)[: None if complete else 1]
     rng = np.random.default_rng(0)
     inputs = {
-        "frames": rng.standard_normal((16, frames, 512)).astype(np.float32),
-        "frame_mask": np.ones((16, frames), bool),
-        "text": rng.integers(1, 5000, (16, 1, words)),
+        "model": {
+            "frames": rng.standard_normal((16, frames, 512)).astype(np.float32),
+            "frame_mask": np.ones((16, frames), bool),
+            "text": rng.integers(1, 5000, (16, 1, words)),
+        },
+        "project": {"features": rng.standard_normal((16, 512)).astype(np.float32)},
     }
+    static = static_parameters(network)
 
     def own() -> Arrays:
-        static = static_parameters(network)
         return {n: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for n, a in static.items()}
 
-    devices = [DeviceSample(f"device{i}", own(), {"model": inputs}) for i in range(3)]
-    graph = export_graph(spec, network)
-    onnx.save_model(graph, str(folder / "model.onnx"))
-    sizes = {"B": 1, "T": frames, "L": words}
-    info = GraphInfo(
-        role="model",
-        precision="fp32",
-        file="model.onnx",
-        sha256=file_digest(folder / "model.onnx"),
-        bytes=(folder / "model.onnx").stat().st_size,
-        nodes=len(graph.graph.node),
-        macs=count_macs(graph, sizes),
-        macs_at=sizes,
-        inputs=tensor_infos(graph.graph.input),
-        outputs=tensor_infos(graph.graph.output),
-        acceptance=Acceptance("synthetic", 0, 0, 0.0, None, None, True),
-    )
-    safetensors_numpy.save_file(make_reference([spec], network, devices).to_tensors(), folder / REFERENCE)
-    safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
-    manifest = Manifest(
-        version="benchmark",
-        task="open_ended",
-        half="cloud",
-        checkpoint_digest="0" * 64,
-        run_id=None,
-        tracking_uri=None,
-        data_fingerprint="",
-        spec=network.spec,
-        frames=Frames(512, 128, frames),
-        anchors=AnchorRule(2, "uniform", 8, "device"),
-        link=Link("int8", CODEC),
-        preprocessing=None,
-        max_words=words,
-        vocabulary={},
-        answers=(),
-        graphs=(info,),
-        files={name: file_digest(folder / name) for name in (REFERENCE, STATIC)},
-    )
-    write_manifest(folder, manifest)
-    return Bundle.open(folder)
+    devices = [DeviceSample(f"device{i}", own(), inputs) for i in range(3)]
+    infos: list[GraphInfo] = []
+
+    def add(role: str, precision: str, graph: onnx.ModelProto) -> None:
+        file = folder / (f"{role}.onnx" if precision == "fp32" else f"{role}.{precision}.onnx")
+        onnx.save_model(graph, str(file))
+        sizes = {"B": 1, "T": frames, "L": words} if role == "model" else {"N": 1}
+        infos.append(
+            GraphInfo(
+                role=role,
+                precision=precision,
+                file=file.name,
+                sha256=file_digest(file),
+                bytes=file.stat().st_size,
+                nodes=len(graph.graph.node),
+                macs=count_macs(graph, sizes),
+                macs_at=sizes,
+                inputs=tensor_infos(graph.graph.input),
+                outputs=tensor_infos(graph.graph.output),
+                acceptance=Acceptance("synthetic", 0, 0, 0.0, None, None, True),
+            )
+        )
+
+    graphs = {spec.role: export_graph(spec, network) for spec in specs}
+    for role, graph in graphs.items():
+        add(role, "fp32", graph)
+    safetensors_numpy.save_file(make_reference(specs, network, devices).to_tensors(), folder / REFERENCE)
+    safetensors_numpy.save_file(static, folder / STATIC)
+    files = [REFERENCE, STATIC]
+    if complete:
+        save_file(network.state_dict(), folder / WEIGHTS)
+        (folder / NETWORK).write_text(network_json(network, dynamic), encoding="utf-8")
+        files += [WEIGHTS, NETWORK]
+
+    def write() -> Bundle:
+        manifest = Manifest(
+            version="benchmark",
+            task="open_ended",
+            half="cloud",
+            checkpoint_digest="0" * 64,
+            run_id=None,
+            tracking_uri=None,
+            data_fingerprint="",
+            spec=network.spec,
+            frames=Frames(512, 128, frames),
+            anchors=AnchorRule(2, "uniform", 8, "device"),
+            link=Link("int8", CODEC),
+            preprocessing=None,
+            max_words=words,
+            vocabulary={},
+            answers=(),
+            graphs=tuple(infos),
+            files={name: file_digest(folder / name) for name in files},
+        )
+        write_manifest(folder, manifest)
+        return Bundle.open(folder)
+
+    if complete:
+        _add_precisions(graphs["model"], [inputs["model"] | device.parameters for device in devices], add, write, infos)
+    return write()
+
+
+def _add_precisions(
+    graph: Any, calibration: list[Arrays], add: Callable[..., None], write: Callable[[], Bundle], infos: list[Any]
+) -> None:
+    """The model in the other precisions; one that cannot be made or is not good enough is left out."""
+    from lit_mmpg.export.precision import convert
+
+    for precision in ("fp16", "int8_weight", "int8"):
+        before = len(infos)
+        try:
+            add("model", precision, convert(graph, precision, calibration))
+            with create_engine("onnxruntime", write(), "model", precision) as engine:
+                good = verify(engine).ok
+        except Exception:  # no ONNX Runtime here, for example: then its graph is not known to be right
+            good = False
+        if not good:
+            del infos[before:]
 
 
 def print_rows(rows: Sequence[Row]) -> None:
