@@ -36,6 +36,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -353,7 +354,10 @@ def _installed() -> Iterator[None]:
 
 def _bundle(work: Path) -> Bundle:
     if not (work / "bundle" / "manifest.json").is_file():
-        raise NotInstalledError("there is no bundle to run, see the check 'bundle'")
+        missing = [name for name in ("torch", "onnxscript") if find_spec(name) is None]
+        if missing:
+            raise NotInstalledError(f"{missing[0]} is not installed, which makes the bundle to run")
+        raise UserError("there is no bundle to run: the first check failed")
     return Bundle.open(work / "bundle")
 
 

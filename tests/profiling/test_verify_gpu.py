@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_mmpg.runtime.engines import engine_class
 from profiling.benchmarks import verify_gpu
 from profiling.benchmarks.verify_gpu import FAILED, MISSING, NO_GPU, VERIFIED, child, main, run_check
 from tests.profiling.bundles import make_bundle
@@ -42,15 +43,22 @@ def test_a_check_that_hangs_crashes_or_lacks_something_costs_no_other(tmp_path, 
 
     monkeypatch.setattr(verify_gpu.metadata, "version", lambda _: "2.5.1+cu121")
     output = tmp_path / "out"
-    assert main(["--device", "cpu", "--only", "onnxruntime by inputs", "profile run", "--output", str(output)]) == 0
+    assert main(["--device", "cpu", "--only", "onnxruntime by inputs", "profile run", "--output", str(output)]) == 1
     document = json.loads((output / "verify_gpu.json").read_text())
-    assert [check["status"] for check in document["checks"]] == [MISSING, MISSING]
-    assert document["counts"] == {VERIFIED: 0, FAILED: 0, MISSING: 2}
+    assert [check["status"] for check in document["checks"]] == [FAILED, FAILED]
+    assert document["counts"] == {VERIFIED: 0, FAILED: 2, MISSING: 0}
     assert document["torch"]["installed"] == "2.5.1+cu121" and document["torch"]["agrees"] is False
     assert document["command"].startswith("python -m profiling.benchmarks.verify_gpu --device cpu")
     assert document["environment"]["cpu"] and "commit" in document
     text = capsys.readouterr().out
-    assert "note: torch 2.5.1+cu121 is here; the package asks for >=2.13" in text and "not installed" in text
+    assert (
+        "note: torch 2.5.1+cu121 is here; the package asks for >=2.13" in text and "there is no bundle to run" in text
+    )
+
+    reason = engine_class("onnxruntime_tensorrt").requirements()
+    if reason:
+        result = child("onnxruntime_tensorrt by inputs", tmp_path, "cuda")
+        assert (result.status, result.reason) == (MISSING, reason)
 
 
 @pytest.mark.soak
