@@ -316,3 +316,17 @@ def test_nodes_by_provider(small):
     session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     nodes = assigned_nodes(onnxruntime.InferenceSession(str(small.graph("model")), session_options))
     assert nodes is None or nodes["CPUExecutionProvider"] > 5
+
+
+class Leaving(OnnxRuntimeEngine):
+    """Fails when it is left."""
+
+    def _deactivate(self) -> None:
+        raise UserError("the device is lost")
+
+
+def test_an_error_on_the_way_out_hides_none_before_it(small):
+    with pytest.raises(UserError, match="'text' is missing"), Leaving(small, "model") as engine:
+        engine.infer({name: a for name, a in small.reference().roles["model"].inputs.items() if name != "text"})
+    with pytest.raises(UserError, match="the device is lost"), Leaving(small, "model"):
+        pass

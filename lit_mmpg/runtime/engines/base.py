@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -81,6 +82,7 @@ class Engine(ABC):
         self.personal = len(self.inputs) < len(self.info.inputs)
         """Whether the graph takes personal parameters."""
         self.active = False
+        self._accepted: list[tuple[np.dtype, tuple[int, ...]]] = []
         self._static = bundle.static_parameters() if self.personal else {}
         self.parameters: Arrays = dict(self._static)
         """Personal parameters in use."""
@@ -104,7 +106,8 @@ class Engine(ABC):
         try:
             self._activate()
         except BaseException:
-            self._deactivate()
+            with suppress(Exception):  # what went wrong first is what there is to tell
+                self._deactivate()
             raise
         self.active = True
 
@@ -125,27 +128,28 @@ class Engine(ABC):
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """The graph's inputs, of its types; engines read memory, so a wrong type would be read as garbage."""
+        missing = [info.name for info in self.inputs if info.name not in inputs]
+        if missing:
+            raise UserError(f"'{self.role}' of {self.bundle.path}: input '{missing[0]}' is missing")
+        arrays = {info.name: inputs[info.name] for info in self.inputs}
+        kinds = [(array.dtype, array.shape) for array in arrays.values()]
+        if kinds == self._accepted:  # as in the call before, which is the usual case
+            return arrays
         sizes: dict[str, tuple[int, str]] = {}
-        checked: Arrays = {}
         for info in self.inputs:
-            if info.name not in inputs:
-                raise UserError(f"'{self.role}' of {self.bundle.path}: input '{info.name}' is missing")
-            array = inputs[info.name]
-            if array.dtype != info.dtype:
-                if not np.can_cast(array.dtype, info.dtype, "safe"):
-                    raise UserError(
-                        f"'{self.role}' of {self.bundle.path}: input '{info.name}' is {array.dtype}, the graph takes "
-                        f"{info.dtype}; convert it where nothing is lost"
-                    )
-                array = array.astype(info.dtype)
+            array = arrays[info.name]
+            what = f"'{self.role}' of {self.bundle.path}: input '{info.name}'"
+            if not np.can_cast(array.dtype, info.dtype, "safe"):
+                raise UserError(
+                    f"{what} is {array.dtype}, the graph takes {info.dtype}; convert it where nothing is lost"
+                )
             if not self._fits(info, array.shape, sizes):
                 known = "".join(f"; {name} is {size} in '{other}'" for name, (size, other) in sizes.items())
-                raise UserError(
-                    f"'{self.role}' of {self.bundle.path}: input '{info.name}' has shape {list(array.shape)}, "
-                    f"the graph takes [{', '.join(map(str, info.shape))}]{known}"
-                )
-            checked[info.name] = array
-        return checked
+                expected = ", ".join(map(str, info.shape))
+                raise UserError(f"{what} has shape {list(array.shape)}, the graph takes [{expected}]{known}")
+            arrays[info.name] = array.astype(info.dtype, copy=False)
+        self._accepted = [(array.dtype, array.shape) for array in arrays.values()]
+        return arrays
 
     @staticmethod
     def _fits(info: TensorInfo, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> bool:
@@ -190,8 +194,9 @@ class Engine(ABC):
         self.activate()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.deactivate()
+    def __exit__(self, kind: object, *_: object) -> None:
+        with suppress(*([Exception] if kind else [])):  # an error on the way out hides none before it
+            self.deactivate()
 
     @property
     def engine_bytes(self) -> int | None:

@@ -57,8 +57,8 @@ def _nvpmodel() -> str:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_bytes().decode(errors="replace")
-    except (OSError, TypeError):  # TypeError: Python's answer where a read would block
+        return (path.read_bytes() or b"").decode(errors="replace")  # None where a read would block
+    except OSError:
         return None
 
 

@@ -259,7 +259,7 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
             "trt_fp16_enable": str("FLOAT16" in types),
             # Only where a tensor is quantised in every inference: without one TensorRT refuses the flag for want of
             # scales. Weights alone are dequantised by ONNX Runtime before TensorRT sees them.
-            "trt_int8_enable": str(self.precision != "int8_weight" and "QuantizeLinear" in types),
+            "trt_int8_enable": str("QuantizeLinear" in types),
             **{f"trt_profile_{kind}_shapes": text for kind, text in shapes.items()},
         }
         engines, timings = self._cache_folders(options)
