@@ -59,7 +59,7 @@ class AotInductorEngine(TorchModuleEngine):
             "graph": self.info.sha256,
             "device": self.config.device,
             "target": torch.backends.cpu.get_cpu_capability(),
-            "gpu": f"{torch.cuda.get_device_properties()}" if self.config.device == "cuda" else "",
+            "gpu": f"{torch.cuda.get_device_properties(0)}" if self.config.device == "cuda" else "",
             **board(),
         }
         path = cache.path(key, ".pt2")

@@ -67,7 +67,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
         arguments: dict[str, Any] = dict(zip((info.name for info in self.inputs), inputs, strict=True))
         if self.personal and by_input:
             arguments["parameters"] = tuple(torch_tensorrt.Input(shape=entry.shape) for entry in self.bundle.spec)
-        return torch_tensorrt.dynamo.compile(
+        compiled = torch_tensorrt.dynamo.compile(
             program,
             arg_inputs=(),
             kwarg_inputs=arguments,
@@ -76,6 +76,9 @@ class TorchTensorRTEngine(TorchModuleEngine):
             truncate_double=True,
             disable_tf32=True,
         )
+        if not any("_run_on_acc" in name for name, _ in compiled.named_modules()):
+            raise UserError(f"engine '{self.name}': no part of {self.graph} was compiled, torch would run all of it")
+        return compiled
 
     def _program(self, spec: GraphSpec, parameters: Arrays) -> torch.export.ExportedProgram:
         network = spec.module.to("cuda").get_submodule("network")
@@ -102,7 +105,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
                 self._refit(self.parameters)  # a part may have been replaced
             except Exception:
                 self.deactivate()  # neither set is whole, so no answer would be right
-            reason = " ".join(str(error).split())[:300]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise UserError(f"engine '{self.name}' could not refit: {reason}; use personalise=inputs") from error
 
     def _refit(self, parameters: Arrays) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -330,3 +332,42 @@ def test_an_error_on_the_way_out_hides_none_before_it(small):
         engine.infer({name: a for name, a in small.reference().roles["model"].inputs.items() if name != "text"})
     with pytest.raises(UserError, match="the device is lost"), Leaving(small, "model"):
         pass
+
+
+def test_a_run_that_fails_names_the_shapes(small):
+    inputs = small.reference().roles["model"].inputs
+    words = r"could not run .*model.onnx with frames \[4, 6, 12\], .*text \[4, 1, 4\]: .*Gather"
+    with create_engine("onnxruntime", small, "model") as engine, pytest.raises(UserError, match=words):
+        engine.infer(inputs | {"text": inputs["text"] + 1000})
+
+
+def test_torch_tensorrt_refits_in_place_and_puts_back_what_failed(small, monkeypatch):
+    own = small.reference().parameters
+    refits: list[tuple[np.ndarray, bool]] = []
+    failing: list[bool] = []
+
+    def refit(module: object, program: Mapping[str, np.ndarray], in_place: bool = False) -> object:
+        refits.append((program["projection.u"], in_place))
+        if failing and failing.pop():
+            raise AssertionError("Refitting failed.")
+        return module
+
+    dynamo = ModuleType("torch_tensorrt.dynamo")
+    dynamo.refit_module_weights = refit
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt"))
+    monkeypatch.setitem(sys.modules, "torch_tensorrt.dynamo", dynamo)
+    engine = create_engine("torch_tensorrt", small, "model", personalise="refit")
+    monkeypatch.setattr(engine, "_tensor", lambda array: array)
+    monkeypatch.setattr(engine, "_program", lambda _, parameters: parameters)
+    engine.active, engine._module, engine._spec = True, object(), None
+    engine.load_parameters(own["device0"])
+    failing[:] = [False, True]  # the next one fails, putting back does not
+    with pytest.raises(UserError, match=r"could not refit: AssertionError: Refitting failed\.; use personalise=inputs"):
+        engine.load_parameters(own["device1"])
+    assert [in_place for _, in_place in refits] == [True] * 3
+    np.testing.assert_array_equal(refits[-1][0], own["device0"]["projection.u"])
+    assert engine.active and np.array_equal(engine.parameters["projection.u"], own["device0"]["projection.u"])
+    failing[:] = [True, True]
+    with pytest.raises(UserError, match="could not refit"):
+        engine.load_parameters(own["device1"])
+    assert not engine.active, "neither set is whole"

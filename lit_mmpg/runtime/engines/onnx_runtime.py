@@ -131,7 +131,12 @@ class OnnxRuntimeEngine(Engine):
             self._shapes = shapes
         for name, buffer in self._buffers.items():
             np.copyto(buffer, inputs[name])
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's errors have no narrower class
+            given = ", ".join(f"{name} {list(inputs[name].shape)}" for name in self._names)
+            reason = " ".join(str(error).split())[:500]
+            raise UserError(f"engine '{self.name}' could not run {self.graph} with {given}: {reason}") from error
         return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
 
     def _bind(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -336,7 +341,7 @@ def profile_sizes(
     """
     frames = engine.bundle.manifest.frames.max_frames
     usual = dict(engine.info.macs_at)
-    usual |= {"N": max(usual["N"], min(frames, max_batch * frames))} if "N" in usual else {}
+    usual |= {"N": max(usual["N"], frames)} if "N" in usual else {}  # of one clip
     largest = dict(usual)
     for name, size in (("B", max_batch), ("N", max_batch * frames), ("O", max_options)):
         if name in usual:
