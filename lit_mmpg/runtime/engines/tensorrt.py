@@ -212,10 +212,11 @@ def _build(
     if timed:
         _take_timings(library, config, timings)
     _take_shapes(library, builder, config, network, graph, usual, largest)
+    most = ", ".join(f"{name} up to {size}" for name, size in largest.items())
     built = made(
         lambda: builder.build_serialized_network(network, config),
         "cannot build the graph",
-        f"it was to take {', '.join(f'{name} up to {size}' for name, size in largest.items())}" if largest else "",
+        f"it was to take {most}: lower max_batch where memory is short" if most else "",
     )
     if not timed:
         return bytes(built), None
