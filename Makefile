@@ -19,7 +19,7 @@ SOAK_MINUTES ?= 10
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test soak lint format demo results ui clean board-wheels test-aarch64
+.PHONY: help install test soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 o
 	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \
 		|| echo "no atheris for this Python: coverage-guided fuzzing will be skipped"
 	@LIT_MMPG_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m soak
+
+# An interpreter that is named is taken as it is, with the torch that it has; otherwise .venv is made.
+NAMED_PYTHON := $(filter command environment,$(firstword $(origin PYTHON)))
+verify-gpu: $(if $(NAMED_PYTHON),,install) ## what only an NVIDIA GPU shows, in under ten minutes (PYTHON=... takes that one)
+	@$(if $(NAMED_PYTHON),"$(PYTHON)",$(BIN)/python) -m profiling.benchmarks.verify_gpu
 
 # One thread: the demo's tensors are small, and waiting threads cost more than they bring on 2 cores.
 demo: install ## train, compare, export and profile on the embedded data (a few minutes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
@@ -81,15 +82,17 @@ class Pipeline:
         try:
             for engine in self.engines.values():
                 engine.activate()
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error))
             raise
         self.activate_ms = (time.perf_counter() - begin) * 1e3
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for engine in self.engines.values():
-            engine.deactivate()
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        # One engine's error keeps no other active, and hides none that came before it.
+        with suppress(*([Exception] if kind else [])), ExitStack() as stack:
+            for engine in self.engines.values():
+                stack.callback(engine.deactivate)
 
     @property
     def device_timer(self) -> EngineTimer | None:

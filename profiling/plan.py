@@ -110,8 +110,10 @@ def _absent(
     reason = row.reason
     if selection.compile_only and row.precisions:
         # Compiling needs less than running: no GPU, for example.
-        compiler = getattr(engine_class(selection.engine), "compile_requirements", None)
-        reason = compiler() if compiler else "this engine has no compilation of its own; remove compile_only"
+        cls = engine_class(selection.engine)
+        compiler = getattr(cls, "compile_requirements", None)
+        config = cls.config_class.from_options(selection.engine, selection.options) if len(bundle.spec) else None
+        reason = compiler(config) if compiler else "this engine has no compilation of its own; remove compile_only"
     if reason:
         return reason
     if precision not in bundle.precisions("model"):

@@ -56,7 +56,7 @@ def run(request: dict[str, Any]) -> Memory:
         gpu = nvml.open_gpu()
         used, reason = device_bytes(os.getpid(), gpu if isinstance(gpu, nvml.Gpu) else None)
         sizes = [engine.engine_bytes for engine in engines.values()]
-        workspaces = [getattr(engine, "workspace_bytes", None) for engine in engines.values()]
+        workspaces = [engine.workspace_bytes for engine in engines.values()]
         return Memory(
             peak_rss_bytes=status_bytes("VmHWM"),
             base_rss_bytes=base,

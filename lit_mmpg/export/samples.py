@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.errors import UserError
-from lit_mmpg.export.source import Source
 from lit_mmpg.runtime.bundle import Arrays
+
+if TYPE_CHECKING:
+    from lit_mmpg.export.source import Source
 
 ROWS = 16
 """Most questions or clips of one device."""

@@ -54,59 +54,90 @@ def why_no_gpu() -> str | None:
 
 def _error_text(library: ctypes.CDLL, status: int) -> str:
     library.cudaGetErrorString.restype = ctypes.c_char_p
-    text: bytes = library.cudaGetErrorString(status)
-    return text.decode()
+    text: bytes | None = library.cudaGetErrorString(status)
+    return f"{text.decode(errors='replace')}, CUDA error {status}" if text else f"CUDA error {status}"
 
 
-class Cuda:
-    """One device with one stream.
+def gpu_identity(device: int = 0) -> str:
+    """Name, compute capability and number of multiprocessors of a GPU.
 
     Args:
         device: Ordinal of the device.
 
     Raises:
-        UserError: If CUDA cannot be used here.
+        UserError: If CUDA cannot be used here, or refuses the question.
+    """
+    library = _library()
+    values = {}
+    for name, attribute in _ATTRIBUTES.items():
+        value = ctypes.c_int()
+        _call(library, "cudaDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        values[name] = value.value
+    # CUDA 12 exports the current layout as _v2 beside an older one.
+    function = "cudaGetDeviceProperties"
+    if hasattr(library, f"{function}_v2"):
+        function += "_v2"
+    properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+    _call(library, function, properties, device)
+    name = properties.raw[:_NAME_BYTES].split(b"\0", 1)[0].decode(errors="replace")
+    return f"{name} sm{values['major']}{values['minor']} x{values['multiprocessors']}"
+
+
+def _library() -> ctypes.CDLL:
+    reason = why_no_gpu()
+    library = load_library()
+    if reason or library is None:
+        raise UserError(f"CUDA cannot be used: {reason}")
+    return library
+
+
+def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+    """Call a function of the runtime; every status but success is an error."""
+    status = getattr(library, function)(*arguments)
+    if status:
+        raise UserError(f"{function} failed: {_error_text(library, status)}")
+
+
+class Cuda:
+    """One device with one stream. What it allocates is its own: :meth:`close` gives all of it back.
+
+    Args:
+        device: Ordinal of the device.
+
+    Raises:
+        UserError: If CUDA cannot be used here; any method, where CUDA answers with an error.
     """
 
     def __init__(self, device: int = 0) -> None:
-        reason = why_no_gpu()
-        library = load_library()
-        if reason or library is None:
-            raise UserError(f"CUDA cannot be used: {reason}")
-        self._library, self.device = library, device
+        self._library, self.device = _library(), device
+        self._memory: dict[int, ctypes.c_void_p] = {}
+        self._events: list[ctypes.c_void_p] = []
         self._call("cudaSetDevice", device)
         self.stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(self.stream))
 
     def _call(self, function: str, *arguments: object) -> None:
-        status = getattr(self._library, function)(*arguments)
-        if status:
-            raise RuntimeError(f"{function}: {_error_text(self._library, status)}")
+        _call(self._library, function, *arguments)
 
     def identity(self) -> str:
-        """Name, compute capability and number of multiprocessors: what a compiled engine belongs to."""
-        values = {}
-        for name, attribute in _ATTRIBUTES.items():
-            value = ctypes.c_int()
-            self._call("cudaDeviceGetAttribute", ctypes.byref(value), attribute, self.device)
-            values[name] = value.value
-        # CUDA 12 exports the current layout as _v2 beside an older one.
-        function = "cudaGetDeviceProperties"
-        if hasattr(self._library, f"{function}_v2"):
-            function += "_v2"
-        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
-        self._call(function, properties, self.device)
-        name = properties.raw[:_NAME_BYTES].split(b"\0", 1)[0].decode(errors="replace")
-        return f"{name} sm{values['major']}{values['minor']} x{values['multiprocessors']}"
+        """See :func:`gpu_identity`."""
+        return gpu_identity(self.device)
 
     def allocate(self, size: int) -> ctypes.c_void_p:
         """Device memory of ``size`` bytes."""
         pointer = ctypes.c_void_p()
-        self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
+        try:
+            self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(1, size)))
+        except UserError as error:
+            raise UserError(f"{size} bytes of GPU memory: {error}; use a smaller batch, or free the GPU") from error
+        if pointer.value is None:
+            raise UserError(f"{size} bytes of GPU memory: cudaMalloc gave none and named no error")
+        self._memory[pointer.value] = pointer
         return pointer
 
     def free(self, pointer: ctypes.c_void_p) -> None:
         """Give device memory back."""
+        self._memory.pop(pointer.value or 0, None)
         self._call("cudaFree", pointer)
 
     def upload(self, target: ctypes.c_void_p, source: np.ndarray) -> None:
@@ -134,6 +165,7 @@ class Cuda:
         """A new event."""
         event = ctypes.c_void_p()
         self._call("cudaEventCreate", ctypes.byref(event))
+        self._events.append(event)
         return event
 
     def record(self, event: ctypes.c_void_p) -> None:
@@ -147,8 +179,21 @@ class Cuda:
         self._call("cudaEventElapsedTime", ctypes.byref(elapsed), start, end)
         return elapsed.value
 
-    def close(self, *events: ctypes.c_void_p) -> None:
-        """Destroy the stream and events."""
-        for event in events:
-            self._call("cudaEventDestroy", event)
-        self._call("cudaStreamDestroy", self.stream)
+    def close(self) -> None:
+        """Give back memory, events and the stream; one that CUDA refuses does not keep the others.
+
+        Raises:
+            UserError: If CUDA refused one, after all have been tried.
+        """
+        owned: list[tuple[str, ctypes.c_void_p]] = [("cudaFree", pointer) for pointer in self._memory.values()]
+        owned += [("cudaEventDestroy", event) for event in self._events]
+        owned += [("cudaStreamDestroy", self.stream)] if self.stream.value else []
+        self._memory, self._events, self.stream = {}, [], ctypes.c_void_p()
+        refused: UserError | None = None
+        for function, handle in owned:
+            try:
+                self._call(function, handle)
+            except UserError as error:
+                refused = refused or error
+        if refused:
+            raise refused

@@ -134,7 +134,8 @@ class TorchModuleEngine(Engine):
         self._personal = tuple(self._tensor(parameters[e.name]) for e in self.bundle.spec) if self.personal else ()
 
     def _deactivate(self) -> None:
-        del self._module, self._spec
+        for made in ("_module", "_spec", "_personal"):
+            vars(self).pop(made, None)
 
     def describe(self) -> dict[str, Any]:
         """Adds the version, the device and the threads."""

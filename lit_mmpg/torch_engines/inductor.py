@@ -11,7 +11,7 @@ from torch import nn
 
 import lit_mmpg
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.runtime.engines.cache import EngineCache
+from lit_mmpg.runtime.engines.cache import EngineCache, board
 from lit_mmpg.torch_engines.base import TorchModuleEngine, exported_program
 
 
@@ -59,7 +59,8 @@ class AotInductorEngine(TorchModuleEngine):
             "graph": self.info.sha256,
             "device": self.config.device,
             "target": torch.backends.cpu.get_cpu_capability(),
-            "gpu": torch.cuda.get_device_name() if self.config.device == "cuda" else "",
+            "gpu": f"{torch.cuda.get_device_properties(0)}" if self.config.device == "cuda" else "",
+            **board(),
         }
         path = cache.path(key, ".pt2")
         if cache.read(key, ".pt2") is None:

@@ -11,7 +11,7 @@ import torch
 from lit_mmpg.device.graphs import GraphSpec
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
+from lit_mmpg.runtime.engines.onnx_runtime import check_sizes, profile_sizes
 from lit_mmpg.torch_engines.base import TorchConfig, TorchModuleEngine, exported_program
 
 
@@ -22,17 +22,18 @@ class TorchTensorRTConfig(TorchConfig):
     Attributes:
         device: Always ``cuda``.
         max_batch: Most rows of a call.
+        max_options: Most options of a question of multiple choice.
     """
 
     device: str = "cuda"
     max_batch: int = 32
+    max_options: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.device != "cuda":
             raise UserError("torch_tensorrt runs on a GPU only; leave device out")
-        if self.max_batch < 1:
-            raise UserError(f"torch_tensorrt: max_batch is {self.max_batch}; it must be at least 1")
+        check_sizes("torch_tensorrt", self.max_batch, self.max_options)
 
 
 class TorchTensorRTEngine(TorchModuleEngine):
@@ -55,7 +56,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
 
         program = self._program(spec, self.parameters)
         by_input = self.config.personalise == "inputs"
-        least, usual, largest = profile_sizes(self, self.config.max_batch)
+        least, usual, largest = profile_sizes(self, self.config.max_batch, self.config.max_options)
         inputs = []
         for info in self.inputs:
             shapes = [tuple(s[d] if isinstance(d, str) else d for d in info.shape) for s in (least, usual, largest)]
@@ -66,7 +67,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
         arguments: dict[str, Any] = dict(zip((info.name for info in self.inputs), inputs, strict=True))
         if self.personal and by_input:
             arguments["parameters"] = tuple(torch_tensorrt.Input(shape=entry.shape) for entry in self.bundle.spec)
-        return torch_tensorrt.dynamo.compile(
+        compiled = torch_tensorrt.dynamo.compile(
             program,
             arg_inputs=(),
             kwarg_inputs=arguments,
@@ -75,6 +76,9 @@ class TorchTensorRTEngine(TorchModuleEngine):
             truncate_double=True,
             disable_tf32=True,
         )
+        if not any("_run_on_acc" in name for name, _ in compiled.named_modules()):
+            raise UserError(f"engine '{self.name}': no part of {self.graph} was compiled, torch would run all of it")
+        return compiled
 
     def _program(self, spec: GraphSpec, parameters: Arrays) -> torch.export.ExportedProgram:
         network = spec.module.to("cuda").get_submodule("network")
@@ -92,10 +96,24 @@ class TorchTensorRTEngine(TorchModuleEngine):
 
     def _load_parameters(self, parameters: Arrays) -> None:
         super()._load_parameters(parameters)
-        if self.personal and self.config.personalise == "refit":
-            from torch_tensorrt.dynamo import refit_module_weights
+        if not self.personal or self.config.personalise != "refit" or parameters is self.parameters:
+            return  # compiled with these values
+        try:
+            self._refit(parameters)
+        except Exception as error:
+            try:
+                self._refit(self.parameters)  # a part may have been replaced
+            except Exception:
+                self.deactivate()  # neither set is whole, so no answer would be right
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(f"engine '{self.name}' could not refit: {reason}; use personalise=inputs") from error
 
-            self._module = refit_module_weights(self._module, self._program(self._spec, parameters))
+    def _refit(self, parameters: Arrays) -> None:
+        from torch_tensorrt.dynamo import refit_module_weights
+
+        program = self._program(self._spec, parameters)
+        # In place: a copy of the module at every swap would take its memory twice.
+        self._module = refit_module_weights(self._module, program, in_place=True)
 
 
 class Baked(torch.nn.Module):

@@ -11,7 +11,8 @@ layers; its weights are random, of which no time depends. Everything runs on one
   turns (A B B A ...); a ratio is that of the medians of 100 turns, given are its median, 10th and 90th percentiles.
 - ``extra_bytes``: what the process grows by at most during swaps, in a fresh process.
 
-Every way is verified against the reference first; one that is wrong is not timed. Targets: ``inputs`` at most 1.05
+Every way is verified against the reference first; one that is wrong is not timed, and one that fails is named with its
+reason and costs no other row (exit status 1). Targets: ``inputs`` at most 1.05
 times the baked engine, and a load of at most one inference. Ways that need a GPU are listed with the reason.
 """
 
@@ -25,21 +26,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.link.messages import Download, Upload
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
 from lit_mmpg.runtime.verify import verify
+from lit_mmpg.writing import write_text
 from profiling.benchmarks.timing import Ratio
 from profiling.meters.memory import status_bytes
+from profiling.meters.sources import first_line
 
 FORMS = ("low_rank", "full", "core", "basis")
 ENGINES = ("onnxruntime", "onnxruntime_cuda", "tensorrt", "torch_tensorrt")
@@ -55,7 +60,7 @@ BLOCK = 100
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one way on one bundle; ``None`` where a reason says why not."""
+    """Figures of one way on one bundle; ``None`` where a reason says why not (``failed``: though it can run here)."""
 
     case: str
     engine: str
@@ -70,6 +75,7 @@ class Row:
     ratio_high: float | None = None
     extra_bytes: int | None = None
     reason: str | None = None
+    failed: bool = False
 
     @property
     def target_met(self) -> bool | None:
@@ -112,22 +118,28 @@ def measure(case: str, bundle: Bundle, name: str, rounds: int, swaps: int) -> li
         name: The engine.
         rounds: Blocks of the steady state.
         swaps: Rounds of swaps.
+
+    Returns:
+        A row for each way; one that fails has the reason.
     """
     messages, inputs = downloads(bundle), first_row(bundle)
     decoded = {device: Download.from_bytes(data).parameters(bundle.spec) for device, data in messages.items()}
     ways = engine_class(name).ways
     baked = next(way for way in ("reload", "refit") if way in ways)
-    engines = {way: create_engine(name, bundle, "model", personalise=way) for way in ways}
-    try:
-        for way, engine in engines.items():
-            engine.activate()
-            verdict = verify(engine)
-            if not verdict.ok:
-                raise UserError(f"{case}, {name} by {way}: wrong, not timed: {'; '.join(verdict.problems)}")
+    engines: dict[str, Engine] = {}
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        for way in ways:
+            try:
+                engines[way] = _verified(stack, name, bundle, way)
+            except Exception as error:  # one way's failure must not cost the others
+                rows.append(_failed(case, bundle, name, way, len(messages[CASES[0]]), error))
+        if baked not in engines:
+            missing = UserError(f"there is no engine by {baked} to compare with")
+            return rows + [_failed(case, bundle, name, way, len(messages[CASES[0]]), missing) for way in engines]
         swap, load = _swaps(engines, messages, decoded, inputs, bundle, swaps)
         for engine in engines.values():
             engine.load_parameters(decoded[CASES[0]])
-        rows = []
         for way, engine in engines.items():
             infer_ms, ratio = steady_state(engine, engines[baked], inputs, rounds)
             rows.append(
@@ -146,10 +158,22 @@ def measure(case: str, bundle: Bundle, name: str, rounds: int, swaps: int) -> li
                     extra_bytes=_extra_bytes(bundle.path, name, way),
                 )
             )
-        return rows
-    finally:
-        for engine in engines.values():
-            engine.deactivate()
+    return rows
+
+
+def _verified(stack: ExitStack, name: str, bundle: Bundle, way: str) -> Engine:
+    """An active engine that computes the reference; the stack deactivates it."""
+    engine = stack.enter_context(create_engine(name, bundle, "model", personalise=way))
+    verdict = verify(engine)
+    if not verdict.ok:
+        raise UserError(f"wrong, not timed: {'; '.join(verdict.problems)}")
+    return engine
+
+
+def _failed(case: str, bundle: Bundle, name: str, way: str, download_bytes: int, error: Exception) -> Row:
+    mistake = find_user_error(error)
+    reason = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
+    return Row(case, name, way, bundle.spec.size, download_bytes, reason=reason, failed=True)
 
 
 def steady_state(engine: Engine, baked: Engine, inputs: Arrays, rounds: int) -> tuple[float, Ratio]:
@@ -215,8 +239,11 @@ def _extra_bytes(path: Path, name: str, way: str) -> int | None:
     """Growth of a fresh process during swaps."""
     module = [sys.executable, "-m", "profiling.benchmarks.personalise"]
     command = [*module, "--child", name, way, "--bundle", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(json.loads(done.stdout)["extra_bytes"]) if done.stdout.strip() else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.strip():
+        return None
+    found = json.loads(done.stdout.strip().splitlines()[-1])["extra_bytes"]
+    return None if found is None else int(found)
 
 
 def child(name: str, way: str, bundle: Bundle) -> int | None:
@@ -260,16 +287,19 @@ def open_rows(case: str, bundle: Bundle, name: str, reason: str) -> list[Row]:
     return [Row(case, name, way, bundle.spec.size, size, reason=reason) for way in ways]
 
 
-def make_bundle(form: str, folder: Path) -> Bundle:
+def make_bundle(form: str, folder: Path, complete: bool = False) -> Bundle:
     """A bundle of a device model with random weights.
 
     Args:
         form: Form of its dynamic layers.
         folder: Where to write it.
+        complete: Also with the projection, the weights for engines that need torch, and every precision that is as good
+            as an exported one has to be.
     """
     import onnx
     import torch
     from safetensors import numpy as safetensors_numpy
+    from safetensors.torch import save_file
 
     from lit_mmpg.device.graphs import graph_specs
     from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
@@ -278,66 +308,108 @@ def make_bundle(form: str, folder: Path) -> Bundle:
     from lit_mmpg.export.samples import DeviceSample
     from lit_mmpg.export.statistics import count_macs, tensor_infos
     from lit_mmpg.export.write import write_manifest
-    from lit_mmpg.runtime.bundle import REFERENCE, STATIC, file_digest
+    from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, file_digest
     from lit_mmpg.runtime.manifest import Acceptance, AnchorRule, Frames, GraphInfo, Link, Manifest
+    from lit_mmpg.torch_engines.base import NETWORK, network_json
 
     torch.manual_seed(0)
     frames, words = 8, 16
     config = DeviceModelConfig(width=128, heads=1, temporal=False)
     dynamic = DynamicConfig(("frame_projection", "head"), form, 8)  # type: ignore[arg-type]
     network = DeviceModel(Shapes("open_ended", (512,), 5000, 500, words), config, dynamic).eval().requires_grad_(False)
-    spec = graph_specs(network, frames, 1)[0]
+    specs = graph_specs(network, frames, 1)[: None if complete else 1]
     rng = np.random.default_rng(0)
     inputs = {
-        "frames": rng.standard_normal((16, frames, 512)).astype(np.float32),
-        "frame_mask": np.ones((16, frames), bool),
-        "text": rng.integers(1, 5000, (16, 1, words)),
+        "model": {
+            "frames": rng.standard_normal((16, frames, 512)).astype(np.float32),
+            "frame_mask": np.ones((16, frames), bool),
+            "text": rng.integers(1, 5000, (16, 1, words)),
+        },
+        "project": {"features": rng.standard_normal((16, 512)).astype(np.float32)},
     }
+    static = static_parameters(network)
 
     def own() -> Arrays:
-        static = static_parameters(network)
         return {n: (a + rng.normal(0, 0.05, a.shape)).astype(np.float32) for n, a in static.items()}
 
-    devices = [DeviceSample(f"device{i}", own(), {"model": inputs}) for i in range(3)]
-    graph = export_graph(spec, network)
-    onnx.save_model(graph, str(folder / "model.onnx"))
-    sizes = {"B": 1, "T": frames, "L": words}
-    info = GraphInfo(
-        role="model",
-        precision="fp32",
-        file="model.onnx",
-        sha256=file_digest(folder / "model.onnx"),
-        bytes=(folder / "model.onnx").stat().st_size,
-        nodes=len(graph.graph.node),
-        macs=count_macs(graph, sizes),
-        macs_at=sizes,
-        inputs=tensor_infos(graph.graph.input),
-        outputs=tensor_infos(graph.graph.output),
-        acceptance=Acceptance("synthetic", 0, 0, 0.0, None, None, True),
-    )
-    safetensors_numpy.save_file(make_reference([spec], network, devices).to_tensors(), folder / REFERENCE)
-    safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
-    manifest = Manifest(
-        version="benchmark",
-        task="open_ended",
-        half="cloud",
-        checkpoint_digest="0" * 64,
-        run_id=None,
-        tracking_uri=None,
-        data_fingerprint="",
-        spec=network.spec,
-        frames=Frames(512, 128, frames),
-        anchors=AnchorRule(2, "uniform", 8, "device"),
-        link=Link("int8", CODEC),
-        preprocessing=None,
-        max_words=words,
-        vocabulary={},
-        answers=(),
-        graphs=(info,),
-        files={name: file_digest(folder / name) for name in (REFERENCE, STATIC)},
-    )
-    write_manifest(folder, manifest)
-    return Bundle.open(folder)
+    devices = [DeviceSample(f"device{i}", own(), inputs) for i in range(3)]
+    infos: list[GraphInfo] = []
+
+    def add(role: str, precision: str, graph: onnx.ModelProto) -> None:
+        file = folder / (f"{role}.onnx" if precision == "fp32" else f"{role}.{precision}.onnx")
+        onnx.save_model(graph, str(file))
+        sizes = {"B": 1, "T": frames, "L": words} if role == "model" else {"N": 1}
+        infos.append(
+            GraphInfo(
+                role=role,
+                precision=precision,
+                file=file.name,
+                sha256=file_digest(file),
+                bytes=file.stat().st_size,
+                nodes=len(graph.graph.node),
+                macs=count_macs(graph, sizes),
+                macs_at=sizes,
+                inputs=tensor_infos(graph.graph.input),
+                outputs=tensor_infos(graph.graph.output),
+                acceptance=Acceptance("synthetic", 0, 0, 0.0, None, None, True),
+            )
+        )
+
+    graphs = {spec.role: export_graph(spec, network) for spec in specs}
+    for role, graph in graphs.items():
+        add(role, "fp32", graph)
+    safetensors_numpy.save_file(make_reference(specs, network, devices).to_tensors(), folder / REFERENCE)
+    safetensors_numpy.save_file(static, folder / STATIC)
+    files = [REFERENCE, STATIC]
+    if complete:
+        save_file(network.state_dict(), folder / WEIGHTS)
+        (folder / NETWORK).write_text(network_json(network, dynamic), encoding="utf-8")
+        files += [WEIGHTS, NETWORK]
+
+    def write() -> Bundle:
+        manifest = Manifest(
+            version="benchmark",
+            task="open_ended",
+            half="cloud",
+            checkpoint_digest="0" * 64,
+            run_id=None,
+            tracking_uri=None,
+            data_fingerprint="",
+            spec=network.spec,
+            frames=Frames(512, 128, frames),
+            anchors=AnchorRule(2, "uniform", 8, "device"),
+            link=Link("int8", CODEC),
+            preprocessing=None,
+            max_words=words,
+            vocabulary={},
+            answers=(),
+            graphs=tuple(infos),
+            files={name: file_digest(folder / name) for name in files},
+        )
+        write_manifest(folder, manifest)
+        return Bundle.open(folder)
+
+    if complete:
+        _add_precisions(graphs["model"], [inputs["model"] | device.parameters for device in devices], add, write, infos)
+    return write()
+
+
+def _add_precisions(
+    graph: Any, calibration: list[Arrays], add: Callable[..., None], write: Callable[[], Bundle], infos: list[Any]
+) -> None:
+    """The model in the other precisions; one that cannot be made or is not good enough is left out."""
+    from lit_mmpg.export.precision import convert
+
+    for precision in ("fp16", "int8_weight", "int8"):
+        before = len(infos)
+        try:
+            add("model", precision, convert(graph, precision, calibration))
+            with create_engine("onnxruntime", write(), "model", precision) as engine:
+                good = verify(engine).ok
+        except Exception:  # no ONNX Runtime here, for example: then its graph is not known to be right
+            good = False
+        if not good:
+            del infos[before:]
 
 
 def print_rows(rows: Sequence[Row]) -> None:
@@ -351,7 +423,8 @@ def print_rows(rows: Sequence[Row]) -> None:
     reasons: dict[str, str] = {}
     for row in rows:
         if row.reason:
-            reasons[row.engine] = row.reason
+            what = f"failed: {row.case}, {row.engine} by {row.way}" if row.failed else f"open: {row.engine}"
+            reasons[what] = row.reason
             continue
         if previous not in (None, row.case):
             table.add_section()
@@ -363,8 +436,8 @@ def print_rows(rows: Sequence[Row]) -> None:
         table.add_row(*start, f"{row.swap_ms:.3f}", f"{row.load_ms:.3f}", f"{row.infer_ms:.3f}", ratio, extra, met)
     console = wide_console()
     console.print(table)
-    for name, reason in reasons.items():
-        console.print(escape(f"open: {name}: {reason}"), soft_wrap=True)
+    for what, reason in reasons.items():
+        console.print(escape(f"{what}: {reason}"), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -393,10 +466,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ENGINES:
             for case, bundle in cases.items():
                 reason = table[name]
-                if reason is None:
-                    rows += measure(case, bundle, name, options.rounds, options.swaps)
-                else:
+                if reason is not None:
                     rows += open_rows(case, bundle, name, reason)
+                    continue
+                try:
+                    rows += measure(case, bundle, name, options.rounds, options.swaps)
+                except Exception as error:  # one bundle's failure must not cost the other rows
+                    rows += [_failed(case, bundle, name, way, 0, error) for way in engine_class(name).ways]
     print_rows(rows)
     if options.output:
         document = {
@@ -408,8 +484,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             },
             "rows": [vars(row) | {"target_met": row.target_met} for row in rows],
         }
-        Path(options.output).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return 0
+        write_text(Path(options.output), json.dumps(document, indent=2) + "\n")
+    return 1 if any(row.failed for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from profiling.benchmarks import personalise
+from tests.profiling.bundles import make_bundle
 
 
 def test_all_ways_are_measured_and_open_ones_named(tmp_path, capsys):
@@ -23,6 +24,31 @@ def test_all_ways_are_measured_and_open_ones_named(tmp_path, capsys):
     for row in rows:
         if row["engine"] != "onnxruntime" and row["ratio"] is None:
             assert row["reason"] and f"open: {row['engine']}" in text
+
+
+def test_one_failing_bundle_or_way_costs_no_other_row(tmp_path, capsys, monkeypatch):
+    output = tmp_path / "rows.json"
+    folders = [make_bundle(tmp_path / name, wrong=name == "wrong") for name in ("wrong", "right")]
+    real = personalise.create_engine
+
+    def create(name, bundle, role, **options):
+        if options.get("personalise") == "rebind":
+            raise RuntimeError("no memory")
+        return real(name, bundle, role, **options)
+
+    monkeypatch.setattr(personalise, "create_engine", create)
+    monkeypatch.setattr(personalise, "BLOCK", 2)
+    monkeypatch.setattr(personalise, "_extra_bytes", lambda *_: None)
+    command = ["--bundle", *map(str, folders), "--rounds", "1", "--swaps", "1", "--output", str(output)]
+    assert personalise.main(command) == 1
+    rows = {(r["case"], r["way"]): r for r in json.loads(output.read_text())["rows"] if r["engine"] == "onnxruntime"}
+    assert rows["right", "inputs"]["ratio"] and rows["right", "reload"]["ratio"]
+    assert rows["right", "rebind"]["reason"] == "RuntimeError: no memory"
+    assert "wrong, not timed" in rows["wrong", "inputs"]["reason"]
+    assert "failed: right, onnxruntime by rebind: RuntimeError: no memory" in capsys.readouterr().out
+    monkeypatch.setattr(personalise, "measure", lambda case, *_: [][0] if case == "wrong" else [])
+    assert personalise.main(command) == 1
+    assert {row["case"] for row in json.loads(output.read_text())["rows"] if row["failed"]} == {"wrong"}
 
 
 def test_targets():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Arrays, Bundle
+from lit_mmpg.runtime.manifest import TensorInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -80,6 +82,7 @@ class Engine(ABC):
         self.personal = len(self.inputs) < len(self.info.inputs)
         """Whether the graph takes personal parameters."""
         self.active = False
+        self._accepted: list[tuple[np.dtype, tuple[int, ...]]] = []
         self._static = bundle.static_parameters() if self.personal else {}
         self.parameters: Arrays = dict(self._static)
         """Personal parameters in use."""
@@ -100,19 +103,65 @@ class Engine(ABC):
         reason = self.requirements()
         if reason:
             raise UserError(f"engine '{self.name}' cannot run here: {reason}")
-        self._activate()
+        try:
+            self._activate()
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what there is to tell
+                self._deactivate()
+            raise
         self.active = True
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph.
 
         Args:
-            inputs: One array for each of ``self.inputs``, in its type; personal parameters are already loaded.
+            inputs: One array for each of ``self.inputs``; a type that loses nothing in the input's type is converted.
+                Personal parameters are already loaded.
 
         Returns:
             Outputs by name.
+
+        Raises:
+            UserError: If an input is missing, or its type or shape is not what the graph takes.
         """
-        return self._infer(inputs)
+        return self._infer(self._checked(inputs))
+
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """The graph's inputs, of its types; engines read memory, so a wrong type would be read as garbage."""
+        missing = [info.name for info in self.inputs if info.name not in inputs]
+        if missing:
+            raise UserError(f"'{self.role}' of {self.bundle.path}: input '{missing[0]}' is missing")
+        arrays = {info.name: inputs[info.name] for info in self.inputs}
+        kinds = [(array.dtype, array.shape) for array in arrays.values()]
+        if kinds == self._accepted:  # as in the call before, which is the usual case
+            return arrays
+        sizes: dict[str, tuple[int, str]] = {}
+        for info in self.inputs:
+            array = arrays[info.name]
+            what = f"'{self.role}' of {self.bundle.path}: input '{info.name}'"
+            if not np.can_cast(array.dtype, info.dtype, "safe"):
+                raise UserError(
+                    f"{what} is {array.dtype}, the graph takes {info.dtype}; convert it where nothing is lost"
+                )
+            if not self._fits(info, array.shape, sizes):
+                known = "".join(f"; {name} is {size} in '{other}'" for name, (size, other) in sizes.items())
+                expected = ", ".join(map(str, info.shape))
+                raise UserError(f"{what} has shape {list(array.shape)}, the graph takes [{expected}]{known}")
+            arrays[info.name] = array.astype(info.dtype, copy=False)
+        self._accepted = [(array.dtype, array.shape) for array in arrays.values()]
+        return arrays
+
+    @staticmethod
+    def _fits(info: TensorInfo, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> bool:
+        """Whether a shape is that of an input; notes the sizes of its varying dimensions."""
+        if len(shape) != len(info.shape):
+            return False
+        for size, expected in zip(shape, info.shape, strict=True):
+            if isinstance(expected, str):
+                expected = sizes.setdefault(expected, (size, info.name))[0]
+            if size != expected:
+                return False
+        return True
 
     def load_parameters(self, parameters: Mapping[str, np.ndarray] | None) -> None:
         """Swap the personal parameters.
@@ -145,13 +194,19 @@ class Engine(ABC):
         self.activate()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.deactivate()
+    def __exit__(self, kind: object, *_: object) -> None:
+        with suppress(*([Exception] if kind else [])):  # an error on the way out hides none before it
+            self.deactivate()
 
     @property
     def engine_bytes(self) -> int | None:
         """Size of what the engine loads or has built, in bytes; ``None`` where it is not known."""
         return self.info.bytes
+
+    @property
+    def workspace_bytes(self) -> int | None:
+        """Memory of the accelerator that the active engine asks for activations; ``None`` where it does not say."""
+        return None
 
     @property
     def graph(self) -> Path:
@@ -176,4 +231,4 @@ class Engine(ABC):
 
     @abstractmethod
     def _deactivate(self) -> None:
-        """Free."""
+        """Free what there is: after a failed activation, that is a part."""

@@ -7,8 +7,13 @@ made, so both of the latter make a new one.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +21,9 @@ import numpy as np
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.cudart import why_no_gpu
+from lit_mmpg.runtime.cudart import gpu_identity, why_no_gpu
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
-from lit_mmpg.runtime.engines.cache import cache_folder
+from lit_mmpg.runtime.engines.cache import board, cache_folder, key_digest
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,13 @@ class OnnxRuntimeEngine(Engine):
     memory = "cpu"
     """Where personal parameters are kept between calls."""
     package = "onnxruntime is not installed; run pip install 'lit-mmpg[board-cpu]'"
+    libraries = "install onnxruntime again"
+    """What to do where the provider's libraries are not found."""
+    others: ClassVar[tuple[str, ...]] = ()
+    """Providers for what the first one does not take; the processor is always the last."""
     config: OnnxRuntimeConfig
+    _session: Any = None
+    _nodes: Mapping[str, int] | None = None
 
     @classmethod
     def requirements(cls) -> str | None:
@@ -91,11 +102,26 @@ class OnnxRuntimeEngine(Engine):
             # External ones: others are replaced only after constants have been folded, with their former values.
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
             options.add_external_initializers(list(constants), values)
-        providers = [(self.provider, self._provider_options())]
-        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        if self.provider != OnnxRuntimeEngine.provider:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        available = onnxruntime.get_available_providers()
+        providers = [(self.provider, self._provider_options()), *(other for other in self.others if other in available)]
+        try:
+            # Left to itself it answers any error of a provider with the processor, and says so on the screen alone.
+            session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+        except Exception as error:  # its exceptions have no class of their own in common
+            reason = " ".join(str(error).split())[:500]
+            raise UserError(f"engine '{self.name}' cannot run {self.graph} here: {self.provider}: {reason}") from error
         if session.get_providers()[0] != self.provider:
-            # It falls back to the CPU with a warning; a timing of that would be wrong.
-            raise UserError(f"engine '{self.name}' cannot run here: {self.provider} could not be loaded")
+            raise UserError(
+                f"engine '{self.name}' cannot run here: {self.provider} could not be loaded; {self.libraries}"
+            )
+        self._nodes = assigned_nodes(session)
+        if self._nodes is not None and not self._nodes.get(self.provider):
+            raise UserError(
+                f"engine '{self.name}': {self.provider} takes no node of {self.graph}, all would run on "
+                f"{', '.join(self._nodes) or 'nothing'}; use another engine"
+            )
         return session
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -105,7 +131,12 @@ class OnnxRuntimeEngine(Engine):
             self._shapes = shapes
         for name, buffer in self._buffers.items():
             np.copyto(buffer, inputs[name])
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's errors have no narrower class
+            given = ", ".join(f"{name} {list(inputs[name].shape)}" for name in self._names)
+            reason = " ".join(str(error).split())[:500]
+            raise UserError(f"engine '{self.name}' could not run {self.graph} with {given}: {reason}") from error
         return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
 
     def _bind(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -144,17 +175,37 @@ class OnnxRuntimeEngine(Engine):
 
     def _deactivate(self) -> None:
         self._binding, self._values, self._bound, self._buffers = None, {}, {}, {}
-        del self._session
+        self._session = None
 
     def describe(self) -> dict[str, Any]:
-        """Adds the version, the provider and the threads."""
+        """Adds the version, the provider, the threads, and which provider took how many nodes where it is recorded."""
         import onnxruntime
 
-        return super().describe() | {
+        found = super().describe() | {
             "onnxruntime": onnxruntime.__version__,
             "provider": self.provider,
             "threads": self.config.threads,
         }
+        return found | ({"nodes": self._nodes} if self._nodes else {})
+
+
+def assigned_nodes(session: Any) -> dict[str, int] | None:
+    """How many nodes each provider took; ``None`` where this version of ONNX Runtime does not record it.
+
+    Args:
+        session: A session with ``session.record_ep_graph_assignment_info``.
+    """
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    if ask is None:
+        return None
+    try:
+        subgraphs = ask()
+    except Exception:  # it was not recorded; ONNX Runtime's errors have no narrower class
+        return None
+    nodes: dict[str, int] = {}
+    for subgraph in subgraphs:
+        nodes[subgraph.ep_name] = nodes.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
+    return nodes
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
@@ -164,6 +215,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     provider = "CUDAExecutionProvider"
     memory = "cuda"
     package = "onnxruntime-gpu is not installed; install it in place of onnxruntime"
+    libraries = "CUDA and cuDNN in the versions that this onnxruntime-gpu was built for must be found by the loader"
 
     @classmethod
     def requirements(cls) -> str | None:
@@ -180,16 +232,17 @@ class OnnxRuntimeTensorRTConfig(OnnxRuntimeConfig):
 
     Attributes:
         max_batch: Most rows of a call.
+        max_options: Most options of a question of multiple choice.
         cache: Folder of the built engines; the user's cache folder when None.
     """
 
     max_batch: int = 32
+    max_options: int = 16
     cache: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_batch < 1:
-            raise UserError(f"onnxruntime_tensorrt: max_batch is {self.max_batch}; it must be at least 1")
+        check_sizes("onnxruntime_tensorrt", self.max_batch, self.max_options)
 
 
 class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
@@ -198,23 +251,56 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
     name = "onnxruntime_tensorrt"
     config_class = OnnxRuntimeTensorRTConfig
     provider = "TensorrtExecutionProvider"
+    libraries = "TensorRT's libraries (libnvinfer) in the version that this onnxruntime-gpu was built for must be found"
     ways = ("inputs", "reload")
+    others = ("CUDAExecutionProvider",)
     config: OnnxRuntimeTensorRTConfig
 
     def _provider_options(self) -> dict[str, str]:
-        folder = self.config.cache or str(cache_folder() / "onnxruntime")
+        # Python's options take the words True and False alone; a digit is an error.
+        types = _element_types(self.graph)
         shapes = {kind: self._profile(kind) for kind in ("min", "opt", "max")}
-        return {
-            "trt_engine_cache_enable": "1" if self.config.personalise == "inputs" else "0",
-            "trt_engine_cache_path": folder,
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": folder,
+        options = {
+            "trt_fp16_enable": str("FLOAT16" in types),
+            # Only where a tensor is quantised in every inference: without one TensorRT refuses the flag for want of
+            # scales. Weights alone are dequantised by ONNX Runtime before TensorRT sees them.
+            "trt_int8_enable": str("QuantizeLinear" in types),
             **{f"trt_profile_{kind}_shapes": text for kind, text in shapes.items()},
         }
+        engines, timings = self._cache_folders(options)
+        # A baked graph holds one device's own parameters: nothing of it is kept.
+        by_input = not self.personal or self.config.personalise == "inputs"
+        for kind, folder, wanted in (("engine", engines, by_input), ("timing", timings, True)):
+            with suppress(OSError):  # a full or read-only disk loses only the saved time
+                folder.mkdir(parents=True, exist_ok=True)
+            kept = wanted and folder.is_dir() and os.access(folder, os.W_OK)
+            options[f"trt_{kind}_cache_enable"] = str(kept)
+            if kept:
+                options[f"trt_{kind}_cache_path"] = str(folder)
+        return options
+
+    def _cache_folders(self, options: Mapping[str, str]) -> tuple[Path, Path]:
+        """Folders of the built engine and of timings.
+
+        The provider names its files by the structure of a graph: it would take the engine of other weights, another
+        version or another module for its own, so each has a folder of its own.
+        """
+        import onnxruntime
+
+        with suppress(ImportError, OSError):  # its wheel also brings the library that the provider looks for by name
+            import_module("tensorrt")
+        machine = {
+            "onnxruntime": onnxruntime.__version__,
+            "tensorrt": getattr(sys.modules.get("tensorrt"), "__version__", None),
+            "gpu": gpu_identity() if why_no_gpu() is None else None,
+            **board(),
+        }
+        root = Path(self.config.cache) if self.config.cache else cache_folder() / "onnxruntime"
+        return root / self.info.sha256 / key_digest({**machine, **options}), root / f"timings-{key_digest(machine)}"
 
     def _profile(self, kind: str) -> str:
         """``name:1x8x1280,...`` for every input of varying size."""
-        sizes = profile_sizes(self, self.config.max_batch)[("min", "opt", "max").index(kind)]
+        sizes = profile_sizes(self, self.config.max_batch, self.config.max_options)[("min", "opt", "max").index(kind)]
         parts = []
         for info in self.inputs:
             shape = [str(sizes[d]) if isinstance(d, str) else str(d) for d in info.shape]
@@ -222,16 +308,42 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
         return ",".join(parts)
 
 
-def profile_sizes(engine: Engine, max_batch: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+def _element_types(graph: Path) -> set[str]:
+    """Types of the tensors of an ONNX file, and names of its operators."""
+    import onnx
+
+    model = onnx.load_model(str(graph), load_external_data=False)
+    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
+    types = {value.type.tensor_type.elem_type for value in values} | {t.data_type for t in model.graph.initializer}
+    return {onnx.TensorProto.DataType.Name(t) for t in types} | {node.op_type for node in model.graph.node}
+
+
+def check_sizes(engine: str, max_batch: int, max_options: int) -> None:
+    """Refuse options for a range of shapes that hold no shape.
+
+    Raises:
+        UserError: If one is below 1.
+    """
+    for name, value in (("max_batch", max_batch), ("max_options", max_options)):
+        if value < 1:
+            raise UserError(f"{engine}: {name} is {value}; it must be at least 1")
+
+
+def profile_sizes(
+    engine: Engine, max_batch: int, max_options: int = 1
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     """Least, usual and largest sizes of the varying dimensions, for engines that are built for a range of shapes.
 
     Args:
         engine: The engine.
         max_batch: Most rows of a call.
+        max_options: Most options of a question; never fewer than the bundle was exported with.
     """
+    frames = engine.bundle.manifest.frames.max_frames
     usual = dict(engine.info.macs_at)
+    usual |= {"N": max(usual["N"], frames)} if "N" in usual else {}  # of one clip
     largest = dict(usual)
-    for name, size in (("B", max_batch), ("N", max_batch * engine.bundle.manifest.frames.max_frames)):
+    for name, size in (("B", max_batch), ("N", max_batch * frames), ("O", max_options)):
         if name in usual:
-            largest[name] = size
+            largest[name] = max(size, usual[name])
     return dict.fromkeys(usual, 1), usual, largest

@@ -1,31 +1,41 @@
-"""TensorRT (10.3 to 11.x) and TensorRT-RTX from the same ONNX graphs: one class, two libraries with the same interface.
+"""TensorRT and TensorRT-RTX: build, keep, run, refit. After their Python APIs (TensorRT 10.3 to 11, RTX 1.2 on).
 
-Networks are strongly typed: the precision lives in the graph. TensorRT-RTX compiles ahead of time without a GPU, so
-:meth:`TensorRTEngine.compile` is a verb of its own; running needs a GPU. Parsing and building have been verified with
-TensorRT-RTX; execution and refit follow the documentation of TensorRT and have not been verified on hardware.
+Building ahead of time is tested; running is not verified on hardware.
+
+The API has few exceptions: most of its calls answer an error with ``False``, ``None`` or -1 and go on. Here each answer
+is looked at (:class:`Library`), and becomes an error with what TensorRT logged.
 """
 
 from __future__ import annotations
 
-import ctypes
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.cudart import Cuda, why_no_gpu
+from lit_mmpg.runtime.cudart import Cuda, gpu_identity, why_no_gpu
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
-from lit_mmpg.runtime.engines.cache import EngineCache
-from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
+from lit_mmpg.runtime.engines.cache import EngineCache, board
+from lit_mmpg.runtime.engines.onnx_runtime import check_sizes, profile_sizes
+
+if TYPE_CHECKING:
+    import ctypes
 
 OLDEST = (10, 3)
 """Oldest TensorRT: JetPack 6.2 brings it."""
+
+INPUTS = "use personalise=inputs"
+"""The remedy where refit does not work."""
+
+REMEDIES = {"B": "max_batch", "N": "max_batch", "O": "max_options"}
+"""Varying dimension -> option that an engine is built with for more of it."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +44,18 @@ class TensorRTConfig(EngineConfig):
 
     Attributes:
         max_batch: Most rows of a call; engines are built for a range of shapes.
+        max_options: Most options of a question of multiple choice; never fewer than the bundle was exported with.
         workspace_mib: Most memory for tactics while building, in MiB; 0 leaves it to TensorRT.
         cache: Folder of built engines and timings; the user's cache folder when None.
     """
 
     max_batch: int = 32
+    max_options: int = 16
     workspace_mib: int = 0
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_batch < 1:
-            raise UserError(f"tensorrt: max_batch is {self.max_batch}; it must be at least 1")
+        check_sizes("tensorrt", self.max_batch, self.max_options)
         if self.workspace_mib < 0:
             raise UserError(f"tensorrt: workspace_mib is {self.workspace_mib}; it must be 0 or more")
 
@@ -62,12 +73,84 @@ class Compiled:
     build_s: float | None
 
 
+class Library:
+    """``tensorrt`` or ``tensorrt_rtx`` with a logger that keeps errors for the message and shows nothing.
+
+    Args:
+        trt: The module.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self.trt = trt
+        self.errors: deque[str] = deque(maxlen=4)
+        errors = self.errors
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity <= trt.ILogger.ERROR:
+                    errors.append(" ".join(message.split())[:300])
+
+        self.logger = Logger()
+
+    def refused(self, what: str, remedy: str = "") -> UserError:
+        """The error for a call that was refused, with what was logged since the last one.
+
+        Args:
+            what: What it does, as the rest of a sentence: ``cannot build the graph``.
+            remedy: What to do about it.
+        """
+        reasons = "; ".join(self.errors)
+        self.errors.clear()
+        text = f"{self.trt.__name__} {self.trt.__version__} {what}"
+        return UserError(text + (f": {reasons}" if reasons else "") + (f"; {remedy}" if remedy else ""))
+
+    def made(self, make: Callable[[], Any], what: str, remedy: str = "") -> Any:
+        """What a call makes.
+
+        Raises:
+            UserError: If it makes nothing: None, or the exception of a constructor.
+        """
+        try:
+            found = make()
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.errors.append(" ".join(str(error).split())[:300])
+            raise self.refused(what, remedy) from error
+        if found is None:
+            raise self.refused(what, remedy)
+        return found
+
+    def check(self, answer: Any, what: str, remedy: str = "") -> None:
+        """Take the answer of a call that says whether it was done.
+
+        Raises:
+            UserError: If it was not.
+        """
+        if not answer:
+            raise self.refused(what, remedy)
+
+
+def refit_problem(trt: Any) -> str | None:
+    """Why a refittable engine cannot be built here; ``None`` where it can.
+
+    Args:
+        trt: ``tensorrt`` or ``tensorrt_rtx``.
+    """
+    reason = why_no_gpu() if trt.__name__ == "tensorrt_rtx" else None
+    return reason and (
+        f"{trt.__name__} builds an engine for refit on a machine with a GPU only ({reason}); "
+        "build it there, or use personalise=inputs"
+    )
+
+
 def build_engine(
     trt: Any,
     graph: bytes,
     largest: Mapping[str, int],
     usual: Mapping[str, int] | None = None,
-    refit: bool = False,
+    refit: bool | Sequence[str] = False,
     workspace_mib: int = 0,
     timings: bytes | None = None,
 ) -> bytes:
@@ -78,9 +161,9 @@ def build_engine(
         graph: Serialised ONNX graph.
         largest: Largest sizes of the varying dimensions.
         usual: Sizes to optimise for; the largest when None.
-        refit: Let weights be replaced later.
+        refit: Names of the weights that may be replaced later; True: all, which leaves less to optimise.
         workspace_mib: Most memory while building, in MiB; 0: no limit of ours.
-        timings: Serialised timing cache of earlier builds.
+        timings: Serialised timing cache of earlier builds; one of another machine is left out.
 
     Returns:
         The serialised engine.
@@ -88,59 +171,102 @@ def build_engine(
     Raises:
         UserError: If the graph is refused; with the parser's reason.
     """
-    return _build(trt, graph, largest, usual or largest, refit, workspace_mib, timings)[0]
+    return _build(Library(trt), graph, largest, usual or largest, refit, workspace_mib, timings)[0]
 
 
 def _build(
-    trt: Any,
+    library: Library,
     graph: bytes,
     largest: Mapping[str, int],
     usual: Mapping[str, int],
-    refit: bool,
+    refit: bool | Sequence[str],
     workspace_mib: int,
     timings: bytes | None,
 ) -> tuple[bytes, bytes | None]:
     """The serialised engine and the timing cache."""
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
+    trt, made, check = library.trt, library.made, library.check
+    problem = refit_problem(trt) if refit else None
+    if problem:
+        raise UserError(problem)
+    builder = made(lambda: trt.Builder(library.logger), "starts no builder", "is the driver installed and new enough?")
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # later versions know no other kind
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
+    network = made(lambda: builder.create_network(0 if flag is None else 1 << int(flag)), "makes no network")
+    parser = made(lambda: trt.OnnxParser(network, library.logger), "makes no parser")
     if not parser.parse(graph):
         reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise UserError(f"{trt.__name__} {trt.__version__} cannot parse the graph: {reasons}")
-    config = builder.create_builder_config()
+    config = made(builder.create_builder_config, "makes no builder config")
     if workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+        kept = config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == workspace_mib << 20
+        check(kept, f"takes no limit of {workspace_mib} MiB", "change workspace_mib")
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
-    if refit:
+    if refit is True:
         config.set_flag(trt.BuilderFlag.REFIT)
+    elif refit:
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+        for name in refit:
+            check(network.mark_weights_refittable(name), f"finds no weights '{name}' to refit", INPUTS)
     timed = trt.__name__ == "tensorrt"  # TensorRT-RTX times nothing while it builds
     if timed:
-        config.set_timing_cache(config.create_timing_cache(timings or b""), False)
-    profile = builder.create_optimization_profile()
-    varying = False
+        _take_timings(library, config, timings)
+    _take_shapes(library, builder, config, network, graph, usual, largest)
+    most = ", ".join(f"{name} up to {size}" for name, size in largest.items())
+    built = made(
+        lambda: builder.build_serialized_network(network, config),
+        "cannot build the graph",
+        f"it was to take {most}: lower max_batch where memory is short" if most else "",
+    )
+    if not timed:
+        return bytes(built), None
+    cache = config.get_timing_cache()
+    measured = None if cache is None else cache.serialize()
+    return bytes(built), None if measured is None else bytes(measured)
+
+
+def _take_timings(library: Library, config: Any, timings: bytes | None) -> None:
+    """Attach the timings of earlier builds, or new ones where those are another machine's."""
+    for data in (timings, b"") if timings else (b"",):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            library.errors.clear()
+            return
+    raise library.refused("takes no timing cache", "empty the folder of the option cache")
+
+
+def _take_shapes(
+    library: Library,
+    builder: Any,
+    config: Any,
+    network: Any,
+    graph: bytes,
+    usual: Mapping[str, int],
+    largest: Mapping[str, int],
+) -> None:
+    """Tell the builder the range of every input that varies."""
+    profile = library.made(builder.create_optimization_profile, "makes no optimisation profile")
     dims = _varying(graph)
+    ranges = {}
     for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        names = dims[tensor.name]
-        if any(isinstance(d, str) for d in names):
-            varying = True
-            shapes = [
-                [sizes[d] if isinstance(d, str) else d for d in names] for sizes in (_ones(names), usual, largest)
-            ]
-            profile.set_shape(tensor.name, *shapes)
-    if varying:
-        config.add_optimization_profile(profile)
-    built = builder.build_serialized_network(network, config)
-    if built is None:
-        raise UserError(f"{trt.__name__} {trt.__version__} cannot build the graph: {'; '.join(logger.errors)}")
-    return bytes(built), bytes(config.get_timing_cache().serialize()) if timed else None
-
-
-def _ones(names: list[int | str]) -> dict[str, int]:
-    return {name: 1 for name in names if isinstance(name, str)}
+        name = network.get_input(i).name
+        unknown = [d for d in dims[name] if isinstance(d, str) and not (d in usual and d in largest)]
+        if unknown:
+            raise UserError(f"input '{name}' varies in {', '.join(unknown)}, for which no size is given")
+        shapes = [
+            tuple(sizes[d] if isinstance(d, str) else d for d in dims[name])
+            for sizes in (dict.fromkeys(largest, 1), usual, largest)
+        ]
+        if any(isinstance(d, str) for d in dims[name]):
+            ranges[name] = shapes
+            try:
+                profile.set_shape(name, *shapes)
+            except ValueError as error:
+                raise library.refused(f"takes no shapes {shapes} for '{name}' ({error})") from error
+    if ranges:
+        index = config.add_optimization_profile(profile)
+        text = "; ".join(f"'{name}' from {least} to {most}" for name, (least, _, most) in ranges.items())
+        library.check(index is not None and index >= 0, f"takes no range of shapes with {text}", "change max_batch")
 
 
 def _varying(graph: bytes) -> dict[str, list[int | str]]:
@@ -154,21 +280,6 @@ def _varying(graph: bytes) -> dict[str, list[int | str]]:
     }
 
 
-def _logger(trt: Any) -> Any:
-    """A logger that keeps errors for the message and shows nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(" ".join(message.split())[:500])
-
-    return Logger()
-
-
 class TensorRTEngine(Engine):
     """TensorRT. Personal parameters as inputs, by refit of a baked graph, or by building that graph again."""
 
@@ -180,11 +291,24 @@ class TensorRTEngine(Engine):
         "tensorrt is not installed; on a board JetPack brings it (make the venv with --system-site-packages), "
         "elsewhere run pip install tensorrt"
     )
+    portable: ClassVar[bool] = False
+    """Whether a built engine runs on other GPUs than that of the machine that built it."""
     config: TensorRTConfig
 
+    _cuda: Cuda | None = None
+    _runtime: Any = None
+    _engine: Any = None
+    _context: Any = None
+    _compiled: Compiled | None = None
+    _ran = False
+
     @classmethod
-    def compile_requirements(cls) -> str | None:
-        """Why this machine cannot build an engine; ``None`` where it can."""
+    def compile_requirements(cls, config: EngineConfig | None = None) -> str | None:
+        """Why this machine cannot build an engine; ``None`` where it can.
+
+        Args:
+            config: Options of an engine with personal parameters, which may ask for more.
+        """
         return cls._library_problem() or why_no_gpu()
 
     @classmethod
@@ -205,34 +329,39 @@ class TensorRTEngine(Engine):
 
     # -- building ----------------------------------------------------------------------------------------------------
 
-    def compile(self, gpu: str | None = None) -> Compiled:
+    def compile(self, fresh: bool = False) -> Compiled:
         """Build the engine, or take it from the cache; nothing is run.
 
+        Building ahead of time and activation both come here, so one finds what the other has built.
+
         Args:
-            gpu: Identity of the GPU that it is built for; ``None`` for an engine that is built ahead of time.
+            fresh: Leave the cache out.
 
         Raises:
             UserError: If this machine cannot build it, or the graph is refused.
         """
-        reason = self.compile_requirements() if gpu is None else None
+        return self._compile(self.parameters, fresh)
+
+    def _compile(self, parameters: Arrays, fresh: bool = False) -> Compiled:
+        reason = self.compile_requirements(self.config if self.personal else None)
         if reason:
             raise UserError(f"engine '{self.name}' cannot be built here: {reason}")
         trt = import_module(self.library)
         cache = EngineCache(self.config.cache)
-        key = self._key(trt, gpu)
+        key = self._key(trt, None if self.portable else gpu_identity())
         by_input = not self.personal or self.config.personalise == "inputs"
+        refit = list(parameters) if self.personal and self.config.personalise == "refit" else []
         # The constants of a baked graph are one device's own: kept only where refit replaces them.
-        kept = by_input or self.config.personalise == "refit"
-        found = cache.read(key) if kept else None
+        kept = by_input or bool(refit)
+        found = cache.read(key) if kept and not fresh else None
         if found is not None:
             return Compiled(found, None)
-        graph = self.graph.read_bytes() if by_input else bake(self.graph, self.parameters)
-        _, usual, largest = profile_sizes(self, self.config.max_batch)
-        refit = self.personal and self.config.personalise == "refit"
-        timing_key = {name: key[name] for name in ("library", "version", "gpu")}
+        graph = self.graph.read_bytes() if by_input else bake(self.graph, parameters)
+        _, usual, largest = profile_sizes(self, self.config.max_batch, self.config.max_options)
+        timing_key = {name: key[name] for name in ("library", "version", "machine")}
         timings = cache.read(timing_key, ".timings")
         start = time.perf_counter()
-        data, timings = _build(trt, graph, largest, usual, refit, self.config.workspace_mib, timings)
+        data, timings = _build(Library(trt), graph, largest, usual, refit, self.config.workspace_mib, timings)
         build_s = time.perf_counter() - start
         if kept:
             cache.write(key, data)
@@ -245,50 +374,113 @@ class TensorRTEngine(Engine):
         return self.compile().data
 
     def _key(self, trt: Any, gpu: str | None) -> dict[str, object]:
+        """What an engine depends on.
+
+        Args:
+            trt: The library.
+            gpu: Identity of the GPU; a portable engine depends on none.
+        """
         return {
             "library": self.library,
             "version": trt.__version__,
-            "gpu": gpu or "ahead of time",
+            "machine": "any" if self.portable else {"gpu": gpu, **board()},
             "graph": self.info.sha256,
             "personalise": self.config.personalise if self.personal else "inputs",
-            "max_batch": self.config.max_batch,
             "workspace_mib": self.config.workspace_mib,
-            "sizes": self.info.macs_at,
+            "sizes": profile_sizes(self, self.config.max_batch, self.config.max_options),
         }
 
     # -- running -----------------------------------------------------------------------------------------------------
 
     def _activate(self) -> None:
-        self._trt = import_module(self.library)
-        self._cuda = Cuda()
+        self._library = Library(import_module(self.library))
         self._buffers: dict[str, tuple[ctypes.c_void_p, int]] = {}
+        self._ran = False
+        self._cuda = Cuda()
         self._events = (self._cuda.event(), self._cuda.event())
-        self._compiled = self.compile(self._cuda.identity())
-        self._deserialise()
+        compiled = self.compile()
+        try:
+            self._deserialise(compiled)
+        except UserError:
+            if compiled.build_s is not None:
+                raise
+            self._deserialise(self.compile(fresh=True))  # what was kept does not fit after all
         if self.personal and self.config.personalise != "reload":
             self._load_parameters(self.parameters)
 
-    def _deserialise(self) -> None:
-        self._runtime = self._trt.Runtime(_logger(self._trt))
-        self._engine = self._runtime.deserialize_cuda_engine(self._compiled.data)
-        if self._engine is None:
-            raise UserError(f"engine '{self.name}': {self.library} refuses the engine that it built for {self.graph}")
-        self._context = self._engine.create_execution_context()
+    def _deserialise(self, compiled: Compiled) -> None:
+        """Load a built engine; the former one stays in use where that fails."""
+        library, trt = self._library, self._library.trt
+        runtime = library.made(lambda: trt.Runtime(library.logger), "starts no runtime")
+        engine = library.made(
+            lambda: runtime.deserialize_cuda_engine(compiled.data),
+            f"refuses the engine that was built for {self.graph}",
+            "is it this GPU's? Empty the folder of the option cache",
+        )
+        if self.personal and self.config.personalise == "refit":
+            library.check(getattr(engine, "refittable", True), "built an engine that cannot be refitted", INPUTS)
+        for info in (*self.inputs, *self.info.outputs):
+            found = self._type_of(engine, info.name)
+            if found is not None and found != info.dtype:
+                raise UserError(f"{self.library}: '{info.name}' of {self.graph} is {found}, not {info.dtype}")
+        needed = _workspace_bytes(engine)
+        context = library.made(
+            engine.create_execution_context,
+            "makes no execution context"
+            + ("" if needed is None else f", for which it needs {needed} bytes of the GPU"),
+            f"free memory of the GPU, or lower max_batch (now {self.config.max_batch})",
+        )
+        self._context, self._engine, self._runtime, self._compiled = context, engine, runtime, compiled
+
+    def _type_of(self, engine: Any, name: str) -> np.dtype | None:
+        """Type of a tensor; ``None`` where NumPy has none for it."""
+        try:
+            return np.dtype(self._library.trt.nptype(engine.get_tensor_dtype(name)))
+        except (AttributeError, TypeError):
+            return None
+
+    @property
+    def _gpu(self) -> Cuda:
+        assert self._cuda is not None
+        return self._cuda
 
     def _buffer(self, name: str, size: int) -> ctypes.c_void_p:
         pointer, capacity = self._buffers.get(name, (None, -1))
         if pointer is None or capacity < size:
             if pointer is not None:
-                self._cuda.free(pointer)
-            pointer = self._cuda.allocate(size)
+                del self._buffers[name]
+                self._gpu.free(pointer)
+            pointer = self._gpu.allocate(size)
             self._buffers[name] = (pointer, size)
         return pointer
 
     def _bind(self, name: str, array: np.ndarray) -> None:
-        self._context.set_input_shape(name, array.shape)
+        """Shape, memory and values of an input."""
+        if not self._context.set_input_shape(name, tuple(array.shape)):
+            raise self._outside(name, array.shape)
         pointer = self._buffer(name, array.nbytes)
-        self._cuda.upload(pointer, array)
-        self._context.set_tensor_address(name, pointer.value)
+        self._gpu.upload(pointer, array)
+        self._address(name, pointer)
+
+    def _address(self, name: str, pointer: ctypes.c_void_p) -> None:
+        answer = self._context.set_tensor_address(name, pointer.value)
+        self._library.check(answer, f"takes no memory for '{name}' of {self.graph}", "export the bundle again")
+
+    def _outside(self, name: str, shape: Sequence[int]) -> UserError:
+        """The error for a shape that the engine was not built for."""
+        least, _, most = (tuple(limit) for limit in self._engine.get_tensor_profile_shape(name, 0))
+        dims = next((info.shape for info in self.info.inputs if info.name == name), ())
+        remedies = []
+        for dim, size, low, high in zip(dims, shape, least, most, strict=False):
+            if low <= size <= high:
+                continue
+            option = REMEDIES.get(str(dim))
+            if size > high and option:
+                remedies.append(f"{dim} is {size}: give fewer, or set {option} above {getattr(self.config, option)}")
+            else:
+                remedies.append(f"{dim} is {size}, it must be {low} to {high}: give other inputs, or export again")
+        what = f"takes no shape {tuple(shape)} for '{name}' of {self.graph}; the engine was built for {least} to {most}"
+        return self._library.refused(what, "; ".join(remedies))
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         arrays = {info.name: np.ascontiguousarray(inputs[info.name]) for info in self.inputs}
@@ -297,83 +489,125 @@ class TensorRTEngine(Engine):
         outputs: Arrays = {}
         for info in self.info.outputs:
             shape = tuple(self._context.get_tensor_shape(info.name))
+            if len(shape) != len(info.shape) or min(shape, default=0) < 0:
+                raise self._unknown_shape(info.name, shape)
             outputs[info.name] = np.empty(shape, info.dtype)
-            pointer = self._buffer(info.name, outputs[info.name].nbytes)
-            self._context.set_tensor_address(info.name, pointer.value)
+            self._address(info.name, self._buffer(info.name, outputs[info.name].nbytes))
         start, end = self._events
-        self._cuda.record(start)
-        if not self._context.execute_async_v3(self._cuda.stream.value):
-            raise RuntimeError(f"engine '{self.name}': {self.library} could not run {self.graph}")
-        self._cuda.record(end)
+        self._gpu.record(start)
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        self._library.check(
+            self._context.execute_async_v3(self._gpu.stream.value), f"could not run {self.graph} with {shapes}"
+        )
+        self._gpu.record(end)
         for name, array in outputs.items():
-            self._cuda.download(array, self._buffers[name][0])
-        self._cuda.synchronise()
+            self._gpu.download(array, self._buffers[name][0])
+        self._gpu.synchronise()
+        self._ran = True
         return outputs
+
+    def _unknown_shape(self, name: str, shape: Sequence[int]) -> UserError:
+        """The error for an output without a shape: some input has none."""
+        try:
+            missing = [str(tensor) for tensor in self._context.infer_shapes()]
+        except RuntimeError as error:
+            missing = [" ".join(str(error).split())[:300]]
+        inputs = ", ".join(missing) or "none"
+        return self._library.refused(
+            f"cannot tell the shape of '{name}' of {self.graph}: it is {shape}, unspecified: {inputs}"
+        )
 
     @property
     def gpu_ms(self) -> float | None:
         """Time of the last inference on the GPU between two events, without the copies; ``None`` before the first."""
-        return self._cuda.elapsed_ms(*self._events) if self.active else None
+        return self._gpu.elapsed_ms(*self._events) if self.active and self._ran else None
 
     def _load_parameters(self, parameters: Arrays) -> None:
         if self.config.personalise == "inputs":
             for name, array in parameters.items():
                 self._bind(name, array)  # they stay on the device between calls
-            self._cuda.synchronise()
-        elif self.config.personalise == "refit":
-            self._refit(parameters)
+            self._gpu.synchronise()
+        elif self.config.personalise == "reload":
+            self._deserialise(self._compile(parameters))
         else:
-            self.parameters = parameters
-            self._compiled = self.compile(self._cuda.identity())
-            self._deserialise()
+            try:
+                self._refit(parameters)
+            except UserError:
+                self._put_back(parameters)
+                raise
+
+    def _put_back(self, refused: Arrays) -> None:
+        """The former parameters after a refit that failed, which may have replaced a part of them."""
+        if not self.active or refused is self.parameters:
+            return
+        try:
+            self._refit(self.parameters)
+        except UserError:
+            self.deactivate()  # neither set is whole, so no answer would be right
 
     def _refit(self, parameters: Arrays) -> None:
-        refitter = self._trt.Refitter(self._engine, _logger(self._trt))
-        known = set(refitter.get_all_weights())
-        lost = sorted(set(parameters) - known)
-        if lost:
-            raise UserError(
-                f"engine '{self.name}': {self.library} has no refittable weights {', '.join(lost)}; "
-                "use personalise=inputs"
-            )
+        library, trt = self._library, self._library.trt
+        refitter = library.made(lambda: trt.Refitter(self._engine, library.logger), "makes no refitter")
+        lost = sorted(set(parameters) - set(refitter.get_all_weights()))
+        library.check(not lost, f"has no refittable weights {', '.join(lost)}", INPUTS)
         for name, array in parameters.items():
-            refitter.set_named_weights(name, self._trt.Weights(array))
+            if not refitter.set_named_weights(name, trt.Weights(array)):
+                raise library.refused(f"takes no {array.size} values of {array.dtype} for '{name}'", INPUTS)
         if not refitter.refit_cuda_engine():
-            raise RuntimeError(f"engine '{self.name}': refit failed, missing {refitter.get_missing_weights()}")
+            missing = ", ".join(refitter.get_missing_weights()) or "none"
+            raise library.refused(f"could not refit {self.graph} (missing: {missing})", INPUTS)
 
     def _deactivate(self) -> None:
-        del self._context, self._engine, self._runtime
-        for pointer, _ in self._buffers.values():
-            self._cuda.free(pointer)
-        self._buffers = {}
-        self._cuda.close(*self._events)
+        self._context = self._engine = self._runtime = self._compiled = None  # in this order: each needs the next
+        cuda, self._cuda, self._buffers = self._cuda, None, {}
+        if cuda is not None:
+            cuda.close()
 
     @property
     def engine_bytes(self) -> int | None:
         """Size of the built engine; of the graph before it is built."""
-        return len(self._compiled.data) if self.active else super().engine_bytes
+        return len(self._compiled.data) if self._compiled else super().engine_bytes
+
+    @property
+    def workspace_bytes(self) -> int | None:
+        """Memory of the GPU for activations, at the largest shapes."""
+        return _workspace_bytes(self._engine) if self._engine is not None else None
 
     def describe(self) -> dict[str, Any]:
         """Adds the version, the GPU and how long building took."""
-        found = super().describe() | {"library": self.library, "max_batch": self.config.max_batch}
-        if self.active:
+        limits = {"max_batch": self.config.max_batch, "max_options": self.config.max_options}
+        found = super().describe() | {"library": self.library, **limits}
+        if self.active and self._compiled:
             found |= {
-                "version": self._trt.__version__,
-                "gpu": self._cuda.identity(),
+                "version": self._library.trt.__version__,
+                "gpu": self._gpu.identity(),
                 "build_s": self._compiled.build_s,
                 "cached": self._compiled.build_s is None,
             }
         return found
 
 
+def _workspace_bytes(engine: Any) -> int | None:
+    """What an engine says of the memory of an execution context; the name of the property depends on the version."""
+    for name in ("device_memory_size_v2", "device_memory_size"):
+        size = getattr(engine, name, None)
+        if size is not None:
+            return int(size)
+    return None
+
+
 class TensorRTRTXEngine(TensorRTEngine):
-    """TensorRT-RTX: builds ahead of time on a machine without a GPU."""
+    """TensorRT-RTX: builds ahead of time on a machine without a GPU, for Ampere and later GPUs."""
 
     name = "tensorrt_rtx"
     library = "tensorrt_rtx"
     missing = "tensorrt-rtx is not installed; run pip install 'lit-mmpg[rtx]'"
+    portable = True
 
     @classmethod
-    def compile_requirements(cls) -> str | None:
-        """The library alone."""
-        return cls._library_problem()
+    def compile_requirements(cls, config: EngineConfig | None = None) -> str | None:
+        """The library alone; for refit a GPU, too."""
+        problem = cls._library_problem()
+        if problem or config is None or config.personalise != "refit":
+            return problem
+        return refit_problem(import_module(cls.library))
