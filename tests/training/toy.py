@@ -156,7 +156,11 @@ class ToyCloud(ToyDevice):
     def __init__(self, device_ckpt: str | None = None, gain: float = 1.0) -> None:
         super().__init__()
         self.gain = gain
-        if device_ckpt is None:
+        self.device_ckpt = device_ckpt
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self.device_ckpt is None:
             raise UserError("model.device_ckpt is missing")
-        checkpoint = read_checkpoint(device_ckpt)
-        self.load_state_dict(checkpoint["state_dict"])
+        self.load_state_dict(read_checkpoint(self.device_ckpt)["state_dict"])
