@@ -36,9 +36,7 @@ VERBS = {
     "test": Verb("lit_mmpg.training.run:test", "measure a checkpoint on the test devices, on its own or on other data"),
     "predict": Verb("lit_mmpg.training.run:predict", "write a checkpoint's answers or ranks"),
     "devices": Verb("lit_mmpg.training.devices:main", "show the devices, their clips and their shift"),
-    "extract": Verb(
-        "lit_mmpg.extract.verb:main", "frame features of a folder of videos, for training or a test", SAME
-    ),
+    "extract": Verb("lit_mmpg.extract.verb:main", "frame features of a folder of videos, for training or a test", SAME),
     "export": Verb("lit_mmpg.export.verb:main", "write a checkpoint as a bundle that a device runs without torch"),
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms", SAME),
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),

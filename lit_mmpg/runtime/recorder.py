@@ -32,11 +32,12 @@ class Recorder:
     def __init__(self, uri: str, bundle: Bundle, params: dict[str, str]) -> None:
         if find_spec("mlflow") is None:
             raise UserError("--mlflow needs MLflow: pip install mlflow")
-        from lit_mmpg.tracking.store import find_run, open_store, store_uri
+        from lit_mmpg.tracking.store import find_run, kept_uri, open_store, store_uri
 
-        self.uri, manifest = store_uri(uri), bundle.manifest
-        self._client: Any = open_store(self.uri, EXPERIMENT)
-        parent = find_run(self.uri, manifest.run_id) if manifest.run_id else None
+        address, manifest = store_uri(uri), bundle.manifest
+        self.uri = kept_uri(address)  # for people
+        self._client: Any = open_store(address, EXPERIMENT)
+        parent = find_run(address, manifest.run_id) if manifest.run_id else None
         own: Any = self._client.get_experiment_by_name(EXPERIMENT)  # opening the store made it
         experiment = own.experiment_id
         tags = {"lit_mmpg.kind": "device", "lit_mmpg.checkpoint_digest": manifest.checkpoint_digest}

@@ -58,7 +58,10 @@ class StoreClient(MlflowClient):
         self.uri = uri
         if database(uri) is None:
             return
-        get_run, folder = self._tracking_client.get_run, project(uri)
+        store = self._tracking_client.store  # one for all clients of an address: MLflow's functions use it, too
+        if "get_run" in vars(store):
+            return
+        get_run, folder = store.get_run, project(uri)
 
         def found(run_id: str, *args: Any, **kwargs: Any) -> Run:
             run: Run = get_run(run_id, *args, **kwargs)
@@ -67,7 +70,7 @@ class StoreClient(MlflowClient):
                 run.info._artifact_uri = (folder / unquote(place.path)).as_uri()
             return run
 
-        self._tracking_client.get_run = found
+        store.get_run = found
 
     def relocate(self, fresh: bool) -> None:
         """Make the places of artifacts relative that MLflow, or a version before this one, has made absolute."""

@@ -67,7 +67,10 @@ def store_uri(uri: str | None = None) -> str:
         )
     if login:
         user, _, password = login.partition(":")
-        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(user), unquote(password)
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = (
+            unquote(user),
+            unquote(password),
+        )
     return urlunsplit(parts._replace(netloc=host))
 
 

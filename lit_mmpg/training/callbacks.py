@@ -92,9 +92,10 @@ class Watch(Callback):
         """
         name = str(pl_module.monitor[0]) if hasattr(pl_module, "monitor") else ""  # type: ignore[index, union-attr]
         value = trainer.callback_metrics.get(name)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and value is not None:
-            if not bool(torch.isfinite(torch.as_tensor(value)).all()):
-                raise UserError(f"{name} is {float(value)} at step {trainer.global_step}: {self.REMEDY}")
+        if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
+            return
+        if not bool(torch.isfinite(torch.as_tensor(value)).all()):
+            raise UserError(f"{name} is {float(value)} at step {trainer.global_step}: {self.REMEDY}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Nothing is saved that came of a loss that is not finite."""

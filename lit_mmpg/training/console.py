@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_mmpg.report import SHOWN, format_row
 
-
 _CHATTER = (
     "GPU available",
     "TPU available",
@@ -65,6 +64,7 @@ def speak() -> None:
         logger.setLevel(logging.INFO)
         if not any(isinstance(handler, Spoken) for handler in logger.handlers):
             logger.handlers[:] = [Spoken()]
+        logger.propagate = name == "lit_mmpg"  # Lightning's own handlers would say all of it once more
 
 
 class Bar(RichProgressBar):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -202,7 +203,9 @@ class CLI(LightningCLI):
         said = _plain(message)
         flag = re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", said)
         if flag:
-            return said + closest(flag.group(1), (name for name in self.parser._option_string_actions if name[1] == "-"))
+            return said + closest(
+                flag.group(1), (name for name in self.parser._option_string_actions if name[1] == "-")
+            )
         named = re.search(r"(?:class_path '|import path string: )(?:([\w.]+)\.)?(\w+)", said)
         if named:
             modules = [named.group(1)] if named.group(1) else [*PLUGINS, *CLASSES]
@@ -237,12 +240,14 @@ class CLI(LightningCLI):
             UserError: If Lightning refuses the settings.
             KeyboardInterrupt: If it was interrupted; Lightning itself would end the process.
         """
+        handler = signal.getsignal(signal.SIGINT)
         with _refusals():
             try:
                 return getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, **arguments)
             except SystemExit:
                 if self.trainer.state.status != "interrupted":
                     raise
+                signal.signal(signal.SIGINT, handler)  # Lightning has had it ignored
                 raise KeyboardInterrupt(self._go_on()) from None
 
     def _go_on(self) -> str:
@@ -290,7 +295,9 @@ class CLI(LightningCLI):
             ours: Any = DummyLogger()
         else:
             half = getattr(self.model, "half_name", type(self.model).__name__)
-            name = self.tracking.run_name or self.run.name or f"{self.name} {half} seed {self.config['seed_everything']}"
+            name = (
+                self.tracking.run_name or self.run.name or f"{self.name} {half} seed {self.config['seed_everything']}"
+            )
             ours = MLflowLogger(
                 self.run.experiment or self.experiment,
                 self.run.uri or self.tracking.uri,
