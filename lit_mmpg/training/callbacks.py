@@ -153,8 +153,11 @@ class RunRecord(Callback):
         name = str(self.config["data"]["class_path"])
         source = (self.config["data"].get("init_args") or {}).get("root") or name
         profile = {"task": data.meta.get("task"), "devices": len(data.device_table.devices)}
+        assert trainer.state.fn is not None
         contexts = {"fit": "training", "validate": "validation"}
-        logger.log_dataset(name, data.fingerprint, str(source), profile, contexts.get(str(trainer.state.fn), "testing"))
+        logger.log_dataset(
+            name, data.fingerprint, str(source), profile, contexts.get(str(trainer.state.fn.value), "testing")
+        )
         logger.watch_system()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

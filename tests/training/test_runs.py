@@ -209,14 +209,14 @@ def test_mistakes_are_one_clear_error(trained: Path, capsys: pytest.CaptureFixtu
     for name, value in {"max_epochs": 0, "limit_train_batches": 0, "enable_checkpointing": "false"}.items():
         assert f"trainer.{name} is" in fails(capsys, "fit", "--config", "toy.yaml", f"--trainer.{name}={value}")
     for argument, words in WRONG.items():
-        message = fails(capsys, "fit", "--config", "toy.yaml", *argument.split(" ", 1), "--tracking.experiment=wrong")
+        message = fails(
+            capsys, "fit", "--config", "toy.yaml", *re.split(" (?=--)", argument), "--tracking.experiment=wrong"
+        )
         assert all(word in message for word in words), message
     # Before the device half trains, not after it.
     assert "width" in fails(capsys, "fit", "--config", "toy.yaml", "--model.width=3")
     assert "already finished" in fails(capsys, "fit", "--config", "toy.yaml", "--ckpt_path", "last")
-    assert "no interrupted run" in fails(
-        capsys, "fit", "--config", "device.yaml", "--data=data.yaml", "--ckpt_path", "last"
-    )
+    assert "no interrupted run" in fails(capsys, "fit", "--config", "device.yaml", *DATA, "--ckpt_path", "last")
     assert not [run for run in runs(trained)[1] if run.info.status == "RUNNING"]
 
 
@@ -312,6 +312,10 @@ def test_a_pipe_gets_one_line_per_epoch(trained: Path, capsys: pytest.CaptureFix
     assert printed.err == ""
 
 
+DATA = ("--data=tests.training.toy.ToyData", "--data.root=root", "--trainer.max_epochs=2")
+"""For the device half alone."""
+
+
 def fit(*argv: str, config: str = "toy.yaml") -> int:
     return main(["fit", "--config", config, "--tracking.experiment=more", *argv])
 
@@ -350,7 +354,7 @@ def test_what_callbacks_and_profilers_say_is_heard(trained: Path, capsys: pytest
     stopping = "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val/loss, verbose: true}}]"
     assert fit(stopping, "--trainer.profiler=simple", "--trainer.max_epochs=1", config="device.yaml") == 2
     assert "required: data" in capsys.readouterr().err
-    argv = ["--data=data.yaml", "--model=own.Own", stopping, "--trainer.profiler=simple", "--trainer.max_epochs=1"]
+    argv = [*DATA, "--model=own.Own", stopping, "--trainer.profiler=simple", "--trainer.max_epochs=1"]
     assert fit(*argv, config="device.yaml") == 0  # a class of the user's own, from the current folder
     said = capsys.readouterr()
     assert "Metric val/loss improved" in said.out and "run_training_epoch" in said.out
@@ -361,7 +365,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_no_checkpoint_is_named(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    argv = ["--data=data.yaml", "--model.nan_at=20", "--save_every_n_steps=1", "--tracking.experiment=nan"]
+    argv = [*DATA, "--model.nan_at=20", "--save_every_n_steps=1", "--tracking.experiment=nan"]
     assert fit(*argv, config="device.yaml") == 2  # in the second epoch: the first one has left a best checkpoint
     said = capsys.readouterr()
     assert "the training loss is not finite by step 21" in said.err and "learning_rate" in said.err
@@ -375,7 +379,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_no_checkpoint_is_named(
 
 
 def test_ctrl_c_says_how_to_go_on(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--data=data.yaml", "--tracking.experiment=stopped", "--trainer.max_epochs=1"]
+    argv = [*DATA, "--tracking.experiment=stopped"]
     for step, words in ((0, "nothing was saved yet"), (5, "--ckpt_path last goes on")):
         Path("interrupt").write_text(str(step))
         capsys.readouterr()
@@ -412,11 +416,11 @@ def test_a_moved_project_works_whatever_its_name(
     # MLflow's own commands find the artifacts where they run in the folder.
     plain = MlflowClient("sqlite:///mlruns/mlflow.db")
     assert plain.search_runs([child.info.experiment_id], max_results=1)[0].info.artifact_uri.startswith("mlruns/")
-    assert not [path for path in tmp_path.iterdir() if path not in (moved, Path(stored).parent)]
+    assert sorted(tmp_path.iterdir()) == sorted([moved, Path(stored)])
 
 
 def test_system_metrics_are_recorded_on_request(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["--data=data.yaml", "--tracking.experiment=system", "--trainer.max_epochs=1"]
+    argv = [*DATA, "--tracking.experiment=system"]
     assert fit(*argv, "--tracking.system_metrics=true", config="device.yaml") == 0
     (run,) = runs(trained, "system")[1]
     assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
@@ -446,9 +450,9 @@ def test_a_server_that_is_away_or_dies(
     assert "Connection refused" in message and "--trainer.logger=false" in message
     monkeypatch.setattr("lit_mmpg.tracking.store.PROBE_S", 60)
 
+    store = f"sqlite:///{shutil.copy(trained / 'mlruns/mlflow.db', tmp_path)}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers=1"]
-        + ["--backend-store-uri", f"sqlite:///{shutil.copy(trained / 'mlruns/mlflow.db', tmp_path)}"],
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers=1", "--backend-store-uri", store],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -460,7 +464,7 @@ def test_a_server_that_is_away_or_dies(
                 break
             time.sleep(0.2)
         stop = {"class_path": "tests.training.toy.StopServer", "init_args": {"pid": server.pid, "step": 9}}
-        argv = ["--data=data.yaml", f"--tracking.uri=http://me:hidden-word@127.0.0.1:{port}"]
+        argv = [*DATA, f"--tracking.uri=http://me:hidden-word@127.0.0.1:{port}"]
         capsys.readouterr()
         assert fit(*argv, f"--trainer.callbacks=[{json.dumps(stop)}]", config="device.yaml") == 0
     finally:
