@@ -72,13 +72,14 @@ class MLflowLogger(MLFlowLogger):
         folder: str | Path = "outputs",
         system_metrics: bool = False,
     ) -> None:
-        self.uri, self._folder, self._monitor = store_uri(uri), Path(folder), None
+        self.uri, self._folder = store_uri(uri), Path(folder)
+        self._monitor: Any = None
         self._system_metrics = system_metrics or bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
         if self._system_metrics and find_spec("psutil") is None:
             raise UserError("tracking.system_metrics needs the package psutil; run pip install psutil, or leave it out")
         client = open_store(self.uri, experiment, steady=True)
         super().__init__(experiment, run_name, address(self.uri), source_tags(verb) | dict(tags or {}), run_id=run_id)
-        self._mlflow_client = client
+        self._client = self._mlflow_client = client
         if run_id is not None:
             client.update_run(run_id, status="RUNNING")
 
@@ -91,15 +92,15 @@ class MLflowLogger(MLFlowLogger):
         """
         if not self._initialized:
             self._initialized = True
-            found = self._mlflow_client.get_experiment_by_name(self._experiment_name)
+            found = self._client.get_experiment_by_name(self._experiment_name)
             assert found is not None  # opening the store made it
             self._experiment_id = found.experiment_id
             if self._run_id is None:
                 tags = {name: hide(str(value)) for name, value in resolve_tags(self.tags).items()}
-                run = self._mlflow_client.create_run(self._experiment_id, tags=tags, run_name=self._run_name)
+                run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_name)
                 self._run_id = run.info.run_id
-            self._mlflow_client.unsent = self._folder / self.name / str(self._run_id) / "unsent.jsonl"
-        return self._mlflow_client
+            self._client.unsent = self._folder / self.name / str(self._run_id) / "unsent.jsonl"
+        return self._client
 
     @property
     def page(self) -> str:

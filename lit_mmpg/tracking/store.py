@@ -130,8 +130,9 @@ def open_store(uri: str, experiment: str | None = None, steady: bool = False) ->
 
     from lit_mmpg.tracking.client import SteadyClient, StoreClient
 
-    for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
-        logging.getLogger(noisy).setLevel(logging.ERROR if noisy.startswith("urllib3") else logging.WARNING)
+    # Errors are raised, too, and said in one line.
+    for noisy, level in {"alembic": "WARNING", "mlflow.store.db.utils": "CRITICAL", "urllib3": "ERROR"}.items():
+        logging.getLogger(noisy).setLevel(level)
     file = database(uri)
     try:
         with _lock(uri), _briefly():
