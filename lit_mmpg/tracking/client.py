@@ -149,14 +149,19 @@ class SteadyClient(StoreClient):
             _log.info("the MLflow store %s answers again: the record is complete", hide(self.uri))
 
     def _send_waiting(self) -> None:
-        while self._waiting:
-            try:
-                self._waiting[0][1]()
-            except (MlflowException, FileNotFoundError) as error:
-                if getattr(error, "error_code", None) not in _REFUSED and not isinstance(error, FileNotFoundError):
-                    raise
-                _log.warning("%s was not recorded: %s", self._waiting[0][0], reason(error))
-            del self._waiting[0]
+        before, self._inside = self._inside, True
+        try:
+            while self._waiting:
+                name, call = self._waiting[0]
+                try:
+                    call()
+                except (MlflowException, FileNotFoundError) as error:
+                    if isinstance(error, MlflowException) and error.error_code not in _REFUSED:
+                        raise
+                    _log.warning("%s was not recorded: %s", name, reason(error))
+                del self._waiting[0]
+        finally:
+            self._inside = before
         if self.unsent is not None:
             self.unsent.unlink(missing_ok=True)
 
