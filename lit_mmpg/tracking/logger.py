@@ -78,6 +78,7 @@ class MLflowLogger(MLFlowLogger):
         if self._system_metrics and find_spec("psutil") is None:
             raise UserError("tracking.system_metrics needs the package psutil; run pip install psutil, or leave it out")
         client = open_store(self.uri, experiment, steady=True)
+        assert isinstance(client, SteadyClient)
         super().__init__(experiment, run_name, address(self.uri), source_tags(verb) | dict(tags or {}), run_id=run_id)
         self._client = self._mlflow_client = client
         if run_id is not None:
