@@ -25,7 +25,7 @@ class Verb(NamedTuple):
 
     target: str
     help: str
-    again: str = ""
+    again: str = "the same command starts anew"
 
 
 LAST, SAME = "the same command with --ckpt_path last goes on", "the same command goes on; what is finished is kept"
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(import_module(module), function)(arguments[1:]))
     except KeyboardInterrupt as error:
         hint = str(error) or VERBS[name].again
-        print(f"interrupted{f'; {hint}' if hint else ''}", file=sys.stderr)
+        print(f"interrupted; {hint}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]

@@ -84,6 +84,15 @@ class Request:
         """Dotted keys that the flags set, without ``init_args``."""
         return {_short(flag[2:].split("=", 1)[0].split(".")) for flag in self.flags if flag.startswith("--")}
 
+    def flag(self, name: str) -> str | None:
+        """Value that a flag gives to a dotted key, None where none does."""
+        found = None
+        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=True):
+            key, equals, value = flag.partition("=")
+            if key.startswith("--") and _short(key[2:].split(".")) == name:
+                found = value if equals else following
+        return found
+
     def derive(self, path: Path) -> Request:
         """Request for the device stage: its own file over this one's, with the flags that concern both stages."""
         inherited = {key: value for key, value in self.config.items() if key != "model"}

@@ -289,7 +289,7 @@ class CLI(LightningCLI):
         ]
 
     def _loggers(self, configured: Any) -> Any:
-        if configured is False:
+        if configured is False or self.config["trainer"]["fast_dev_run"]:
             return False
         if not first_process():
             ours: Any = DummyLogger()

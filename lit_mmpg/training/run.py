@@ -20,6 +20,9 @@ def fit(argv: Sequence[str]) -> int:
             raise UserError(
                 f"fit needs a configuration; name one with --config, as {DEMO} (the embedded data), or see fit --help"
             )
+        device = request.flag("model.device_ckpt")
+        if device not in (None, "null"):
+            require_checkpoint(str(device))
         request.arguments()  # an unset variable is answered before torch is imported
         from lit_mmpg.training.stages import train
 

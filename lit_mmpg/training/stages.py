@@ -108,7 +108,7 @@ class _Stage:
             if trainer.is_global_zero:
                 half = getattr(self.cli.model, "half_name", self.name)
                 print(f"fast_dev_run: the {half} half has trained; nothing is kept", flush=True)
-            return hand_on(self.cli.model)
+            return hand_on(self.cli.model) if self.name == "device" else ""
         found = product_of(trainer)
         product = str(trainer.strategy.broadcast(portable(found) if found else ""))
         if not product:

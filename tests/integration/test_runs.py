@@ -244,6 +244,14 @@ def test_the_web_page_shows_runs_and_artifacts_and_ends_with_the_verb(trained: T
     assert output.startswith(f"MLflow: {address}/#/experiments/{experiment}/runs?workflowType=machine_learning")
 
 
+def test_a_try_of_one_batch_of_both_halves_keeps_nothing(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(trained("open_ended").config), "--trainer.fast_dev_run=true"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_moved_project_is_tested_and_exported(
     trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
