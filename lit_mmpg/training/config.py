@@ -87,7 +87,7 @@ class Request:
     def flag(self, name: str) -> str | None:
         """Value that a flag gives to a dotted key, None where none does."""
         found = None
-        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=True):
+        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
             key, equals, value = flag.partition("=")
             if key.startswith("--") and _short(key[2:].split(".")) == name:
                 found = value if equals else following
