@@ -115,6 +115,18 @@ def test_validate_prints_the_own_method(trained: Train, monkeypatch: pytest.Monk
     assert {row["method"] for row in rows_of(run.folder / "val.json")} == {"cdc_mmpg"}
 
 
+def test_devices_are_listed_for_scripts(
+    trained: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(run.folder)
+    capsys.readouterr()
+    assert main(["devices", "--config", str(run.config), "--json"]) == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)["rows"]
+    assert len({row["device"] for row in rows}) == 8 and "8 clips" in said.err
+
+
 @pytest.mark.parametrize("task", list(PRIMARY))
 def test_predict_writes_every_answer_once(task: str, trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(task)
