@@ -5,9 +5,23 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+_IN_MEMORY: dict[str, dict[str, Any]] = {}
+
+
+def hand_on(module: LightningModule) -> str:
+    """Keep what a checkpoint of a module would hold in memory, under a name that :func:`read_checkpoint` knows."""
+    checkpoint: dict[str, Any] = {"state_dict": {name: value.detach() for name, value in module.state_dict().items()}}
+    module.on_save_checkpoint(checkpoint)
+    name = f"memory:{checkpoint['lit_mmpg']['half']}"
+    _IN_MEMORY[name] = checkpoint
+    return name
 
 
 def require_checkpoint(path: str | Path) -> Path:
@@ -36,6 +50,8 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
     """
     import torch
 
+    if str(path) in _IN_MEMORY:
+        return _IN_MEMORY[str(path)]
     path = require_checkpoint(path)
     if not zipfile.is_zipfile(path):  # torn files lose the directory at their end
         raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint; copy it again")

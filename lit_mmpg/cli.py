@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
 from lit_mmpg import __version__
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, closest, find_user_error
 from lit_mmpg.texts import printable_lines
 from lit_mmpg.writing import FULL, give_up_output
 
@@ -24,21 +23,25 @@ class Verb(NamedTuple):
     Attributes:
         target: ``module:function``; the function takes the arguments after the verb and returns the exit status.
         help: One line.
+        again: How to go on when it was interrupted.
     """
 
     target: str
     help: str
+    again: str = "the same command starts anew"
 
+
+LAST, SAME = "the same command with --ckpt_path last goes on", "the same command goes on; what is finished is kept"
 
 VERBS = {
-    "fit": Verb("lit_mmpg.training.run:fit", "train the device half, the cloud half, or both in turn"),
+    "fit": Verb("lit_mmpg.training.run:fit", "train the device half, the cloud half, or both in turn", LAST),
     "validate": Verb("lit_mmpg.training.run:validate", "measure a checkpoint on the validation devices"),
     "test": Verb("lit_mmpg.training.run:test", "measure a checkpoint on the test devices, on its own or on other data"),
     "predict": Verb("lit_mmpg.training.run:predict", "write a checkpoint's answers or ranks"),
     "devices": Verb("lit_mmpg.training.devices:main", "show the devices, their clips and their shift"),
-    "extract": Verb("lit_mmpg.extract.verb:main", "frame features of a folder of videos, for training or a test"),
+    "extract": Verb("lit_mmpg.extract.verb:main", "frame features of a folder of videos, for training or a test", SAME),
     "export": Verb("lit_mmpg.export.verb:main", "write a checkpoint as a bundle that a device runs without torch"),
-    "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms"),
+    "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms", SAME),
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "serve": Verb("lit_mmpg.serving.verb:main", "serve the cloud half of a checkpoint to devices over HTTP"),
     "profile": Verb("profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
@@ -71,17 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in VERBS:
-        near = get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "see lit-mmpg --help"
-        return _fail(f"there is no verb '{name}'; {hint}")
+        return _fail(f"there is no verb '{name}'{closest(name, VERBS) or '; see lit-mmpg --help'}")
     module, function = VERBS[name].target.split(":")
     try:
         return _run(getattr(import_module(module), function), arguments[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        hint = str(error) or VERBS[name].again
+        print(f"interrupted; {hint}", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
-        if package == "lit_mmpg":
+        if error.name is None or package == "lit_mmpg":
             raise
         return _fail(f"'lit-mmpg {name}' needs the package {package}; run pip install 'lit-mmpg[train]'")
     except Exception as error:

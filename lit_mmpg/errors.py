@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def find_user_error(error: BaseException) -> UserError | None:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Hint with the most similar of the known names, '' where none is similar."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def nearest(path: Path) -> str:

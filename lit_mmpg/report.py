@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +167,29 @@ class _Escaped:
 
 
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
-    """Write ``{"rows": [...]}`` in one step, so that a reader never sees half a file.
+    """Write :func:`rows_text` in one step, so that a reader never sees half a file."""
+    write_text(Path(path), rows_text(rows) + "\n")
 
-    NaN and infinity, which JSON cannot hold, become null.
-    """
+
+def rows_text(rows: Sequence[Row]) -> str:
+    """``{"rows": [...]}``; NaN and infinity, which JSON cannot hold, become null."""
     finite = [{key: None if _not_finite(value) else value for key, value in row.items()} for row in rows]
-    text = json.dumps({"rows": finite}, indent=2, allow_nan=False)
-    write_text(Path(path), text + "\n")
+    return json.dumps({"rows": finite}, indent=2, allow_nan=False)
+
+
+@contextmanager
+def json_alone(wanted: object) -> Iterator[Callable[[str], None]]:
+    """Keep stdout for one JSON document, where that is wanted; everything else that is printed goes to stderr.
+
+    Yields:
+        What writes the document; it does nothing where none is wanted.
+    """
+    if not wanted:
+        yield lambda text: None
+        return
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda text: print(text, file=stdout, flush=True)
 
 
 def format_bytes(count: float | None) -> str:

@@ -7,7 +7,11 @@ import re
 
 # No-break, ideographic and other spaces of one line; joiners that scripts and emoji need.
 _HARMLESS = frozenset("\u00a0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B))))
-_CREDENTIALS = re.compile(r"\b(?!sqlite\b)([a-z][a-z0-9+.-]*://)[^\s'\"]*@", re.IGNORECASE)  # sqlite's are paths
+# A user, or a user and a password, which may hold anything; a port before a path is none. Addresses of sqlite are paths.
+_CREDENTIALS = re.compile(
+    r"\b(?!sqlite\b)([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]*:(?!\d*[/?#])[^\s'\"]*|[^\s/@'\"]*)@", re.IGNORECASE
+)
+_SECRETS = re.compile(r"((?:password|passwd|token|secret)=)[^\s&;'\"]+", re.IGNORECASE)
 
 
 def printable(text: object) -> str:
@@ -30,8 +34,8 @@ def escape_html(text: str) -> str:
 
 
 def masked(text: str, mask: str = "***@") -> str:
-    """A text without the credentials that a URL in it carries: ``http://user:password@host`` is ``http://***@host``."""
-    return _CREDENTIALS.sub(rf"\1{mask}", text)
+    """A text without the secrets in its URLs: ``http://user:password@host`` becomes ``http://***@host``."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(rf"\1{mask}", text))
 
 
 def _escaped(char: str) -> str:

@@ -61,15 +61,12 @@ def record(profile: Mapping[str, Any], uri: str | None = None) -> Recorded:
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    from lit_mmpg.tracking.store import find_run, open_store, store_uri
+    from lit_mmpg.tracking.store import find_run, kept_uri, open_store, store_uri, stores
 
     parent = None
-    trained, trained_in = profile["bundle"]["run_id"], profile["bundle"]["tracking_uri"]
-    candidates = [uri] if uri else [trained_in, None] if trained_in else [None]
-    store = store_uri(candidates[0] if uri else None)
+    trained, store = profile["bundle"]["run_id"], store_uri(uri)
     if trained:
-        for candidate in candidates:
-            address = store_uri(candidate)
+        for address in [store] if uri else stores(profile["bundle"]["tracking_uri"], profile["bundle"]["path"]):
             parent = find_run(address, trained)
             if parent is not None:
                 store = address
@@ -86,7 +83,7 @@ def record(profile: Mapping[str, Any], uri: str | None = None) -> Recorded:
     everywhere = [e.experiment_id for e in client.search_experiments()]
     known = client.search_runs(everywhere, query, max_results=1)
     if known:
-        return Recorded(known[0].info.run_id, store, known[0].data.tags.get(PARENT_TAG), False)
+        return Recorded(known[0].info.run_id, kept_uri(store), known[0].data.tags.get(PARENT_TAG), False)
     tags = {
         PROFILE_TAG: digest,
         "lit_mmpg.kind": "profile",
@@ -125,7 +122,7 @@ def record(profile: Mapping[str, Any], uri: str | None = None) -> Recorded:
         status = "FINISHED"
     finally:
         client.set_terminated(run_id, status)
-    return Recorded(run_id, store, None if parent is None else parent.info.run_id, True)
+    return Recorded(run_id, kept_uri(store), None if parent is None else parent.info.run_id, True)
 
 
 def flat_metrics(profile: Mapping[str, Any]) -> dict[str, float]:

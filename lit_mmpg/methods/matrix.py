@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from lit_mmpg.report import check_output
+from lit_mmpg.report import check_output, json_alone, rows_text, write_rows
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,26 +22,31 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help="methods to list; all when not given")
     parser.add_argument("--output", help="JSON file for the rows of the table")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON to stdout, and no table")
     options = parser.parse_args(list(argv))
     check_output(options.output)
     # Torch is imported only now, so that help and mistakes are answered at once.
+    from rich.console import Console
     from rich.table import Table
 
     from lit_mmpg.methods.registry import TASKS, applicability, find_method
-    from lit_mmpg.report import wide_console
 
-    matrix = applicability(options.names)
-    table = Table(title="Methods that adapt a finished checkpoint", show_lines=True)
-    for title in ("method", "setting", "given", "backward", *TASKS, "options", "source"):
-        table.add_column(title.replace("_", " "), overflow="fold")
-    for row in matrix:
-        method = find_method(row["method"])
-        tasks = [row[task] if row[task] == "yes" else f"n/a: {row[task]}" for task in TASKS]
-        backward = "yes" if method.backward else "no"
-        table.add_row(
-            row["method"], row["setting"], row["knows"], backward, *tasks, ", ".join(method.grid), row["paper"]
-        )
-    wide_console().print(table)
-    if options.output:
-        Path(options.output).write_text(json.dumps({"rows": matrix}, indent=2) + "\n", encoding="utf-8")
+    with json_alone(options.json) as write:
+        matrix = applicability(options.names)
+        if not options.json:
+            table = Table(title="Methods that adapt a finished checkpoint", show_lines=True, pad_edge=False)
+            for title in ("method", "tasks", "what"):
+                table.add_column(title, overflow="fold")
+            for row in matrix:
+                method = find_method(row["method"])
+                said = {task: row[task] if row[task] == "yes" else f"n/a: {row[task]}" for task in TASKS}
+                tasks = [f"{task.replace('_', ' ')} {text}" for task, text in said.items()]
+                what = [f"{row['setting']}{', backward pass' if method.backward else ''}; is given: {row['knows']}"]
+                what += [f"options: {', '.join(method.grid)}"] if method.grid else []
+                what += [row["paper"]] if row["paper"] else []
+                table.add_row(row["method"], "\n".join(tasks), "\n".join(what))
+            Console().print(table)
+        if options.output:
+            write_rows(matrix, options.output)
+        write(rows_text(matrix))
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import escape, wide_console
+from lit_mmpg.report import escape, json_alone, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
@@ -25,6 +26,11 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the video, the bundle or the address is not usable.
     """
     options = _parser().parse_args(list(argv))
+    with json_alone(options.json) as write:
+        return _answer(options, write)
+
+
+def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     video, bundle = require_video(options.video), Bundle.open(options.bundle)
     if not options.question.strip():
         raise UserError("the question is empty; write it in quotes behind the video")
@@ -62,6 +68,22 @@ def main(argv: Sequence[str]) -> int:
         timed("answer", start)
         unknown = session.unknown_words(options.question)
         visit.keep()
+    notes = [note for note in (*visit.notes, outcome.error) if note]
+    if unknown:
+        notes.append(f"words the model has never seen: {', '.join(unknown)}")
+    if options.json:
+        found = {
+            "answer": answer.text,
+            "probability": answer.confidence,
+            "ranking": [[name, share] for name, share in answer.ranking],
+            "parameters": outcome.source,
+            "bytes": None if outcome.traffic is None else vars(outcome.traffic),
+            "frames": len(pixels),
+            "times_ms": times,
+            "notes": notes,
+        }
+        write(json.dumps(found, indent=2, default=float))
+        return 0
     console = wide_console()
     console.print(f"[bold]{escape(answer.text)}[/bold]   (probability {answer.confidence:.0%}, not calibrated)")
     table = Table.grid(padding=(0, 2))
@@ -74,11 +96,8 @@ def main(argv: Sequence[str]) -> int:
     table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
     table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
     console.print(table)
-    for note in (*visit.notes, outcome.error):
-        if note:
-            console.print(f"[yellow]note[/yellow] {escape(note)}")
-    if unknown:
-        console.print(f"[yellow]note[/yellow] words the model has never seen: {escape(', '.join(unknown))}")
+    for note in notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
     return 0
 
 
@@ -92,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("video", help="video file")
     parser.add_argument("question", help="question, in quotes")
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, and nothing else")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
     add_cloud_options(parser, "answer", "ask this cloud for personal parameters first")
     parser.add_argument(

@@ -37,10 +37,10 @@ class Recorder:
     def __init__(self, uri: str, bundle: Bundle, params: dict[str, str]) -> None:
         if find_spec("mlflow") is None:
             raise UserError("--mlflow needs MLflow: pip install mlflow")
-        from lit_mmpg.tracking.store import store_uri
+        from lit_mmpg.tracking.store import kept_uri, store_uri
 
         self._address = store_uri(uri)
-        self.uri, self.run_id, self._stamp = masked(self._address), "", 0
+        self.uri, self.run_id, self._stamp = kept_uri(self._address), "", 0
         self._client: Any = None
         self._waiting: list[Any] = []
         self.error: str | None = None

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import lit_mmpg
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from lit_mmpg.tracking.client import StoreClient
+
 SQLITE = "sqlite:///"
+LOCAL = "mlruns/mlflow.db"
+"""The store of a project folder."""
 DIGEST_TAG = "lit_mmpg.config_digest"
 CHECKPOINTS_TAG = "lit_mmpg.checkpoints"
+COMMIT_TAG = "mlflow.source.git.commit"
+PROBE_S = 5
+"""Longest wait for a tracking server that is asked whether it is there, in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,23 +36,41 @@ _log = logging.getLogger(__name__)
 def store_uri(uri: str | None = None) -> str:
     """Absolute address of a store.
 
+    User and password of a tracking server move to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, where MLflow
+    looks for them, so that the address can be shown and stored.
+
     Args:
         uri: ``sqlite:///file.db`` or the address of a tracking server. When None: the environment variable
             MLFLOW_TRACKING_URI, else ``mlruns/mlflow.db`` in the current directory.
 
     Raises:
-        UserError: If the address has no scheme, or names a folder.
+        UserError: If the address has no scheme, names a folder, or holds a password that is not escaped.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlruns/mlflow.db"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{LOCAL}"
     if uri.startswith(SQLITE):
-        file = Path(uri[len(SQLITE) :]).absolute()
+        file = Path(uri[len(SQLITE) :]).expanduser().absolute()
         if os.path.isdir(file):
             raise UserError(f"tracking.uri {uri} names a folder; write {SQLITE}FILE.db")
         return SQLITE + str(file)
     if "://" not in uri and uri != "databricks":
         shown = uri.rpartition("@")[2]
         raise UserError(f"tracking.uri '{shown}' has no scheme; write {SQLITE}FILE.db or http://HOST:PORT")
-    return uri
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    parts = urlsplit(uri)
+    login, _, host = parts.netloc.rpartition("@")
+    if not re.fullmatch(r"[^:]+(:\d*)?|\[[^\]]*\](:\d*)?", host):
+        raise UserError(
+            f"tracking.uri {uri.split('://')[0]}://... has no valid host and port; write /, ?, # and @ in a user or "
+            "password as %2F, %3F, %23 and %40"
+        )
+    if login:
+        user, _, password = login.partition(":")
+        os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = (
+            unquote(user),
+            unquote(password),
+        )
+    return urlunsplit(parts._replace(netloc=host))
 
 
 def database(uri: str) -> Path | None:
@@ -52,51 +78,121 @@ def database(uri: str) -> Path | None:
     return Path(uri[len(SQLITE) :]) if uri.startswith(SQLITE) else None
 
 
-def open_store(uri: str, experiment: str | None = None) -> MlflowClient:
+def address(uri: str) -> str:
+    """Address of a store as SQLAlchemy reads it: to some versions percent signs quote, to all question marks do not."""
+    file = database(uri)
+    if file is None or not set("%?") & set(uri):
+        return uri
+    from sqlalchemy.engine import make_url
+
+    # Slashes are quoted too: MLflow makes the folders that it sees in an address.
+    quoted = quote(str(file), safe="")
+    return SQLITE + (quoted if make_url(f"{SQLITE}%41").database == "A" else f"file:{quoted}?uri=true")
+
+
+def project(uri: str) -> Path:
+    """Folder that paths in a store are relative to, so that it can be moved: the one that holds ``mlruns``."""
+    file = database(uri)
+    if file is None:
+        return Path.cwd()
+    return file.parent.parent if file.parent.name == "mlruns" else file.parent
+
+
+def portable(path: str | Path, folder: Path | None = None) -> str:
+    """A path relative to a folder (the current one when None) if it lies in it, else as it is."""
+    folder, absolute = Path.cwd() if folder is None else folder, Path(path).absolute()
+    return str(absolute.relative_to(folder)) if absolute.is_relative_to(folder) else str(path)
+
+
+def kept_uri(uri: str) -> str:
+    """A store's address as checkpoints and bundles keep it: without a password, and relative in a project folder."""
+    file = database(uri)
+    return masked(uri) if file is None else SQLITE + portable(file)
+
+
+def open_store(uri: str, experiment: str | None = None, steady: bool = False) -> StoreClient:
     """Client of a store; creates the database and the experiment where they are missing.
 
     MLflow's migrations and the creation of an experiment fail when two processes do them at once, so a file lock
-    lets one process at a time through.
+    lets one process at a time through. A server is asked once, with a short timeout.
+
+    Args:
+        uri: Address from :func:`store_uri`.
+        experiment: Name of an experiment that will be used.
+        steady: Whether work goes on when the store fails later (:class:`~lit_mmpg.tracking.client.SteadyClient`).
 
     Raises:
         UserError: If the store cannot be opened.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    for noisy in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from lit_mmpg.tracking.client import SteadyClient, StoreClient
+
+    # Errors are raised, too, and said in one line.
+    for noisy, level in {"alembic": "WARNING", "mlflow.store.db.utils": "CRITICAL", "urllib3": "ERROR"}.items():
+        logging.getLogger(noisy).setLevel(level)
+    file = database(uri)
     try:
-        with _lock(uri):
-            file = database(uri)
-            if file is not None and not file.exists():
+        with _lock(uri), _briefly():
+            fresh = file is not None and not file.exists()
+            if fresh:
                 _log.info("making the MLflow store %s (once; takes some seconds)", file)
-            client = MlflowClient(uri)
+            client = (SteadyClient if steady else StoreClient)(uri)
             if experiment is not None:
-                _ensure_experiment(client, uri, experiment)
+                _ensure_experiment(client, experiment)
+            elif file is None:
+                client.search_experiments(max_results=1)
+            client.relocate(fresh)
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:  # ValueError: no URL
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(masked(f"the MLflow store {uri} cannot be opened: {reason}")) from error
+        if file is None:
+            raise UserError(
+                f"the MLflow server {masked(uri)} does not answer as one: {reason(error)}; start it, name another "
+                "with --tracking.uri, or record nothing with --trainer.logger=false"
+            ) from error
+        raise UserError(f"the MLflow store {uri} cannot be opened: {reason(error)}") from error
     return client
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong with a store, in a line: the operating system's word where there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    if "timed out" in str(error):
+        return "no answer in time"
+    return masked((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def find_run(uri: str, run_id: str) -> Run | None:
     """A run, or None where the store or the run is out of reach. Never creates a store."""
-    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
     from mlflow.exceptions import MlflowException
 
     file = database(uri)
     if file is not None and not file.is_file():
         return None
-    retries = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
     try:
-        return open_store(uri).get_run(run_id)
+        with _briefly():
+            return open_store(uri).get_run(run_id)
     except (MlflowException, UserError):
         return None
-    finally:
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(retries)
+
+
+def stores(kept: str | None, near: str | Path) -> list[str]:
+    """Where a run may be recorded whose checkpoint or bundle names a store.
+
+    Args:
+        kept: Address as :func:`kept_uri` wrote it.
+        near: The checkpoint or bundle: a store that lies in a folder above it is found wherever that was moved.
+    """
+    found = [store_uri(kept)] if kept and "***" not in kept else []
+    file = database(kept or SQLITE)
+    if file is not None:
+        relative = Path(LOCAL) if file.is_absolute() or file == Path() else file
+        found += [SQLITE + str(folder / relative) for folder in Path(near).absolute().parents]
+    return list(dict.fromkeys([*(uri for uri in found if (database(uri) or Path("/")).exists()), store_uri()]))
 
 
 def runs_of(uri: str, experiment: str, digest: str) -> list[Run]:
@@ -110,6 +206,11 @@ def runs_of(uri: str, experiment: str, digest: str) -> list[Run]:
         return []
     query = f"tags.`{DIGEST_TAG}` = '{digest}'"
     return list(client.search_runs([found.experiment_id], query, order_by=["attributes.start_time DESC"]))
+
+
+def runs_page(experiment_id: str) -> str:
+    """Part of a link, behind the server's address, that shows the runs of an experiment (others show traces first)."""
+    return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def git_commit(folder: str | Path | None = None) -> str | None:
@@ -127,14 +228,37 @@ def git_commit(folder: str | Path | None = None) -> str | None:
     return done.stdout.strip() or None
 
 
-def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> None:
+def source_tags(verb: str) -> dict[str, str]:
+    """Tags that say which program made a run: its name and the commit it ran from."""
+    commit = git_commit()
+    return {"mlflow.source.name": f"lit-mmpg {verb}"} | ({COMMIT_TAG: commit} if commit else {})
+
+
+def _ensure_experiment(client: StoreClient, name: str) -> None:
     found = client.get_experiment_by_name(name)
     if found is None:
-        file = database(uri)
+        file = database(client.uri)
+        # Made absolute by MLflow; `relocate` sets it right.
         location = None if file is None else (file.parent / "artifacts").as_uri()
         client.create_experiment(name, artifact_location=location)
     elif found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+
+
+@contextmanager
+def _briefly() -> Iterator[None]:
+    """No retries and a short timeout for requests to a server."""
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_S)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.store import database, open_store, store_uri
+from lit_mmpg.tracking.store import address, database, open_store, project, runs_page, store_uri
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,10 +34,28 @@ def main(argv: Sequence[str]) -> int:
     if not file.is_file():
         raise UserError(f"nothing is recorded in {file} yet; run lit-mmpg fit, or name a store with --uri")
     _check_port(options.host, options.port)
-    open_store(uri)
-    print(f"MLflow: http://{options.host}:{options.port} (store {file}; Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    return subprocess.call([*command, "--host", options.host, "--port", str(options.port), "--workers", "1"])
+    client = open_store(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    newest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
+    page = runs_page(newest[0].info.experiment_id) if newest else ""
+    print(f"MLflow: http://{options.host}:{options.port}{page} (store {file}; Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", address(uri)]
+    command += ["--host", options.host, "--port", str(options.port), "--workers", "1"]
+    # In a session of its own, so that all of its processes end with this one, however this one is ended; in the folder
+    # that the artifacts of the store are relative to.
+    server = subprocess.Popen(command, cwd=project(uri), start_new_session=True)
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        return server.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -12,8 +12,9 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_mmpg.errors import UserError, closest
 from lit_mmpg.tracking.logger import MLflowLogger
-from lit_mmpg.tracking.store import CHECKPOINTS_TAG, git_commit
+from lit_mmpg.tracking.store import CHECKPOINTS_TAG, kept_uri, portable
 
 
 class ExactResume(Callback):
@@ -43,6 +44,81 @@ class ExactResume(Callback):
         torch.manual_seed((self.seed * 1_000_003 + number) * 4_099 + trainer.global_rank)
 
 
+class Watch(Callback):
+    """Ends a training that leads nowhere: by a loss or a selection metric that is not finite, or a wrong monitor."""
+
+    def __init__(self) -> None:
+        self._bad: torch.Tensor | None = None
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the validation metrics that callbacks monitor, before the first epoch.
+
+        Raises:
+            UserError: If there is no such metric.
+        """
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(monitor, str) and monitor.startswith("val") and monitor not in trainer.callback_metrics:
+                known = sorted(trainer.callback_metrics)
+                raise UserError(
+                    f"{type(callback).__name__} monitors '{monitor}', but the validation metrics are "
+                    f"{', '.join(known) or 'none'}{closest(monitor, known)}"
+                )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss: at each step where that is free, else where Lightning logs."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, torch.Tensor):
+            return
+        bad = ~torch.isfinite(loss.detach()).all()
+        self._bad = bad if self._bad is None else self._bad | bad
+        free = trainer.world_size == 1 and loss.device.type == "cpu"
+        if free or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.check(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what was not looked at."""
+        self.check(trainer, pl_module)
+
+    on_validation_start = on_train_epoch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the metric that selects the checkpoint.
+
+        Raises:
+            UserError: If it is not finite.
+        """
+        name = str(pl_module.monitor[0]) if hasattr(pl_module, "monitor") else ""  # type: ignore[index, union-attr]
+        value = trainer.callback_metrics.get(name)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or value is None:
+            return
+        if not bool(torch.isfinite(torch.as_tensor(value)).all()):
+            raise UserError(f"{name} is {float(value)} at step {trainer.global_step}: {self.REMEDY}")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Nothing is saved that came of a loss that is not finite."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop in all processes where the loss of one was not finite.
+
+        Raises:
+            UserError: If it was.
+        """
+        if self._bad is None or trainer.state.fn != "fit":
+            return
+        bad, self._bad = bool(self._bad), None
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            raise UserError(f"the training loss is not finite by step {trainer.global_step}: {self.REMEDY}")
+
+    REMEDY = (
+        "the training was stopped and names no checkpoint; look for NaN in the data, lower "
+        "--model.optimiser.learning_rate, or limit the gradients with --trainer.gradient_clip_val=1"
+    )
+
+
 class RunRecord(Callback):
     """Writes into the checkpoint and into MLflow what belongs to a run.
 
@@ -69,18 +145,26 @@ class RunRecord(Callback):
             "half": getattr(pl_module, "half_name", None),
             "task": data.meta.get("task"),
             "lit_mmpg.data_fingerprint": data.fingerprint,
-            "mlflow.source.git.commit": git_commit(),
         }
         for key, value in tags.items():
             if value is not None:
                 client.set_tag(run_id, key, value)
         client.log_text(run_id, json.dumps(data.device_table.to_json(), indent=1), "devices.json")
+        name = str(self.config["data"]["class_path"])
+        source = (self.config["data"].get("init_args") or {}).get("root") or name
+        profile = {"task": data.meta.get("task"), "devices": len(data.device_table.devices)}
+        assert trainer.state.fn is not None
+        contexts = {"fit": "training", "validate": "validation"}
+        logger.log_dataset(
+            name, data.fingerprint, str(source), profile, contexts.get(str(trainer.state.fn.value), "testing")
+        )
+        logger.watch_system()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record where the checkpoints lie, so that an interrupted run is found again, and where it went on."""
         logger, checkpoints = _logger(trainer), trainer.checkpoint_callback
         if logger is not None and isinstance(checkpoints, ModelCheckpoint):
-            logger.experiment.set_tag(logger.run_id, CHECKPOINTS_TAG, os.path.abspath(str(checkpoints.dirpath)))
+            logger.experiment.set_tag(logger.run_id, CHECKPOINTS_TAG, portable(str(checkpoints.dirpath)))
         if logger is not None and trainer.global_step:
             logger.experiment.set_tag(logger.run_id, "lit_mmpg.resumed_at_step", str(trainer.global_step))
 
@@ -90,14 +174,14 @@ class RunRecord(Callback):
         checkpoint.setdefault("lit_mmpg", {}).update(
             config=self.text,
             run_id=logger.run_id if logger else None,
-            tracking_uri=logger.uri if logger else None,
+            tracking_uri=kept_uri(logger.uri) if logger else None,
         )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the best checkpoint and the figures with the run."""
-        logger, checkpoints = _logger(trainer), trainer.checkpoint_callback
-        if logger is not None and isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_path:
-            logger.experiment.log_artifact(logger.run_id, checkpoints.best_model_path, "checkpoints")
+        """Keep the checkpoint that the training leaves and the figures with the run."""
+        logger, product = _logger(trainer), product_of(trainer)
+        if logger is not None and product:
+            logger.experiment.log_artifact(logger.run_id, product, "checkpoints")
         _log_figures(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,6 +192,31 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the rows of the verb test."""
         _log_results(trainer, pl_module)
+
+
+class Best(ModelCheckpoint):
+    """Keeps the best checkpoint. Lightning tells callbacks apart by class and settings: these are not the user's."""
+
+
+class Last(ModelCheckpoint):
+    """Keeps the latest checkpoint, for resuming; where no validation chose one, it is what the training leaves."""
+
+    product = ""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last weights where there is no best checkpoint."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.global_step and not trainer.fast_dev_run and not product_of(trainer):  # type: ignore[attr-defined]
+            path = os.path.join(str(self.dirpath), "last.ckpt")
+            trainer.save_checkpoint(path)
+            self.product = path
+
+
+def product_of(trainer: Trainer) -> str:
+    """The checkpoint that a training leaves, '' for none."""
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    last = next((str(c.product) for c in trainer.callbacks if isinstance(c, Last)), "")  # type: ignore[attr-defined]
+    return best or last
 
 
 def _logger(trainer: Trainer) -> MLflowLogger | None:

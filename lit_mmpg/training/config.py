@@ -24,17 +24,26 @@ import yaml
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import find_config
 
+DEMO = "configs/experiment/demo.yaml"
+"""A complete configuration, on the embedded data."""
+
 GROUPS = ("data", "model", "trainer")
 """Keys of an experiment file whose value may be a file."""
+
+_ROWS = {
+    "output": "JSON file for the rows of the table",
+    "json": "print the rows as JSON to stdout, and everything else to stderr",
+}
+_MEASURE = {"ckpt_path": "checkpoint to measure", **_ROWS}
 
 OPTIONS = {
     "fit": {
         "ckpt_path": "checkpoint to go on from; 'last' finds the interrupted run of this same configuration",
         "device_stage": "configuration of the device half, trained first when the model names no device_ckpt",
     },
-    "validate": {"ckpt_path": "checkpoint to measure", "output": "JSON file for the rows of the table"},
-    "test": {"ckpt_path": "checkpoint to measure", "output": "JSON file for the rows of the table"},
-    "devices": {"output": "JSON file for the rows of the table"},
+    "validate": _MEASURE,
+    "test": _MEASURE,
+    "devices": _ROWS,
     "predict": {
         "ckpt_path": "checkpoint that answers",
         "output": "CSV or JSONL file for the answers",
@@ -44,9 +53,13 @@ OPTIONS = {
 }
 """Options of each verb beside those of the model, the data, the trainer and the tracking."""
 
+FLAGS = {"json"}
+"""Options that take no value."""
+
 ALL_OPTIONS = {option for options in OPTIONS.values() for option in options}
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_INTERPOLATION = re.compile(r"\$\{[^}]*\}?")
 
 
 @dataclass
@@ -64,12 +77,21 @@ class Request:
     verb: str
     config: dict[str, Any]
     flags: list[str]
-    options: dict[str, str | None] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     name: str = ""
 
     def overridden(self) -> set[str]:
         """Dotted keys that the flags set, without ``init_args``."""
         return {_short(flag[2:].split("=", 1)[0].split(".")) for flag in self.flags if flag.startswith("--")}
+
+    def flag(self, name: str) -> str | None:
+        """Value that a flag gives to a dotted key, None where none does."""
+        found = None
+        for flag, following in zip(self.flags, [*self.flags[1:], ""], strict=False):
+            key, equals, value = flag.partition("=")
+            if key.startswith("--") and _short(key[2:].split(".")) == name:
+                found = value if equals else following
+        return found
 
     def derive(self, path: Path) -> Request:
         """Request for the device stage: its own file over this one's, with the flags that concern both stages."""
@@ -97,7 +119,7 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     parser = argparse.ArgumentParser(prog=f"lit-mmpg {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     for option in OPTIONS[verb]:
-        parser.add_argument(f"--{option}")
+        parser.add_argument(f"--{option}", action="store_true" if option in FLAGS else "store")
     try:
         known, flags = parser.parse_known_args(list(argv))
     except SystemExit as error:
@@ -179,6 +201,12 @@ def _interpolate(value: Any, key: tuple[str, ...], overridden: set[str]) -> Any:
                     f"'{flag}' is {value}, but the environment variable {variable} is not set; "
                     f"set it or pass --{flag} VALUE"
                 )
+        other = _INTERPOLATION.search(_VARIABLE.sub("", value))
+        if other:
+            raise UserError(
+                f"'{_short(key)}' is {value}: {other.group()} is no environment variable, and no other interpolation "
+                "(as OmegaConf's) is supported; write the value out, or ${NAME}"
+            )
         return _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
     return value
 

@@ -12,9 +12,37 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_mmpg.report import SHOWN, format_row
 
+_CHATTER = (
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "IPU available",
+    "LOCAL_RANK",
+    "Seed set to",
+    "Restor",
+    "Loading `",
+    "`weights_only` was not set",
+    "Loaded model weights",
+    "`Trainer.",
+    "`Trainer(",
+    "Trainer already configured",
+    "Detected KeyboardInterrupt",
+    "Running in `fast_dev_run`",
+    "Initializing distributed",
+    "distributed_backend",
+    "All distributed processes",
+    "-----",
+    "\U0001f4a1 Tip",
+)
+"""How the lines begin that Lightning says in every run; what callbacks, profilers and loggers say is heard."""
+
 
 class Spoken(logging.Handler):
-    """Prints the package's log as plain lines: information to stdout, warnings to stderr; rank 0 alone speaks."""
+    """Prints logs as plain lines: information to stdout, warnings to stderr; rank 0 alone speaks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Leave out what Lightning says in every run."""
+        return record.levelno > logging.INFO or not record.getMessage().lstrip().startswith(_CHATTER)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -30,11 +58,13 @@ class Spoken(logging.Handler):
 
 
 def speak() -> None:
-    """Let the package's long phases say what they do."""
-    logger = logging.getLogger("lit_mmpg")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, Spoken) for handler in logger.handlers):
-        logger.addHandler(Spoken())
+    """Let the package's long phases say what they do, and Lightning's callbacks, profilers and loggers."""
+    for name in ("lit_mmpg", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, Spoken) for handler in logger.handlers):
+            logger.handlers[:] = [Spoken()]
+        logger.propagate = name == "lit_mmpg"  # Lightning's own handlers would say all of it once more
 
 
 class Bar(RichProgressBar):

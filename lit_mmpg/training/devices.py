@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lit_mmpg.data.observer import room
-from lit_mmpg.report import check_output, wide_console, write_rows
+from lit_mmpg.report import check_output, json_alone, rows_text, wide_console, write_rows
 from lit_mmpg.training.config import read_request
 
 if TYPE_CHECKING:
@@ -34,17 +34,19 @@ def main(argv: Sequence[str]) -> int:
         request = read_request("devices", ["--config", DEFAULT, *argv])
     output = request.options["output"]
     check_output(output)
-    from lit_mmpg.training.lightning_cli import CLI
+    with json_alone(request.options["json"]) as write:
+        from lit_mmpg.training.lightning_cli import CLI
 
-    data = CLI(request).data()
-    with Progress(transient=True) as progress:
-        progress.add_task("reading or rendering the clips", total=None)
-        data.setup("devices")
-    rows = device_rows(data)
-    _print(rows, data)
-    if output:
-        write_rows(rows, output)
-        print(f"rows: {Path(output)}")
+        data = CLI(request).data()
+        with Progress(transient=True) as progress:
+            progress.add_task("reading or rendering the clips", total=None)
+            data.setup("devices")
+        rows = device_rows(data)
+        _print(rows, data)
+        if output:
+            write_rows(rows, output)
+            print(f"rows: {Path(output)}")
+        write(rows_text(rows))
     return 0
 
 

@@ -15,7 +15,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.report import print_rows, write_rows
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import flatten
-from lit_mmpg.tracking.store import find_run, open_store, store_uri
+from lit_mmpg.tracking.store import find_run, open_store, portable, project, store_uri, stores
 from lit_mmpg.training.config import Request, merge, read_request
 from lit_mmpg.training.lightning_cli import CLI, Run
 
@@ -39,9 +39,7 @@ def measure(request: Request, tags: Mapping[str, str] | None = None, show: bool 
         UserError: If the checkpoint is not usable or contradicts what was asked.
     """
     cli, path = _restore(request, tags)
-    getattr(cli.trainer, request.verb)(
-        cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False
-    )
+    cli.start(ckpt_path=path, weights_only=True, verbose=False)
     if cli.trainer.is_global_zero:
         rows = list(cli.model.result_rows)
         if show:
@@ -59,7 +57,7 @@ def answer(request: Request) -> None:
     """
     cli, path = _restore(request)
     cli.datamodule.predict_device = request.options["device"]
-    batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    batches = cli.start(ckpt_path=path, weights_only=True)
     rows = [row for batch in _flat(batches) for row in batch]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * cli.trainer.world_size
@@ -122,13 +120,18 @@ def _check_model(asked: dict[str, Any], trained: dict[str, Any], path: str) -> N
 
 def _run(request: Request, cli: CLI, ours: dict[str, Any], tags: Mapping[str, str]) -> Run:
     """A child of the run that trained the checkpoint, where that run can be found."""
-    tags = {**tags, "lit_mmpg.checkpoint": str(Path(str(request.options["ckpt_path"])).absolute())}
-    run_id, uri = ours.get("run_id"), cli.tracking.uri or ours.get("tracking_uri")
-    parent = find_run(store_uri(uri), run_id) if run_id and cli.config["trainer"]["logger"] is not False else None
-    if parent is None:
-        return Run({"lit_mmpg.note": f"the training run {run_id} was not found in {masked(str(uri))}", **tags})
-    experiment = open_store(store_uri(uri)).get_experiment(parent.info.experiment_id).name
-    return Run({"mlflow.parentRunId": str(run_id), **tags}, store_uri(uri), experiment)
+    path, run_id = str(request.options["ckpt_path"]), ours.get("run_id")
+    name = f"{request.verb} {Path(path).absolute().parent.parent.name[:8]}"
+    if run_id and cli.config["trainer"]["logger"] is not False:
+        asked = [store_uri(cli.tracking.uri)] if cli.tracking.uri else stores(ours.get("tracking_uri"), path)
+        for uri in asked:
+            parent = find_run(uri, run_id)
+            if parent is not None:
+                experiment = open_store(uri).get_experiment(parent.info.experiment_id).name
+                tags = {**tags, "lit_mmpg.checkpoint": portable(path, project(uri)), "mlflow.parentRunId": str(run_id)}
+                return Run(tags, uri, experiment, name=f"{request.verb} {parent.info.run_name}")
+    note = f"the training run {run_id} was not found in {masked(str(cli.tracking.uri or ours.get('tracking_uri')))}"
+    return Run({"lit_mmpg.note": note, "lit_mmpg.checkpoint": portable(path), **tags}, name=name)
 
 
 def _flat(batches: Any) -> list[Any]:

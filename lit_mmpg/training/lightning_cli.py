@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import logging
+import os
+import re
+import signal
 import sys
+import traceback
 import warnings
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +26,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, closest, find_user_error
+from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import MLflowLogger, Tracking
-from lit_mmpg.training.callbacks import ExactResume, RunRecord
-from lit_mmpg.training.config import OPTIONS, Request
+from lit_mmpg.training.callbacks import Best, ExactResume, Last, RunRecord, Watch
+from lit_mmpg.training.config import DEMO, FLAGS, OPTIONS, Request
 from lit_mmpg.training.console import Bar, Lines, speak
 
 if TYPE_CHECKING:
@@ -38,6 +44,8 @@ CLASSES = (
 )
 """Modules whose classes a configuration may name without their module."""
 
+PLUGINS = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers")
+
 _UNHELPFUL = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
@@ -46,6 +54,8 @@ _UNHELPFUL = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*in eval mode at the start of training.*",
     ".*dirpath has changed from.*",
+    # Said in better words at the end of the training.
+    ".*could not find the monitored key.*",
     ".*torch.distributed.nn.functional.all_gather is deprecated.*",
     ".*LeafSpec.* is deprecated.*",
     ".*``instantiate_classes`` was deprecated.*",
@@ -53,6 +63,13 @@ _UNHELPFUL = (
     ".*when logging on epoch level in distributed setting.*",
 )
 
+
+_EPILOG = (
+    "Fields of the classes that --model and --data name are flags too: --model.help CloudModule (or DeviceModule) and "
+    "--data.help VideoData (or PersonalClipsData, CameraClipsData) list them, --print_config all values at once. "
+    "${NAME} in a configuration file stands for an environment variable; there is no other interpolation, and "
+    "variables such as PL_TRAINER__MAX_EPOCHS are not read."
+)
 
 _TYPES = (
     "Subtypes:",
@@ -73,20 +90,30 @@ class Run:
         uri: Store, where it is not the configured one.
         experiment: Experiment, where it is not the configured one.
         run_id: Run to go on with; None for a new one.
+        name: Name of the run, where the configuration gives none; None for configuration, half and seed.
     """
 
     tags: Mapping[str, str] = field(default_factory=dict)
     uri: str | None = None
     experiment: str | None = None
     run_id: str | None = None
+    name: str | None = None
 
 
-class Best(ModelCheckpoint):
-    """Keeps the best checkpoint. Lightning tells callbacks apart by class and settings: these are not the user's."""
+_CONTRACT = {
+    "model": (("half_name", "monitor", "figures"), "lit_mmpg.device.base.AnsweringModule"),
+    "data": (("meta", "use_meta", "fingerprint", "device_table"), "lit_mmpg.data.datamodule.DeviceData"),
+}
+"""What the verbs use of a module beside Lightning's own methods, and the class that has it."""
 
-
-class Last(ModelCheckpoint):
-    """Keeps the latest checkpoint, for resuming."""
+_NOTHING = {
+    "max_epochs": 0,
+    "max_steps": 0,
+    "limit_train_batches": 0,
+    "enable_checkpointing": False,
+    "barebones": True,
+}
+"""Settings of the trainer with which nothing would be left of a training."""
 
 
 class CLI(LightningCLI):
@@ -108,6 +135,8 @@ class CLI(LightningCLI):
     def __init__(self, request: Request) -> None:
         _silence()
         speak()
+        if os.getcwd() not in sys.path:  # classes of the user's own are named by their file in the current folder
+            sys.path.append(os.getcwd())
         for module in CLASSES:
             # jsonargparse resolves short class names among the classes that are imported.
             import_module(module)
@@ -122,28 +151,69 @@ class CLI(LightningCLI):
                 save_config_callback=None,
                 trainer_defaults={"default_root_dir": "outputs"},
                 seed_everything_default=0,
-                parser_kwargs={"prog": f"lit-mmpg {request.verb}", "description": None, "exit_on_error": False},
+                parser_kwargs={
+                    "prog": f"lit-mmpg {request.verb}",
+                    "description": None,
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                    "epilog": _EPILOG,
+                },
                 args=request.arguments(),
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )
         except ArgumentError as error:
-            raise find_user_error(error) or UserError(f"{request.name}: {_plain(str(error))}") from error
+            raise find_user_error(error) or UserError(f"{request.name}: {self._explain(str(error))}") from error
         self.tracking = Tracking(**self.config["tracking"].as_dict())
         self.experiment = self.tracking.experiment or request.name
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, skip_validation=True))
+        self.name = request.name
+        dumped = yaml.safe_load(masked(self.parser.dump(self.config, skip_unset=False, skip_validation=True)))
         self.record: dict[str, Any] = {k: v for k, v in dumped.items() if k not in {"config", *OPTIONS[self.verb]}}
+        for part, (names, base) in _CONTRACT.items():
+            path = str(self.record[part]["class_path"])
+            kind = getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
+            lacking = [name for name in names if not hasattr(kind, name)]
+            if lacking:
+                raise UserError(f"{part} {path} lacks {', '.join(lacking)}; derive it from {base}, which has them")
+        trainer = self.record["trainer"]
+        for name, value in _NOTHING.items() if self.verb == "fit" and not trainer["fast_dev_run"] else ():
+            if trainer[name] is not None and trainer[name] == value:
+                raise UserError(
+                    f"trainer.{name} is {trainer[name]}: nothing would be left of the training; leave it out "
+                    "(--trainer.fast_dev_run=true tries one batch of each half and keeps nothing)"
+                )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the tracking group and, for the help text, the verb's own options."""
         parser.add_class_arguments(Tracking, "tracking")
         for option, text in OPTIONS[self.verb].items():
-            parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
+            parser.add_argument(
+                f"--{option}",
+                **({"action": "store_true"} if option in FLAGS else {"type": str | None, "default": None}),
+                help=text,
+            )
         if self.verb == "fit":
             parser.add_argument(
                 "--save_every_n_steps", type=int, default=50, help="a killed run loses at most this many training steps"
             )
+
+    def _explain(self, message: str) -> str:
+        """A parser's message, with the flag that may have been meant."""
+        said = _plain(message)
+        flag = re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", said)
+        if flag:
+            return said + closest(
+                flag.group(1), (name for name in self.parser._option_string_actions if name[1] == "-")
+            )
+        named = re.search(r"(?:class_path '|import path string: )(?:([\w.]+)\.)?(\w+)", said)
+        if named:
+            modules = [named.group(1)] if named.group(1) else [*PLUGINS, *CLASSES]
+            known = [name for module in modules if module in sys.modules for name in dir(sys.modules[module])]
+            return said + closest(named.group(2), known)
+        if "${" in said:
+            return f"{said}; only ${{NAME}} in a configuration file is replaced, by an environment variable"
+        return f"{said}; {DEMO} is one with all of them" if "are required" in said else said
 
     def data(self) -> DeviceData:
         """The configured data module alone, not set up."""
@@ -160,7 +230,34 @@ class CLI(LightningCLI):
         """
         self.run = run
         seed_everything(self.config["seed_everything"], workers=True, verbose=False)
-        super().instantiate_classes()
+        with _refusals():
+            super().instantiate_classes()
+
+    def start(self, **arguments: Any) -> Any:
+        """Let the trainer do what the verb says with model and data.
+
+        Raises:
+            UserError: If Lightning refuses the settings.
+            KeyboardInterrupt: If it was interrupted; Lightning itself would end the process.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        with _refusals():
+            try:
+                return getattr(self.trainer, self.verb)(self.model, datamodule=self.datamodule, **arguments)
+            except SystemExit:
+                if self.trainer.state.status != "interrupted":
+                    raise
+                signal.signal(signal.SIGINT, handler)  # Lightning has had it ignored
+                raise KeyboardInterrupt(self._go_on()) from None
+
+    def _go_on(self) -> str:
+        """How to go on after an interruption."""
+        if self.verb != "fit":
+            return ""
+        last = next((callback for callback in self.trainer.callbacks if isinstance(callback, Last)), None)  # type: ignore[attr-defined]
+        if last is not None and Path(str(last.dirpath), "last.ckpt").is_file():
+            return f"the same command with --ckpt_path last goes on (saved in {last.dirpath})"
+        return "nothing was saved yet (--save_every_n_steps): the same command starts anew"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Trainer with our logger and callbacks beside the configured ones."""
@@ -175,17 +272,14 @@ class CLI(LightningCLI):
             callbacks.append(Bar())
         if config["enable_progress_bar"] is not False:
             callbacks.append(Lines())
-        callbacks.append(RunRecord(self.record, self.run.tags))
-        try:
-            return super().instantiate_trainer(
-                logger=self._loggers(config["logger"]),
-                callbacks=callbacks,
-                enable_progress_bar=bar,
-                enable_model_summary=config["enable_model_summary"] is True,
-                **kwargs,
-            )
-        except (ValueError, MisconfigurationException) as error:
-            raise UserError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
+        callbacks += [Watch(), RunRecord(self.record, self.run.tags)]
+        return super().instantiate_trainer(
+            logger=self._loggers(config["logger"]),
+            callbacks=callbacks,
+            enable_progress_bar=bar,
+            enable_model_summary=config["enable_model_summary"] is True,
+            **kwargs,
+        )
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         monitor, mode = self.model.monitor
@@ -195,17 +289,24 @@ class CLI(LightningCLI):
         ]
 
     def _loggers(self, configured: Any) -> Any:
-        if configured is False:
+        if configured is False or self.config["trainer"]["fast_dev_run"]:
             return False
         if not first_process():
             ours: Any = DummyLogger()
         else:
+            half = getattr(self.model, "half_name", type(self.model).__name__)
+            name = (
+                self.tracking.run_name or self.run.name or f"{self.name} {half} seed {self.config['seed_everything']}"
+            )
             ours = MLflowLogger(
                 self.run.experiment or self.experiment,
                 self.run.uri or self.tracking.uri,
                 self.run.run_id,
-                self.tracking.run_name or f"{self.verb} {type(self.model).__name__}",
+                name,
                 self.run.tags,
+                verb=self.verb,
+                folder=self.config["trainer"]["default_root_dir"] or "outputs",
+                system_metrics=self.tracking.system_metrics,
             )
         others = [] if configured in (None, True) else configured
         return [ours, *(others if isinstance(others, list) else [others])]
@@ -216,6 +317,36 @@ def first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Lightning and the parser refuse is one line for people; errors of anybody's code are left as they are."""
+    try:
+        yield
+    except (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
+        if find_user_error(error) is not None:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        where = Path(frames[-1].filename).parts if frames else ()
+        if not {"lightning", "lightning_utilities", "jsonargparse"} & set(where):
+            raise
+        said = _missing(error) or _plain(str(error))
+        wanted = re.search(r"[`']([\w/.@-]+)[`'] which is not available|monitor='([^']+)'\)", said)
+        if wanted:
+            name = wanted.group(1) or wanted.group(2)
+            said += closest(name, [known for known in re.findall(r"[`']([\w/.@-]+)[`']", said) if known != name])
+        raise UserError(f"Lightning refuses this: {said}") from error
+
+
+def _missing(error: BaseException) -> str | None:
+    """The word of a missing package among the causes of an error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError):
+            return f"{_plain(str(cause))} (pip install it, or leave it out)"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _plain(message: str) -> str:
     """What a parser's message says, without the types of each alternative that it tried."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
@@ -223,9 +354,7 @@ def _plain(message: str) -> str:
 
 
 def _silence() -> None:
-    """Leave out what Lightning says that nobody can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Leave out what Lightning warns of that nobody can act on."""
     for message in _UNHELPFUL:
         warnings.filterwarnings("ignore", message)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import check_output
-from lit_mmpg.training.config import Request, read_request
+from lit_mmpg.report import check_output, json_alone, rows_text
+from lit_mmpg.training.config import DEMO, Request, read_request
 
 
 def fit(argv: Sequence[str]) -> int:
@@ -16,6 +16,13 @@ def fit(argv: Sequence[str]) -> int:
     if request.options["ckpt_path"] not in (None, "last"):
         require_checkpoint(str(request.options["ckpt_path"]))
     if not _asks_help(request):
+        if "model" not in request.config and not any(name.startswith("model") for name in request.overridden()):
+            raise UserError(
+                f"fit needs a configuration; name one with --config, as {DEMO} (the embedded data), or see fit --help"
+            )
+        device = request.flag("model.device_ckpt")
+        if device not in (None, "null"):
+            require_checkpoint(str(device))
         request.arguments()  # an unset variable is answered before torch is imported
         from lit_mmpg.training.stages import train
 
@@ -51,9 +58,12 @@ def _measure(request: Request) -> int:
     if not _asks_help(request):
         _check_checkpoint(request)
         check_output(request.options["output"])
-        from lit_mmpg.training.evaluation import measure
+        with json_alone(request.options["json"]) as write:
+            from lit_mmpg.training.evaluation import measure
 
-        measure(request)
+            module = measure(request)
+            if module.trainer.is_global_zero:
+                write(rows_text(module.result_rows))
     return 0
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import hand_on, read_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, runs_of, store_uri
+from lit_mmpg.tracking.logger import MLflowLogger
+from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, portable, runs_of, store_uri
+from lit_mmpg.training.callbacks import product_of
 from lit_mmpg.training.config import Request
 from lit_mmpg.training.lightning_cli import CLI, Run, first_process
 
@@ -32,7 +34,8 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
             one of them does instead of training, and where there is none a new one starts.
 
     Returns:
-        The best checkpoint of the last stage.
+        The best checkpoint of the last stage, relative to the current folder if it lies there; the last one where no
+        validation chose a best one; '' after ``fast_dev_run``, which keeps nothing.
 
     Raises:
         UserError: If the configuration is wrong, or there is nothing to resume.
@@ -40,22 +43,27 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
     device_stage, resume = request.options["device_stage"], request.options["ckpt_path"]
     if device_stage is None or "model.device_ckpt" in request.overridden() or _device_ckpt(request.config):
         again = since_ms is not None
-        return _Stage(request, "stage", tags, since_ms).run(resume, reuse=again, begin=again)
+        stage = _Stage(request, "stage", tags, since_ms)
+        return _ended(stage, stage.run(resume, reuse=again, begin=again))
     CLI(request)  # a mistake in the cloud half's settings is answered before the device half trains
     device = _Stage(request.derive(Path(device_stage)), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
     checkpoint = device.run(resume, reuse=True, begin=since_ms is not None)
-    if not checkpoint:
-        raise UserError(
-            "the device half ended without a validation, so it has no best checkpoint for the cloud half; train for at "
-            "least one epoch (--trainer.max_epochs), or validate more often (--trainer.val_check_interval)"
-        )
     request.flags.append(f"--model.device_ckpt={checkpoint}")
     source = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.
     cloud = _Stage(request, "cloud", {**(tags or {}), **source}, since_ms)
-    return cloud.run(resume, reuse=since_ms is not None, begin=True)
+    return _ended(cloud, cloud.run(resume, reuse=since_ms is not None, begin=True))
+
+
+def _ended(stage: _Stage, checkpoint: str) -> str:
+    """The checkpoint of the last stage; a comparison tests it, people are told where the runs are."""
+    if stage.since_ms is None:
+        stage.show_runs()
+    elif not checkpoint.endswith(".ckpt"):
+        raise UserError("trainer.fast_dev_run keeps no checkpoint, which a comparison has to test; leave it out")
+    return checkpoint
 
 
 class _Stage:
@@ -70,7 +78,7 @@ class _Stage:
         self.tags = {**(tags or {}), DIGEST_TAG: self.digest}
 
     def run(self, resume: str | None, reuse: bool = False, begin: bool = False) -> str:
-        """Train, and return the best checkpoint.
+        """Train, and return the checkpoint that is left; after ``fast_dev_run`` the name of one in memory.
 
         Args:
             resume: None, ``last`` or a checkpoint file.
@@ -96,13 +104,30 @@ class _Stage:
         self.cli.build(Run(tags=self.tags, run_id=run_id))
         trainer = self.cli.trainer
         _log.info("%s half: preparing the data", getattr(self.cli.model, "half_name", self.name))
-        trainer.fit(self.cli.model, self.cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-        callback = trainer.checkpoint_callback
-        found_best = getattr(callback, "best_model_path", "")
-        best = str(trainer.strategy.broadcast(os.path.abspath(found_best) if found_best else ""))
-        if trainer.is_global_zero and best:
-            print(f"best checkpoint: {_shown(best)}", flush=True)
-        return best
+        self.cli.start(ckpt_path=checkpoint, weights_only=True)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if trainer.is_global_zero:
+                half = getattr(self.cli.model, "half_name", self.name)
+                print(f"fast_dev_run: the {half} half has trained; nothing is kept", flush=True)
+            return hand_on(self.cli.model) if self.name == "device" else ""
+        found = product_of(trainer)
+        product = str(trainer.strategy.broadcast(portable(found) if found else ""))
+        if not product:
+            raise UserError(
+                "not one step was trained, so there is no checkpoint; see trainer.max_time, max_epochs and max_steps"
+            )
+        if trainer.is_global_zero:
+            chosen = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            why = "" if chosen else " (the last weights: no validation ran; see trainer.limit_val_batches, max_steps, "
+            why += "" if chosen else "val_check_interval and check_val_every_n_epoch)"
+            print(f"{'best' if chosen else 'last'} checkpoint: {product}{why}", flush=True)
+        return product
+
+    def show_runs(self) -> None:
+        """Say where the runs are shown."""
+        logger = next((one for one in self.cli.trainer.loggers if isinstance(one, MLflowLogger)), None)
+        if logger is not None and self.cli.trainer.is_global_zero:
+            print(f"runs: {logger.page}", flush=True)
 
     def _find(self) -> dict[str, Any] | None:
         """Newest run of this configuration that is finished or left a checkpoint to go on from."""
@@ -111,9 +136,10 @@ class _Stage:
                 continue
             folder = Path(run.data.tags.get(CHECKPOINTS_TAG, ""))
             finished = run.info.status == "FINISHED"
-            checkpoint = folder / ("best.ckpt" if finished else "last.ckpt")
-            if CHECKPOINTS_TAG in run.data.tags and checkpoint.is_file():
-                return {"run_id": run.info.run_id, "finished": finished, "checkpoint": str(checkpoint)}
+            names = ("best.ckpt", "last.ckpt") if finished else ("last.ckpt",)
+            there = [folder / name for name in names if (folder / name).is_file()]
+            if CHECKPOINTS_TAG in run.data.tags and there:
+                return {"run_id": run.info.run_id, "finished": finished, "checkpoint": str(there[0])}
         return None
 
 
@@ -141,7 +167,3 @@ def _digest(record: dict[str, Any]) -> str:
 def _device_ckpt(config: dict[str, Any]) -> Any:
     model = config.get("model") or {}
     return (model.get("init_args") or {}).get("device_ckpt")
-
-
-def _shown(path: str) -> str:
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path

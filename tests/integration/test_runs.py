@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from mlflow import MlflowClient
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.store import git_commit, open_store
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, Trained, pixel_data, write_experiment
 
@@ -112,6 +113,18 @@ def test_validate_prints_the_own_method(trained: Train, monkeypatch: pytest.Monk
     monkeypatch.chdir(run.folder)
     assert main(["validate", "--ckpt_path", str(run.cloud), "--output", "val.json"]) == 0
     assert {row["method"] for row in rows_of(run.folder / "val.json")} == {"cdc_mmpg"}
+
+
+def test_devices_are_listed_for_scripts(
+    trained: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(run.folder)
+    capsys.readouterr()
+    assert main(["devices", "--config", str(run.config), "--json"]) == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)["rows"]
+    assert len({row["device"] for row in rows}) == 8 and "8 clips" in said.err
 
 
 @pytest.mark.parametrize("task", list(PRIMARY))
@@ -207,24 +220,65 @@ def test_a_run_is_recorded_whole(trained: Train, monkeypatch: pytest.MonkeyPatch
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_web_page_of_the_store_answers(trained: Train) -> None:
+def get(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_the_web_page_shows_runs_and_artifacts_and_ends_with_the_verb(trained: Train, tmp_path: Path) -> None:
     run = trained("open_ended")
+    run_id = read_checkpoint(run.cloud)["lit_mmpg"]["run_id"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "lit_mmpg", "ui", "--port", str(port)]
-    page = subprocess.Popen(command, cwd=run.folder, stdout=-1, stderr=-2, text=True, start_new_session=True)
-    address, status, deadline = f"http://127.0.0.1:{port}/", 0, time.monotonic() + 90
+    # From another folder: the store names its artifacts relative to its own.
+    store = f"sqlite:///{run.folder / 'mlruns/mlflow.db'}"
+    command = [sys.executable, "-m", "lit_mmpg", "ui", "--port", str(port), "--uri", store]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    page = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-2, text=True)
+    address, text, deadline = f"http://127.0.0.1:{port}", "", time.monotonic() + 300
     try:
-        while status != 200 and time.monotonic() < deadline and page.poll() is None:
+        while not text and time.monotonic() < deadline and page.poll() is None:
             try:
-                with urllib.request.urlopen(address, timeout=10) as answer:
-                    status, text = answer.status, answer.read().decode()
+                text = get(f"{address}/")
             except OSError:
                 time.sleep(0.2)
         assert page.poll() is None, page.communicate()[0]
-        assert status == 200 and "mlflow" in text.lower()
+        assert "mlflow" in text.lower()
+        listed = json.loads(get(f"{address}/ajax-api/2.0/mlflow/artifacts/list?run_id={run_id}"))
+        assert {"config.yaml", "checkpoints"} <= {file["path"] for file in listed["files"]}
+        assert "class_path" in get(f"{address}/get-artifact?path=config.yaml&run_uuid={run_id}")
     finally:
-        os.killpg(page.pid, signal.SIGTERM)
-        output, _ = page.communicate(timeout=30)
-    assert output.startswith(f"MLflow: http://127.0.0.1:{port}")
+        page.send_signal(signal.SIGTERM)
+        output, _ = page.communicate(timeout=120)  # ends only when no child holds the pipe any more
+    assert page.returncode == 128 + signal.SIGTERM
+    experiment = client_of(run).get_run(run_id).info.experiment_id
+    assert output.startswith(f"MLflow: {address}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+
+
+def test_a_try_of_one_batch_of_both_halves_keeps_nothing(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(trained("open_ended").config), "--trainer.fast_dev_run=true"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_moved_project_is_tested_and_exported(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("open_ended")
+    shutil.copytree(run.folder, tmp_path / "away")
+    moved = (tmp_path / "away").rename(tmp_path / "moved 100% #1?")
+    cloud = moved / run.cloud.relative_to(run.folder)
+    monkeypatch.chdir(tmp_path)
+    assert main(["test", "--ckpt_path", str(cloud), f"--data.root={moved / 'data'}"]) == 0
+    assert main(["export", "--ckpt", str(cloud), "--output", "bundle", "--precisions", "fp32"]) == 0
+    run_id = read_checkpoint(cloud)["lit_mmpg"]["run_id"]
+    client = open_store(f"sqlite:///{moved / 'mlruns/mlflow.db'}")
+    experiment = client.get_run(run_id).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    newest = max(children, key=lambda child: child.info.start_time)
+    assert newest.data.tags["lit_mmpg.checkpoint"] == str(cloud.relative_to(moved))
+    assert "rows.json" in {file.path for file in client.list_artifacts(newest.info.run_id)}
+    assert json.loads(Path("bundle/manifest.json").read_text())["tracking_uri"] == "sqlite:///mlruns/mlflow.db"

@@ -86,8 +86,14 @@ def test_every_method_says_why_it_does_not_apply(world: World) -> None:
                 assert result.reason == reason and result.evaluation is None and not result.rows
 
 
-def test_the_matrix_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_matrix_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["methods", "--output", str(tmp_path / "matrix.json")]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in METHODS) and "Wang et al. 2021" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert main(["methods", "tent", "t3a", "--json"]) == 0
+    assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["tent", "t3a"]
     assert len(json.loads((tmp_path / "matrix.json").read_text())["rows"]) == len(METHODS)

@@ -236,8 +236,8 @@ sys.exit(main(sys.argv[1:]))
     command = [sys.executable, "-c", code, "answer", str(video), "what is mine?", "--bundle", str(bundle.path)]
     command += ["--cloud", url, "--state", str(tmp_path / "state")]
 
-    def run() -> str:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    def run(*more: str) -> str:
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -246,6 +246,9 @@ sys.exit(main(sys.argv[1:]))
     told["fault"] = "503"
     second = run()
     assert "of before" in second and "busy" in second
+    found = json.loads(run("--json"))
+    assert found["answer"] == found["ranking"][0][0] and found["frames"] > 0 and found["times_ms"]["answer"] > 0
+    assert any("busy" in note for note in found["notes"]) and found["bytes"] is None
 
 
 def test_mistakes_of_answer_are_said_at_once(

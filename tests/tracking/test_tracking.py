@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
+from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import MLflowLogger, flatten
-from lit_mmpg.tracking.store import find_run, git_commit, open_store, store_uri
+from lit_mmpg.tracking.store import address, find_run, git_commit, kept_uri, open_store, store_uri
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +50,74 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store_uri() == "http://host:5000"
     with pytest.raises(UserError, match=r"tracking\.uri 'runs' has no scheme"):
         store_uri("runs")
+    # As MLflow's migrations and SQLAlchemy see it, the folder may have any name.
+    odd = tmp_path / "a?b%41#c \U0001f600"
+    assert make_url(address(store_uri("sqlite:///x.db"))).database == str(tmp_path / "x.db")
+    url = make_url(address(f"sqlite:///{odd}/x.db"))
+    assert url.database == (f"file:{quote(str(odd / 'x.db'), safe='')}" if url.query else str(odd / "x.db"))
+
+
+@pytest.mark.parametrize("word", ["hidden", "hid/den", "hid@den", "h:idden", "hid?d#en", "hid den"])
+def test_passwords_are_never_part_of_an_address(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    assert store_uri(f"https://me:{quote(word, safe='')}@host:5000/path") == "https://host:5000/path"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", word)
+    try:  # written without escapes it is understood, or refused without being said
+        assert word not in store_uri(f"http://me:{word}@host:5000")
+    except UserError as error:
+        assert word not in str(error)
+    for text in (
+        f"postgresql://me:{quote(word, safe='')}@host/runs",
+        f"cannot open 'mysql://h/db?password={word[:3]}'",
+    ):
+        assert "hid" not in masked(text) and "h:i" not in masked(text) and "host" in masked(text) + "host"
+    assert kept_uri(f"postgresql://me:{quote(word, safe='')}@host/runs") == "postgresql://***@host/runs"
+    plain = "https://host:80/a@b sqlite:///a:b@c.db s3://bucket/key {root: /data/x@y}"
+    assert masked(plain) == plain
+
+
+def test_a_store_that_fails_costs_a_line_and_gets_its_records_later(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = MLflowLogger("toy", folder=tmp_path / "out")
+    run_id, client = str(logger.run_id), logger.experiment
+    store.chmod(0o000)
+    moved = store.rename(tmp_path / "away.db")
+    store.mkdir()  # so that nothing can be opened there
+    client._tracking_client.store.engine.dispose()
+    with caplog.at_level("INFO", "lit_mmpg"):
+        for step in range(3):
+            logger.log_metrics({"loss": float(step)}, step)
+        client.log_text(run_id, "hello", "note.txt")
+        logger.finalize("success")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "the training goes on" in caplog.messages[0] and "5 of 5 records were not sent" in caplog.messages[1]
+    kept = (tmp_path / "out/toy" / run_id / "unsent.jsonl").read_text().splitlines()
+    assert [json.loads(line)["call"] for line in kept] == ["log_batch"] * 3 + ["log_text", "set_terminated"]
+    assert json.loads(kept[2])["with"][-1]["metrics"][0] | {"timestamp": 0} == {
+        "key": "loss", "value": 2.0, "timestamp": 0, "step": 2, "model_id": None, "dataset_name": None,
+        "dataset_digest": None, "run_id": None,
+    }  # fmt: skip
+    store.rmdir()
+    moved.rename(store)
+    store.chmod(0o644)
+    client.finish()
+    assert not (tmp_path / "out/toy" / run_id / "unsent.jsonl").exists()
+    run = client.get_run(run_id)
+    assert (run.info.status, len(client.get_metric_history(run_id, "loss"))) == ("FINISHED", 3)
+    assert [file.path for file in client.list_artifacts(run_id)] == ["note.txt"]
+
+
+def test_a_store_of_absolute_places_is_set_right_when_it_was_moved(store: Path, tmp_path: Path) -> None:
+    logger = MLflowLogger("toy")
+    logger.experiment.log_text(str(logger.run_id), "x", "note.txt")
+    with closing(sqlite3.connect(store)) as connection, connection:  # as earlier versions and MLflow itself write them
+        connection.execute("UPDATE runs SET artifact_uri = 'file:///old/place/' || artifact_uri")
+        connection.execute("UPDATE experiments SET artifact_location = '/old/place/mlruns/artifacts'")
+    client = open_store(store_uri())
+    assert [file.path for file in client.list_artifacts(str(logger.run_id))] == ["note.txt"]
+    assert {e.artifact_location for e in client.search_experiments()} == {"mlruns/artifacts"}
 
 
 def test_runs_share_an_experiment_and_artifacts_stay_beside_the_store(tmp_path: Path, store: Path) -> None:

@@ -51,6 +51,9 @@ def test_later_files_and_the_device_stage(folder: Path) -> None:
     assert request.config["trainer"]["max_epochs"] == 7
     assert request.options == {"ckpt_path": "x.ckpt", "device_stage": str(folder / "experiment/device.yaml")}
     assert request.flags == flags
+    assert [request.flag(name) for name in ("model.width", "data.root", "seed_everything", "data.x")] == [
+        "3", "here", "4", None,
+    ]  # fmt: skip
     device = request.derive(Path(str(request.options["device_stage"])))
     assert device.flags == ["--data.root", "here", "--seed_everything=4"]
     assert device.config["model"] == {"class_path": "Device"}
@@ -66,6 +69,9 @@ def test_variables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flag in (["--data.root=x"], ["--data.init_args.root", "x"]):
         config = json.loads(read_request("fit", asked + flag).arguments()[0].removeprefix("--config="))
         assert "root" not in config["data"]["init_args"]
+    Path("other.yaml").write_text("trainer: {max_epochs: '${oc.env:EPOCHS,3}'}")
+    with pytest.raises(UserError, match=r"'trainer\.max_epochs' is .*no other interpolation \(as OmegaConf's\)"):
+        read_request("fit", ["--config", "other.yaml"]).arguments()
     monkeypatch.setenv("CLIPS_ROOT", "/clips")
     config = json.loads(read_request("fit", asked).arguments()[0].removeprefix("--config="))
     assert config["data"]["init_args"]["root"] == "/clips/all"

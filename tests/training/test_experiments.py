@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_mmpg.cli import main
 from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.plan import read_comparison
@@ -42,3 +44,22 @@ def test_every_shipped_group_file_is_used() -> None:
     named = " ".join(path.read_text() for path in FILES)
     groups = [p for folder in ("data", "model") for p in (shipped_configs() / folder).glob("*.yaml")]
     assert groups and all(f"../{path.parent.name}/{path.name}" in named for path in groups)
+
+
+def test_help_shows_every_flag_that_the_readme_names(capsys: pytest.CaptureFixture[str]) -> None:
+    said = ""
+    classes = {"model": ("CloudModule", "DeviceModule"), "data": ("VideoData", "PersonalClipsData", "CameraClipsData")}
+    asked = [f"--{part}.help={name}" for part, names in classes.items() for name in names]
+    for argument in ("--help", *asked):
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", argument])
+        assert ended.value.code == 0
+        said += capsys.readouterr().out
+    assert all(f"--{part}.help" in said and name in said for part, names in classes.items() for name in names)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    flags = set(re.findall(r"--(?:model|data|trainer|tracking)\.[a-z_]+(?:\.[a-z_]+)*", readme)) - {
+        "--model.help",
+        "--data.help",
+    }
+    assert len(flags) > 15
+    assert not sorted(flag for flag in flags if flag not in said)

@@ -6,10 +6,16 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,8 @@ from mlflow.entities import Run
 
 from lit_mmpg.cli import main
 from lit_mmpg.tracking.store import open_store, store_uri
+from lit_mmpg.training.config import read_request
+from lit_mmpg.training.lightning_cli import CLI
 
 ROOT = Path(__file__).parents[2]
 FILES: dict[str, Any] = {
@@ -37,11 +45,41 @@ FILES: dict[str, Any] = {
 }
 
 
+CALLBACK = "--trainer.callbacks=[{{class_path: {}, init_args: {{monitor: {}}}}}]"
+WRONG = {
+    "--trainer.max_epoch=1": ("--trainer.max_epoch=1", "did you mean '--trainer.max_epochs'?"),
+    "--trianer.max_epochs=1": ("did you mean '--trainer.max_epochs'?",),
+    "--trainer.callbacks=EarlyStoping": ("did you mean 'EarlyStopping'?",),
+    CALLBACK.format("EarlyStopping", "val/los"): ("monitors 'val/los'", "did you mean 'val/loss'?"),
+    CALLBACK.format("ModelCheckpoint", "val/los"): ("monitors 'val/los'", "did you mean 'val/loss'?"),
+    CALLBACK.format("EarlyStopping", "train/los"): ("train/los", "did you mean 'train/loss'?"),
+    "--trainer.logger=WandbLogger": ("wandb", "pip install"),
+    "--trainer.logger=TensorBoardLogger --trainer.logger.save_dir=x": ("tensorboard", "pip install"),
+    "--trainer.val_check_interval=100": ("val_check_interval",),
+    "--trainer.log_every_n_steps=${oc.env:STEPS,3}": ("only ${NAME}",),
+    "--tracking.uri=http://host:port:9/": ("tracking.uri", "no valid host"),
+    "--model=own.Plain": ("lacks half_name, monitor, figures", "AnsweringModule"),
+    "--model=own.Plane": ("did you mean 'Plain'?",),
+}
+"""A wrong flag, and what its one line says."""
+OWN = """
+from tests.training.toy import ToyDevice
+from lightning.pytorch import LightningModule
+
+class Plain(LightningModule):
+    pass
+
+class Own(ToyDevice):
+    pass
+"""
+
+
 def prepare(folder: Path) -> None:
     for name in ("root", "other"):
         (folder / name).mkdir()
     for name, content in FILES.items():
         (folder / name).write_text(yaml.safe_dump(content))
+    (folder / "own.py").write_text(OWN)
 
 
 def launch(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -95,7 +133,12 @@ def test_both_stages_are_recorded(trained: Path) -> None:
     assert cloud.data.tags["task"] == "toy"
     assert len(cloud.data.tags["lit_mmpg.data_fingerprint"]) == 64
     assert cloud.data.params["data.root"] == "root"
-    assert cloud.data.params["model.device_ckpt"] == str(best(trained, device))
+    assert cloud.data.params["model.device_ckpt"] == str(best(trained, device).relative_to(trained))
+    assert [run.info.run_name for run in (device, cloud)] == ["toy device seed 0", "toy cloud seed 0"]
+    (data,) = cloud.inputs.dataset_inputs
+    assert (data.dataset.name, json.loads(data.dataset.source)["uri"]) == ("ToyData", "root")
+    assert data.dataset.digest == cloud.data.tags["lit_mmpg.data_fingerprint"][:36]
+    assert [tag.value for tag in data.tags] == ["training"]
     assert "val/loss" in cloud.data.metrics
     names = {file.path for file in client.list_artifacts(cloud.info.run_id)}
     assert names == {"config.yaml", "devices.json", "checkpoints", "figures"}
@@ -113,8 +156,13 @@ def test_test_takes_everything_from_the_checkpoint(
     rows = json.loads(Path("out/rows.json").read_text())["rows"]
     assert [(r["method"], r["split"], r["download_bytes"]) for r in rows] == [("cloud", "test", 13312)]
     assert "13.0 KiB" in capsys.readouterr().out
+    assert main(["test", *argv[:-2], "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["rows"] == rows
+    assert "13.0 KiB" in said.err
     client, every = runs(trained)
     child = every[-1]
+    assert child.info.run_name == "test toy cloud seed 0"
     assert child.data.tags["mlflow.parentRunId"] == cloud.info.run_id
     assert child.data.tags["lit_mmpg.data_fingerprint"] != cloud.data.tags["lit_mmpg.data_fingerprint"]
     assert child.data.metrics["test/loss/cloud"] == pytest.approx(rows[0]["value"])
@@ -158,14 +206,17 @@ def test_mistakes_are_one_clear_error(trained: Path, capsys: pytest.CaptureFixtu
     )
     assert "invalid strategy name" in fails(capsys, "test", "--ckpt_path", checkpoint, "--trainer.strategy=foo")
     assert "max_epochs" in fails(capsys, "fit", "--config", "toy.yaml", "--trainer.max_epochs=many")
-    short = ("--tracking.experiment=short", "--trainer.max_steps=1")
-    assert "without a validation" in fails(capsys, "fit", "--config", "toy.yaml", *short)
+    for name, value in {"max_epochs": 0, "limit_train_batches": 0, "enable_checkpointing": "false"}.items():
+        assert f"trainer.{name} is" in fails(capsys, "fit", "--config", "toy.yaml", f"--trainer.{name}={value}")
+    for argument, words in WRONG.items():
+        message = fails(
+            capsys, "fit", "--config", "toy.yaml", *re.split(" (?=--)", argument), "--tracking.experiment=wrong"
+        )
+        assert all(word in message for word in words), message
     # Before the device half trains, not after it.
     assert "width" in fails(capsys, "fit", "--config", "toy.yaml", "--model.width=3")
     assert "already finished" in fails(capsys, "fit", "--config", "toy.yaml", "--ckpt_path", "last")
-    assert "no interrupted run" in fails(
-        capsys, "fit", "--config", "device.yaml", "--data=data.yaml", "--ckpt_path", "last"
-    )
+    assert "no interrupted run" in fails(capsys, "fit", "--config", "device.yaml", *DATA, "--ckpt_path", "last")
     assert not [run for run in runs(trained)[1] if run.info.status == "RUNNING"]
 
 
@@ -255,5 +306,179 @@ def test_a_pipe_gets_one_line_per_epoch(trained: Path, capsys: pytest.CaptureFix
     assert [line.split("  ")[:2] for line in lines if "epoch 1/" in line or "epoch 2/" in line] == [
         [f"{half} half: epoch {epoch}/2", f"step {16 * epoch}"] for half in ("device", "cloud") for epoch in (1, 2)
     ]
-    assert len(lines) == 10
+    assert len(lines) == 11
+    number = runs(trained, "pipe")[1][0].info.experiment_id
+    assert f"/#/experiments/{number}/runs?workflowType=machine_learning" in lines[-1]
     assert printed.err == ""
+
+
+DATA = ("--data=tests.training.toy.ToyData", "--data.root=root", "--trainer.max_epochs=2")
+"""For the device half alone."""
+
+
+def fit(*argv: str, config: str = "toy.yaml") -> int:
+    return main(["fit", "--config", config, "--tracking.experiment=more", *argv])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["max_epochs=1", "max_steps=3", "limit_val_batches=0", "check_val_every_n_epoch=5", "overfit_batches=1"],
+)
+def test_every_training_leaves_a_checkpoint_and_names_it(
+    setting: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert fit(f"--trainer.{setting}", "--trainer.num_sanity_val_steps=0") == 0
+    printed = capsys.readouterr()
+    named = re.findall(r"(best|last) checkpoint: (\S+)", printed.out)
+    validated = setting in ("max_epochs=1", "overfit_batches=1")
+    assert [kind for kind, _ in named] == ["best" if validated else "last"] * 2
+    assert printed.err == "" and ("no validation ran" in printed.out) is not validated
+    assert torch.load(named[0][1], weights_only=True)["global_step"] > 0
+    assert main(["test", "--ckpt_path", named[1][1]]) == 0
+    client, every = runs(trained, "more")
+    kept = [file.path for file in client.list_artifacts(every[-2].info.run_id, "checkpoints")]
+    assert kept == [f"checkpoints/{Path(named[1][1]).name}"]
+
+
+def test_a_try_of_one_batch_hands_the_weights_on_and_keeps_nothing(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(trained.rglob("*"))
+    assert fit("--trainer.fast_dev_run=true") == 0
+    assert "cloud half has trained; nothing is kept" in capsys.readouterr().out
+    assert set(trained.rglob("*")) == before
+
+
+def test_what_callbacks_and_profilers_say_is_heard(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopping = "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val/loss, verbose: true}}]"
+    assert fit(stopping, "--trainer.profiler=simple", "--trainer.max_epochs=1", config="device.yaml") == 2
+    assert "required: data" in capsys.readouterr().err
+    argv = [*DATA, "--model=own.Own", stopping, "--trainer.profiler=simple", "--trainer.max_epochs=1"]
+    assert fit(*argv, config="device.yaml") == 0  # a class of the user's own, from the current folder
+    said = capsys.readouterr()
+    assert "Metric val/loss improved" in said.out and "run_training_epoch" in said.out
+    assert said.err == ""
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_no_checkpoint_is_named(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    argv = [*DATA, "--model.nan_at=20", "--save_every_n_steps=1", "--tracking.experiment=nan"]
+    assert fit(*argv, config="device.yaml") == 2  # in the second epoch: the first one has left a best checkpoint
+    said = capsys.readouterr()
+    assert "the training loss is not finite by step 21" in said.err and "learning_rate" in said.err
+    assert "checkpoint:" not in said.out
+    (run,) = runs(trained, "nan")[1]
+    assert run.info.status == "FAILED"
+    (last,) = Path("outputs/nan").rglob("last.ckpt")
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] == 20
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+def test_ctrl_c_says_how_to_go_on(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*DATA, "--tracking.experiment=stopped"]
+    for step, words in ((0, "nothing was saved yet"), (5, "--ckpt_path last goes on")):
+        Path("interrupt").write_text(str(step))
+        capsys.readouterr()
+        assert fit(*argv, "--save_every_n_steps=3", config="device.yaml") == 130
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("interrupted; ") and words in line
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert fit(*argv, "--save_every_n_steps=3", "--ckpt_path=last", config="device.yaml") == 0
+    assert "resumed at step 3" in capsys.readouterr().out
+
+
+def test_a_moved_project_works_whatever_its_name(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(trained / "mlruns/mlflow.db")) as store:
+        assert str(trained) not in "\n".join(store.iterdump())
+    cloud = runs(trained)[1][1]
+    moved = tmp_path / "a b%20c?d=e#f\U0001f600"
+    shutil.copytree(trained, moved)
+    before = len(runs(trained)[1])
+    monkeypatch.chdir("/")
+    argv = ["--ckpt_path", str(best(moved, cloud)), f"--data.root={moved / 'other'}"]
+    assert main(["test", *argv]) == 0
+    client, every = runs(moved)
+    assert len(every) == before + 1 and len(runs(trained)[1]) == before
+    child = every[-1]
+    assert child.data.tags["mlflow.parentRunId"] == cloud.info.run_id
+    assert child.data.tags["lit_mmpg.checkpoint"] == str(best(moved, cloud).relative_to(moved))
+    assert "rows.json" in {file.path for file in client.list_artifacts(child.info.run_id)}
+    stored = client.download_artifacts(cloud.info.run_id, "checkpoints/best.ckpt", str(tmp_path))
+    assert Path(stored).read_bytes() == best(moved, cloud).read_bytes()
+    monkeypatch.chdir(moved)
+    assert "already finished" in fails(capsys, "fit", "--config", "toy.yaml", "--ckpt_path", "last")
+    # MLflow's own commands find the artifacts where they run in the folder.
+    plain = MlflowClient("sqlite:///mlruns/mlflow.db")
+    assert plain.search_runs([child.info.experiment_id], max_results=1)[0].info.artifact_uri.startswith("mlruns/")
+    assert sorted(tmp_path.iterdir()) == sorted([moved, Path(stored)])
+
+
+def test_system_metrics_are_recorded_on_request(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [*DATA, "--tracking.experiment=system"]
+    assert fit(*argv, "--tracking.system_metrics=true", config="device.yaml") == 0
+    (run,) = runs(trained, "system")[1]
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+    monkeypatch.setattr("lit_mmpg.tracking.logger.find_spec", lambda name: None)
+    assert fit(*argv, "--tracking.system_metrics=true", config="device.yaml") == 2
+
+
+def test_passwords_stay_out_of_what_is_recorded(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"class_path": "MLFlowLogger", "init_args": {"tracking_uri": "http://me:hidden-word@localhost:1"}}
+    flags = ["--tracking.uri=postgresql://me:hidden-word@localhost/runs", f"--trainer.logger={json.dumps(own)}"]
+    cli = CLI(read_request("fit", ["--config", "toy.yaml", *flags]))
+    assert cli.tracking.uri is not None and "hidden-word" in cli.tracking.uri
+    assert "localhost" in str(cli.record) and "hidden-word" not in str(cli.record)
+
+
+def test_a_server_that_is_away_or_dies(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        port = silent.getsockname()[1]
+        monkeypatch.setattr("lit_mmpg.tracking.store.PROBE_S", 1)
+        message = fails(capsys, "fit", "--config", "toy.yaml", f"--tracking.uri=http://me:hidden-word@127.0.0.1:{port}")
+    assert f"http://127.0.0.1:{port} does not answer" in message and "no answer in time" in message
+    message = fails(capsys, "fit", "--config", "toy.yaml", f"--tracking.uri=http://127.0.0.1:{port}")
+    assert "Connection refused" in message and "--trainer.logger=false" in message
+    monkeypatch.setattr("lit_mmpg.tracking.store.PROBE_S", 60)
+
+    store = f"sqlite:///{shutil.copy(trained / 'mlruns/mlflow.db', tmp_path)}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers=1", "--backend-store-uri", store],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while server.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60):
+                break
+            time.sleep(0.2)
+        stop = {"class_path": "tests.training.toy.StopServer", "init_args": {"pid": server.pid, "step": 9}}
+        argv = [*DATA, f"--tracking.uri=http://me:hidden-word@127.0.0.1:{port}"]
+        capsys.readouterr()
+        assert fit(*argv, f"--trainer.callbacks=[{json.dumps(stop)}]", config="device.yaml") == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    said = capsys.readouterr()
+    assert "hidden-word" not in said.out + said.err
+    first, last = said.err.splitlines()
+    assert "has failed (Connection refused); the training goes on" in first and "were not sent" in last
+    (unsent,) = Path("outputs/more").rglob("unsent.jsonl")
+    assert str(unsent) in first and str(unsent) in last
+    kept = [json.loads(line) for line in unsent.read_text().splitlines()]
+    steps = [metric["step"] for line in kept if line["call"] == "log_batch" for metric in line["with"][-1]["metrics"]]
+    assert 31 in steps and min(steps) >= 9
+    product = re.findall(r"best checkpoint: (\S+)", said.out)[0]
+    assert torch.load(product, weights_only=True)["lit_mmpg"]["tracking_uri"] == f"http://127.0.0.1:{port}"

@@ -95,9 +95,9 @@ class ToyDevice(L.LightningModule):
     half_name = "device"
     monitor = ("val/loss", "min")
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, nan_at: int = -1) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.nan_at = width, nan_at
         self.net = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(width, 1))
         self.result_rows: list[dict[str, Any]] = []
 
@@ -106,7 +106,12 @@ class ToyDevice(L.LightningModule):
         if marker.exists() and f"{self.half_name} {self.global_step}" == marker.read_text():
             marker.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
+        interrupt = Path("interrupt")
+        if interrupt.exists() and self.global_step >= int(interrupt.read_text()):
+            interrupt.unlink()
+            signal.raise_signal(signal.SIGINT)
         loss = nn.functional.binary_cross_entropy_with_logits(self.net(batch[0]), batch[1])
+        loss = loss * float("nan") if self.global_step == self.nan_at else loss
         self.log("train/loss", loss)
         return loss
 
@@ -150,13 +155,28 @@ class ToyDevice(L.LightningModule):
         return torch.optim.Adam(self.parameters(), 0.01)
 
 
+class StopServer(L.Callback):
+    """Kills a process before a step: the tracking server, to see what a training makes of that."""
+
+    def __init__(self, pid: int, step: int) -> None:
+        self.pid, self.step = pid, step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.killpg(self.pid, signal.SIGKILL)
+
+
 class ToyCloud(ToyDevice):
     half_name = "cloud"
 
     def __init__(self, device_ckpt: str | None = None, gain: float = 1.0) -> None:
         super().__init__()
         self.gain = gain
-        if device_ckpt is None:
+        self.device_ckpt = device_ckpt
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self.device_ckpt is None:
             raise UserError("model.device_ckpt is missing")
-        checkpoint = read_checkpoint(device_ckpt)
-        self.load_state_dict(checkpoint["state_dict"])
+        self.load_state_dict(read_checkpoint(self.device_ckpt)["state_dict"])

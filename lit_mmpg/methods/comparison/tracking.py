@@ -11,7 +11,7 @@ from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import flatten
-from lit_mmpg.tracking.store import database, find_run, git_commit, open_store
+from lit_mmpg.tracking.store import database, find_run, kept_uri, open_store, source_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,20 +31,20 @@ class ComparisonRun:
     """
 
     def __init__(self, comparison: Comparison, experiment: str, uri: str, store: CellStore) -> None:
-        self.uri, self.experiment = uri, experiment
+        self.uri, self.kept, self.experiment = uri, kept_uri(uri), experiment
         self.client: MlflowClient = open_store(uri, experiment)
         found = self.client.get_experiment_by_name(experiment)
         assert found is not None  # opening the store made it
         self.experiment_id = found.experiment_id
-        known = store.parent(uri)
+        known = store.parent(self.kept)
         run = find_run(uri, known) if known else None
         if run is None or run.info.lifecycle_stage == "deleted" or run.info.experiment_id != self.experiment_id:
-            tags = {"lit_mmpg.comparison": comparison.path.stem, "mlflow.source.git.commit": git_commit() or "unknown"}
+            tags = {"lit_mmpg.comparison": comparison.path.stem} | source_tags("compare")
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"compare {comparison.path.stem}")
-            store.keep_parent(uri, run.info.run_id)
+            store.keep_parent(self.kept, run.info.run_id)
         self.run_id: str = run.info.run_id
         self.client.update_run(self.run_id, status="RUNNING")
-        self.client.log_text(self.run_id, comparison.path.read_text(encoding="utf-8"), "comparison.yaml")
+        self.client.log_text(self.run_id, masked(comparison.path.read_text(encoding="utf-8")), "comparison.yaml")
 
     def tags(self, row: str, seed: int) -> dict[str, str]:
         """Tags of a child."""
@@ -52,7 +52,7 @@ class ComparisonRun:
 
     def adopt(self, cell: Cell, row: str) -> None:
         """Make the runs of a cell children of this comparison, where it was computed under another parent."""
-        if cell.run_id is None or cell.uri != self.uri or find_run(self.uri, cell.run_id) is None:
+        if cell.run_id is None or cell.uri != self.kept or find_run(self.uri, cell.run_id) is None:
             return
         for key, value in self.tags(row, cell.seed).items():
             self.client.set_tag(cell.run_id, key, value)
@@ -60,7 +60,9 @@ class ComparisonRun:
     def record(self, row: str, cell: Cell, parameters: Mapping[str, Any]) -> None:
         """Make a child run for a cell whose row has no training run; the cell gets its id."""
         run = self.client.create_run(
-            self.experiment_id, tags=self.tags(row, cell.seed), run_name=f"{row} seed {cell.seed}"
+            self.experiment_id,
+            tags=self.tags(row, cell.seed) | source_tags("compare"),
+            run_name=f"{row} seed {cell.seed}",
         )
         for name, value in flatten(parameters).items():
             self.client.log_param(run.info.run_id, name, value[:500])
@@ -71,7 +73,7 @@ class ComparisonRun:
         self.client.log_text(run.info.run_id, json.dumps({"rows": cell.rows}, indent=2), "rows.json")
         self.client.log_text(run.info.run_id, json.dumps(cell.notes, indent=2), "notes.json")
         self.client.set_terminated(run.info.run_id, "FINISHED")
-        cell.run_id, cell.uri = run.info.run_id, self.uri
+        cell.run_id, cell.uri = run.info.run_id, self.kept
 
     def finish(self, rows: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str], files: Sequence[Path]) -> None:
         """Log the table, the verdicts and the report; end the run."""
@@ -92,4 +94,4 @@ class ComparisonRun:
     def where(self) -> str:
         """Where the runs are, for people."""
         file = database(self.uri)
-        return f"{file if file is not None else masked(self.uri)}, experiment {self.experiment}"
+        return f"{file if file is not None else self.kept}, experiment {self.experiment}"
