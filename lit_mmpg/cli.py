@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lit_mmpg import __version__
 from lit_mmpg.errors import find_user_error
+from lit_mmpg.files import expand_home
 
 
 class Verb(NamedTuple):
@@ -28,6 +29,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "init-data": Verb("lit_mmpg.data.own:main", "make a data set of your own videos and one table of questions"),
     "fit": Verb("lit_mmpg.training.run:fit", "train the device half, the cloud half, or both in turn"),
     "validate": Verb("lit_mmpg.training.run:validate", "measure a checkpoint on the validation devices"),
     "test": Verb("lit_mmpg.training.run:test", "measure a checkpoint on the test devices, on its own or on other data"),
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 for success, 2 for a mistake in what was asked, 130 when interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [expand_home(text) for text in (sys.argv[1:] if argv is None else argv)]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2

@@ -12,6 +12,7 @@ from rich.table import Table
 from lit_mmpg.data.observer import room
 from lit_mmpg.report import check_output, wide_console, write_rows
 from lit_mmpg.training.config import read_request
+from lit_mmpg.training.run import check_data
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         request = read_request("devices", ["--config", DEFAULT, *argv])
     output = request.options["output"]
     check_output(output)
+    check_data(request)
     from lit_mmpg.training.lightning_cli import CLI
 
     data = CLI(request).data()

@@ -16,7 +16,8 @@ def fit(argv: Sequence[str]) -> int:
     if request.options["ckpt_path"] not in (None, "last"):
         require_checkpoint(str(request.options["ckpt_path"]))
     if not _asks_help(request):
-        request.arguments()  # an unset variable is answered before torch is imported
+        request.arguments()  # an unset variable and faults of the data are answered before torch is imported
+        check_data(request)
         from lit_mmpg.training.stages import train
 
         train(request)
@@ -63,6 +64,28 @@ def _check_checkpoint(request: Request) -> None:
     if path is None:
         raise UserError(f"{request.verb} needs a checkpoint; name it with --ckpt_path FILE.ckpt")
     require_checkpoint(path)
+
+
+def check_data(request: Request) -> None:
+    """Report what is wrong with the files of the user's own data, before anything heavy is imported.
+
+    Raises:
+        UserError: One report of all faults.
+    """
+    if "data" in request.overridden():
+        return  # another file or class: the parser knows what it says
+    data = request.section("data")
+    settings = data.get("init_args")
+    if str(data.get("class_path")).split(".")[-1] != "VideoData" or not isinstance(settings, dict):
+        return
+    if not all(isinstance(settings.get(key), str) for key in ("root", "features")):
+        return  # the parser says what is missing
+    from lit_mmpg.data.video_files import check_video_data
+
+    try:
+        check_video_data(settings, request.verb)
+    except (TypeError, ValueError, AttributeError):
+        return  # a setting of another type: the parser says so
 
 
 def _asks_help(request: Request) -> bool:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import read_rows, split_files
-from lit_mmpg.data.records import SPLITS, Question
+from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
+from lit_mmpg.data.records import SPLITS, Place, Question
 
 COLUMNS = ("video", "question", "answer", "qid")
 
 
 def read_qa_csv(path: Path) -> dict[str, list[Question]]:
     """Questions of each split file that exists."""
-    return {
-        split: [
-            Question(row["video"], row["question"], row["answer"], row["qid"], row.get("type", ""))
-            for _, row in read_rows(file, COLUMNS)
+
+    def read(file: Path) -> list[Question]:
+        return [
+            Question(
+                row["video"], row["question"], row["answer"], row["qid"], row.get("type", ""), place=Place(file, line)
+            )
+            for line, row in read_rows(file, COLUMNS)
         ]
-        for split, file in split_files(path, {s: f"{s}.csv" for s in SPLITS}, "layout qa_csv").items()
-    }
+
+    return read_splits(split_files(path, {s: f"{s}.csv" for s in SPLITS}, "layout qa_csv"), read)
