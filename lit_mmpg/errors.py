@@ -75,7 +75,7 @@ def _report(found: list[str]) -> str:
         return found[0]
     lines = [f"  - {message}" for message in found[:_SHOWN]]
     rest = len(found) - len(lines)
-    return "\n".join([f"{len(found)} problems", *lines, *([f"  ... and {rest} more"] if rest else [])])
+    return "\n".join([f"{len(found)} problems:", *lines, *([f"  ... and {rest} more"] if rest else [])])
 
 
 def find_user_error(error: BaseException) -> UserError | None:

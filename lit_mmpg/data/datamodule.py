@@ -32,6 +32,7 @@ from lit_mmpg.statistics import Moments, trained_moments
 
 _log = logging.getLogger(__name__)
 
+
 class DeviceData(L.LightningDataModule, ABC):
     """Common part of the data modules: vocabulary, answers, items and loaders over a :class:`Corpus`.
 
@@ -430,7 +431,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
     @property
     def new_group(self) -> str:
-        """The group whose devices are newest to a training: unseen test devices, or seen ones where there are no others."""
+        """The group whose devices are newest to a training: unseen test devices, or seen ones where all are seen."""
         return "test_unseen" if self._timelines("test_unseen") else "test_seen"
 
     def _find_device(self, name: str, group: str) -> int:

@@ -7,6 +7,7 @@ one device per value, clips whose value belongs to the unseen devices of another
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zlib
 from collections import defaultdict
@@ -150,8 +151,9 @@ def _deal_column(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing,
         if value:
             own[value][clip.split] += 1
     held = _owners(own, dealing, splits)
-    devices = tuple(Device(name, {"value": name}) for name in dict.fromkeys(n for part in SPLITS for n in held[part]))
-    index = {device.id: i for i, device in enumerate(devices)}
+    known = dict.fromkeys(name for part in SPLITS for name in held[part])
+    devices = tuple(Device(device_name(name), {"value": name}) for name in known)
+    index = {name: i for i, name in enumerate(known)}
     seen_val = not held["val"]  # nobody is held out for validation: new clips of the training devices do
     plan = [
         ("train", "train", "train"),
@@ -177,6 +179,14 @@ def _deal_column(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing,
     _tell_unused(clips, timelines)
     histories = {"val": timelines["train"]} if seen_val and "val" in timelines else {}
     return DeviceTable(devices, timelines, {}, histories)
+
+
+def device_name(value: str) -> str:
+    """A value as the id of a device: printable text of at most 128 bytes, as messages carry it; each has its own."""
+    printable = "".join(sign if sign.isprintable() else "_" for sign in value)
+    if printable == value and len(value.encode()) <= 128:
+        return value
+    return f"{printable.encode()[:100].decode(errors='ignore')}-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
 
 
 def _owners(own: Mapping[str, Mapping[str, int]], dealing: Dealing, splits: set[str]) -> dict[str, list[str]]:
@@ -220,9 +230,7 @@ def _tell_unused(clips: Sequence[Clip], timelines: Mapping[str, Mapping[int, Seq
             )
 
 
-def deal(
-    clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]
-) -> DeviceTable:
+def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]) -> DeviceTable:
     """Deal clips to devices.
 
     Args:

@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path
+from lit_mmpg.data.readers.identity import RESERVED
 from lit_mmpg.data.records import ClipIndex, FrameSource, Place
 from lit_mmpg.errors import UserError, fault
 
 __all__ = ["FeatureFile", "FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
 
-IDS_DATASET = "ids"
 CHUNK_VALUES = 1 << 24
 
 
@@ -207,22 +207,24 @@ def check_coverage(
     if needed and not kept:
         raise UserError(
             f"{origin}: none of the {len(needed)} videos in the annotations has features; the annotations call them "
-            f"{', '.join(missing[:3])}, the features {', '.join(source.ids()[:3])}; extract them, or let the names agree"
+            f"{', '.join(missing[:3])}, the features {', '.join(source.ids()[:3])}; extract them, or mend the names"
         )
     if missing and not drop_missing:
         fault(
             f"{origin}: {len(missing)} of {len(needed)} videos in the annotations have no features, "
-            f"first {', '.join(missing[:5])}{_spelling(missing[0], source.ids(), (places or {}).get(missing[0]))}; "
-            "extract them, or leave them out with --data.drop_missing true"
+            f"first {', '.join(missing[:5])}; extract them, or leave them out with --data.drop_missing true"
+            f"{_spelling(missing[0], source.ids(), (places or {}).get(missing[0]))}"
         )
     return kept
 
 
 def _spelling(name: str, known: Sequence[str], place: Place | None) -> str:
     """Where a clip is named that is not there, and what the features call the one that it may be."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    number = re.findall(r"\d+", name)
+    alike = [other for other in known if re.findall(r"\d+", other) == number]
+    close = difflib.get_close_matches(name, alike, n=1, cutoff=0.5)
     said = [*([str(place)] if place and place.file else []), *([f"the features have '{close[0]}'"] if close else [])]
-    return f" ({'; '.join(said)})" if said else ""
+    return f" ('{name}': {'; '.join(said)})" if said else ""
 
 
 def _npy_files(folder: Path) -> dict[str, Path]:
@@ -292,7 +294,7 @@ def _remedy(number: int) -> str:
 def _hdf5_places(path: Path, file: Any) -> tuple[dict[str, Any], bool]:
     """Id -> name of its dataset, or (with stacked features) name and row; and whether they are stacked."""
     h5py = _h5py()
-    if isinstance(file.get(IDS_DATASET), h5py.Dataset):
+    if isinstance(file.get(RESERVED), h5py.Dataset):
         return _stacked_places(path, {n: item for n, item in file.items() if isinstance(item, h5py.Dataset)}), True
     places: dict[str, Any] = {}
 
@@ -308,11 +310,11 @@ def _hdf5_places(path: Path, file: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _stacked_places(path: Path, datasets: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    ids = _text_ids(path, datasets[IDS_DATASET])
-    candidates = {n: d for n, d in datasets.items() if n != IDS_DATASET and d.ndim >= 2}
+    ids = _text_ids(path, datasets[RESERVED])
+    candidates = {n: d for n, d in datasets.items() if n != RESERVED and d.ndim >= 2}
     if len(candidates) != 1:
         found = ", ".join(f"{n} {d.shape}" for n, d in datasets.items())
-        raise UserError(f"{path}: beside '{IDS_DATASET}' exactly one dataset of features is needed, found {found}")
+        raise UserError(f"{path}: beside '{RESERVED}' exactly one dataset of features is needed, found {found}")
     name, features = next(iter(candidates.items()))
     if features.ndim not in (3, 4) or 0 in features.shape:
         raise UserError(
@@ -320,7 +322,7 @@ def _stacked_places(path: Path, datasets: dict[str, Any]) -> dict[str, tuple[str
             "[videos, frames, dimension] or [videos, clips, frames, dimension] is needed"
         )
     if len(ids) != features.shape[0]:
-        raise UserError(f"{path}: {len(ids)} entries in '{IDS_DATASET}' but {features.shape[0]} in '{name}'")
+        raise UserError(f"{path}: {len(ids)} entries in '{RESERVED}' but {features.shape[0]} in '{name}'")
     _check_float(path, name, features.dtype)
     repeated = [id for id, count in Counter(ids).items() if count > 1]
     if repeated:
@@ -332,7 +334,7 @@ def _text_ids(path: Path, dataset: Any) -> list[str]:
     ids = np.asarray(dataset[()])
     if ids.ndim != 1 or ids.dtype.kind not in "iuSO":
         raise UserError(
-            f"{path}: dataset '{IDS_DATASET}' is {ids.dtype} {ids.shape}; a list of integers or texts is needed"
+            f"{path}: dataset '{RESERVED}' is {ids.dtype} {ids.shape}; a list of integers or texts is needed"
         )
     return [_utf8(path, name) for name in ids.tolist()]
 
@@ -348,8 +350,8 @@ def _utf8(path: Path, name: Any) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: the id {raw!r} is not UTF-8 text (in Latin-1 it says '{raw.decode('latin-1')}'); write the ids as "
-            "UTF-8, or rename the file"
+            f"{path}: the id {raw!r} is not UTF-8 text (in Latin-1 it says '{raw.decode('latin-1')}'); write the ids "
+            "as UTF-8, or rename the file"
         ) from error
 
 

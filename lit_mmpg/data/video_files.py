@@ -1,4 +1,4 @@
-"""The files of a video data set, read and held against each other: all that is wrong with them in one report. No torch."""
+"""The files of a video data set, read and held against each other: all faults in one report. No torch."""
 
 from __future__ import annotations
 

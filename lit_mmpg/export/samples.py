@@ -1,8 +1,8 @@
 """Devices with their clips, questions and generated parameters: what graphs are calibrated and checked on.
 
 Two sources. ``data``: validation devices for calibration and unseen test devices for acceptance, so no device serves
-both (where no device is unseen, other clips of the seen ones do). ``synthetic``: clips drawn from the statistics of the training features, for a checkpoint whose data is not at
-hand; the manifest says which it was.
+both (where no device is unseen, other clips of the seen ones do). ``synthetic``: clips drawn from the statistics of the
+training features, for a checkpoint whose data is not at hand; the manifest says which it was.
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_mmpg.data.features import IDS_DATASET
+from lit_mmpg.data.features import hdf5_error
 from lit_mmpg.errors import UserError
 from lit_mmpg.writing import write_bytes
 
@@ -76,9 +76,9 @@ class Store:
         try:
             with h5py.File(self.output, "r") as file:
                 made = json.loads(file.attrs.get("settings", "null"))
-                sources = {name: str(item.attrs.get("source", "")) for name, item in file.items()}
+                sources = {name: str(file[name].attrs.get("source", "")) for name in _names(file)}
         except OSError as error:
-            raise UserError(f"{self.output} is not a complete HDF5 file; move it away or name another one") from error
+            raise UserError(f"{hdf5_error(self.output, error)}; or move it away, or name another one") from error
         if made == asdict(self.settings):
             return sources
         if made is None:
@@ -121,9 +121,9 @@ class Store:
                         file.create_dataset(clip, data=np.load(part, allow_pickle=False)).attrs["source"] = digest
                 if self._kept:
                     with h5py.File(self.output, "r") as old:
-                        for clip in sorted(set(old) - set(file)):
-                            old.copy(clip, file)
-                count = len(file)
+                        for clip in sorted(set(_names(old)) - set(_names(file))):
+                            old.copy(clip, file, name=clip)
+                count = len(_names(file))
             partial.replace(self.output)
         finally:
             partial.unlink(missing_ok=True)
@@ -131,17 +131,8 @@ class Store:
         return count
 
 
-def clip_ids(videos: Sequence[Path]) -> dict[str, Path]:
-    """Id -> video; the id of a clip is the name of its file without the suffix.
-
-    Raises:
-        UserError: If two files have the same name but for their suffix, or a name means something else in the file.
-    """
-    found: dict[str, Path] = {}
-    for path in videos:
-        if path.stem == IDS_DATASET:
-            raise UserError(f"{path}: '{IDS_DATASET}' is no possible name of a clip in a file of features; rename it")
-        if path.stem in found:
-            raise UserError(f"{path} and {found[path.stem].name} would both be clip '{path.stem}'; rename one of them")
-        found[path.stem] = path
+def _names(file: Any) -> list[str]:
+    """Names of all datasets; a clip of a subfolder lies in a group."""
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append(name) if hasattr(item, "dtype") else None)
     return found

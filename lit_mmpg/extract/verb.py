@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.identity import clip_files
+from lit_mmpg.errors import UserError, collected, nearest
 from lit_mmpg.report import format_bytes, wide_console
-from lit_mmpg.runtime.video import SAMPLING, list_videos, video_digest
+from lit_mmpg.runtime.video import SAMPLING, video_digest
 
 CACHE = Path("outputs/cache/encoders")
 
@@ -35,9 +37,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--frames and --workers must be at least 1, --size at least 32")
     # Before anything long: what is there, and whether it fits together.
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
-    from lit_mmpg.extract.store import Settings, Store, clip_ids
+    from lit_mmpg.extract.store import Settings, Store
 
-    videos = clip_ids(list_videos(options.videos))
+    videos = _videos(options.videos)
     folder = encoder_folder(options.encoder)
     digest = encoder_digest(folder)
     console = wide_console()
@@ -56,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if len(jobs) < len(videos):
         console.print(f"{len(videos) - len(jobs)} of {len(videos)} clips are there already")
     if not jobs and output.is_file() and not any(store.part(c, s).is_file() for c, s in sources.items()):
+        _print_next(output)
         return 0
     failed: list[Done] = []
     frames, start = 0, time.perf_counter()
@@ -80,14 +83,36 @@ def main(argv: Sequence[str]) -> int:
         f"{escape(str(output))}: {count} clips, {format_bytes(output.stat().st_size)}; now {len(jobs) - len(failed)} "
         f"with {frames} frames in {seconds:.1f} s ({frames / seconds:.0f} frames/s); {len(failed)} left out"
     )
+    _print_next(output)
     return 1 if failed else 0
+
+
+def _videos(name: str) -> dict[str, Path]:
+    """Id -> video, of a folder and its subfolders.
+
+    Raises:
+        UserError: If it does not exist, holds none, or the names of some are no possible ids: one report.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"folder {folder} does not exist{nearest(folder)}")
+    with collected():
+        found = clip_files(folder)
+    return found
+
+
+def _print_next(output: Path) -> None:
+    """Say what comes next, where the features lie in a data set that ``init-data`` made."""
+    config = output.parent / f"{output.absolute().parent.name}.yaml"
+    if output.name == "features.h5" and config.is_file():
+        print(f"next: lit-mmpg fit --config {shlex.quote(str(config))}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg extract",
-        description="Frame features of all videos of a folder, as HDF5 with one dataset [frames, features] per video, "
-        "named as the file without its suffix: what data.features of a data configuration takes. A run that was "
+        description="Frame features of all videos of a folder and its subfolders, as HDF5 with one dataset [frames, "
+        "features] per video, named as the file without its suffix: what data.features of a data configuration takes. A run that was "
         "stopped, or more videos later: the same command goes on.",
         epilog="Exit status: 0 all clips are there; 1 some videos could not be read and were left out; 2 nothing "
         "could be done.",

@@ -23,8 +23,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_. -]{0,58}[A-Za-z0-9_-])?")
 def metric_names(kinds: Sequence[str]) -> list[str]:
     """A name of its own for each question type, made of what trackers allow in names of metrics.
 
-    A short type in ASCII letters, digits, ``_``, ``-``, ``.`` and single blanks keeps its name. Any other becomes what is left
-    of it and a digest, and so do types that differ in case alone, which some stores do not tell apart. A blank type is
+    A short type in ASCII letters, digits, ``_``, ``-``, ``.`` and single blanks keeps its name. Any other becomes what
+    is left of it and a digest, and so do types that differ in case alone, which some stores do not tell apart. A blank type is
     ``unknown``.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -83,7 +84,8 @@ def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
     for group, own in groups.items():
         for row in own[:SHOWN]:
             shift = "; ".join(f"{name} {value}" for name, value in row["shift"].items())
-            table.add_row(group, row["device"], *(str(row[n]) for n in ("clips", "frames", "items")), shift)
+            counts = (str(row[n]) for n in ("clips", "frames", "items"))
+            table.add_row(group, escape(row["device"]), *counts, escape(shift))
         if len(own) > SHOWN:
             table.add_row(group, f"... {len(own) - SHOWN} more")
         table.add_section()

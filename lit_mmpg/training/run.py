@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
@@ -20,7 +23,10 @@ def fit(argv: Sequence[str]) -> int:
         check_data(request)
         from lit_mmpg.training.stages import train
 
-        train(request)
+        best = train(request)
+        if best and os.environ.get("LOCAL_RANK", "0") == "0":
+            shown = shlex.quote(os.path.relpath(best) if Path(best).is_relative_to(Path.cwd()) else best)
+            print(f"next: lit-mmpg test --ckpt_path {shown}\n  or: lit-mmpg export --ckpt {shown} --output bundle")
     return 0
 
 

@@ -30,11 +30,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def one_error(capsys: pytest.CaptureFixture[str], *said: str) -> None:
-    """One line that starts with ``error:`` and says these things; no traceback, and no step was taken."""
+    """One error (a report of several problems has a line for each) that says these things; no step was taken."""
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in captured.err, captured.err
-    assert all(part in lines[0] for part in said), lines[0]
+    lines = captured.err.splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(starts) == 1 and "Traceback" not in captured.err, captured.err
+    report = "\n".join(lines[starts[0] :])
+    assert all(part in report for part in said), report
     assert "epoch 1" not in captured.out
 
 

@@ -27,8 +27,8 @@ from lit_mmpg.errors import UserError, fault
 __all__ = [
     "ALIAS_READERS",
     "CAPTION_LAYOUTS",
-    "Names",
     "QUESTION_LAYOUTS",
+    "Names",
     "clips_of_questions",
     "fingerprint_files",
     "read_aliases",

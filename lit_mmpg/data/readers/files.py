@@ -84,8 +84,8 @@ def split_files(folder: str | Path, names: dict[str, str], what: str) -> dict[st
 
 
 def read_splits(files: Mapping[str, Path], read: Callable[[Path], list[Record]]) -> dict[str, list[Record]]:
-    """Records of each split's file; a file that cannot be used is a fault, and the others are read all the same."""
-    records: dict[str, list[Record]] = {split: [] for split in files}
+    """Records of each split's file; one that cannot be used is a fault and left out, and the others are read."""
+    records: dict[str, list[Record]] = {}
     for split, file in files.items():
         with collected():
             records[split] = read(file)
@@ -144,7 +144,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_rows(
-    path: Path, required: Sequence[str], delimiter: str | None = None, optional: Sequence[str] = ()
+    path: Path, required: Sequence[str], delimiter: str | None = None, known: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a table with a header, as ``(line number, {column: stripped text})``; faulty rows are left out.
 
@@ -152,18 +152,18 @@ def read_rows(
         path: The file, UTF-8.
         required: Columns that must be there, with a value in every row; further columns may be blank.
         delimiter: A tab: no quoting. ``None``: comma, semicolon or tab, as the header has it, with double quotes.
-        optional: Columns that must be there, too, but may be blank.
+        known: Further columns by which the delimiter is told.
 
     Raises:
         UserError: If a column is missing, the file is not UTF-8 text, or (outside ``collected``) a row is malformed.
     """
     text, line = read_text(path), 1
     quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
-    sign = delimiter or _delimiter(text, [*required, *optional])
+    sign = delimiter or _delimiter(text, [*required, *known])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=not delimiter)
     try:
         header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header, [*required, *optional])
+        _check_header(path, header, required)
         while True:
             line = reader.line_num + 1
             values = next(reader, None)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from lit_mmpg.data.records import Caption, Clip, Question
-from lit_mmpg.errors import fault
+from lit_mmpg.errors import UserError, fault
 
 PREFIXES = ("video", "vid")
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".npy")
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+SUFFIXES = (*VIDEOS, ".gif", ".npy")
 """Endings of files that are no part of a clip's name, in any case."""
+
+RESERVED = "ids"
+"""Name of the list of ids in a file of stacked features."""
 
 Record = TypeVar("Record", Clip, Question, Caption)
 
@@ -28,6 +34,36 @@ def clip_name(file: str) -> str:
         name = name[:dot]
     whole = _WHOLE.fullmatch(name)
     return whole[1] if whole else name
+
+
+def clip_files(folder: Path) -> dict[str, Path]:
+    """Id -> video file, of a folder and its subfolders; the id is the path in the folder without the suffix.
+
+    Raises:
+        UserError: If there is none, or (outside ``collected``) two would have the same id, or one cannot have one.
+    """
+    files: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            file = Path(place, name)
+            if name.startswith(".") or file.suffix.lower() not in VIDEOS:
+                continue
+            id = file.relative_to(folder).with_suffix("").as_posix()
+            try:
+                id.encode()
+            except UnicodeEncodeError:
+                fault(f"{folder}: the file name {os.fsencode(name)!r} is not UTF-8 text; rename it")
+                continue
+            if id == RESERVED:
+                fault(f"{file}: '{RESERVED}' is no possible name of a clip in a file of features; rename it")
+            elif id in files:
+                fault(f"{file} and {files[id].name} would both be clip '{id}'; rename one of them")
+            else:
+                files[id] = file
+    if not files:
+        raise UserError(f"{folder} holds no video files ({', '.join(VIDEOS)})")
+    return files
 
 
 def _without_prefix(name: str) -> str:
@@ -82,8 +118,8 @@ class Names:
                 return found[0]
             if found:
                 fault(
-                    f"clip '{name}' may be any of {', '.join(repr(id) for id in found[:4])}; call it as one of them, or "
-                    "rename the others"
+                    f"clip '{name}' may be any of {', '.join(repr(id) for id in found[:4])}; call it as one of them, "
+                    "or rename the others"
                 )
                 return found[0]
         return None

@@ -67,9 +67,7 @@ def _questions(file: Path, task: str) -> list[Question]:
     columns = ("gif_name", "question", "answer", "vid_id")
     if task in ("action", "transition"):
         rows = read_rows(file, (*columns, *OPTION_COLUMNS), delimiter="\t")
-        return choice_questions(
-            file, rows, OPTION_COLUMNS, "gif_name", lambda row: row["vid_id"], lambda row: task
-        )
+        return choice_questions(file, rows, OPTION_COLUMNS, "gif_name", lambda row: row["vid_id"], lambda row: task)
     required = (*columns, "type") if task == "frameqa" else columns
     return [
         Question(
