@@ -114,7 +114,7 @@ class FeatureFile:
         self.origin = str(self.path)
         self._stacked = False
         if self.path.is_dir():
-            self._places = _npy_files(self.path)
+            self._places: dict[str, Any] = _npy_files(self.path)
         else:
             note_read(self.path)
             with _reading(self.path) as file:

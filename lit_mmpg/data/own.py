@@ -11,6 +11,7 @@ import csv
 import difflib
 import hashlib
 import io
+import itertools
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -112,7 +113,8 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
             if not file.stat().st_size:
                 fault(f"{file}: the video is empty; copy it again, or delete it")
         path = _find_table(folder, table)
-        rows = list(_read_rows(path, Names(files), files, folder, owner))
+        named: set[str] = set()
+        rows = list(_read_rows(path, Names(files), files, folder, owner, named))
         if faults.broken:
             rows = []
         elif not rows and not faults:
@@ -120,7 +122,7 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
         owners = _of_clips(rows, owner) or _folders(files)
         splits = _of_clips(rows, "split")
         _check_ids(rows)
-        silent = sorted(set(files) - {row.clip for row in rows})
+        silent = sorted(set(files) - named)
         if faults and silent and not faults.broken:
             fault(f"{folder}: no row names {len(silent)} of its videos, first {', '.join(silent[:5])} (they may stay)")
     notes: list[str] = []
@@ -143,8 +145,13 @@ def _find_table(folder: Path, table: str | Path | None) -> Path:
     return path
 
 
-def _read_rows(path: Path, names: Names, files: Mapping[str, Path], folder: Path, owner: str) -> Iterator[Row]:
-    """Rows that name a video of the folder and say something about it; the others are faults."""
+def _read_rows(
+    path: Path, names: Names, files: Mapping[str, Path], folder: Path, owner: str, named: set[str]
+) -> Iterator[Row]:
+    """Rows that name a video of the folder and say something about it; the others are faults.
+
+    ``named`` collects the videos that any row names.
+    """
     header_checked = False
     for place, values in _entries(path, owner):
         if not header_checked:
@@ -155,6 +162,7 @@ def _read_rows(path: Path, names: Names, files: Mapping[str, Path], folder: Path
         given = values.get("options") or ""
         options = tuple(o.strip() for o in (given if isinstance(given, list) else given.split(OPTION_SEPARATOR)))
         row = Row(names.find(texts["video"]), texts, captions, tuple(filter(None, options)), place)
+        named.add(row.clip)
         if row.clip not in files:
             close = difflib.get_close_matches(texts["video"], [p.name for p in files.values()], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else "; mend the name or delete the row"
@@ -176,7 +184,9 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             yield Place(path, line), {name if name == owner else name.lower(): text for name, text in row.items()}
         return
     lists = ("caption", "options")
-    for number, entry in json_entries(path, read_json(path), (), lists=lists):
+    content = read_json(path)
+    one = isinstance(content, dict) and path.suffix.lower() == ".jsonl"
+    for number, entry in json_entries(path, [content] if one else content, ("video",), lists=lists):
         values: dict[str, Any] = {}
         for name, value in entry.items():
             key = name if name == owner else str(name).lower()
@@ -272,9 +282,7 @@ def _decide_splits(
         part_of = {name: ("val", "test", "train")[min(i // share, 2)] for i, name in enumerate(owners)}
         split = {clip: part_of[owner[clip]] for clip in clips}
         large = Counter(owner[clip] for clip in clips if split[clip] == "train")
-        again = [
-            clip for clip in _some([c for c in clips if split[c] == "train" and large[owner[c]] >= HELD_OUT], owner)
-        ]
+        again = _some([c for c in clips if split[c] == "train" and large[owner[c]] >= HELD_OUT], owner)
         split |= dict.fromkeys(again, "test")
         notes.append(
             "splits by owner: those of val and test are new to the model"
@@ -296,14 +304,9 @@ def _some(clips: Sequence[str], owner: Mapping[str, str]) -> list[str]:
     by_owner: dict[str, list[str]] = defaultdict(list)
     for clip in _shuffled(clips):
         by_owner[owner.get(clip, "")].append(clip)
-    spare = [
-        clip
-        for turn in range(len(clips))
-        for own in by_owner.values()
-        for clip in own[turn : turn + 1]
-        if own[-1] != clip
-    ]
-    return spare[: max(1, len(clips) // HELD_OUT)] if clips else []
+    turns = itertools.zip_longest(*(own[:-1] for own in by_owner.values()))
+    spare = [clip for turn in turns for clip in turn if clip is not None]
+    return spare[: max(1, len(clips) // HELD_OUT)]
 
 
 def configurations(data: OwnData, root: str, name: str) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +123,7 @@ class VideoFiles:
         by_split = {split: readers.resolve_ids(asked, names) for split, asked in questions.items()}
         clips = readers.resolve_ids(listed, names) if listed is not None else readers.clips_of_questions(by_split)
         if listed is not None:
-            clips = _once(clips, listed)
+            clips = _once(clips, listed, str if framed else readers.bare_name)
         # A clip without frames is known by the clip list alone, and by the spelling that is used there.
         listed_ids = {clip.id for clip in clips}
         names = readers.Names(listed_ids | framed, aliases)
@@ -161,11 +161,11 @@ class VideoFiles:
             )
 
 
-def _once(clips: Sequence[Clip], listed: Sequence[Clip]) -> list[Clip]:
+def _once(clips: Sequence[Clip], listed: Sequence[Clip], form: Callable[[str], str]) -> list[Clip]:
     """The clips, each once; one that is listed by two spellings is a fault that names both rows."""
     first: dict[str, tuple[Clip, str]] = {}
     for clip, spelt in zip(clips, listed, strict=True):
-        known, spelling = first.setdefault(clip.id, (clip, spelt.id))
+        known, spelling = first.setdefault(form(clip.id), (clip, spelt.id))
         if known is not clip:
             fault(
                 f"{clip.place}: '{spelt.id}' ({clip.split}) is the clip that line {known.place.line} lists as "

@@ -112,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg extract",
         description="Frame features of all videos of a folder and its subfolders, as HDF5 with one dataset [frames, "
-        "features] per video, named as the file without its suffix: what data.features of a data configuration takes. A run that was "
-        "stopped, or more videos later: the same command goes on.",
+        "features] per video, named as the file without its suffix: what data.features of a data configuration takes. "
+        "A run that was stopped, or more videos later: the same command goes on.",
         epilog="Exit status: 0 all clips are there; 1 some videos could not be read and were left out; 2 nothing "
         "could be done.",
         allow_abbrev=False,

@@ -24,8 +24,8 @@ def metric_names(kinds: Sequence[str]) -> list[str]:
     """A name of its own for each question type, made of what trackers allow in names of metrics.
 
     A short type in ASCII letters, digits, ``_``, ``-``, ``.`` and single blanks keeps its name. Any other becomes what
-    is left of it and a digest, and so do types that differ in case alone, which some stores do not tell apart. A blank type is
-    ``unknown``.
+    is left of it and a digest, and so do types that differ in case alone, which some stores do not tell apart. A blank
+    type is ``unknown``.
 
     Args:
         kinds: Distinct question types.

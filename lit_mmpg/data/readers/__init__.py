@@ -12,7 +12,7 @@ from pathlib import Path
 from lit_mmpg.data.readers.captions_csv import read_captions_csv
 from lit_mmpg.data.readers.clip_list import read_clips
 from lit_mmpg.data.readers.files import fingerprint_files, recording, require_file, require_path
-from lit_mmpg.data.readers.identity import Names, number_repeated_ids, resolve_id, resolve_ids
+from lit_mmpg.data.readers.identity import Names, bare_name, number_repeated_ids, resolve_id, resolve_ids
 from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_captions
 from lit_mmpg.data.readers.msvd_captions import read_msvd_captions
 from lit_mmpg.data.readers.nextqa import read_nextqa_mc, read_nextqa_oe
@@ -29,6 +29,7 @@ __all__ = [
     "CAPTION_LAYOUTS",
     "QUESTION_LAYOUTS",
     "Names",
+    "bare_name",
     "clips_of_questions",
     "fingerprint_files",
     "read_aliases",

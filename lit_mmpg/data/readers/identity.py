@@ -66,6 +66,11 @@ def clip_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+def bare_name(name: str) -> str:
+    """Name of a clip without suffix and without the prefix ``video`` or ``vid``."""
+    return _without_prefix(clip_name(name))
+
+
 def _without_prefix(name: str) -> str:
     folder, slash, last = name.rpartition("/")
     return folder + slash + next((last[len(p) :] for p in PREFIXES if last.startswith(p) and last != p), last)
@@ -73,9 +78,9 @@ def _without_prefix(name: str) -> str:
 
 _FORMS: tuple[Callable[[str], str], ...] = (
     clip_name,
-    lambda name: _without_prefix(clip_name(name)),
+    bare_name,
     lambda name: unicodedata.normalize("NFC", clip_name(name).casefold()),
-    lambda name: _without_prefix(clip_name(name)).rpartition("/")[2].casefold(),
+    lambda name: bare_name(name).rpartition("/")[2].casefold(),
 )
 """What two spellings of one clip have in common, from the strictest to the most lenient."""
 

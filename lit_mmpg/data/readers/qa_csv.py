@@ -1,7 +1,8 @@
 """Layout ``qa_csv``: a folder with ``{train,val,test}.csv`` of questions.
 
 Columns ``video, question, answer, qid`` and, where known, ``type``; for multiple choice ``options``, separated by
-``|``, one of which is the answer. MSRVTT-QA circulates in this form beside its original JSON; ``type`` is then the clip's category number.
+``|``, one of which is the answer. MSRVTT-QA circulates in this form beside its original JSON; ``type`` is then the
+clip's category number.
 """
 
 from __future__ import annotations
