@@ -320,9 +320,8 @@ def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) ->
         raise UserError(f"{path}: column '{repeated[0]}' occurs more than once")
     missing = [name for name in required if name not in header]
     if missing:
-        raise UserError(
-            "; ".join(f"{path}: column '{name}' is missing (found: {', '.join(header)})" for name in missing)
-        )
+        said = ", ".join(f"column '{name}' is missing" for name in missing)
+        raise UserError(f"{path}: {said} (found: {', '.join(header)})")
 
 
 def _listed(names: Iterable[str], limit: int = 8) -> str:

@@ -76,11 +76,15 @@ def _without_prefix(name: str) -> str:
     return folder + slash + next((last[len(p) :] for p in PREFIXES if last.startswith(p) and last != p), last)
 
 
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 _FORMS: tuple[Callable[[str], str], ...] = (
     clip_name,
     bare_name,
-    lambda name: unicodedata.normalize("NFC", clip_name(name).casefold()),
-    lambda name: bare_name(name).rpartition("/")[2].casefold(),
+    lambda name: bare_name(_plain(name)),
+    lambda name: bare_name(_plain(name).replace("\\", "/").rpartition("/")[2]),
 )
 """What two spellings of one clip have in common, from the strictest to the most lenient."""
 
