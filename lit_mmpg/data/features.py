@@ -27,6 +27,7 @@ from lit_mmpg.errors import UserError, fault
 
 __all__ = ["FeatureFile", "FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_VALUES = 1 << 24
 
 
@@ -280,7 +281,13 @@ def hdf5_error(path: Path, error: Exception) -> UserError:
         )
     if number:
         return UserError(f"{path}: cannot be read ({os.strerror(number)}); {_remedy(number)}")
-    return UserError(f"{path}: not a complete HDF5 file ({_first_line(error)}); copy or extract it again")
+    with path.open("rb") as file:
+        head = file.read(len(SIGNATURE))
+    if len(head) == len(SIGNATURE) and head != SIGNATURE and any(head):
+        remedy = "name a file of features (.h5), or a folder of .npy files"
+    else:
+        remedy = "copy or extract it again"
+    return UserError(f"{path}: not a complete HDF5 file ({_first_line(error)}); {remedy}")
 
 
 def _remedy(number: int) -> str:

@@ -132,7 +132,8 @@ class VideoFiles:
         places: dict[str, Place] = {}
         for clip in clips:
             places.setdefault(clip.id, clip.place)
-        for record in (*asked, *told):
+        texts: list[Question | Caption] = [*asked, *told]
+        for record in texts:
             places.setdefault(record.clip, record.place)
         kept = check_coverage(places, source, self.drop_missing, places) if source else set(places)
         self._check_listed(kept - listed_ids, places)

@@ -36,7 +36,7 @@ def store_uri(uri: str | None = None) -> str:
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlruns/mlflow.db"
     if uri.startswith(SQLITE):
-        return SQLITE + str(Path(uri[len(SQLITE) :]).absolute())
+        return SQLITE + str(Path(uri[len(SQLITE) :]).expanduser().absolute())
     if "://" not in uri and uri != "databricks":
         raise UserError(f"tracking.uri '{uri}' has no scheme; write {SQLITE}FILE.db or http://HOST:PORT")
     return uri

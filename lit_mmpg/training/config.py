@@ -114,9 +114,12 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     for option in OPTIONS[verb]:
         parser.add_argument(f"--{option}")
     try:
-        known, flags = parser.parse_known_args(list(argv))
+        known, flags = parser.parse_known_args([expand_home(text) for text in argv])
     except SystemExit as error:
         raise UserError(f"an option of 'lit-mmpg {verb}' lacks its value; see lit-mmpg {verb} --help") from error
+    for flag, value in _pairs(flags):
+        if flag[2:] in GROUPS and str(value).endswith((".yaml", ".yml")):
+            _read_mapping(find_config(str(value)))  # the parser reads it in its own way, and would let faults pass
     config: dict[str, Any] = {}
     for name in known.config:
         config = merge(config, load_config(find_config(name)))

@@ -439,6 +439,12 @@ def test_lists_lines_and_encodings(tmp_path: Path) -> None:
         Caption("v_1_2", "one\x85two\u2028three"),
         Caption("v_3_4", "x"),
     ]
+    write(tmp_path / "c.jsonl", '{"video": "v", "caption": ["a", "b"]}\n{"video": 0.0, "caption": "c"}\n')
+    assert read_captions("captions_csv", tmp_path / "c.jsonl") == [Caption(*c) for c in ("va", "vb", ("0.0", "c"))]
+    write(
+        tmp_path / "l.jsonl", '{"video": "v", "split": "val", "owner": 3}\n{"video": "w", "split": "test", "x": [1]}\n'
+    )
+    assert read_clips(tmp_path / "l.jsonl") == [Clip("v", "val", {"owner": "3"}), Clip("w", "test")]
     write(tmp_path / "train.csv", QA_HEADER.replace(",", ";") + "v;who\x85is;a\u2028b;1;x\n")
     assert read_questions("qa_csv", tmp_path)["train"] == [Question("v", "who\x85is", "a\u2028b", "1", "x")]
     (tmp_path / "train.csv").write_bytes(b"\xff\xfev\0")

@@ -149,7 +149,7 @@ def read_rows(
     """Rows of a table with a header, as ``(line number, {column: stripped text})``; faulty rows are left out.
 
     Args:
-        path: The file, UTF-8.
+        path: The file, UTF-8; JSON (a list of objects) and JSON Lines do as well, and then entries are counted.
         required: Columns that must be there, with a value in every row; further columns may be blank.
         delimiter: A tab: no quoting. ``None``: comma, semicolon or tab, as the header has it, with double quotes.
         known: Further columns by which the delimiter is told.
@@ -157,6 +157,10 @@ def read_rows(
     Raises:
         UserError: If a column is missing, the file is not UTF-8 text, or (outside ``collected``) a row is malformed.
     """
+    if path.suffix.lower() in (".json", ".jsonl"):
+        for number, entry in json_entries(path, read_json(path), required):
+            yield number, {str(k): "" if v is None else str(v).strip() for k, v in entry.items() if _is_text(v)}
+        return
     text, line = read_text(path), 1
     quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
     sign = delimiter or _delimiter(text, [*required, *known])
@@ -262,6 +266,10 @@ def json_entries(
             fault(f"{place}, entry {number}: {message}")
         if not any(found):
             yield number, entry
+
+
+def _is_text(value: Any) -> bool:
+    return not isinstance(value, list | dict)
 
 
 def texts_of(value: Any) -> list[str]:
