@@ -349,6 +349,17 @@ def test_groups_that_are_not_tested_are_named(root: Path) -> None:
     assert data.test_groups == ["test_unseen"]
 
 
+def test_devices_that_all_have_training_clips(root: Path) -> None:
+    """Nobody is held out: new clips of the training devices are validated, tested and answered, from their history."""
+    dealing = Dealing(kind="column", unseen_share=0.0)
+    data = ready(root, stage="test", dealing=dealing)
+    assert data.test_groups == ["test_seen"] and data.new_group == "test_seen"
+    assert {len(rows) for rows in data.device_table.timelines["train"].values()} == {6}
+    split = {i: clip.split for i, clip in enumerate(data.corpus.clips)}
+    for loader in (data.eval_batches("val"), data.predict_dataloader()):
+        assert loader.queries and all(split[c] == "train" for query in loader.queries for c in query.context)
+
+
 def test_without_a_clip_list_the_questions_decide(root: Path) -> None:
     dealing = Dealing(column="clusters", clusters=4, train_devices=4, val_devices=2, test_devices=2)
     data = ready(root, clips=None, dealing=dealing)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import expand_home, find_config, read_yaml
+from lit_mmpg.files import find_config, read_yaml
 
 BASELINES = ("ridge",)
 SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
@@ -201,7 +201,7 @@ def read_comparison(name: str) -> Comparison:
         seed_flags=tuple(map(str, data.get("seed_flags") or ())),
         tests={str(split): tuple(map(str, flags)) for split, flags in (data.get("tests") or {}).items()},
         reference=str(data.get("reference") or "static"),
-        frame_encoder=data.get("frame_encoder") and expand_home(str(data["frame_encoder"])),
+        frame_encoder=data.get("frame_encoder"),
     )
     names = comparison.row_names
     repeated = sorted({row for row in names if names.count(row) > 1})
