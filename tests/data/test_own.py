@@ -154,6 +154,9 @@ def test_what_cannot_be_read_at_all(folder: Path, capsys: pytest.CaptureFixture[
     )
     (folder / "video0.mkv").write_bytes(b"x")
     assert "would both be clip 'video0'" in wrong(folder, "video,question,answer", ["video1,q,a"])
+    (folder / "video0").mkdir()
+    (folder / "video0/x.mp4").write_bytes(b"x")
+    assert "its folder is called as another clip is, 'video0'" in wrong(folder, "video,caption", ["video1,q"])
     assert main(["init-data", str(folder)]) == 2
     assert "holds no table" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from lit_mmpg.data.records import Caption, Clip, Question
@@ -61,6 +61,9 @@ def clip_files(folder: Path) -> dict[str, Path]:
                 fault(f"{file} and {files[id].name} would both be clip '{id}'; rename one of them")
             else:
                 files[id] = file
+    for id, file in files.items():
+        if any(parent.as_posix() in files for parent in PurePosixPath(id).parents):
+            fault(f"{file}: its folder is called as another clip is, '{PurePosixPath(id).parent}'; rename one of them")
     if not files:
         raise UserError(f"{folder} holds no video files ({', '.join(VIDEOS)})")
     return files
