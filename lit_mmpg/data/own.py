@@ -104,7 +104,7 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
         owner: Column that says whose device filmed a clip; without it, subfolders are owners.
 
     Raises:
-        UserError: One report of everything that is wrong.
+        UserError: One report of everything that is wrong, or too few clips to train and validate.
     """
     folder = require_path(folder, "folder of videos")
     with collected() as faults:
@@ -128,7 +128,13 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
     notes: list[str] = []
     clips = list(dict.fromkeys(row.clip for row in rows))
     owned = {clip: owners[clip] for clip in clips if clip in owners}
-    return OwnData(rows, owned, _decide_splits(clips, owned, splits, notes), silent, notes)
+    split = _decide_splits(clips, owned, splits, notes)
+    if not {"train", "val"} <= set(split.values()):
+        raise UserError(
+            f"{path}: of {len(clips)} clips none is left for training or for validation; add clips (at least three), "
+            "or give more of them the split 'train'"
+        )
+    return OwnData(rows, owned, split, silent, notes)
 
 
 def _find_table(folder: Path, table: str | Path | None) -> Path:
@@ -296,7 +302,8 @@ def _decide_splits(
         if owners
         else "splits by clip, since no column names owners"
     )
-    return {clip: ("val", "test", "train")[min(order.index(clip) // share, 2)] for clip in clips}
+    part_of = {clip: ("val", "test", "train")[min(i // share, 2)] for i, clip in enumerate(order)}
+    return {clip: part_of[clip] for clip in clips}
 
 
 def _some(clips: Sequence[str], owner: Mapping[str, str]) -> list[str]:

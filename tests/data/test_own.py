@@ -80,6 +80,12 @@ def test_splits_that_are_given_stay(folder: Path) -> None:
     assert "1 of 6 training clips become val" in data.notes[0]
 
 
+def test_too_few_clips_to_train(folder: Path) -> None:
+    assert "of 2 clips none is left" in wrong(folder, "video,question,answer", ["video0,q,a", "video1,q,a"])
+    rows = [f"video{i},q,a,test" for i in range(8)]
+    assert "of 8 clips none is left" in wrong(folder, "video,question,answer,split", rows)
+
+
 def test_captions_options_and_folders(folder: Path, tmp_path: Path) -> None:
     for i in range(8):
         (folder / OWNERS[i // 2]).mkdir(exist_ok=True)
