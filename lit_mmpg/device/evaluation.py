@@ -72,7 +72,8 @@ class Evaluation(nn.Module):
         super().__init__()
         self.task, self.groups, self.methods, self.item_clip = task, list(groups), list(methods), item_clip
         names = metric_names(kinds)
-        self._kind_of = {f"accuracy_kind/{name}": kind for name, kind in zip(names, kinds, strict=True)}
+        renamed = {name: kind for name, kind in zip(names, kinds, strict=True) if kind not in ("", name)}
+        self._kind_of = {f"accuracy_kind/{name}": kind for name, kind in renamed.items()}
 
         def metric() -> nn.Module:
             return RetrievalMetrics(gallery) if task == "retrieval" else DeviceAccuracy(names)
@@ -161,7 +162,7 @@ class Evaluation(nn.Module):
 
         Returns:
             Rows with ``method, split, metric, value, low, high, seeds, upload_bytes, download_bytes``, and ``kind``,
-            the question type itself, where the metric is that of one type.
+            the question type itself, where the metric is that of a type that is no name of a metric.
         """
         rows: list[dict[str, object]] = []
         for group in self.groups:
