@@ -30,9 +30,10 @@ def require_checkpoint(path: str | Path) -> Path:
     Raises:
         UserError: If there is no such file; names the nearest one.
     """
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} does not exist{nearest(Path(path))}")
-    return Path(path)
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist{nearest(path)}")
+    return path
 
 
 def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]:

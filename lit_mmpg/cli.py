@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lit_mmpg import __version__
 from lit_mmpg.errors import UserError, closest, find_user_error
+from lit_mmpg.files import expand_home
 from lit_mmpg.texts import printable_lines
 from lit_mmpg.writing import FULL, give_up_output
 
@@ -34,6 +35,7 @@ class Verb(NamedTuple):
 LAST, SAME = "the same command with --ckpt_path last goes on", "the same command goes on; what is finished is kept"
 
 VERBS = {
+    "init-data": Verb("lit_mmpg.data.own:main", "make a data set of your own videos and one table of questions"),
     "fit": Verb("lit_mmpg.training.run:fit", "train the device half, the cloud half, or both in turn", LAST),
     "validate": Verb("lit_mmpg.training.run:validate", "measure a checkpoint on the validation devices"),
     "test": Verb("lit_mmpg.training.run:test", "measure a checkpoint on the test devices, on its own or on other data"),
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 for success, 2 for a mistake in what was asked, 130 when interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [expand_home(text) for text in (sys.argv[1:] if argv is None else argv)]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show ends no run
         sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):

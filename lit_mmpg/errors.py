@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,6 +14,68 @@ class UserError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with status 2.
     """
+
+
+_SHOWN = 40
+
+
+class Faults(list[str]):
+    """Messages of faults.
+
+    Attributes:
+        broken: Whether a file could not be used at all, so that what was read is not all there is.
+    """
+
+    broken: bool = False
+
+
+_collected: ContextVar[Faults | None] = ContextVar("_collected", default=None)
+
+
+def fault(message: str) -> None:
+    """Note a fault of the data; outside :func:`collected` it is raised at once.
+
+    Raises:
+        UserError: Outside :func:`collected`.
+    """
+    found = _collected.get()
+    if found is None:
+        raise UserError(message)
+    if message not in found:
+        found.append(message)
+
+
+@contextmanager
+def collected() -> Iterator[Faults]:
+    """Collect all faults noted inside, and raise them as one report at the end.
+
+    A :class:`UserError` that is raised inside ends the block and joins the report. Inside another such block, faults
+    are left to the outer one, which goes on.
+
+    Raises:
+        UserError: If there was a fault; one alone keeps its message as it is.
+    """
+    outer = _collected.get()
+    found = Faults() if outer is None else outer
+    token = _collected.set(found)
+    try:
+        yield found
+    except UserError as error:
+        found.broken = True
+        if str(error) not in found:
+            found.append(str(error))
+    finally:
+        _collected.reset(token)
+    if outer is None and found:
+        raise UserError(_report(found))
+
+
+def _report(found: list[str]) -> str:
+    if len(found) == 1:
+        return found[0]
+    lines = [f"  - {message}" for message in found[:_SHOWN]]
+    rest = len(found) - len(lines)
+    return "\n".join([f"{len(found)} problems:", *lines, *([f"  ... and {rest} more"] if rest else [])])
 
 
 def find_user_error(error: BaseException) -> UserError | None:

@@ -7,7 +7,7 @@ import re
 
 # No-break, ideographic and other spaces of one line; joiners that scripts and emoji need.
 _HARMLESS = frozenset("\u00a0\u1680\u202f\u205f\u3000\u200c\u200d" + "".join(map(chr, range(0x2000, 0x200B))))
-# A user, or a user and a password, which may hold anything; a port before a path is none. Addresses of sqlite are paths.
+# A user, or a user and a password, which may hold anything; a port before a path is none; sqlite's addresses are paths.
 _CREDENTIALS = re.compile(
     r"\b(?!sqlite\b)([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]*:(?!\d*[/?#])[^\s'\"]*|[^\s/@'\"]*)@", re.IGNORECASE
 )

@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
 from lit_mmpg.errors import UserError
+from lit_mmpg.files import parse_yaml, read_yaml
 from lit_mmpg.runtime.network import parse_address
 from profiling.meters.energy import EnergyConfig
 from profiling.meters.latency import LatencyConfig
@@ -180,10 +179,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ProfileConfig:
     Raises:
         UserError: If the file is not readable or a field does not exist or does not fit.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a mapping of settings")
     for override in overrides:
@@ -209,10 +205,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override}: write key=value, for example latency.min_count=20")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML") from error
+    value = parse_yaml(text, f"--set {override}: the value")
     node = data
     *groups, last = key.split(".")
     for group in groups:

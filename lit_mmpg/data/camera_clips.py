@@ -288,13 +288,14 @@ class CameraClipsData(VideoData):
     def build_corpus(self) -> Corpus:
         """Read the files, deal the cameras, film and encode what is not in the cache."""
         require_path(self.root, "data.root")
-        images = ImageFrames(self.root / self.features, self.batch.max_frames)
+        archive = self.files.at(self.features)
+        images = ImageFrames(archive, self.batch.max_frames)
         encoder = FrameEncoder(self.encoder, self.image_size, self.cache_dir)
-        clips, asked, told = self._read(images)
-        clips = [clip for clip in clips if clip.id not in self.exclude]
+        records = self.files.read(images)
+        clips = [clip for clip in records.clips if clip.id not in self.exclude]
         kept = {clip.id for clip in clips}
         plan = plan_cameras(clips, self._population())
-        content = fingerprint_files([self.root / self.features])
+        content = fingerprint_files([archive])
         every = {-1: Shot(CLEAN, 0, tuple(sorted(kept)))}
         shifted = {device: shot for device, shot in plan.shots.items() if not shot.clean}
         paths = film(images, encoder, {**shifted, **every}, self.cache_dir, content)
@@ -302,10 +303,10 @@ class CameraClipsData(VideoData):
         return Corpus(
             clips=clips,
             frames=(clean := _store(paths.pop(-1), every[-1].clips, lengths)),
-            questions=[q for q in asked if q.clip in kept],
-            captions=[c for c in told if c.clip in kept],
+            questions=[q for q in records.questions if q.clip in kept],
+            captions=[c for c in records.captions if c.clip in kept],
             devices=plan.table,
-            fingerprint=self._fingerprint(encoder, plan.table),
+            fingerprint=self._fingerprint(records.files | {archive}, encoder, plan.table),
             clean=clean,
             filmed=FilmedFeatures(plan.shots, paths, lengths, clean),
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
@@ -324,10 +325,10 @@ class CameraClipsData(VideoData):
             )
         return CameraPopulation(**recipe)
 
-    def _fingerprint(self, encoder: FrameEncoder, table: DeviceTable) -> str:
+    def _fingerprint(self, files: set[Path], encoder: FrameEncoder, table: DeviceTable) -> str:
         # The clean-trained rivals are measured on the very same test devices: their training is no other data.
         recipe = {key: value for key, value in table.recipe.items() if key not in ("shifted_training", "draw")}
-        content = [fingerprint_files(self._files()), encoder.digest, sorted(self.exclude), recipe]
+        content = [fingerprint_files(files), encoder.digest, sorted(self.exclude), recipe]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

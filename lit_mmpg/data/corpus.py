@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Question
+from lit_mmpg.data.records import SPLITS, Caption, Clip, FilmedFrames, FrameSource, Question
+from lit_mmpg.errors import fault
+
+Texts = Sequence[Question | Caption]
+"""The text items of a split: questions, or captions."""
+
+Task = Literal["open_ended", "multiple_choice", "retrieval"]
 
 GROUPS = ("train", "val", "test_seen", "test_unseen", "test_clean")
 """``train``: training devices and clips. ``val``: unseen devices, validation clips. ``test_seen``: training devices,
 test clips. ``test_unseen``: devices never seen in training, test clips. ``test_clean``: unseen devices without any
 shift, test clips."""
+
+STAGE_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "fit": {"train": ("train",), "val": ("val",)},
+    "validate": {"val": ("val",)},
+    "test": {"test": ("test_unseen", "test_seen", "test_clean")},
+    "predict": {"test": ("test_unseen", "test_seen")},
+}
+"""Stage -> split -> groups of devices of which one must have something to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +143,51 @@ class Corpus:
     filmed: FilmedFrames | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     conditions: np.ndarray | None = None
+
+
+def choose_texts(
+    task: Task, clips: Sequence[Clip], questions: Sequence[Question], captions: Sequence[Caption]
+) -> dict[str, Texts]:
+    """The text items of a task, by split."""
+    chosen: dict[str, list[Question | Caption]] = {split: [] for split in SPLITS}
+    split_of = {clip.id: clip.split for clip in clips}
+    if task == "retrieval":
+        for caption in captions:
+            # Extra sentences teach, but are never asked.
+            if split_of[caption.clip] == "train" or not caption.extra:
+                chosen[split_of[caption.clip]].append(caption)
+    else:
+        wants_options = task == "multiple_choice"
+        for question in questions:
+            if bool(question.options) == wants_options:
+                chosen[split_of[question.clip]].append(question)
+    return dict(chosen)
+
+
+def check_groups(
+    stage: str | None, task: Task, texts: Mapping[str, Texts], table: DeviceTable | None, where: str
+) -> None:
+    """Check that a stage has something to ask: in the splits, and on the devices to which they were dealt.
+
+    Args:
+        stage: The stage; one that asks nothing passes.
+        task: The task.
+        texts: Split -> text items.
+        table: The devices; ``None``: splits alone are checked.
+        where: What the data is called in messages.
+
+    Raises:
+        UserError: If (outside ``collected``) a split or a group has nothing to ask.
+    """
+    what = "captions" if task == "retrieval" else f"{task.replace('_', '-')} questions"
+    for split, groups in STAGE_GROUPS.get(stage or "", {}).items():
+        asked = {text.clip for text in texts[split]}
+        if not asked:
+            fault(
+                f"{where}: split '{split}' has no clip with {what}; add some to the clip list and to the annotation "
+                "files"
+            )
+        elif table is not None:
+            timelines = [clips for group in groups for clips in table.timelines.get(group, {}).values()]
+            if asked.isdisjoint(clip for clips in timelines for clip in clips):
+                fault(f"{where}: no device of group '{groups[0]}' has a clip with {what}; change data.dealing")

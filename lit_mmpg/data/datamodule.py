@@ -20,29 +20,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
-from lit_mmpg.data.corpus import Corpus, DeviceTable
+from lit_mmpg.data.corpus import Corpus, DeviceTable, Task, Texts, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
-from lit_mmpg.data.features import check_coverage, open_features
+from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.data.records import SPLITS, Caption, Clip, ClipIndex, FilmedFrames, FrameSource, Question
+from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Question
+from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.statistics import Moments, trained_moments
 
 _log = logging.getLogger(__name__)
-
-Texts = Sequence[Question | Caption]
-"""The text items of a split: questions, or captions."""
-
-Task = Literal["open_ended", "multiple_choice", "retrieval"]
-
-STAGE_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "fit": {"train": ("train",), "val": ("val",)},
-    "validate": {"val": ("val",)},
-    "test": {"test": ("test_unseen", "test_seen", "test_clean")},
-    "predict": {"test": ("test_unseen",)},
-}
-"""Stage -> split -> groups of devices of which one must have something to ask."""
 
 
 class DeviceData(L.LightningDataModule, ABC):
@@ -141,31 +129,17 @@ class DeviceData(L.LightningDataModule, ABC):
         corpus = self.corpus
         self.clip_ids = [clip.id for clip in corpus.clips]
         self._clip_index = {name: i for i, name in enumerate(self.clip_ids)}
-        self._texts = self._choose_texts()
+        self._texts = choose_texts(self.task, corpus.clips, corpus.questions, corpus.captions)
         if self._trained is not None:
             self._restore(self._trained)
-        self._check_groups(stage)
+        check_groups(stage, self.task, self._texts, self.device_table, self._where())
         if self._trained is None:
             self._fit_vocabulary(self._texts["train"])
         self._check_answers(stage)
         self._statistics = self._own_statistics()
         self._items = {split: self._build_items(texts) for split, texts in self._texts.items()}
-
-    def _choose_texts(self) -> dict[str, Texts]:
-        """The text items of the task, by split."""
-        chosen: dict[str, list[Question | Caption]] = {split: [] for split in SPLITS}
-        split_of = {clip.id: clip.split for clip in self.corpus.clips}
-        if self.task == "retrieval":
-            for caption in self.corpus.captions:
-                # Extra sentences teach, but are never asked.
-                if split_of[caption.clip] == "train" or not caption.extra:
-                    chosen[split_of[caption.clip]].append(caption)
-        else:
-            wants_options = self.task == "multiple_choice"
-            for question in self.corpus.questions:
-                if bool(question.options) == wants_options:
-                    chosen[split_of[question.clip]].append(question)
-        return dict(chosen)
+        if stage == "test":
+            self._tell_left_out()
 
     def training_sentences(self) -> list[str]:
         """Every sentence of the training clips, whatever the task: the vocabulary and word vectors stand on them."""
@@ -238,22 +212,6 @@ class DeviceData(L.LightningDataModule, ABC):
             warning = self.answers.coverage_warning(given["test"])
             if warning:
                 rank_zero_warn(f"{self._where()}: {warning}")
-
-    def _check_groups(self, stage: str | None) -> None:
-        """Check that the stage has something to ask: in the splits, and on the devices to which they were dealt."""
-        what = "captions" if self.task == "retrieval" else f"{self.task.replace('_', '-')} questions"
-        for split, groups in STAGE_GROUPS.get(stage or "", {}).items():
-            asked = {text.clip for text in self._texts[split]}
-            if not asked:
-                raise UserError(
-                    f"{self._where()}: split '{split}' has no clip with {what}; add some to the clip list and to the "
-                    "annotation files"
-                )
-            timelines = [clips for group in groups for clips in self.device_table.timelines.get(group, {}).values()]
-            if asked.isdisjoint(clip for clips in timelines for clip in clips):
-                raise UserError(
-                    f"{self._where()}: no device of group '{groups[0]}' has a clip with {what}; change data.dealing"
-                )
 
     def _build_items(self, texts: Texts) -> Items:
         kind_of = {name: i for i, name in enumerate(self.kinds)}
@@ -428,14 +386,31 @@ class DeviceData(L.LightningDataModule, ABC):
     @property
     def test_groups(self) -> list[str]:
         """Groups that :meth:`test_dataloader` returns, in order."""
+        return [group for group, reason in self._judged_groups() if reason is None]
+
+    def _judged_groups(self) -> Iterator[tuple[str, str | None]]:
+        """Groups of test devices, and why one cannot be tested; ``None`` where it can."""
         asked = self._items["test"].by_clip
         # On other data than it was trained on, a checkpoint has seen none of the devices.
         foreign = self._trained is not None and self._trained["fingerprint"] != self.fingerprint
-        return [
-            group
-            for group in ("test_unseen", *(() if foreign else ("test_seen",)), "test_clean")
-            if any(c in asked for clips in self._timelines(group).values() for c in clips)
-        ]
+        for group in ("test_unseen", "test_seen", "test_clean"):
+            timelines = self._timelines(group)
+            if not timelines:
+                continue
+            if foreign and group == "test_seen":
+                yield group, "this is other data than the checkpoint was trained on, which has seen none of its devices"
+            elif any(c in asked for clips in timelines.values() for c in clips):
+                yield group, None
+            else:
+                yield group, "nothing is asked about their clips"
+
+    def _tell_left_out(self) -> None:
+        for group, reason in self._judged_groups():
+            if reason is not None:
+                rank_zero_warn(
+                    f"{self._where()}: the {len(self._timelines(group))} devices of group '{group}' are not tested: "
+                    f"{reason}"
+                )
 
     def test_dataloader(self) -> list[EvalBatches]:
         """Unseen devices, then seen devices with new clips, where both exist."""
@@ -443,19 +418,25 @@ class DeviceData(L.LightningDataModule, ABC):
         return [self.eval_batches(group, wants, with_foreign=True) for group in self.test_groups]
 
     def predict_dataloader(self) -> EvalBatches:
-        """The unseen test devices: all of them, or the one that ``predict_device`` names.
+        """The unseen test devices (where there are none, the seen ones): all, or the one that ``predict_device`` names.
 
         Raises:
             UserError: If there is no such device.
         """
-        loader = self.eval_batches("test_unseen", self._module_wants("needs_context", True))
+        group = self.new_group
+        loader = self.eval_batches(group, self._module_wants("needs_context", True))
         if self.predict_device is not None:
-            loader.keep_device(self._find_device(self.predict_device))
+            loader.keep_device(self._find_device(self.predict_device, group))
         return loader
 
-    def _find_device(self, name: str) -> int:
+    @property
+    def new_group(self) -> str:
+        """The group whose devices are newest to a training: unseen test devices, or seen ones where all are seen."""
+        return "test_unseen" if self._timelines("test_unseen") else "test_seen"
+
+    def _find_device(self, name: str, group: str) -> int:
         names = {device.id: i for i, device in enumerate(self.device_table.devices)}
-        present = [device for device, i in names.items() if i in self._timelines("test_unseen")]
+        present = [device for device, i in names.items() if i in self._timelines(group)]
         if name not in present:
             close = difflib.get_close_matches(name, present, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"it holds {', '.join(present[:5])} ..."
@@ -491,19 +472,6 @@ class PersonalClipsData(DeviceData):
         return personal_clips.generate(self.clips, self.cache_dir)
 
 
-@dataclasses.dataclass(frozen=True)
-class Annotation:
-    """One annotation file (or folder of files) of a video data set.
-
-    Attributes:
-        layout: Name of its public layout (``lit_mmpg.data.readers``).
-        path: File or folder, relative to the root.
-    """
-
-    layout: str
-    path: str
-
-
 class VideoData(DeviceData):
     """Video data of the user: a clip list, frame features and annotations in public layouts.
 
@@ -535,75 +503,26 @@ class VideoData(DeviceData):
         max_vocabulary: int = 20_000,
     ) -> None:
         super().__init__(task, batch, max_answers, min_count, max_vocabulary)
-        self.root, self.features, self.clip_list = Path(os.path.expanduser(root)), features, clips
-        self.questions, self.captions = questions or [], captions or []
-        self.dealing, self.drop_missing = dealing, drop_missing
+        self.root, self.features, self.dealing = Path(os.path.expanduser(root)), features, dealing
+        self.files = VideoFiles(self.root, clips, questions or [], captions or [], drop_missing)
 
     def build_corpus(self) -> Corpus:
         """Read the files, check that they fit together and deal the clips."""
         readers.require_path(self.root, "data.root")
         _log.info("reading clips, annotations and features from %s", self.root)
-        source = open_features(self.root / self.features)
-        clips, asked, told = self._read(source)
-        table = deal(clips, self._recipe(), lambda: _mean_features(source, clips))
+        with readers.recording() as read:
+            listed = FeatureFile(self.files.at(self.features))
+            records = self.files.read(listed)
+            source = listed.load({clip.id for clip in records.clips})
+        table = deal(records.clips, self._recipe(), lambda: _mean_features(source, records.clips))
         return Corpus(
-            clips=clips,
+            clips=records.clips,
             frames=source,
-            questions=asked,
-            captions=told,
+            questions=records.questions,
+            captions=records.captions,
             devices=table,
-            fingerprint=readers.fingerprint_files(self._files()),
+            fingerprint=readers.fingerprint_files(read | records.files),
         )
-
-    def _files(self) -> list[Path]:
-        """Everything that decides the content of the data."""
-        names = [self.features, *(a.path for a in [*self.questions, *self.captions])]
-        return [self.root / name for name in [*names, *([self.clip_list] if self.clip_list else [])]]
-
-    def _read(self, source: ClipIndex) -> tuple[list[Clip], list[Question], list[Caption]]:
-        """Clips, questions and captions that fit together and have frames."""
-        questions, aliases = self._read_questions()
-        captions = [c for a in self.captions for c in readers.read_captions(a.layout, self.root / a.path)]
-        if self.clip_list:
-            clips = readers.read_clips(self.root / self.clip_list)
-        else:
-            clips = readers.clips_of_questions(questions)
-        clips = readers.resolve_ids(clips, source.ids(), aliases)
-        names = {clip.id for clip in clips}
-        known = names | set(source.ids())
-        asked = readers.resolve_ids([q for split in questions.values() for q in split], known, aliases)
-        told = readers.resolve_ids(captions, known, aliases)
-        kept = check_coverage(names | {q.clip for q in asked} | {c.clip for c in told}, source, self.drop_missing)
-        self._check_listed(kept - names)
-        kept &= names
-        return (
-            [clip for clip in clips if clip.id in kept],
-            [q for q in asked if q.clip in kept],
-            [c for c in told if c.clip in kept],
-        )
-
-    def _check_listed(self, unlisted: set[str]) -> None:
-        if unlisted and not self.drop_missing:
-            first = ", ".join(sorted(unlisted)[:5])
-            if self.clip_list is None:
-                raise UserError(
-                    f"{self.root}: no question says to which split {len(unlisted)} videos with captions belong, first "
-                    f"{first}; name a clip list (data.clips), or leave them out with --data.drop_missing true"
-                )
-            raise UserError(
-                f"{self.root / self.clip_list}: {len(unlisted)} videos in the annotations are not in the clip list, "
-                f"first {first}; add them, or leave them out with --data.drop_missing true"
-            )
-
-    def _read_questions(self) -> tuple[dict[str, list[Question]], dict[str, str]]:
-        questions: dict[str, list[Question]] = defaultdict(list)
-        aliases: dict[str, str] = {}
-        for annotation in self.questions:
-            path = self.root / annotation.path
-            for split, found in readers.read_questions(annotation.layout, path).items():
-                questions[split] += found
-            aliases |= readers.read_aliases(annotation.layout, path)
-        return questions, aliases
 
     def _recipe(self) -> Dealing:
         """The recipe as trained, where a checkpoint gave one."""

@@ -2,14 +2,16 @@
 
 Clips are dealt by a column of the clip list, by clusters of their features, or by a Dirichlet mixture over either. No
 clip counts twice in a group. With Dirichlet mixtures every clip of a split is dealt in each group of that split; with
-one device per value, clips whose value belongs to the unseen devices of another split are left out.
+one device per value, clips whose value belongs to the unseen devices of another split are left out, and named.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,13 +21,15 @@ from lit_mmpg.data.corpus import Device, DeviceTable
 from lit_mmpg.data.records import SPLITS, Clip
 from lit_mmpg.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Dealing:
     """Recipe of a device table.
 
     Attributes:
-        kind: ``column``: one device per value of ``column``, some values held out as unseen devices. ``clusters``: the
+        kind: ``column``: one device per value of ``column``, with the splits of its clips. ``clusters``: the
             same with k-means clusters of the clips' mean features as values. ``dirichlet``: each device draws a mixture
             over the values of ``column`` (or over clusters, where ``column`` is ``clusters``).
         column: Column of the clip list. Clips with a blank value are dealt evenly.
@@ -34,7 +38,9 @@ class Dealing:
         train_devices: Number of training devices (``dirichlet``).
         val_devices: Number of unseen validation devices (``dirichlet``).
         test_devices: Number of unseen test devices (``dirichlet``).
-        unseen_share: Share of the values held out for validation, and again for test (``column``, ``clusters``).
+        unseen_share: Share of the values held out for validation, and again for test (``column``, ``clusters``), where
+            every value has training clips; 0: none. Values that have clips in validation or test alone are unseen as
+            they are, and nothing else is held out.
         seed: Seed of the dealing, apart from the seed of the training.
     """
 
@@ -88,8 +94,8 @@ def _check(dealing: Dealing) -> None:
             raise UserError(f"data.dealing.{name} is {getattr(dealing, name)}; it must be at least 1")
     if not 0 < dealing.concentration < float("inf"):
         raise UserError(f"data.dealing.concentration is {dealing.concentration}; it must be above 0")
-    if not 0 < dealing.unseen_share < 0.5:
-        raise UserError(f"data.dealing.unseen_share is {dealing.unseen_share}; it must be between 0 and 0.5")
+    if not 0 <= dealing.unseen_share < 0.5:
+        raise UserError(f"data.dealing.unseen_share is {dealing.unseen_share}; it must be at least 0 and below 0.5")
 
 
 def _draw(rng: np.random.Generator, weights: np.ndarray) -> int:
@@ -140,34 +146,24 @@ def _deal_dirichlet(clips: Sequence[Clip], values: Sequence[str], dealing: Deali
 
 
 def _deal_column(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing, splits: set[str]) -> DeviceTable:
-    names = sorted(set(values) - {""})
-    if splits == {"test"}:
-        held = {"test": names, "val": [], "train": []}
-    else:
-        order = np.random.default_rng([dealing.seed, 2]).permutation(len(names))
-        share = max(1, round(dealing.unseen_share * len(names)))
-        if len(names) < 2 * share + 1:
-            dealt_by = "clusters" if dealing.kind == "clusters" else dealing.column
-            raise UserError(
-                f"data.dealing: {len(names)} values of '{dealt_by}' are too few to hold out {share} for validation "
-                f"and {share} for test; lower data.dealing.unseen_share or deal by 'dirichlet'"
-            )
-        held = {
-            "val": [names[i] for i in order[:share]],
-            "test": [names[i] for i in order[share : 2 * share]],
-            "train": [names[i] for i in order[2 * share :]],
-        }
-    devices = tuple(Device(name, {"value": name}) for part in ("train", "val", "test") for name in sorted(held[part]))
-    index = {device.id: i for i, device in enumerate(devices)}
+    own: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SPLITS, 0))
+    for clip, value in zip(clips, values, strict=True):
+        if value:
+            own[value][clip.split] += 1
+    held = _owners(own, dealing, splits)
+    known = dict.fromkeys(name for part in SPLITS for name in held[part])
+    devices = tuple(Device(device_name(name), {"value": name}) for name in known)
+    index = {name: i for i, name in enumerate(known)}
+    seen_val = not held["val"]  # nobody is held out for validation: new clips of the training devices do
     plan = [
         ("train", "train", "train"),
-        ("val", "val", "val"),
+        ("val", "val", "train" if seen_val else "val"),
         ("test_seen", "test", "train"),
         ("test_unseen", "test", "test"),
     ]
     timelines: dict[str, dict[int, tuple[str, ...]]] = {}
     for group, split, owner in plan:
-        owners = sorted(held[owner])
+        owners = held[owner]
         if not owners or split not in splits:
             continue
         rng = np.random.default_rng([dealing.seed, 3, zlib.crc32(group.encode())])
@@ -180,7 +176,58 @@ def _deal_column(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing,
             elif value == "":
                 rows[index[owners[int(rng.integers(len(owners)))]]].append(clip.id)
         timelines[group] = {d: tuple(rng.permutation(rows[d]).tolist()) for d in sorted(rows)}
-    return DeviceTable(devices, timelines, {})
+    _tell_unused(clips, timelines)
+    histories = {"val": timelines["train"]} if seen_val and "val" in timelines else {}
+    return DeviceTable(devices, timelines, {}, histories)
+
+
+def device_name(value: str) -> str:
+    """A value as the id of a device: printable text of at most 128 bytes, as messages carry it; each has its own."""
+    printable = "".join(sign if sign.isprintable() else "_" for sign in value)
+    if printable == value and len(value.encode()) <= 128:
+        return value
+    return f"{printable.encode()[:100].decode(errors='ignore')}-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
+
+
+def _owners(own: Mapping[str, Mapping[str, int]], dealing: Dealing, splits: set[str]) -> dict[str, list[str]]:
+    """Part -> its devices, sorted: as the splits of their clips say, or with some held out where those say nothing."""
+    names = sorted(own)
+    new = {part: [name for name in names if own[name][part] and not own[name]["train"]] for part in ("val", "test")}
+    training = [name for name in names if own[name]["train"]]
+    given = dealing.kind == "column" and bool(new["val"] or new["test"])  # a cluster in one split is chance
+    if "train" not in splits or given or not dealing.unseen_share:
+        return {"train": training, **new}
+    order = np.random.default_rng([dealing.seed, 2]).permutation(len(names))
+    share = max(1, round(dealing.unseen_share * len(names)))
+    if len(names) < 2 * share + 1:
+        dealt_by = "clusters" if dealing.kind == "clusters" else dealing.column
+        raise UserError(
+            f"data.dealing: {len(names)} values of '{dealt_by}' are too few to hold out {share} for validation "
+            f"and {share} for test; lower data.dealing.unseen_share (0: none is held out) or deal by 'dirichlet'"
+        )
+    held = {part: sorted(names[i] for i in order[k * share :][:share]) for k, part in enumerate(("val", "test"))}
+    for name in (n for n in (*held["val"], *held["test"]) if own[n]["train"]):
+        _log.warning(
+            "device '%s' is held out for %s and loses its %d training clips; give its clips one split, or set "
+            "data.dealing.unseen_share to 0",
+            name,
+            "validation" if name in held["val"] else "test",
+            own[name]["train"],
+        )
+    return {"train": sorted(names[i] for i in order[2 * share :]), **held}
+
+
+def _tell_unused(clips: Sequence[Clip], timelines: Mapping[str, Mapping[int, Sequence[str]]]) -> None:
+    used = {clip for rows in timelines.values() for row in rows.values() for clip in row}
+    for split in SPLITS:
+        idle = [clip.id for clip in clips if clip.split == split and clip.id not in used]
+        if idle:
+            _log.warning(
+                "%d clips of split '%s' belong to no device of its groups and are not used, first %s",
+                len(idle),
+                split,
+                ", ".join(idle[:3]),
+            )
 
 
 def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]) -> DeviceTable:
@@ -203,4 +250,4 @@ def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np
     dealer = _deal_dirichlet if dealing.kind == "dirichlet" else _deal_column
     table = dealer(clips, values, dealing, splits)
     recipe: dict[str, Any] = asdict(dealing)
-    return DeviceTable(table.devices, table.timelines, recipe)
+    return DeviceTable(table.devices, table.timelines, recipe, table.histories)

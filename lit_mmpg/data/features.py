@@ -1,14 +1,19 @@
 """Frame features from files, held in memory as one array.
 
 Three layouts, told apart by what is at the path: HDF5 with one dataset per video, HDF5 with all videos stacked beside
-their ``ids`` (as HCRN and NExT-QA publish them), and a folder of ``.npy`` files. No torch.
+their ``ids`` (as HCRN and NExT-QA publish them), and a folder of ``.npy`` files. Only clips that are used are read. No
+torch.
 """
 
 from __future__ import annotations
 
+import difflib
+import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -16,16 +21,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lit_mmpg import sysfs
-from lit_mmpg.data.readers.files import fingerprint_files, require_path
-from lit_mmpg.data.records import ClipIndex, FrameSource
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path
+from lit_mmpg.data.readers.identity import RESERVED
+from lit_mmpg.data.records import ClipIndex, FrameSource, Place
+from lit_mmpg.errors import UserError, fault
 
-__all__ = ["FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
+__all__ = ["FeatureFile", "FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
 
-IDS_DATASET = "ids"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_VALUES = 1 << 24
-
-Reader = Callable[[np.ndarray], None]
 
 
 class FeatureStore(FrameSource):
@@ -93,108 +97,232 @@ class FeatureStore(FrameSource):
             )
 
 
-def open_features(path: str | Path) -> FeatureStore:
-    """Frame features of a file or folder, read completely into memory.
+class FeatureFile:
+    """Features in a file or folder: which clips there are, without a look at their values.
 
-    The dtype of the file is kept (float16 or float32; float64 becomes float32).
+    Three layouts: HDF5 with one dataset ``[T, D]`` per video (groups are folders); HDF5 with ``ids`` ``[N]`` (integers
+    or text) and one dataset ``[N, T, D]`` or ``[N, clips, frames, D]``, whose clips follow each other in time; a folder
+    with one ``.npy`` file ``[T, D]`` per video, subfolders included.
 
     Args:
-        path: HDF5 file with one dataset ``[T, D]`` per video; HDF5 file with ``ids`` ``[N]`` (integers or text) and
-            one dataset ``[N, T, D]`` or ``[N, clips, frames, D]``, whose clips follow each other in time; or folder
-            with one ``.npy`` file ``[T, D]`` per video.
+        path: The file or folder.
 
     Raises:
-        UserError: If the path is missing, a file is truncated or of another kind, there are no features, their rank,
-            dimension or type is wrong, a value is not finite, or memory does not suffice.
+        UserError: If the path is missing, cannot be read, is of another kind, or holds no features.
     """
-    path = require_path(path, "features")
-    return _open_folder(path) if path.is_dir() else _open_hdf5(path)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = require_path(path, "features")
+        self.origin = str(self.path)
+        self._stacked = False
+        if self.path.is_dir():
+            self._places: dict[str, Any] = _npy_files(self.path)
+        else:
+            note_read(self.path)
+            with _reading(self.path) as file:
+                self._places, self._stacked = _hdf5_places(self.path, file)
+
+    def ids(self) -> list[str]:
+        """Ids of all clips."""
+        return list(self._places)
+
+    def load(self, wanted: Collection[str] | None = None) -> FeatureStore:
+        """Frame features, read completely into memory.
+
+        The dtype of the file is kept (float16 or float32; float64 becomes float32). What else the file holds is not
+        looked at.
+
+        Args:
+            wanted: Ids of the clips; ``None``: all.
+
+        Raises:
+            UserError: If a file is truncated, rank, dimension or type is wrong, a value is not finite, or memory does
+                not suffice.
+        """
+        chosen = self.ids() if wanted is None else [name for name in self._places if name in wanted]
+        if self.path.is_dir():
+            for name in chosen:
+                note_read(self._places[name])
+            return self._gather(chosen, lambda name: _open_npy(self._places[name]))
+        with _reading(self.path) as file:
+            if self._stacked and chosen:
+                return self._load_stacked(file, chosen)
+            return self._gather(chosen, lambda name: file[self._places[name]])
+
+    def _load_stacked(self, file: Any, names: Sequence[str]) -> FeatureStore:
+        features = file[self._places[names[0]][0]]
+        shape = features.shape[1:]
+        length = int(np.prod(shape[:-1]))
+        kept = np.float16 if features.dtype == np.float16 else np.float32
+        values = _allocate(self.path, (len(names) * length, shape[-1]), kept)
+        for i, name in enumerate(names):
+            row = values[i * length : (i + 1) * length].reshape(shape)
+            features.read_direct(row, np.s_[self._places[name][1]])
+        return FeatureStore(names, values, np.arange(len(names) + 1, dtype=np.int64) * length, self.path)
+
+    def _gather(self, names: Sequence[str], opened: Callable[[str], Any]) -> FeatureStore:
+        """One video after the other is opened and closed, so that ten thousand of them need one descriptor."""
+        shapes, kinds = [], []
+        for name in names:
+            video = opened(name)
+            shapes.append(tuple(video.shape))
+            kinds.append(video.dtype)
+            _check_video(self.path, name, shapes[-1], kinds[-1], names[0], shapes[0])
+        offsets = np.concatenate([[0], np.cumsum([shape[0] for shape in shapes], dtype=np.int64)]).astype(np.int64)
+        kept = np.float16 if kinds and all(kind == np.float16 for kind in kinds) else np.float32
+        values = _allocate(self.path, (int(offsets[-1]), shapes[0][1] if shapes else 0), kept)
+        for i, name in enumerate(names):
+            values[offsets[i] : offsets[i + 1]] = opened(name)[...]
+        return FeatureStore(names, values, offsets, self.path)
 
 
-def check_coverage(clip_ids_needed: Iterable[str], source: ClipIndex, drop_missing: bool) -> set[str]:
+def open_features(path: str | Path) -> FeatureStore:
+    """All frame features of a file or folder; see :class:`FeatureFile`.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    return FeatureFile(path).load()
+
+
+def check_coverage(
+    clip_ids_needed: Iterable[str],
+    source: ClipIndex,
+    drop_missing: bool,
+    places: Mapping[str, Place] | None = None,
+) -> set[str]:
     """The needed clips that have frames.
 
     Args:
         clip_ids_needed: Ids of the clips in the annotations.
         source: Where their frames should be.
         drop_missing: Leave out clips without frames instead of refusing.
+        places: Where each clip is first named, for messages.
 
     Raises:
-        UserError: If clips lack frames and may not be dropped, or none has frames.
+        UserError: If (outside ``collected``) clips lack frames and may not be dropped, or none has frames.
     """
     needed = set(clip_ids_needed)
     kept = needed & set(source.ids())
     missing = sorted(needed - kept)
     origin = getattr(source, "origin", "the frame source")
-    if missing and not drop_missing:
-        raise UserError(
-            f"{origin}: {len(missing)} of {len(needed)} videos in the annotations have no features, "
-            f"first {', '.join(missing[:5])}; extract them, or leave them out with --data.drop_missing true"
-        )
     if needed and not kept:
         raise UserError(
             f"{origin}: none of the {len(needed)} videos in the annotations has features; the annotations call them "
-            f"{', '.join(missing[:3])}, the features {', '.join(source.ids()[:3])}"
+            f"{', '.join(missing[:3])}, the features {', '.join(source.ids()[:3])}; extract them, or mend the names"
+        )
+    if missing and not drop_missing:
+        fault(
+            f"{origin}: {len(missing)} of {len(needed)} videos in the annotations have no features, "
+            f"first {', '.join(missing[:5])}; extract them, or leave them out with --data.drop_missing true"
+            f"{_spelling(missing[0], source.ids(), (places or {}).get(missing[0]))}"
         )
     return kept
 
 
-def _open_folder(path: Path) -> FeatureStore:
-    files = sorted(path.glob("*.npy"))
+def _spelling(name: str, known: Sequence[str], place: Place | None) -> str:
+    """Where a clip is named that is not there, and what the features call the one that it may be."""
+    number = re.findall(r"\d+", name)
+    alike = [other for other in known if re.findall(r"\d+", other) == number]
+    close = difflib.get_close_matches(name, alike, n=1, cutoff=0.5)
+    said = [*([str(place)] if place and place.file else []), *([f"the features have '{close[0]}'"] if close else [])]
+    return f" ('{name}': {'; '.join(said)})" if said else ""
+
+
+def _npy_files(folder: Path) -> dict[str, Path]:
+    """Id -> file; files and folders that begin with a dot are other programs' notes."""
+    files: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(".npy") and not name.startswith("."):
+                file = Path(place, name)
+                id = file.relative_to(folder).as_posix()[: -len(".npy")]
+                if id in files:
+                    fault(f"{folder}: {files[id].name} and {name} would both be video '{id}'; delete one of them")
+                files[_utf8(folder, id)] = file
     if not files:
-        others = sorted(p.name for p in path.iterdir() if p.suffix in (".h5", ".hdf5"))
-        hint = f"; for the HDF5 file there, give {path / others[0]}" if others else ""
-        raise UserError(f"{path}: the folder contains no .npy files{hint}")
-    arrays = {}
-    for file in files:
-        try:
-            arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{file}: not a complete .npy file of numbers ({error}); extract it again") from error
-    return _gather(path, [(n, a.shape, a.dtype, partial(np.copyto, src=a)) for n, a in arrays.items()])
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".h5", ".hdf5"))
+        hint = f"; for the HDF5 file there, give {folder / others[0]}" if others else ""
+        raise UserError(f"{folder}: the folder contains no .npy files{hint}")
+    return files
 
 
-def _open_hdf5(path: Path) -> FeatureStore:
+def _open_npy(file: Path) -> np.ndarray:
+    """A view of the file, which is closed with the array."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); {_remedy(error.errno)}") from error
+        raise UserError(f"{file}: not a complete .npy file of numbers ({error}); extract it again") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """An HDF5 file; what the system refuses is told apart from what is damaged."""
     h5py = _h5py()
     try:
         with h5py.File(path, "r") as file:
-            datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            if not datasets:
-                groups = f" (only groups: {', '.join(list(file)[:3])})" if len(file) else ""
-                raise UserError(f"{path}: the file contains no datasets at its top level{groups}")
-            if IDS_DATASET in datasets:
-                return _open_stacked(path, datasets)
-            return _gather(path, [(n, d.shape, d.dtype, d.read_direct) for n, d in datasets.items()])
+            yield file
     except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: not a complete HDF5 file ({_first_line(error)}); copy or extract it again") from error
+        raise hdf5_error(path, error) from error
 
 
-def _gather(path: Path, videos: Sequence[tuple[str, tuple[int, ...], np.dtype, Reader]]) -> FeatureStore:
-    """Reads videos given as (id, shape, dtype, function that fills an array) into one array."""
-    dim = videos[0][1][-1] if videos[0][1] else 0
-    for name, shape, dtype, _ in videos:
-        if len(shape) != 2 or 0 in shape:
-            raise UserError(f"{path}: features of video '{name}' have the shape {shape}; [frames, dimension] is needed")
-        if shape[1] != dim:
-            raise UserError(
-                f"{path}: features of video '{name}' have dimension {shape[1]}, those of '{videos[0][0]}' {dim}; "
-                "all must come from the same encoder"
-            )
-        _check_float(path, name, dtype)
-    offsets = np.concatenate([[0], np.cumsum([shape[0] for _, shape, _, _ in videos], dtype=np.int64)])
-    kept = np.float16 if all(dtype == np.float16 for _, _, dtype, _ in videos) else np.float32
-    values = _allocate(path, (int(offsets[-1]), dim), kept)
-    for i, (_, _, _, fill) in enumerate(videos):
-        fill(values[offsets[i] : offsets[i + 1]])
-    return FeatureStore([name for name, *_ in videos], values, offsets, path)
+def hdf5_error(path: Path, error: Exception) -> UserError:
+    """What to tell about an HDF5 file that cannot be opened or read."""
+    number = getattr(error, "errno", None)
+    said = re.search(r"errno = (\d+)", str(error))
+    if number is None and said:
+        number = int(said[1])
+    if "lock file" in str(error) or "already open for" in str(error):
+        return UserError(
+            f"{path}: is open in another program that writes to it; close that, or where the file system cannot lock "
+            "files set HDF5_USE_FILE_LOCKING=FALSE"
+        )
+    if number:
+        return UserError(f"{path}: cannot be read ({os.strerror(number)}); {_remedy(number)}")
+    with path.open("rb") as file:
+        head = file.read(len(SIGNATURE))
+    if len(head) == len(SIGNATURE) and head != SIGNATURE and any(head):
+        remedy = "name a file of features (.h5), or a folder of .npy files"
+    else:
+        remedy = "copy or extract it again"
+    return UserError(f"{path}: not a complete HDF5 file ({_first_line(error)}); {remedy}")
 
 
-def _open_stacked(path: Path, datasets: dict[str, Any]) -> FeatureStore:
-    ids = _text_ids(path, datasets[IDS_DATASET])
-    candidates = {n: d for n, d in datasets.items() if n != IDS_DATASET and d.ndim >= 2}
+def _remedy(number: int) -> str:
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "close other programs, or allow more open files (ulimit -n)"
+    if number in (errno.EACCES, errno.EPERM):
+        return "look at its permissions"
+    return "see that it is there and its disk well, and try again"
+
+
+def _hdf5_places(path: Path, file: Any) -> tuple[dict[str, Any], bool]:
+    """Id -> name of its dataset, or (with stacked features) name and row; and whether they are stacked."""
+    h5py = _h5py()
+    if isinstance(file.get(RESERVED), h5py.Dataset):
+        return _stacked_places(path, {n: item for n, item in file.items() if isinstance(item, h5py.Dataset)}), True
+    places: dict[str, Any] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            places[_utf8(path, name)] = name
+
+    file.visititems(visit)
+    if not places:
+        groups = f" (only groups: {', '.join(list(file)[:3])})" if len(file) else ""
+        raise UserError(f"{path}: the file contains no datasets{groups}")
+    return places, False
+
+
+def _stacked_places(path: Path, datasets: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    ids = _text_ids(path, datasets[RESERVED])
+    candidates = {n: d for n, d in datasets.items() if n != RESERVED and d.ndim >= 2}
     if len(candidates) != 1:
         found = ", ".join(f"{n} {d.shape}" for n, d in datasets.items())
-        raise UserError(f"{path}: beside '{IDS_DATASET}' exactly one dataset of features is needed, found {found}")
+        raise UserError(f"{path}: beside '{RESERVED}' exactly one dataset of features is needed, found {found}")
     name, features = next(iter(candidates.items()))
     if features.ndim not in (3, 4) or 0 in features.shape:
         raise UserError(
@@ -202,23 +330,50 @@ def _open_stacked(path: Path, datasets: dict[str, Any]) -> FeatureStore:
             "[videos, frames, dimension] or [videos, clips, frames, dimension] is needed"
         )
     if len(ids) != features.shape[0]:
-        raise UserError(f"{path}: {len(ids)} entries in '{IDS_DATASET}' but {features.shape[0]} in '{name}'")
+        raise UserError(f"{path}: {len(ids)} entries in '{RESERVED}' but {features.shape[0]} in '{name}'")
     _check_float(path, name, features.dtype)
-    kept = np.float16 if features.dtype == np.float16 else np.float32
-    frames_per_video = int(np.prod(features.shape[1:-1]))
-    values = _allocate(path, (len(ids) * frames_per_video, features.shape[-1]), kept)
-    features.read_direct(values.reshape(features.shape))
-    offsets = np.arange(len(ids) + 1, dtype=np.int64) * frames_per_video
-    return FeatureStore(ids, values, offsets, path)
+    repeated = [id for id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}: video id '{repeated[0]}' occurs more than once")
+    return {id: (name, row) for row, id in enumerate(ids)}
 
 
 def _text_ids(path: Path, dataset: Any) -> list[str]:
     ids = np.asarray(dataset[()])
     if ids.ndim != 1 or ids.dtype.kind not in "iuSO":
         raise UserError(
-            f"{path}: dataset '{IDS_DATASET}' is {ids.dtype} {ids.shape}; a list of integers or texts is needed"
+            f"{path}: dataset '{RESERVED}' is {ids.dtype} {ids.shape}; a list of integers or texts is needed"
         )
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in ids.tolist()]
+    return [_utf8(path, name) for name in ids.tolist()]
+
+
+def _utf8(path: Path, name: Any) -> str:
+    """An id as text.
+
+    Raises:
+        UserError: If it is not UTF-8.
+    """
+    raw = name if isinstance(name, bytes) else str(name).encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: the id {raw!r} is not UTF-8 text (in Latin-1 it says '{raw.decode('latin-1')}'); write the ids "
+            "as UTF-8, or rename the file"
+        ) from error
+
+
+def _check_video(
+    path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, first: str, first_shape: tuple[int, ...]
+) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"{path}: features of video '{name}' have the shape {shape}; [frames, dimension] is needed")
+    if shape[1] != first_shape[1]:
+        raise UserError(
+            f"{path}: features of video '{name}' have dimension {shape[1]}, those of '{first}' {first_shape[1]}; "
+            "all must come from the same encoder"
+        )
+    _check_float(path, name, dtype)
 
 
 def _check_float(path: Path, name: str, dtype: np.dtype) -> None:

@@ -6,7 +6,8 @@ No torch here: readers, dealing and the ideal observer work on these plain recor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +21,17 @@ def subsample(count: int, most: int) -> np.ndarray:
     return np.round(np.linspace(0, count - 1, most)).astype(np.int64)
 
 
+class Place(NamedTuple):
+    """Where a record stands, for messages."""
+
+    file: Path | None = None
+    line: int = 0
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.line}" if self.file else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One video clip.
@@ -28,11 +40,13 @@ class Clip:
         id: Name of the clip; unique in its data set and the key into the frame source.
         split: ``train``, ``val`` or ``test``.
         columns: Further columns of the clip list (for example ``category``), as text; blank when unknown.
+        place: Where it is listed.
     """
 
     id: str
     split: str
     columns: dict[str, str] = field(default_factory=dict)
+    place: Place = field(default=Place(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,7 @@ class Question:
         type: Question type for the breakdown of metrics; blank when unknown.
         options: Candidate answers of a multiple-choice question; empty for an open-ended one.
         correct: Index of the correct option; -1 for an open-ended question.
+        place: Where it stands.
     """
 
     clip: str
@@ -56,6 +71,7 @@ class Question:
     type: str = ""
     options: tuple[str, ...] = ()
     correct: int = -1
+    place: Place = field(default=Place(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +83,13 @@ class Caption:
         text: The sentence.
         extra: True for a sentence that may be trained on but is never a retrieval query
             (for example the description of a single shot).
+        place: Where it stands.
     """
 
     clip: str
     text: str
     extra: bool = False
+    place: Place = field(default=Place(), compare=False, repr=False)
 
 
 class ClipIndex(Protocol):

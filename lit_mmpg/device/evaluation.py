@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_mmpg.batch import Batch
 from lit_mmpg.device.outputs import Outputs
-from lit_mmpg.metrics.accuracy import DeviceAccuracy
+from lit_mmpg.metrics.accuracy import DeviceAccuracy, metric_names
 from lit_mmpg.metrics.retrieval import RECALL_AT, RetrievalMetrics, recall_probability
 from lit_mmpg.metrics.statistics import Interval, clustered_mean
 
@@ -71,9 +71,12 @@ class Evaluation(nn.Module):
     ) -> None:
         super().__init__()
         self.task, self.groups, self.methods, self.item_clip = task, list(groups), list(methods), item_clip
+        names = metric_names(kinds)
+        renamed = {name: kind for name, kind in zip(names, kinds, strict=True) if kind not in ("", name)}
+        self._kind_of = {f"accuracy_kind/{name}": kind for name, kind in renamed.items()}
 
         def metric() -> nn.Module:
-            return RetrievalMetrics(gallery) if task == "retrieval" else DeviceAccuracy(kinds)
+            return RetrievalMetrics(gallery) if task == "retrieval" else DeviceAccuracy(names)
 
         self.metrics = nn.ModuleList(metric() for _ in self.groups for _ in self.methods)
         self._items: dict[tuple[str, str], ItemResults] = {}
@@ -87,9 +90,8 @@ class Evaluation(nn.Module):
             groups: ``["val"]``, or groups of test devices.
             methods: Names of the methods.
         """
-        kinds = [kind or "unknown" for kind in data.kinds]
         split = "val" if list(groups) == ["val"] else "test"
-        return cls(data.task, groups, methods, kinds, data.item_clips(split), data.gallery)
+        return cls(data.task, groups, methods, data.kinds, data.item_clips(split), data.gallery)
 
     def _metric(self, group: str, method: str) -> DeviceAccuracy | RetrievalMetrics:
         metric = self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]
@@ -159,7 +161,8 @@ class Evaluation(nn.Module):
             baseline: Method against which the paired difference of the primary metric is reported.
 
         Returns:
-            Rows with ``method, split, metric, value, low, high, clusters, seeds, upload_bytes, download_bytes``.
+            Rows with ``method, split, metric, value, low, high, clusters, seeds, upload_bytes, download_bytes``, and
+            ``kind``, the question type itself, where the metric is that of a type that is no name of a metric.
         """
         rows: list[dict[str, object]] = []
         for group in self.groups:
@@ -175,7 +178,8 @@ class Evaluation(nn.Module):
                         if known is None
                         else clustered_mean(known, items.device, items.clip).interval()
                     )
-                    rows.append(identity | {"metric": name} | interval_fields(interval) | {"seeds": 1} | sent)
+                    kind = {"kind": self._kind_of[name]} if name in self._kind_of else {}
+                    rows.append(identity | {"metric": name} | kind | interval_fields(interval) | {"seeds": 1} | sent)
                 if reference is not None and method != baseline:
                     name = PRIMARY[self.task]
                     difference = items.values[name] - reference.values[name]

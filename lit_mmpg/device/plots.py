@@ -41,7 +41,7 @@ def accuracy_per_device(results: Mapping[str, ItemResults], names: Sequence[str]
     for i, (method, values) in enumerate(means.items()):
         places = np.arange(len(devices)) + (i - (len(means) - 1) / 2) * width
         axes.bar(places, [values[d] for d in devices], width, label=method)
-    axes.set_xticks(np.arange(len(devices)), [names[d] for d in devices], rotation=90, fontsize=7)
+    axes.set_xticks(np.arange(len(devices)), [names[d] for d in devices], rotation=90, fontsize=7, parse_math=False)
     axes.set_ylabel(metric)
     axes.set_xlabel("device")
     axes.legend(frameon=False)

@@ -1,8 +1,8 @@
 """Devices with their clips, questions and generated parameters: what graphs are calibrated and checked on.
 
 Two sources. ``data``: validation devices for calibration and unseen test devices for acceptance, so no device serves
-both. ``synthetic``: clips drawn from the statistics of the training features, for a checkpoint whose data is not at
-hand; the manifest says which it was.
+both (where no device is unseen, other clips of the seen ones do). ``synthetic``: clips drawn from the statistics of the
+training features, for a checkpoint whose data is not at hand; the manifest says which it was.
 """
 
 from __future__ import annotations
@@ -80,10 +80,11 @@ def draw_samples(source: Source, kind: str) -> Samples:
             "(--data.root FOLDER), or use clips drawn from the training statistics (--samples synthetic)"
         ) from error
     with_context = source.cloud is not None
-    groups = [list(_devices(source, source.data.eval_batches(g, with_context))) for g in ("val", "test_unseen")]
+    names = ("val", source.data.new_group)
+    groups = [list(_devices(source, source.data.eval_batches(g, with_context))) for g in names]
     calibration, acceptance = (group[:DEVICES] for group in groups)
     if not acceptance:
-        raise UserError("the data has no unseen test device with a question; use --samples synthetic")
+        raise UserError("the data has no test device with a question and a context; use --samples synthetic")
     return Samples(kind, calibration or acceptance, acceptance)
 
 

@@ -10,17 +10,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_mmpg.data.features import IDS_DATASET
+from lit_mmpg.data.features import hdf5_error
 from lit_mmpg.errors import UserError
-from lit_mmpg.runtime.video import clip_id, require_video
-from lit_mmpg.texts import printable
 from lit_mmpg.writing import write_bytes
 
 LAYOUT_VERSION = 2
@@ -79,9 +77,9 @@ class Store:
         try:
             with h5py.File(self.output, "r") as file:
                 made = json.loads(file.attrs.get("settings", "null"))
-                sources = {name: str(item.attrs.get("source", "")) for name, item in file.items()}
+                sources = {name: str(file[name].attrs.get("source", "")) for name in _names(file)}
         except OSError as error:
-            raise UserError(f"{self.output} is not a complete HDF5 file; move it away or name another one") from error
+            raise UserError(f"{hdf5_error(self.output, error)}; or move it away, or name another one") from error
         if made == asdict(self.settings):
             return sources
         if made is None:
@@ -124,9 +122,9 @@ class Store:
                         file.create_dataset(clip, data=np.load(part, allow_pickle=False)).attrs["source"] = digest
                 if self._kept:
                     with h5py.File(self.output, "r") as old:
-                        for clip in sorted(set(old) - set(file)):
-                            old.copy(clip, file)
-                count = len(file)
+                        for clip in sorted(set(_names(old)) - set(_names(file))):
+                            old.copy(clip, file, name=clip)
+                count = len(_names(file))
             partial.replace(self.output)
         finally:
             partial.unlink(missing_ok=True)
@@ -134,28 +132,8 @@ class Store:
         return count
 
 
-def clip_ids(videos: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
-    """Id -> video, and why others cannot be in a file of features; the id is the file's name without the suffix.
-
-    Raises:
-        UserError: If two files have the same name but for their suffix.
-    """
-    found: dict[str, Path] = {}
-    problems = []
-    for path in videos:
-        clip, name = clip_id(path), printable(path)
-        try:
-            require_video(path)
-            if clip in (IDS_DATASET, "."):
-                raise UserError(f"{name}: '{clip}' is no possible name of a clip in a file of features; rename it")
-            clip.encode()
-        except UserError as error:
-            problems.append(str(error))
-        except UnicodeEncodeError:
-            problems.append(f"{name}: its name is not UTF-8, as names in a file of features are; rename it")
-        else:
-            if clip in found:
-                other = printable(found[clip].name)
-                raise UserError(f"{name} and {other} would both be clip '{printable(clip)}'; rename one of them")
-            found[clip] = path
-    return found, problems
+def _names(file: Any) -> list[str]:
+    """Names of all datasets; a clip of a subfolder lies in a group."""
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append(name) if hasattr(item, "dtype") else None)
+    return found

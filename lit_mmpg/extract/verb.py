@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.identity import clip_files
+from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.report import escape, format_bytes, wide_console
-from lit_mmpg.runtime.video import SAMPLING, list_videos, require_decoder, video_digest
+from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_video, video_digest
 from lit_mmpg.texts import printable
 
 CACHE = Path("outputs/cache/encoders")
@@ -35,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--frames and --workers must be at least 1, --size at least 32")
     # Before anything long: what is there, and whether it fits together.
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
-    from lit_mmpg.extract.store import Settings, Store, clip_ids
+    from lit_mmpg.extract.store import Settings, Store
 
     require_decoder()
-    entries = list_videos(options.videos)
-    videos, problems = clip_ids(entries)
+    videos, problems = _videos(options.videos)
+    entries = len(videos) + len(problems)
     folder = encoder_folder(options.encoder)
     digest = encoder_digest(folder)
     console = wide_console()
@@ -65,8 +67,9 @@ def main(argv: Sequence[str]) -> int:
     ]
     known = len(sources) - len(jobs)
     if known:
-        console.print(f"{known} of {len(entries)} clips are there already")
+        console.print(f"{known} of {entries} clips are there already")
     if known and not jobs and output.is_file() and not any(store.part(c, s).is_file() for c, s in sources.items()):
+        _print_next(output)
         return 1 if problems else 0
     failed: list[Done] = []
     frames, start = 0, time.perf_counter()
@@ -84,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     lost = {done.job.clip for done in failed}
     finished = {clip: source for clip, source in sources.items() if clip not in lost}
     if not finished:
-        raise UserError(f"none of the {len(entries)} videos in {printable(options.videos)} could be read; see above")
+        raise UserError(f"none of the {entries} videos in {printable(options.videos)} could be read; see above")
     count = store.finish(finished, {"encoder": folder.name})
     seconds = time.perf_counter() - start
     console.print(
@@ -92,15 +95,43 @@ def main(argv: Sequence[str]) -> int:
         f"{len(jobs) - len(failed)} with {frames} frames in {seconds:.1f} s ({frames / seconds:.0f} frames/s); "
         f"{len(failed) + len(problems)} left out"
     )
+    _print_next(output)
     return 1 if failed or problems else 0
+
+
+def _videos(name: str) -> tuple[dict[str, Path], list[str]]:
+    """Id -> video, of a folder and its subfolders, and why others are left out.
+
+    Raises:
+        UserError: If the folder does not exist or holds none, or two videos would have the same id.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        raise UserError(f"folder {printable(folder)} does not exist{printable(nearest(folder))}")
+    problems: list[str] = []
+    found = clip_files(folder, problems.append)
+    for clip, path in list(found.items()):
+        try:
+            require_video(path)
+        except UserError as error:
+            problems.append(str(error))
+            del found[clip]
+    return found, problems
+
+
+def _print_next(output: Path) -> None:
+    """Say what comes next, where the features lie in a data set that ``init-data`` made."""
+    config = output.parent / f"{output.absolute().parent.name}.yaml"
+    if output.name == "features.h5" and config.is_file():
+        print(f"next: lit-mmpg fit --config {shlex.quote(str(config))}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg extract",
-        description="Frame features of all videos of a folder, as HDF5 with one dataset [frames, features] per video, "
-        "named as the file without its suffix: what data.features of a data configuration takes. A run that was "
-        "stopped, or more videos later: the same command goes on.",
+        description="Frame features of all videos of a folder and its subfolders, as HDF5 with one dataset [frames, "
+        "features] per video, named as the file without its suffix: what data.features of a data configuration takes. "
+        "A run that was stopped, or more videos later: the same command goes on.",
         epilog="Exit status: 0 all clips are there; 1 some videos could not be read and were left out; 2 nothing "
         "could be done.",
         allow_abbrev=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +15,31 @@ from lit_mmpg.metrics.states import GatheredMetric, first_of_each, require_same_
 
 WORST_SHARE = 10
 """One in how many devices counts as the worst: the worst decile."""
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9_. -]{0,58}[A-Za-z0-9_-])?")
+
+
+def metric_names(kinds: Sequence[str]) -> list[str]:
+    """A name of its own for each question type, made of what trackers allow in names of metrics.
+
+    A short type in ASCII letters, digits, ``_``, ``-``, ``.`` and single blanks keeps its name. Any other becomes what
+    is left of it and a digest, and so do types that differ in case alone, which some stores do not tell apart. A blank
+    type is ``unknown``.
+
+    Args:
+        kinds: Distinct question types.
+    """
+    folded = Counter((kind or "unknown").casefold() for kind in kinds)
+    names = []
+    for kind in kinds:
+        plain = not kind or (_PLAIN.fullmatch(kind) and "  " not in kind and folded[kind.casefold()] == 1)
+        if plain:
+            names.append(kind or "unknown")
+        else:
+            left = "-".join(re.findall(r"[A-Za-z0-9_]+", kind))[:40] or "type"
+            names.append(f"{left}-{hashlib.sha256(kind.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}")
+    return names
 
 
 class GroupAccuracy(NamedTuple):

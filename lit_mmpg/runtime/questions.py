@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from lit_mmpg.data.readers.files import read_rows, require_file
+from lit_mmpg.data.readers.files import read_lines, read_rows, require_file
+from lit_mmpg.data.readers.identity import clip_name
 from lit_mmpg.errors import UserError
 
 OPTION_SEPARATOR = "|"
@@ -65,18 +65,10 @@ def read_questions(file: str | None, asked: Sequence[str]) -> Questions:
             for _, row in read_rows(path, ("video", "question")):
                 options = tuple(o.strip() for o in row.get("options", "").split(OPTION_SEPARATOR) if o.strip())
                 question = Question(row["question"], options, row.get("answer") or None)
-                own.setdefault(Path(row["video"]).stem, []).append(question)
+                own.setdefault(clip_name(row["video"]).rpartition("/")[2], []).append(question)
         else:
-            common += [Question(line) for line in _lines(path)]
+            common += [Question(line.strip()) for line in read_lines(path) if line.strip()]
     questions = Questions(common, own)
     if not len(questions):
         raise UserError('nothing is asked; add --question "what is the man doing?" or --questions FILE')
     return questions
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--questions {path} is not UTF-8 text; save it as UTF-8") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]

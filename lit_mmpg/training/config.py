@@ -5,7 +5,7 @@ An experiment file names its groups by files relative to itself, or writes them 
     data: ../data/personal_clips.yaml
     trainer: [../trainer/cpu.yaml, {max_epochs: 8}]   # merged from left to right
 
-``${NAME}`` in a value stands for the environment variable NAME.
+``${NAME}`` in a value stands for the environment variable NAME, ``~/`` at its start for the home folder.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import find_config
+from lit_mmpg.files import expand_home, find_config, parse_yaml, read_yaml
 
 DEMO = "configs/experiment/demo.yaml"
 """A complete configuration, on the embedded data."""
@@ -93,6 +91,23 @@ class Request:
                 found = value if equals else following
         return found
 
+    def section(self, name: str) -> dict[str, Any]:
+        """One section as far as it is known without a parser: the configuration, and over it the flags of its fields.
+
+        Raises:
+            UserError: If a value needs an environment variable that is not set.
+        """
+        section = _interpolate({name: self.config.get(name) or {}}, (), self.overridden())[name]
+        for flag, value in _pairs(self.flags):
+            group, *path = flag[2:].split(".")
+            if group == name and path:
+                if path[0] not in ("class_path", "init_args"):
+                    path = ["init_args", *path]
+                for key in reversed(path):
+                    value = {key: value}
+                section = merge(section, value)
+        return section
+
     def derive(self, path: Path) -> Request:
         """Request for the device stage: its own file over this one's, with the flags that concern both stages."""
         inherited = {key: value for key, value in self.config.items() if key != "model"}
@@ -121,9 +136,12 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     for option in OPTIONS[verb]:
         parser.add_argument(f"--{option}", action="store_true" if option in FLAGS else "store")
     try:
-        known, flags = parser.parse_known_args(list(argv))
+        known, flags = parser.parse_known_args([expand_home(text) for text in argv])
     except SystemExit as error:
         raise UserError(f"an option of 'lit-mmpg {verb}' lacks its value; see lit-mmpg {verb} --help") from error
+    for flag, value in _pairs(flags):
+        if flag[2:] in GROUPS and str(value).endswith((".yaml", ".yml")):
+            _read_mapping(find_config(str(value)))  # the parser reads it in its own way, and would let faults pass
     config: dict[str, Any] = {}
     for name in known.config:
         config = merge(config, load_config(find_config(name)))
@@ -140,7 +158,7 @@ def load_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If a file is missing or is not YAML with a mapping at the top.
     """
-    config = _read_yaml(path)
+    config = _read_mapping(path)
     for group in GROUPS:
         if group in config:
             config[group] = _compose(config[group], path, group)
@@ -162,7 +180,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _compose(value: Any, path: Path, group: str) -> dict[str, Any]:
     if isinstance(value, str):
-        return _read_yaml(find_config(value, path.parent))
+        return _read_mapping(find_config(value, path.parent))
     if isinstance(value, list):
         composed: dict[str, Any] = {}
         for part in value:
@@ -173,11 +191,8 @@ def _compose(value: Any, path: Path, group: str) -> dict[str, Any]:
     raise UserError(f"{path}: '{group}' must be a file, a mapping or a list of these, not {value!r}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+def _read_mapping(path: Path) -> dict[str, Any]:
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} must hold a mapping such as 'trainer: ...' at the top")
     return config
@@ -207,12 +222,25 @@ def _interpolate(value: Any, key: tuple[str, ...], overridden: set[str]) -> Any:
                 f"'{_short(key)}' is {value}: {other.group()} is no environment variable, and no other interpolation "
                 "(as OmegaConf's) is supported; write the value out, or ${NAME}"
             )
-        return _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
+        return expand_home(_VARIABLE.sub(lambda match: os.environ[match.group(1)], value))
     return value
 
 
 def _short(key: Sequence[str]) -> str:
     return ".".join(part for part in key if part != "init_args")
+
+
+def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Flags with their values, which are YAML where they can be."""
+    for i, flag in enumerate(flags):
+        name, equals, text = flag.partition("=")
+        if not name.startswith("--") or not (equals or (i + 1 < len(flags) and not flags[i + 1].startswith("--"))):
+            continue
+        text = text if equals else flags[i + 1]
+        try:
+            yield name, parse_yaml(text, name)
+        except UserError:
+            yield name, text
 
 
 def _without_model(flags: Sequence[str]) -> list[str]:

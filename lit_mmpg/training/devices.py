@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from lit_mmpg.data.observer import room
 from lit_mmpg.report import check_output, json_alone, rows_text, wide_console, write_rows
 from lit_mmpg.training.config import read_request
+from lit_mmpg.training.run import check_data
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -34,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         request = read_request("devices", ["--config", DEFAULT, *argv])
     output = request.options["output"]
     check_output(output)
+    check_data(request)
     with json_alone(request.options["json"]) as write:
         from lit_mmpg.training.lightning_cli import CLI
 
@@ -83,7 +86,8 @@ def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
     for group, own in groups.items():
         for row in own[:SHOWN]:
             shift = "; ".join(f"{name} {value}" for name, value in row["shift"].items())
-            table.add_row(group, row["device"], *(str(row[n]) for n in ("clips", "frames", "items")), shift)
+            counts = (str(row[n]) for n in ("clips", "frames", "items"))
+            table.add_row(group, escape(row["device"]), *counts, escape(shift))
         if len(own) > SHOWN:
             table.add_row(group, f"... {len(own) - SHOWN} more")
         table.add_section()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
@@ -23,10 +26,14 @@ def fit(argv: Sequence[str]) -> int:
         device = request.flag("model.device_ckpt")
         if device not in (None, "null"):
             require_checkpoint(str(device))
-        request.arguments()  # an unset variable is answered before torch is imported
+        request.arguments()  # an unset variable and faults of the data are answered before torch is imported
+        check_data(request)
         from lit_mmpg.training.stages import train
 
-        train(request)
+        best = train(request)
+        if best and os.environ.get("LOCAL_RANK", "0") == "0":
+            shown = shlex.quote(os.path.relpath(best) if Path(best).is_relative_to(Path.cwd()) else best)
+            print(f"next: lit-mmpg test --ckpt_path {shown}\n  or: lit-mmpg export --ckpt {shown} --output bundle")
     return 0
 
 
@@ -73,6 +80,28 @@ def _check_checkpoint(request: Request) -> None:
     if path is None:
         raise UserError(f"{request.verb} needs a checkpoint; name it with --ckpt_path FILE.ckpt")
     require_checkpoint(path)
+
+
+def check_data(request: Request) -> None:
+    """Report what is wrong with the files of the user's own data, before anything heavy is imported.
+
+    Raises:
+        UserError: One report of all faults.
+    """
+    if "data" in request.overridden():
+        return  # another file or class: the parser knows what it says
+    data = request.section("data")
+    settings = data.get("init_args")
+    if str(data.get("class_path")).split(".")[-1] != "VideoData" or not isinstance(settings, dict):
+        return
+    if not all(isinstance(settings.get(key), str) for key in ("root", "features")):
+        return  # the parser says what is missing
+    from lit_mmpg.data.video_files import check_video_data
+
+    try:
+        check_video_data(settings, request.verb)
+    except (TypeError, ValueError, AttributeError):
+        return  # a setting of another type: the parser says so
 
 
 def _asks_help(request: Request) -> bool:

@@ -313,6 +313,53 @@ def test_videos_outside_the_clip_list(tmp_path: Path) -> None:
     assert len(data.clip_ids) == 38 and len(data.texts("train")) == 44
 
 
+def test_one_clip_by_two_names_is_in_one_split(tmp_path: Path) -> None:
+    root = build_root(tmp_path)
+    with (root / "clips.csv").open("a") as file:
+        file.write("clip003.mp4,test,red\n")
+    message = r"clips.csv, line 42: 'clip003.mp4' \(test\) is the clip that line 5 lists as 'clip003' \(train\)"
+    with pytest.raises(UserError, match=message):
+        ready(root)
+    with (root / "qa/test.csv").open("a") as file:
+        file.write("clip003.mp4,q,red,x,paint\n")
+    with pytest.raises(
+        UserError, match=r"'clip003' has questions in 'train' and in 'test' \(.*train.csv.*test.csv, line"
+    ):
+        ready(root, clips=None)
+
+
+def test_the_fingerprint_covers_what_is_read_and_nothing_else(tmp_path: Path) -> None:
+    root = build_root(tmp_path)
+    first = ready(root).fingerprint
+    (root / ".DS_Store").write_bytes(b"x")
+    (root / "qa/notes.txt").write_text("x")
+    (root / "videos").mkdir()
+    (root / "videos/clip000.mp4").write_bytes(b"x")
+    assert ready(root).fingerprint == first
+    text = (root / "qa/val.csv").read_text()
+    (root / "qa/val.csv").write_text(text.replace("red", "blue"))
+    assert ready(root).fingerprint != first
+
+
+def test_groups_that_are_not_tested_are_named(root: Path) -> None:
+    data = make_data(root)
+    data.use_meta({**ready(root).meta, "fingerprint": "of other data"})
+    with pytest.warns(UserWarning, match=r"devices of group 'test_seen' are not tested: this is other data"):
+        data.setup("test")
+    assert data.test_groups == ["test_unseen"]
+
+
+def test_devices_that_all_have_training_clips(root: Path) -> None:
+    """Nobody is held out: new clips of the training devices are validated, tested and answered, from their history."""
+    dealing = Dealing(kind="column", unseen_share=0.0)
+    data = ready(root, stage="test", dealing=dealing)
+    assert data.test_groups == ["test_seen"] and data.new_group == "test_seen"
+    assert {len(rows) for rows in data.device_table.timelines["train"].values()} == {6}
+    split = {i: clip.split for i, clip in enumerate(data.corpus.clips)}
+    for loader in (data.eval_batches("val"), data.predict_dataloader()):
+        assert loader.queries and all(split[c] == "train" for query in loader.queries for c in query.context)
+
+
 def test_without_a_clip_list_the_questions_decide(root: Path) -> None:
     dealing = Dealing(column="clusters", clusters=4, train_devices=4, val_devices=2, test_devices=2)
     data = ready(root, clips=None, dealing=dealing)

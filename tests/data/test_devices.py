@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_mmpg.data.corpus import DeviceTable
-from lit_mmpg.data.devices import Dealing, cluster_values, deal
+from lit_mmpg.data.devices import Dealing, cluster_values, deal, device_name
 from lit_mmpg.data.records import Clip
 from lit_mmpg.errors import UserError
 
@@ -122,6 +122,53 @@ def test_one_device_per_value_holds_values_out() -> None:
             and (c.columns["topic"] in {table.devices[d].id for d in rows} or not c.columns["topic"])
         ]
         assert dealt(table, group) == Counter(belonging)
+
+
+def table_of(**owners: str) -> tuple[list[Clip], DeviceTable]:
+    """Clips of owners, whose splits are given by their first letters: ``ann="tvx"`` is train, val, test."""
+    splits = {"t": "train", "v": "val", "x": "test"}
+    clips = [Clip(f"{o}{i}", splits[s], {"owner": o}) for o, word in owners.items() for i, s in enumerate(word)]
+    return clips, deal(clips, Dealing(kind="column", column="owner", unseen_share=0.2), no_features)
+
+
+def owners_of(table: DeviceTable, group: str) -> dict[str, int]:
+    return {table.devices[d].id: len(row) for d, row in table.timelines.get(group, {}).items()}
+
+
+def test_splits_of_whole_owners_stay(caplog: pytest.LogCaptureFixture) -> None:
+    _, table = table_of(ann="ttx", bob="tt", cem="vv", dee="xxx", eve="vx")
+    assert owners_of(table, "train") == {"ann": 2, "bob": 2} and owners_of(table, "test_seen") == {"ann": 1}
+    assert owners_of(table, "val") == {"cem": 2, "eve": 1} and owners_of(table, "test_unseen") == {"dee": 3, "eve": 1}
+    assert not caplog.records and not table.histories
+
+
+def test_without_unseen_owners_for_validation_new_clips_of_the_training_do() -> None:
+    _, table = table_of(ann="ttv", bob="ttv", cem="xx")
+    assert owners_of(table, "val") == {"ann": 1, "bob": 1} and owners_of(table, "test_unseen") == {"cem": 2}
+    assert table.histories["val"] == table.timelines["train"]
+    assert DeviceTable.from_json(table.to_json()) == table
+    _, table = table_of(ann="tt", bob="tv", cem="vv")  # what belongs to no group is named below
+    assert owners_of(table, "val") == {"cem": 2}
+
+
+def test_an_owner_that_loses_its_training_clips_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    clips, table = table_of(**{f"o{i}": "ttvx" for i in range(5)})
+    held = {*owners_of(table, "val"), *owners_of(table, "test_unseen")}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(held) == 2 and all(
+        any(f"'{o}' is held out" in m and "2 training clips" in m for m in said) for o in held
+    )
+    assert any("4 clips of split 'train' belong to no device" in m for m in said)
+    none = deal(clips, Dealing(kind="column", column="owner", unseen_share=0), no_features)
+    assert set(owners_of(none, "train")) == {f"o{i}" for i in range(5)} == set(owners_of(none, "val"))
+
+
+def test_any_owner_has_an_id_of_its_own_that_messages_carry() -> None:
+    names = ["ann", "\u200b", "\u200c", "a\nb", "人" * 100, "人" * 99 + "物", "a_b"]
+    ids = [device_name(name) for name in names]
+    assert (
+        len(set(ids)) == len(ids) and ids[0] == "ann" and all(i.isprintable() and len(i.encode()) <= 128 for i in ids)
+    )
 
 
 def test_data_with_a_test_split_only_makes_every_value_an_unseen_device() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import numpy as np
 import pytest
 
 from lit_mmpg.data import features as module
-from lit_mmpg.data.features import FeatureStore, check_coverage, open_features
+from lit_mmpg.data.features import FeatureFile, FeatureStore, check_coverage, open_features
+from lit_mmpg.data.readers import recording
 from lit_mmpg.errors import UserError
 
 LENGTHS = {"video7": 3, "video10": 1, "video2": 5}
@@ -96,6 +100,55 @@ def test_frames_are_views_and_the_store_survives_pickling(tmp_path: Path) -> Non
     assert_holds(pickle.loads(pickle.dumps(store)), videos)
 
 
+def test_names_of_files_and_what_is_passed_over(tmp_path: Path) -> None:
+    """AppleDouble notes and hidden folders are no features; subfolders and endings in capitals are."""
+    videos = make_videos(np.float32)
+    folder = write_folder(tmp_path / "npy", {f"{name}.mp4": values for name, values in videos.items()})
+    (folder / "._video7.mp4.npy").write_bytes(b"\x00\x05\x16\x07")
+    (folder / ".trash").mkdir()
+    (folder / ".trash/x.npy").write_bytes(b"")
+    (folder / "day").mkdir()
+    np.save(folder / "day/x.npy", videos["video2"])
+    (folder / "day/x.npy").rename(folder / "day/x.NPY")
+    source = FeatureFile(folder)
+    assert sorted(source.ids()) == ["day/x", *sorted(f"{name}.mp4" for name in videos)]
+    np.testing.assert_array_equal(source.load().frames("day/x"), videos["video2"])
+    path = write_per_video(tmp_path / "f.h5", {"day/x": videos["video2"], **videos})
+    assert_holds(open_features(path), {"day/x": videos["video2"], **videos})
+
+
+@pytest.mark.parametrize("layout", [write_per_video, write_folder])
+def test_clips_that_nobody_uses_stop_nothing(tmp_path: Path, layout: Callable) -> None:
+    videos = make_videos(np.float32)
+    broken = {"nan": np.full((2, DIM), np.nan, np.float32), "wide": np.ones((2, DIM + 1), np.float32)}
+    path = layout(tmp_path / "f", {**broken, "flat": np.ones(DIM), "whole": np.ones((2, DIM), int), **videos})
+    with recording() as read:
+        store = FeatureFile(path).load(set(videos))
+    assert_holds(store, videos)
+    assert read == ({path} if path.is_file() else {path / f"{name}.npy" for name in videos})
+
+
+def test_stacked_features_of_some_clips(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(3, 5, DIM)).astype(np.float32)
+    values[1] = np.nan
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["ids"], file["x"] = [7, 8, 9], values
+    assert_holds(FeatureFile(tmp_path / "f.h5").load({"9", "7"}), {"7": values[0], "9": values[2]})
+
+
+def test_many_files_need_few_descriptors(tmp_path: Path) -> None:
+    """No file stays open, and none stays mapped."""
+    resource = pytest.importorskip("resource")
+    videos = {f"v{i:03d}": np.full((1, DIM), i, np.float16) for i in range(300)}
+    folder = write_folder(tmp_path / "npy", videos)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        assert_holds(open_features(folder), videos)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 # --- faults ------------------------------------------------------------------------------------------------------
 
 
@@ -127,8 +180,8 @@ def test_damaged_chunk(tmp_path: Path) -> None:
 
 def test_no_datasets(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "f.h5", "w") as file:
-        file.create_dataset("train/video1", data=np.ones((2, 3), np.float32))
-    assert "train" in fails("no datasets at its top level", tmp_path / "f.h5")
+        file.create_group("train")
+    assert "train" in fails("no datasets", tmp_path / "f.h5")
     write_per_video(tmp_path / "g.h5", {})
     fails("no datasets", tmp_path / "g.h5")
 
@@ -228,6 +281,36 @@ def test_check_coverage(tmp_path: Path) -> None:
     assert check_coverage(needed, store, drop_missing=True) == {"video7"}
     with pytest.raises(UserError, match="none of the 2 videos"):
         check_coverage(["7", "2"], store, drop_missing=True)
+
+
+def test_what_the_system_refuses_is_not_called_damaged(tmp_path: Path) -> None:
+    path = write_per_video(tmp_path / "f.h5", make_videos())
+    # Another process, as locks within one are granted.
+    writer = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", writer, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as held:
+        assert held.stdout is not None and held.stdout.readline()
+        message = fails("is open in another program that writes to it", path)
+        held.communicate()
+    assert "damaged" not in message and "again" not in message
+    for number, said in ((errno.EMFILE, "ulimit -n"), (errno.EACCES, "permissions"), (errno.EIO, "disk")):
+        message = str(module.hdf5_error(path, OSError(number, f"unable to open file: errno = {number}")))
+        assert said in message and "extract" not in message and "complete" not in message
+    assert "copy or extract it again" in str(module.hdf5_error(path, OSError("truncated file: eof = 96")))
+
+
+def test_ids_that_are_not_utf8(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["ids"], file["x"] = np.array(["vid\xe9o".encode("latin-1")]), np.ones((1, 2, DIM), np.float32)
+    assert "in Latin-1 it says 'vid\xe9o'" in fails("is not UTF-8 text", tmp_path / "f.h5")
+    folder = write_folder(tmp_path / "npy", make_videos())
+    os.rename(folder / "video2.npy", os.fsencode(folder) + b"/vid\xe9o.npy")
+    fails("is not UTF-8 text", folder)
+
+
+def test_other_spellings_are_shown(tmp_path: Path) -> None:
+    source = FeatureFile(write_per_video(tmp_path / "f.h5", {"clip_7": np.ones((2, 3)), "b": np.ones((2, 3))}))
+    with pytest.raises(UserError, match=r"'clip7': the features have 'clip_7'"):
+        check_coverage(["clip7", "b"], source, drop_missing=False)
 
 
 @pytest.mark.skipif("LIT_MMPG_DATA" not in os.environ, reason="LIT_MMPG_DATA does not name the folder of real data")

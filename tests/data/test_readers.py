@@ -30,7 +30,7 @@ from lit_mmpg.data.readers import (
 )
 from lit_mmpg.data.readers.tgif_qa import is_validation
 from lit_mmpg.data.records import Caption, Clip, Question
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, collected
 
 QA_HEADER = "video,question,answer,qid,type\n"
 MC_HEADER = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
@@ -375,10 +375,22 @@ def test_layouts_on_an_empty_folder_are_user_errors(tmp_path: Path) -> None:
         ("video12", {"12"}, "12"),
         ("vid12", {"12"}, "12"),
         ("12", {"video120"}, "12"),
+        ("video0.mp4", {"video0"}, "video0"),
+        ("video0", {"video0.mp4"}, "video0.mp4"),
+        ("video0.mp4.npy", {"video0"}, "video0"),
+        ("0.0", {"video0", "video1"}, "video0"),
+        ("day/Video0.MP4", {"video0"}, "video0"),
+        ("video0", {"day/video0", "day/video1"}, "day/video0"),
+        ("cafe\u0301.mp4", {"caf\xe9"}, "caf\xe9"),
+        ("v1.2", {"v1"}, "v1.2"),
     ],
 )
 def test_resolve_id(name: str, known: set[str], expected: str) -> None:
     assert resolve_id(name, known) == expected
+
+
+def test_a_spelling_that_fits_two_clips_is_refused() -> None:
+    fails("'x.mp4' may be any of 'a/x', 'b/x'", resolve_id, "x.mp4", dict.fromkeys(["a/x", "b/x"]))
 
 
 def test_resolve_ids_keeps_everything_else() -> None:
@@ -410,6 +422,51 @@ def test_qa_csv_round_trip(rows: list[tuple[str, str, str]]) -> None:
             writer.writerows([*row, i] for i, row in enumerate(rows))
         read = read_questions("qa_csv", folder)["train"]
     assert [(q.clip, q.text, q.answer) for q in read] == rows
+
+
+def test_lists_lines_and_encodings(tmp_path: Path) -> None:
+    """A list is several captions or a fault, never its text; only newlines end a line; JSON Lines are a list."""
+    file = write(tmp_path / "c.json", json.dumps({"sentences": [{"video_id": "v", "caption": ["a\u2028b", "c"]}]}))
+    assert [c.text for c in read_captions("msrvtt_captions", file)] == ["a\u2028b", "c"]
+    write(file, json.dumps({"sentences": [{"video_id": ["v"], "caption": "c"}]}))
+    fails("entry 1: field 'video_id' is a list, one text is needed", read_captions, "msrvtt_captions", file)
+    entries = [{"answer": f"a{i}", "id": i, "question": "who is?", "video_id": i} for i in range(2)]
+    write(tmp_path / "train_qa.json", "\n".join(map(json.dumps, entries)))
+    assert [q.answer for q in read_questions("msvd_qa", tmp_path)["train"]] == ["a0", "a1"]
+    write(tmp_path / "train_qa.json", json.dumps([{**entries[0], "answer": {"text": "a"}}]))
+    fails("field 'answer' is an object", read_questions, "msvd_qa", tmp_path)
+    assert read_captions("msvd_captions", write(tmp_path / "c.txt", "v_1_2 one\x85two\u2028three\r\nv_3_4 x\n")) == [
+        Caption("v_1_2", "one\x85two\u2028three"),
+        Caption("v_3_4", "x"),
+    ]
+    write(tmp_path / "c.jsonl", '{"video": "v", "caption": ["a", "b"]}\n{"video": 0.0, "caption": "c"}\n')
+    assert read_captions("captions_csv", tmp_path / "c.jsonl") == [Caption(*c) for c in ("va", "vb", ("0.0", "c"))]
+    write(
+        tmp_path / "l.jsonl", '{"video": "v", "split": "val", "owner": 3}\n{"video": "w", "split": "test", "x": [1]}\n'
+    )
+    assert read_clips(tmp_path / "l.jsonl") == [Clip("v", "val", {"owner": "3"}), Clip("w", "test")]
+    write(tmp_path / "train.csv", QA_HEADER.replace(",", ";") + "v;who\x85is;a\u2028b;1;x\n")
+    assert read_questions("qa_csv", tmp_path)["train"] == [Question("v", "who\x85is", "a\u2028b", "1", "x")]
+    (tmp_path / "train.csv").write_bytes(b"\xff\xfev\0")
+    fails("UTF-16; save it as UTF-8", read_questions, "qa_csv", tmp_path)
+
+
+def test_a_report_has_every_fault_of_every_file(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", QA_HEADER + "v,,a,1,x\nv,q,a\nv,q,a,2,x\n")
+    write(tmp_path / "val.csv", "video,question\n")
+    write(tmp_path / "test.csv", QA_HEADER + "w,q,,3,x\nw,q,a,4,x\n")
+    with pytest.raises(UserError) as caught, collected():
+        read_questions("qa_csv", tmp_path)
+    said = str(caught.value)
+    assert said.startswith("4 problems:"), said
+    for part in (
+        "line 2: column 'question'",
+        "line 3: 3 fields",
+        "column 'answer' is missing",
+        "column 'qid'",
+        "test.csv",
+    ):
+        assert part in said
 
 
 # --- fingerprint -------------------------------------------------------------------------------------------------

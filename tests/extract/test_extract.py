@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -90,6 +91,33 @@ def test_a_training_runs_on_extracted_features(videos: Path, encoder: Path, tmp_
     )
     assert main(["fit", "--config", str(config)]) == 0
     assert best_checkpoint(tmp_path, "device").is_file()
+
+
+def test_from_videos_and_one_table_to_a_result(
+    videos: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What README tells for one's own data, as a stranger types it: each verb takes what the one before wrote."""
+    (tmp_path / "trip").mkdir()
+    for i in range(8):
+        shutil.copy(videos / f"clip{i:03d}.mp4", tmp_path / f"trip/clip{i:03d}.MP4")
+    rows = [f"clip{i:03d}.mp4,what colour is it,{('red', 'green')[i % 2]},{'abcd'[i // 2]},颜色" for i in range(8)]
+    (tmp_path / "trip/questions.csv").write_text("\n".join(["video,question,answer,owner,type", *rows]))
+    assert main(["init-data", "trip"]) == 0
+    said = capsys.readouterr().out
+    commands = [line.split() for line in said.splitlines() if line.startswith("  lit-mmpg ")]
+    assert [command[1] for command in commands] == ["extract", "fit", "test"]
+    extract = [{"ENCODER": str(encoder)}.get(word, word) for word in commands[0][1:]]
+    assert main([*extract, "--workers", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"next: {' '.join(commands[1])}"
+    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+    assert main([*commands[1][1:], *short]) == 0
+    said = capsys.readouterr().out
+    test = next(line for line in said.splitlines() if line.startswith("next: ")).split()[2:]
+    assert main([*test, "--output", "rows.json"]) == 0
+    rows = json.loads(Path("rows.json").read_text())["rows"]
+    own = [row for row in rows if row.get("kind") == "颜色" and row["method"] == "cdc_mmpg"]
+    assert {row["split"] for row in own} == {"test_unseen"} and own[0]["metric"].startswith("accuracy_kind/type-")
 
 
 def test_bad_files_are_named_and_the_rest_is_there(

@@ -30,11 +30,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def one_error(capsys: pytest.CaptureFixture[str], *said: str) -> None:
-    """One line that starts with ``error:`` and says these things; no traceback, and no step was taken."""
+    """One error (a report of several problems has a line for each) that says these things; no step was taken."""
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in captured.err, captured.err
-    assert all(part in lines[0] for part in said), lines[0]
+    lines = captured.err.splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(starts) == 1 and "Traceback" not in captured.err, captured.err
+    report = "\n".join(lines[starts[0] :])
+    assert all(part in report for part in said), report
     assert "epoch 1" not in captured.out
 
 
@@ -204,6 +206,39 @@ def test_clips_without_features_can_be_dropped(root: Path, tmp_path: Path, monke
     change_features(root, lambda f: f.pop("clip000") and None)
     assert fit(tmp_path, root, monkeypatch, "--data.drop_missing=true") == 0
     assert list(tmp_path.glob("outputs/**/best.ckpt"))
+
+
+def test_a_key_that_is_given_twice_is_refused_wherever_yaml_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("trainer: {max_epochs: 1}\nbase: &b {x: 1}\nmerged: {<<: *b, x: 2}\ntrainer:\n  max_epochs: 2\n")
+    (tmp_path / "over.yaml").write_text("data: twice.yaml\n")
+    for argv in (
+        ["fit", "--config", "twice.yaml"],
+        ["fit", "--config", "over.yaml"],
+        ["compare", "--config", "twice.yaml"],
+        ["profile", "run", "--bundle", "x", "--config", "twice.yaml"],
+    ):
+        assert main(argv) == 2
+        one_error(capsys, "twice.yaml, line 4: key 'trainer' is given a second time, after line 1")
+
+
+def test_the_home_folder_is_found_wherever_a_path_is_taken(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    data = tiny.data_config("~/data", features="~/data/gone.h5")
+    tiny.write_config(tmp_path / "run.yaml", data="~/data.yaml", model=tiny.device_config(), trainer={})
+    tiny.write_config(tmp_path / "data.yaml", **data)
+    for argv in (["fit", "--config", "~/run.yaml"], ["fit", "--config=~/run.yaml", "--data.features=~/data/gone.h5"]):
+        assert main(argv) == 2
+        one_error(capsys, f"{tmp_path}/data/gone.h5 does not exist")
+    for argv in (["test", "--ckpt_path=~/no.ckpt"], ["export", "--ckpt", "~/no.ckpt", "--output=~/b"]):
+        assert main(argv) == 2
+        one_error(capsys, f"{tmp_path}/no.ckpt does not exist")
 
 
 def test_an_unset_variable_is_one_clear_error(

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import posixpath
+import re
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lit_mmpg.metrics.accuracy import DeviceAccuracy, accuracy_metrics, group_accuracy
+from lit_mmpg.metrics.accuracy import DeviceAccuracy, accuracy_metrics, group_accuracy, metric_names
 
 KINDS = ("what", "who", "how", "never asked", "")
 
@@ -108,3 +113,33 @@ def test_faults() -> None:
         accuracy_metrics(torch.tensor([True]), one, one, ["what"])
     with pytest.raises(ValueError, match="kind is needed"):
         accuracy_metrics(torch.tensor([True]), one, None, ["what"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=300), unique=True, max_size=12))
+def test_each_question_type_has_a_metric_name_of_its_own(kinds: list[str]) -> None:
+    fixed = [
+        "人物",
+        "颜色",
+        "",
+        "unknown",
+        "What",
+        "what",
+        "a/b",
+        "a b",
+        "a  b",
+        "a.",
+        "..",
+        " a",
+        "x" * 300,
+        "x" * 301,
+    ]
+    for given_kinds in (kinds, fixed):
+        names = metric_names(given_kinds)
+        assert len({name.casefold() for name in names}) == len(given_kinds)
+        for name in names:
+            # What Lightning's logger leaves, and what names a file that means nothing else.
+            assert (
+                re.fullmatch(r"[A-Za-z0-9_. -]{1,60}", name) and name.strip(" .") and posixpath.normpath(name) == name
+            )
+    assert metric_names(["what", "how many", "v1.2", ""]) == ["what", "how many", "v1.2", "unknown"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.captions_csv import read_captions_csv
 from lit_mmpg.data.readers.clip_list import read_clips
-from lit_mmpg.data.readers.files import fingerprint_files, require_file, require_path
-from lit_mmpg.data.readers.identity import number_repeated_ids, resolve_id, resolve_ids
+from lit_mmpg.data.readers.files import fingerprint_files, recording, require_file, require_path
+from lit_mmpg.data.readers.identity import Names, bare_name, number_repeated_ids, resolve_id, resolve_ids
 from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_captions
 from lit_mmpg.data.readers.msvd_captions import read_msvd_captions
 from lit_mmpg.data.readers.nextqa import read_nextqa_mc, read_nextqa_oe
@@ -22,18 +22,21 @@ from lit_mmpg.data.readers.tgif_qa import TASKS as TGIF_TASKS
 from lit_mmpg.data.readers.tgif_qa import aliases_reader as tgif_aliases_reader
 from lit_mmpg.data.readers.tgif_qa import reader as tgif_reader
 from lit_mmpg.data.records import Caption, Clip, Question
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, fault
 
 __all__ = [
     "ALIAS_READERS",
     "CAPTION_LAYOUTS",
     "QUESTION_LAYOUTS",
+    "Names",
+    "bare_name",
     "clips_of_questions",
     "fingerprint_files",
     "read_aliases",
     "read_captions",
     "read_clips",
     "read_questions",
+    "recording",
     "require_file",
     "require_path",
     "require_splits",
@@ -109,15 +112,17 @@ def clips_of_questions(by_split: Mapping[str, Sequence[Question]]) -> list[Clip]
     Raises:
         UserError: If a clip has questions in two splits.
     """
-    split_of: dict[str, str] = {}
+    first: dict[str, tuple[str, Question]] = {}
     for split, questions in by_split.items():
         for question in questions:
-            if split_of.setdefault(question.clip, split) != split:
-                raise UserError(
-                    f"clip '{question.clip}' has questions in '{split_of[question.clip]}' and in '{split}'; "
-                    "give a clip list that says where it belongs"
+            earlier, one = first.setdefault(question.clip, (split, question))
+            if earlier != split:
+                places = f" ({one.place}; {question.place})" if one.place.file else ""
+                fault(
+                    f"clip '{question.clip}' has questions in '{earlier}' and in '{split}'{places}; give a clip list "
+                    "that says where it belongs"
                 )
-    return [Clip(clip, split) for clip, split in split_of.items()]
+    return [Clip(clip, split, place=question.place) for clip, (split, question) in first.items()]
 
 
 def require_splits(by_split: Mapping[str, Sequence[object]], splits: Iterable[str], where: str) -> None:

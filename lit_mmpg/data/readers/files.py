@@ -5,15 +5,23 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, collected, fault
 
 CHUNK_BYTES = 1 << 20
+DELIMITERS = (",", ";", "\t")
+
+Record = TypeVar("Record")
+
+_recorded: ContextVar[set[Path] | None] = ContextVar("_recorded", default=None)
 
 
 def require_path(path: str | Path, what: str) -> Path:
@@ -75,88 +83,211 @@ def split_files(folder: str | Path, names: dict[str, str], what: str) -> dict[st
     return present
 
 
-def read_rows(path: Path, required: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a table with a header, as ``(line number, {column: stripped text})``.
+def read_splits(files: Mapping[str, Path], read: Callable[[Path], list[Record]]) -> dict[str, list[Record]]:
+    """Records of each split's file; one that cannot be used is a fault and left out, and the others are read."""
+    records: dict[str, list[Record]] = {}
+    for split, file in files.items():
+        with collected():
+            records[split] = read(file)
+    return records
 
-    Args:
-        path: The file, UTF-8.
-        required: Columns that must be there, with a value in every row; further columns may be blank.
-        delimiter: ``","`` (with double quotes) or a tab (no quoting).
+
+@contextmanager
+def recording() -> Iterator[set[Path]]:
+    """Collect the files that are read inside: what a fingerprint has to cover, and nothing beside it."""
+    files: set[Path] = set()
+    token = _recorded.set(files)
+    try:
+        yield files
+    finally:
+        _recorded.reset(token)
+
+
+def note_read(path: Path) -> None:
+    """Tell :func:`recording` that a file is read."""
+    files = _recorded.get()
+    if files is not None:
+        files.add(path)
+
+
+def read_text(path: Path) -> str:
+    """A text file as it is, without its byte order mark.
 
     Raises:
-        UserError: If a column is missing, a row is malformed or the file is not UTF-8 text.
+        UserError: If it cannot be read or is not UTF-8; names the line and what it says in Latin-1.
     """
-    line = 1
+    note_read(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if delimiter == "\t":
-                reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-            else:
-                reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header, required)
-            while True:
-                line = reader.line_num + 1
-                values = next(reader, None)
-                if values is None:
-                    return
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise UserError(
-                        f"{path}, line {line}: {len(values)} fields where the header has {len(header)} "
-                        f"({', '.join(header)}); mend the line or fetch the file again"
-                    )
-                row = {name: value.strip() for name, value in zip(header, values, strict=True)}
-                for name in required:
-                    if not row[name]:
-                        raise UserError(f"{path}, line {line}: column '{name}' is blank; fill it in or delete the line")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); look at its permissions") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: not UTF-8 text but UTF-16; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        said = data[max(start, error.start - 30) : error.start + 30].split(b"\n")[0].decode("latin-1").strip()
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 text ({error.reason}; in Latin-1 it says '{said}'); save it as UTF-8"
+        ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file, which end with a newline or a carriage return and with nothing else.
+
+    Raises:
+        UserError: See :func:`read_text`.
+    """
+    return read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def read_rows(
+    path: Path, required: Sequence[str], delimiter: str | None = None, known: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a table with a header, as ``(line number, {column: stripped text})``; faulty rows are left out.
+
+    Args:
+        path: The file, UTF-8; JSON (a list of objects) and JSON Lines do as well, and then entries are counted.
+        required: Columns that must be there, with a value in every row; further columns may be blank.
+        delimiter: A tab: no quoting. ``None``: comma, semicolon or tab, as the header has it, with double quotes.
+        known: Further columns by which the delimiter is told.
+
+    Raises:
+        UserError: If a column is missing, the file is not UTF-8 text, or (outside ``collected``) a row is malformed.
+    """
+    if path.suffix.lower() in (".json", ".jsonl"):
+        for number, entry in json_entries(path, read_json(path), required):
+            yield number, {str(k): "" if v is None else str(v).strip() for k, v in entry.items() if _is_text(v)}
+        return
+    text, line = read_text(path), 1
+    quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
+    sign = delimiter or _delimiter(text, [*required, *known])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=not delimiter)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header, required)
+        while True:
+            line = reader.line_num + 1
+            values = next(reader, None)
+            if values is None:
+                return
+            if not any(value.strip() for value in values):
+                continue
+            if len(values) != len(header):
+                fault(
+                    f"{path}, line {line}: {len(values)} fields where the header has {len(header)} "
+                    f"({', '.join(header)}); mend the line or fetch the file again"
+                )
+                continue
+            row = {name: value.strip() for name, value in zip(header, values, strict=True)}
+            blank = [name for name in required if not row[name]]
+            for name in blank:
+                fault(f"{path}, line {line}: column '{name}' is blank; fill it in or delete the line")
+            if not blank:
                 yield line, row
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: malformed row ({error}); mend it or fetch the file again") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} after line {line}); save it as UTF-8") from error
+
+
+def header_of(path: Path, wanted: Sequence[str]) -> list[str]:
+    """Names of the columns of a table, with the delimiter that finds most of the wanted ones."""
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, wanted))
+    return [name.strip() for name in next(reader, [])]
+
+
+def _delimiter(text: str, wanted: Sequence[str]) -> str:
+    """The delimiter with which the header has most of the wanted columns; a comma unless another one has more."""
+    first = text[: 1 << 16].lstrip("\r\n").replace("\r", "\n").partition("\n")[0]
+
+    def count(sign: str) -> int:
+        names = {name.strip().strip('"').strip().casefold() for name in first.split(sign)}
+        return len(names & {name.casefold() for name in wanted})
+
+    return max(DELIMITERS, key=count)
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Content of a JSON file; a file of JSON Lines is the list of its lines.
 
     Raises:
         UserError: If it is not (or no longer completely) JSON; names the line.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        try:
+            if len(lines) > 1 and isinstance(json.loads(lines[0][1]), dict):
+                return [_json_line(path, number, line) for number, line in lines]
+        except json.JSONDecodeError:
+            pass
         raise UserError(
             f"{path}, line {error.lineno}: not valid JSON ({error.msg}); the file may be truncated, fetch it again"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); fetch it again") from error
 
 
-def json_entries(path: Path, entries: Any, required: Sequence[str], where: str = "") -> Iterator[tuple[int, dict]]:
-    """Entries of a JSON list of objects, as ``(number from 1, object)``.
+def _json_line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: not valid JSON ({error.msg}); the file may be truncated, fetch it again"
+        ) from error
+
+
+def json_entries(
+    path: Path, entries: Any, required: Sequence[str], where: str = "", lists: Collection[str] = ()
+) -> Iterator[tuple[int, dict]]:
+    """Entries of a JSON list of objects, as ``(number from 1, object)``; faulty entries are left out.
 
     Args:
         path: The file they come from, for messages.
         entries: The list.
-        required: Keys that each entry must have, with a value that is not blank.
+        required: Keys that each entry must have, with one value that is not blank.
         where: Name of the list inside the file, for messages.
+        lists: Those of the keys that may have a list of texts.
 
     Raises:
-        UserError: If it is not a list of objects that have the keys.
+        UserError: If it is not a list of objects, or (outside ``collected``) an entry lacks a key.
     """
     place = f"{path}, '{where}'" if where else str(path)
     if not isinstance(entries, list):
         raise UserError(f"{place}: a list of entries with {_listed(required)} is needed")
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
-            raise UserError(f"{place}, entry {number}: an object with {_listed(required)} is needed")
-        for key in required:
-            if entry.get(key) is None or not str(entry[key]).strip():
-                found = ", ".join(entry) or "nothing"
-                raise UserError(f"{place}, entry {number}: field '{key}' is missing or blank (found: {found})")
-        yield number, entry
+            fault(f"{place}, entry {number}: an object with {_listed(required)} is needed")
+            continue
+        found = [_entry_fault(entry, key, key in lists) for key in required]
+        for message in filter(None, found):
+            fault(f"{place}, entry {number}: {message}")
+        if not any(found):
+            yield number, entry
+
+
+def _is_text(value: Any) -> bool:
+    return not isinstance(value, list | dict)
+
+
+def texts_of(value: Any) -> list[str]:
+    """A JSON value as texts: several where it is a list."""
+    return [str(item).strip() for item in (value if isinstance(value, list) else [value])]
+
+
+def _entry_fault(entry: dict, key: str, may_be_list: bool) -> str:
+    value = entry.get(key)
+    if isinstance(value, dict) or (isinstance(value, list) and not may_be_list):
+        kind = "a list" if isinstance(value, list) else "an object"
+        return f"field '{key}' is {kind}, one text is needed"
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(item, list | dict) for item in values):
+        return f"field '{key}' holds lists inside a list, a list of texts is needed"
+    if not values or any(item is None or item != item or not str(item).strip() for item in values):
+        return f"field '{key}' is missing or blank (found: {', '.join(entry) or 'nothing'})"
+    return ""
 
 
 def fingerprint_files(paths: Iterable[str | Path]) -> str:
@@ -166,13 +297,13 @@ def fingerprint_files(paths: Iterable[str | Path]) -> str:
     is moved; the order of ``paths`` does not matter. Files are streamed, never held in memory.
 
     Args:
-        paths: Files, and folders that stand for all files below them; at least one.
+        paths: Files, and folders that stand for all files below them but hidden ones; at least one.
 
     Raises:
         UserError: If one does not exist.
     """
     given = [require_path(path, "file to fingerprint").resolve() for path in paths]
-    files = {f for p in given for f in ([p] if p.is_file() else (q for q in p.rglob("*") if q.is_file()))}
+    files = {f for p in given for f in ([p] if p.is_file() else _visible_files(p))}
     base = os.path.commonpath([p if p.is_dir() else p.parent for p in given])
     digest = hashlib.sha256()
     for name, file in sorted((f.relative_to(base).as_posix(), f) for f in files):
@@ -185,15 +316,20 @@ def fingerprint_files(paths: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
+def _visible_files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file() and not any(n[0] == "." for n in p.relative_to(folder).parts)]
+
+
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
     if not header:
         raise UserError(f"{path}: the file is empty; a header with {_listed(required)} is needed")
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise UserError(f"{path}: column '{repeated[0]}' occurs more than once")
-    for name in required:
-        if name not in header:
-            raise UserError(f"{path}: column '{name}' is missing (found: {', '.join(header)})")
+    missing = [name for name in required if name not in header]
+    if missing:
+        said = ", ".join(f"column '{name}' is missing" for name in missing)
+        raise UserError(f"{path}: {said} (found: {', '.join(header)})")
 
 
 def _listed(names: Iterable[str], limit: int = 8) -> str:

@@ -2,57 +2,179 @@
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from lit_mmpg.data.records import Caption, Clip, Question
+from lit_mmpg.errors import UserError, fault
+from lit_mmpg.runtime.video import SUFFIXES as VIDEOS
+from lit_mmpg.runtime.video import clip_id
+from lit_mmpg.texts import printable
 
 PREFIXES = ("video", "vid")
+SUFFIXES = (*VIDEOS, ".gif", ".npy")
+"""Endings of files that are no part of a clip's name, in any case."""
+
+RESERVED = "ids"
+"""Name of the list of ids in a file of stacked features."""
 
 Record = TypeVar("Record", Clip, Question, Caption)
 
+_WHOLE = re.compile(r"(\d+)\.0+")
 
-def resolve_id(name: str, known_ids: Collection[str], aliases: Mapping[str, str] | None = None) -> str:
-    """The id under which a clip is known.
 
-    Tried in order: the name as it is, with the prefix ``video``, with the prefix ``vid``, without such a prefix, and
-    the same for its alias. The first that is known wins; a name that stays unknown is returned as it is, so that the
-    check of coverage reports it by the name that its file uses.
+def clip_name(file: str) -> str:
+    """Name of a clip without the suffix of its file: ``day/video0.MP4`` is ``day/video0``; ``0.0`` is ``0``."""
+    name = file.replace("\\", "/").removeprefix("./")
+    while (dot := name.rfind(".")) > 0 and name[dot:].lower() in SUFFIXES:
+        name = name[:dot]
+    whole = _WHOLE.fullmatch(name)
+    return whole[1] if whole else name
+
+
+def clip_files(folder: Path, refuse: Callable[[str], None] = fault) -> dict[str, Path]:
+    """Id -> video file, of a folder and its subfolders; the id is the path in the folder without the suffix.
 
     Args:
-        name: The clip's name in an annotation file.
-        known_ids: Ids of the clips that have frames; a set or a dictionary, because it is searched for each name.
+        folder: The folder.
+        refuse: Is told of each file that cannot have an id.
+
+    Raises:
+        UserError: If there is none, or (outside ``collected``) two would have the same id, or one cannot have one.
+    """
+    files: dict[str, Path] = {}
+    seen = False
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        within = Path(place).relative_to(folder).as_posix()
+        # A folder that is named as a video is told like any other entry that is none.
+        for name in sorted([*names, *(n for n in folders if n.lower().endswith(VIDEOS))]):
+            file = Path(place, name)
+            clip = clip_id(file)
+            if not clip:
+                continue
+            seen = True
+            id = clip if within == "." else f"{within}/{clip}"
+            try:
+                id.encode()
+            except UnicodeEncodeError:
+                refuse(f"{printable(file)}: its name is not UTF-8 text; rename it")
+                continue
+            if id == RESERVED or clip in (".", ".."):
+                refuse(f"{file}: '{clip}' is no possible name of a clip in a file of features; rename it")
+            elif id in files:
+                fault(f"{file} and {files[id].name} would both be clip '{id}'; rename one of them")
+            else:
+                files[id] = file
+    for id, file in files.items():
+        if any(parent.as_posix() in files for parent in PurePosixPath(id).parents):
+            fault(f"{file}: its folder is called as another clip is, '{PurePosixPath(id).parent}'; rename one of them")
+    if not seen:
+        raise UserError(f"{printable(folder)} holds no video files ({', '.join(VIDEOS)})")
+    return files
+
+
+def bare_name(name: str) -> str:
+    """Name of a clip without suffix and without the prefix ``video`` or ``vid``."""
+    return _without_prefix(clip_name(name))
+
+
+def _without_prefix(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + next((last[len(p) :] for p in PREFIXES if last.startswith(p) and last != p), last)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+_FORMS: tuple[Callable[[str], str], ...] = (
+    clip_name,
+    bare_name,
+    lambda name: bare_name(_plain(name)),
+    lambda name: bare_name(_plain(name).replace("\\", "/").rpartition("/")[2]),
+)
+"""What two spellings of one clip have in common, from the strictest to the most lenient."""
+
+
+class Names:
+    """The ids of clips, found by any of their spellings.
+
+    Args:
+        known: Ids of the clips.
         aliases: Second names of clips (:func:`lit_mmpg.data.readers.read_aliases`).
     """
-    for candidate in (name, (aliases or {}).get(name)):
-        if candidate is None:
-            continue
-        stripped = [candidate.removeprefix(p) for p in PREFIXES if candidate.startswith(p)]
-        for form in (candidate, *(p + candidate for p in PREFIXES), *stripped):
-            if form in known_ids:
-                return form
-    return name
+
+    def __init__(self, known: Collection[str], aliases: Mapping[str, str] | None = None) -> None:
+        self.known = known if isinstance(known, Set | Mapping) else set(known)
+        self.aliases = aliases or {}
+        self._resolved: dict[str, str] = {}
+        self._indices: list[dict[str, list[str]]] = []
+
+    def find(self, name: str) -> str:
+        """The id that a name means; a name that stays unknown is returned as it is.
+
+        Tried in order: the name as it is; without the suffix of a file; with or without ``video`` or ``vid`` before it;
+        in another case; without its folder; and all of that for its alias. A spelling that fits several clips is a
+        fault, unless one of them has the prefix ``video``.
+        """
+        if name not in self._resolved:
+            forms = (name, self.aliases.get(name), self.aliases.get(clip_name(name)))
+            tried = (self._find(form) for form in forms if form is not None)
+            self._resolved[name] = next((found for found in tried if found is not None), name)
+        return self._resolved[name]
+
+    def _find(self, name: str) -> str | None:
+        if name in self.known:
+            return name
+        for level, form in enumerate(_FORMS):
+            found = self._index(level).get(form(name), [])
+            if len(found) > 1:
+                found = [id for id in found if id == f"video{clip_name(name)}"] or found
+            if len(found) == 1:
+                return found[0]
+            if found:
+                fault(
+                    f"clip '{name}' may be any of {', '.join(repr(id) for id in found[:4])}; call it as one of them, "
+                    "or rename the others"
+                )
+                return found[0]
+        return None
+
+    def _index(self, level: int) -> dict[str, list[str]]:
+        while len(self._indices) <= level:
+            index: dict[str, list[str]] = {}
+            for id in self.known:
+                index.setdefault(_FORMS[len(self._indices)](id), []).append(id)
+            self._indices.append(index)
+        return self._indices[level]
+
+
+def resolve_id(name: str, known_ids: Collection[str], aliases: Mapping[str, str] | None = None) -> str:
+    """The id under which a clip is known; see :meth:`Names.find`."""
+    return Names(known_ids, aliases).find(name)
 
 
 def resolve_ids(
-    records: Sequence[Record], known_ids: Iterable[str], aliases: Mapping[str, str] | None = None
+    records: Sequence[Record], known_ids: Iterable[str] | Names, aliases: Mapping[str, str] | None = None
 ) -> list[Record]:
-    """Questions, captions or clips under the ids by which their clips are known; see :func:`resolve_id`."""
-    known = set(known_ids)
-    resolved: dict[str, str] = {}
+    """Questions, captions or clips under the ids by which their clips are known; see :meth:`Names.find`."""
+    names = known_ids if isinstance(known_ids, Names) else Names(set(known_ids), aliases)
     result = []
     for record in records:
         name = record.id if isinstance(record, Clip) else record.clip
-        if name not in resolved:
-            resolved[name] = resolve_id(name, known, aliases)
-        if resolved[name] == name:
+        if names.find(name) == name:
             result.append(record)
         elif isinstance(record, Clip):
-            result.append(replace(record, id=resolved[name]))
+            result.append(replace(record, id=names.find(name)))
         else:
-            result.append(replace(record, clip=resolved[name]))
+            result.append(replace(record, clip=names.find(name)))
     return result
 
 

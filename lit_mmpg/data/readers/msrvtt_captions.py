@@ -10,20 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.data.readers.files import json_entries, read_json, require_path, split_files
-from lit_mmpg.data.records import SPLITS, Caption, Clip
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.files import json_entries, read_json, require_path, split_files, texts_of
+from lit_mmpg.data.records import SPLITS, Caption, Clip, Place
+from lit_mmpg.errors import UserError, fault
 
 FILES = {"train and val": "train_val_videodatainfo.json", "test": "test_videodatainfo.json"}
 SPLIT_NAMES = {"validate": "val"}
 
 
 def read_msrvtt_captions(path: Path) -> list[Caption]:
-    """All sentences, in the order of the file."""
+    """All sentences, in the order of the file; a list of sentences is several captions."""
     return [
-        Caption(str(entry["video_id"]), str(entry["caption"]).strip())
+        Caption(str(entry["video_id"]), text, place=Place(file, number, "'sentences', entry"))
         for file, content in _contents(path)
-        for _, entry in json_entries(file, content.get("sentences"), ("video_id", "caption"), "sentences")
+        for number, entry in json_entries(
+            file, content.get("sentences"), ("video_id", "caption"), "sentences", lists=("caption",)
+        )
+        for text in texts_of(entry["caption"])
     ]
 
 
@@ -34,9 +37,10 @@ def read_msrvtt_clips(path: Path) -> list[Clip]:
         for number, entry in json_entries(file, content.get("videos"), ("video_id", "split"), "videos"):
             split = SPLIT_NAMES.get(str(entry["split"]), str(entry["split"]))
             if split not in SPLITS:
-                raise UserError(f"{file}, 'videos', entry {number}: split '{split}' is unknown (train, validate, test)")
-            columns = {"category": str(entry["category"])} if "category" in entry else {}
-            clips.append(Clip(str(entry["video_id"]), split, columns))
+                fault(f"{file}, 'videos', entry {number}: split '{split}' is unknown (train, validate, test)")
+                continue
+            columns = {"category": ", ".join(texts_of(entry["category"]))} if "category" in entry else {}
+            clips.append(Clip(str(entry["video_id"]), split, columns, Place(file, number, "'videos', entry")))
     return clips
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import require_file
-from lit_mmpg.data.records import Caption
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.files import read_lines, require_file
+from lit_mmpg.data.records import Caption, Place
+from lit_mmpg.errors import fault
 
 
 def read_msvd_captions(path: Path) -> list[Caption]:
@@ -21,15 +21,12 @@ def read_msvd_captions(path: Path) -> list[Caption]:
     """
     file = require_file(path, "layout msvd_captions")
     captions = []
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip() or line.startswith("#"):
             continue
         clip, _, sentence = line.strip().partition(" ")
-        if not sentence.strip():
-            raise UserError(f"{file}, line {number}: '{clip}' has no sentence; a line is 'NAME_START_END sentence'")
-        captions.append(Caption(clip, sentence.strip()))
+        if sentence.strip():
+            captions.append(Caption(clip, sentence.strip(), place=Place(file, number)))
+        else:
+            fault(f"{file}, line {number}: '{clip}' has no sentence; a line is 'NAME_START_END sentence'")
     return captions

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import read_rows, split_files
-from lit_mmpg.data.readers.options import choice_question
-from lit_mmpg.data.records import SPLITS, Question
+from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
+from lit_mmpg.data.readers.options import choice_questions
+from lit_mmpg.data.records import SPLITS, Place, Question
 
 COLUMNS = ("video", "question", "answer", "qid", "type")
 OPTION_COLUMNS = ("a0", "a1", "a2", "a3", "a4")
@@ -20,32 +20,33 @@ OPTION_COLUMNS = ("a0", "a1", "a2", "a3", "a4")
 
 def read_nextqa_mc(path: Path) -> dict[str, list[Question]]:
     """Multiple-choice questions of each split file that exists."""
-    return {
-        split: [
-            choice_question(
-                file,
-                line,
-                row,
-                OPTION_COLUMNS,
-                clip=row["video"],
-                question_id=f"{row['video']}_{row['qid']}",
-                type_name=row["type"],
-            )
-            for line, row in read_rows(file, (*COLUMNS, *OPTION_COLUMNS))
-        ]
-        for split, file in _files(path, "nextqa_mc").items()
-    }
+
+    def read(file: Path) -> list[Question]:
+        rows = read_rows(file, (*COLUMNS, *OPTION_COLUMNS))
+        return choice_questions(
+            file, rows, OPTION_COLUMNS, "video", lambda row: f"{row['video']}_{row['qid']}", lambda row: row["type"]
+        )
+
+    return read_splits(_files(path, "nextqa_mc"), read)
 
 
 def read_nextqa_oe(path: Path) -> dict[str, list[Question]]:
     """Open-ended questions of each split file that exists."""
-    return {
-        split: [
-            Question(row["video"], row["question"], row["answer"], f"{row['video']}_{row['qid']}", row["type"])
-            for _, row in read_rows(file, COLUMNS)
+
+    def read(file: Path) -> list[Question]:
+        return [
+            Question(
+                row["video"],
+                row["question"],
+                row["answer"],
+                f"{row['video']}_{row['qid']}",
+                row["type"],
+                place=Place(file, line),
+            )
+            for line, row in read_rows(file, COLUMNS)
         ]
-        for split, file in _files(path, "nextqa_oe").items()
-    }
+
+    return read_splits(_files(path, "nextqa_oe"), read)
 
 
 def _files(path: Path, layout: str) -> dict[str, Path]:

@@ -1,28 +1,55 @@
-"""Multiple-choice questions from one row of a table."""
+"""Multiple-choice questions from the rows of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lit_mmpg.data.records import Question
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.records import Place, Question
+from lit_mmpg.errors import fault
 
 
-def choice_question(
-    path: Path, line: int, row: dict[str, str], columns: Sequence[str], *, clip: str, question_id: str, type_name: str
-) -> Question:
-    """A question whose candidates stand in ``columns`` and whose column ``answer`` is the index of the correct one.
+def choice_questions(
+    path: Path,
+    rows: Iterable[tuple[int, dict[str, str]]],
+    columns: Sequence[str],
+    clip: str,
+    question_id: Callable[[dict[str, str]], str],
+    kind: Callable[[dict[str, str]], str],
+) -> list[Question]:
+    """Questions whose candidates stand in ``columns`` and whose column ``answer`` is the index of the correct one.
+
+    Args:
+        path: The table.
+        rows: Its rows, with their line numbers.
+        columns: Columns of the candidates.
+        clip: Column of the clip's name.
+        question_id: Id of a row's question.
+        kind: Type of a row's question.
 
     Raises:
-        UserError: If the index is not one of the candidates'.
+        UserError: If (outside ``collected``) an index is not one of the candidates'.
     """
-    options = tuple(row[column] for column in columns)
-    text = row["answer"]
-    if not (text.isdecimal() and int(text) < len(options)):
-        raise UserError(
-            f"{path}, line {line}: column 'answer' is '{text}', the index of the correct option is needed "
-            f"(0 to {len(options) - 1})"
+    questions = []
+    for line, row in rows:
+        options, text = tuple(row[column] for column in columns), row["answer"]
+        if not (text.isascii() and text.isdecimal() and int(text) < len(options)):
+            fault(
+                f"{path}, line {line}: column 'answer' is '{text}', the index of the correct option is needed "
+                f"(0 to {len(options) - 1})"
+            )
+            continue
+        correct = int(text)
+        questions.append(
+            Question(
+                row[clip],
+                row["question"],
+                options[correct],
+                question_id(row),
+                kind(row),
+                options,
+                correct,
+                Place(path, line),
+            )
         )
-    correct = int(text)
-    return Question(clip, row["question"], options[correct], question_id, type_name, options, correct)
+    return questions

@@ -1,25 +1,48 @@
-"""Layout ``qa_csv``: a folder with ``{train,val,test}.csv`` of open-ended questions.
+"""Layout ``qa_csv``: a folder with ``{train,val,test}.csv`` of questions.
 
-Columns ``video, question, answer, qid`` and, where known, ``type``. MSRVTT-QA circulates in this form beside its
-original JSON; ``type`` is then the clip's category number.
+Columns ``video, question, answer, qid`` and, where known, ``type``; for multiple choice ``options``, separated by
+``|``, one of which is the answer. MSRVTT-QA circulates in this form beside its original JSON; ``type`` is then the
+clip's category number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import read_rows, split_files
-from lit_mmpg.data.records import SPLITS, Question
+from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
+from lit_mmpg.data.records import SPLITS, Place, Question
+from lit_mmpg.errors import fault
 
+OPTION_SEPARATOR = "|"
 COLUMNS = ("video", "question", "answer", "qid")
+
+
+def correct_option(options: Sequence[str], answer: str) -> int | None:
+    """Index of the option that is the answer, or that the answer numbers (from 0); ``None`` where there is none."""
+    if answer in options:
+        return options.index(answer)
+    return int(answer) if answer.isascii() and answer.isdecimal() and int(answer) < len(options) else None
 
 
 def read_qa_csv(path: Path) -> dict[str, list[Question]]:
     """Questions of each split file that exists."""
-    return {
-        split: [
-            Question(row["video"], row["question"], row["answer"], row["qid"], row.get("type", ""))
-            for _, row in read_rows(file, COLUMNS)
-        ]
-        for split, file in split_files(path, {s: f"{s}.csv" for s in SPLITS}, "layout qa_csv").items()
-    }
+
+    def read(file: Path) -> list[Question]:
+        questions = []
+        for line, row in read_rows(file, COLUMNS):
+            options = tuple(o.strip() for o in row.get("options", "").split(OPTION_SEPARATOR) if o.strip())
+            correct = correct_option(options, row["answer"]) if options else -1
+            if correct is None:
+                fault(f"{file}, line {line}: the answer '{row['answer']}' is none of the options {', '.join(options)}")
+                continue
+            answer = options[correct] if options else row["answer"]
+            place = Place(file, line)
+            questions.append(
+                Question(
+                    row["video"], row["question"], answer, row["qid"], row.get("type", ""), options, correct, place
+                )
+            )
+        return questions
+
+    return read_splits(split_files(path, {s: f"{s}.csv" for s in SPLITS}, "layout qa_csv"), read)

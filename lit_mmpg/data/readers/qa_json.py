@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import json_entries, read_json, split_files
-from lit_mmpg.data.records import SPLITS, Question
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.files import json_entries, read_json, read_lines, read_splits, split_files
+from lit_mmpg.data.records import SPLITS, Place, Question
+from lit_mmpg.errors import fault
 
 MAPPING_NAME = "youtube_mapping.txt"
 
@@ -38,25 +38,29 @@ def read_msvd_aliases(path: Path) -> dict[str, str]:
     if mapping is None:
         return {}
     aliases = {}
-    for number, line in enumerate(mapping.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_lines(mapping), start=1):
         if not line.strip():
             continue
         name, _, video = line.strip().rpartition(" ")
         if not name or not video.removeprefix("vid").isdecimal():
-            raise UserError(f"{mapping}, line {number}: 'name vidN' is needed, found '{line.strip()}'")
+            fault(f"{mapping}, line {number}: 'name vidN' is needed, found '{line.strip()}'")
+            continue
         aliases[video.removeprefix("vid")] = name.strip()
     return aliases
 
 
 def _read(path: Path, layout: str, *, with_category: bool) -> dict[str, list[Question]]:
     required = ("answer", "id", "question", "video_id", *(["category_id"] if with_category else []))
-    result = {}
-    for split, file in split_files(path, {s: f"{s}_qa.json" for s in SPLITS}, f"layout {layout}").items():
+
+    def read(file: Path) -> list[Question]:
         questions = []
-        for _, entry in json_entries(file, read_json(file), required):
+        for number, entry in json_entries(file, read_json(file), required):
             text = str(entry["question"]).strip()
             kind = str(entry["category_id"]) if with_category else text.split()[0].lower()
-            answer = str(entry["answer"]).strip()
-            questions.append(Question(str(entry["video_id"]).strip(), text, answer, str(entry["id"]), kind))
-        result[split] = questions
-    return result
+            answer, place = str(entry["answer"]).strip(), Place(file, number, "entry")
+            questions.append(
+                Question(str(entry["video_id"]).strip(), text, answer, str(entry["id"]), kind, place=place)
+            )
+        return questions
+
+    return read_splits(split_files(path, {s: f"{s}_qa.json" for s in SPLITS}, f"layout {layout}"), read)

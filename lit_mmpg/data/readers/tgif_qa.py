@@ -17,9 +17,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import read_rows, split_files
-from lit_mmpg.data.readers.options import choice_question
-from lit_mmpg.data.records import Question
+from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
+from lit_mmpg.data.readers.options import choice_questions
+from lit_mmpg.data.records import Place, Question
 
 TASKS = ("action", "transition", "frameqa", "count")
 OPTION_COLUMNS = ("a1", "a2", "a3", "a4", "a5")
@@ -32,8 +32,8 @@ def reader(task: str) -> Callable[[Path], dict[str, list[Question]]]:
 
     def read(path: Path) -> dict[str, list[Question]]:
         result: dict[str, list[Question]] = {}
-        for part, file in _files(path, task).items():
-            for question in _questions(file, task):
+        for part, questions in read_splits(_files(path, task), lambda file: _questions(file, task)).items():
+            for question in questions:
                 split = "val" if part == "train" and is_validation(question.clip) else part
                 result.setdefault(split, []).append(question)
             result.setdefault(part, [])
@@ -66,12 +66,8 @@ def _files(path: Path, task: str) -> dict[str, Path]:
 def _questions(file: Path, task: str) -> list[Question]:
     columns = ("gif_name", "question", "answer", "vid_id")
     if task in ("action", "transition"):
-        return [
-            choice_question(
-                file, line, row, OPTION_COLUMNS, clip=row["gif_name"], question_id=row["vid_id"], type_name=task
-            )
-            for line, row in read_rows(file, (*columns, *OPTION_COLUMNS), delimiter="\t")
-        ]
+        rows = read_rows(file, (*columns, *OPTION_COLUMNS), delimiter="\t")
+        return choice_questions(file, rows, OPTION_COLUMNS, "gif_name", lambda row: row["vid_id"], lambda row: task)
     required = (*columns, "type") if task == "frameqa" else columns
     return [
         Question(
@@ -80,6 +76,7 @@ def _questions(file: Path, task: str) -> list[Question]:
             row["answer"],
             row["vid_id"],
             FRAMEQA_TYPES.get(row["type"], row["type"]) if task == "frameqa" else task,
+            place=Place(file, line),
         )
-        for _, row in read_rows(file, required, delimiter="\t")
+        for line, row in read_rows(file, required, delimiter="\t")
     ]

@@ -23,10 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_mmpg.errors import UserError
-from lit_mmpg.training.config import find_config
+from lit_mmpg.files import find_config, read_yaml
 
 BASELINES = ("ridge",)
 SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
@@ -179,10 +177,7 @@ def read_comparison(name: str) -> Comparison:
         UserError: If a field is missing, unknown or refers to nothing.
     """
     path = find_config(name)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict) or not isinstance(data.get("runs"), dict):
         raise UserError(f"{path}: a comparison needs 'runs'; an experiment such as this one is for 'lit-mmpg fit'")
     unknown = set(data) - FIELDS
