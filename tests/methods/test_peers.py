@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
 from lit_mmpg.methods.evolution import SeparableCmaEs
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame, laplacian_assignment, neighbours
-from lit_mmpg.methods.prototypes import T3A, DynamicCache, entropy_of, ranks_within_class
+from lit_mmpg.methods.prototypes import T3A, entropy_of, ranks_within_class
 from tests.methods.conftest import World, take
 
 
@@ -74,43 +73,6 @@ def test_t3a_without_examples_is_the_checkpoint(world: World) -> None:
     options = {"keep": 5, "scale": "head"}
     found = method.respond(query, rows(method.adapt(empty, options), index), options).logits
     torch.testing.assert_close(found, loaded.subject.answer(query).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_the_cache_votes_for_what_it_holds(world: World) -> None:
-    """A query that equals a cached example gets alpha for its answer, others less; an empty cache changes nothing."""
-    loaded, support, _, _ = first_group(world)
-    method = DynamicCache(loaded.subject, loaded.data)
-    options = {"alpha": 2.0, "beta": 5.0, "shots": 100, "negative": 0.0}
-    state = method.adapt(support, options)
-    plain = loaded.subject.answer(support).logits
-    features, _ = method.look(support)
-    unit = F.normalize(features, dim=-1)
-    gain = method.respond(support, state, options).logits - plain
-    g = 0
-    real = torch.nonzero(support.batch.text_mask[g]).flatten().tolist()
-    label = plain[g].argmax(-1)
-    wanted = torch.zeros_like(plain[g])
-    for n in real:
-        for k in real:
-            wanted[n, label[k]] += 2.0 * torch.exp(-5.0 * (1 - unit[g, n] @ unit[g, k]))
-    torch.testing.assert_close(gain[g, real], wanted[real], atol=1e-4, rtol=1e-4)
-    assert bool((gain[g, real].gather(1, label[real, None]) >= 2.0 - 1e-4).all())
-    state["positive"][:] = False
-    assert torch.equal(method.respond(support, state, options).logits, plain)
-
-
-def test_the_negative_cache_votes_against_what_was_possible(world: World) -> None:
-    loaded, support, _, _ = first_group(world)
-    method = DynamicCache(loaded.subject, loaded.data)
-    options = {"alpha": 0.0, "beta": 5.0, "shots": 3, "negative": 0.117}
-    state = method.adapt(support, options)
-    state["negative"][:] = False
-    state["negative"][:, 0] = True
-    plain = loaded.subject.answer(support).logits
-    loss = plain - method.respond(support, state, options).logits
-    possible = plain[0, 0].softmax(-1) > 0.03
-    torch.testing.assert_close(loss[0, 0][possible], torch.full((int(possible.sum()),), 0.117), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(loss[0, 0][~possible], torch.zeros(int((~possible).sum())), atol=1e-6, rtol=0)
 
 
 def test_lame_finds_the_optimum_of_its_objective() -> None:
