@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from lit_mmpg.cli import main
 from lit_mmpg.device.evaluation import PRIMARY
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.adapted import evaluate_adapted, load
-from lit_mmpg.methods.base import AdaptationMethod, Episode
+from lit_mmpg.methods.adapted import _Runner, evaluate_adapted, load
+from lit_mmpg.methods.base import AdaptationMethod, Episode, Options
 from lit_mmpg.methods.registry import METHODS, TASKS, applicability
 from tests.integration.conftest import Trained
 from tests.methods.conftest import World
@@ -71,12 +72,23 @@ def test_options_are_chosen_on_validation_devices_only(world: World, monkeypatch
     assert result.cost is not None and result.cost.adapt_flops > result.cost.answer_flops > 0
 
 
+def test_a_score_that_is_no_number_is_never_chosen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _Runner.sweep
+
+    def first_fails(self: _Runner, points: Sequence[Options]) -> list[dict]:
+        return [{**row, "score": row["score"] if i else math.nan} for i, row in enumerate(plain(self, points))]
+
+    monkeypatch.setattr(_Runner, "sweep", first_fails)
+    result = evaluate_adapted(world("open_ended"), "tent", options={"learning_rate": [1e-3, 1e-2], "steps": 0})
+    assert result.chosen["learning_rate"] == 1e-2
+
+
 @pytest.mark.parametrize("task", ["open_ended", "retrieval"])
 @pytest.mark.parametrize("method", ["tent_online", "t3a_online", "tda_online"])
 def test_online_methods_answer_each_device_by_its_own_stream(
     world: World, monkeypatch: pytest.MonkeyPatch, method: str, task: str
 ) -> None:
-    """All items once, labels hidden, no device changed by others, and not what the checkpoint answers."""
+    """All items once, labels hidden, and no device changed by others."""
     kind, loaded = METHODS[method], world(task)
     if kind.not_for_task(task) is not None:
         return

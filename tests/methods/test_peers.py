@@ -81,13 +81,13 @@ def test_lame_finds_the_optimum_of_its_objective() -> None:
     affinity = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.5], [0.0, 0.5, 0.0]]], dtype=torch.float64)
     found = laplacian_assignment(logits, affinity, iterations=1000, tolerance=1e-12)[0].numpy()
     p = logits.softmax(-1)[0].numpy()
-    steps = np.linspace(0.001, 0.999, 200)
+    steps = np.linspace(0.001, 0.999, 80)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     z = np.stack([grid, 1 - grid], -1)  # [candidates, queries, answers]
     objective = (z * (np.log(p) - np.log(z))).sum((1, 2))
     objective += 0.5 * np.einsum("cia,ij,cja->c", z, affinity[0].numpy(), z)
     best = z[objective.argmax()]
-    np.testing.assert_allclose(found, best, atol=0.006)
+    np.testing.assert_allclose(found, best, atol=0.01)
     value = (found * (np.log(p) - np.log(found))).sum() + 0.5 * np.einsum("ia,ij,ja", found, affinity[0].numpy(), found)
     assert value >= objective.max() - 1e-9
 
@@ -134,6 +134,8 @@ def test_foa_lowers_its_fitness_without_any_gradient(world: World, task: str) ->
     end = method._fitness(support, before + state["shift"][:, None, None], 0.4)
     assert bool((end < start).all())
     assert not any(parameter.requires_grad for parameter in loaded.subject.network.parameters())
+    # Validation may choose to do nothing.
+    assert {"activation": 0.0, "generations": 0}.items() <= method.points()[0].items()
     none = method.adapt(support, {**options, "generations": 0})
     assert not none["shift"].any() and not none["head"].any()
     found, plain = method.respond(query, rows(none, index), options), loaded.subject.answer(query)

@@ -289,7 +289,7 @@ def test_lames_objective_falls_where_the_affinity_is_not_positive_semi_definite(
 
     def objectives(affinity: np.ndarray) -> np.ndarray:
         values = []
-        for iterations in range(40):
+        for iterations in range(12):
             z = laplacian_assignment(
                 torch.from_numpy(logits)[None], torch.from_numpy(affinity)[None], iterations, tolerance=0.0
             )[0].numpy()
