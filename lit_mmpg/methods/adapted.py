@@ -40,7 +40,7 @@ class AdaptationCost:
         adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
             and convolutions, from what the data holds: encoded features where it has no pixels).
         adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
-        answer_flops: Operations for a query clip with all its texts; of an online method, what it learns from them, too.
+        answer_flops: Operations for a query clip with all its texts, what an online method learns from it included.
         answer_s: Wall-clock seconds of the same, for a single device.
         adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
         answer_peak_bytes: The same during one answer.

@@ -141,7 +141,7 @@ class T3A(OpenEndedMethod):
 
     As in the paper, row k of the head is the first example of class k. The published code files it under the class that
     the head itself gives it; the two differ where a row is not its own argmax, and there a class of the published code
-    is left without any example and gets the score 0.
+    may be left without any example, with the score 0.
     """
 
     name = "t3a"
