@@ -15,7 +15,7 @@ import torch
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject, rows
+from lit_mmpg.methods.base import STREAM_CLIPS, AdaptationMethod, Episode, Options, State, Subject, rows
 from lit_mmpg.methods.costs import measured, single_clip
 from lit_mmpg.methods.episodes import Episodes, Group, query_view
 from lit_mmpg.methods.registry import find_method
@@ -40,7 +40,7 @@ class AdaptationCost:
         adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
             and convolutions, from what the data holds: encoded features where it has no pixels).
         adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
-        answer_flops: Operations for a query clip with all its texts.
+        answer_flops: Operations for a query clip with all its texts, what an online method learns from it included.
         answer_s: Wall-clock seconds of the same, for a single device.
         adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
         answer_peak_bytes: The same during one answer.
@@ -179,7 +179,9 @@ def evaluate_adapted(
             return Adapted(label, method, kind.setting, reason)
         points = kind.points(asked)
         sweep = runner.sweep(points) if len(points) > 1 else []
-        chosen = points[int(np.argmax([row["score"] for row in sweep]))] if sweep else points[0]
+        # A score that is no number is never the best one, whatever argmax makes of it.
+        scores = np.nan_to_num([row["score"] for row in sweep], nan=-np.inf)
+        chosen = points[int(np.argmax(scores))] if sweep else points[0]
         evaluation = runner.test(label, chosen, runner.groups(asked_groups))
         cost = runner.cost(chosen, evaluation.groups[0])
     finally:
@@ -205,13 +207,15 @@ class _Runner:
         self, subject: Subject, data: DeviceData, method: AdaptationMethod, labels: int | None, seed: int
     ) -> None:
         self.subject, self.data, self.method, self.labels, self.seed = subject, data, method, labels, seed
+        self.online = method.setting == "online"
         self.support_clips = self.labelled_items = 0.0
 
     def _episodes(self, group: str, at_once: int | None = None) -> Episodes:
         labelled = self.method.knows == "labelled"
         clips = self.labels if labelled else None
         at_once = at_once or self.method.at_once
-        return Episodes(self.data, group, labelled, clips, at_once, self.seed, self.method.needs_clean)
+        stream = STREAM_CLIPS if self.online else 0
+        return Episodes(self.data, group, labelled, clips, at_once, self.seed, self.method.needs_clean, stream)
 
     def too_few(self, first: str) -> str | None:
         """Why a supervised method has too few labelled clips to live up to its name, on validation or group `first`."""
@@ -278,7 +282,8 @@ class _Runner:
         for batch, index in part.queries:
             own = tuple(tensor[index] for tensor in support.parameters)
             query = Episode(query_view(batch, self.data.task), own)
-            evaluation.update(group, name, batch, self.method.respond(query, rows(state, index), options))
+            held = state if self.online else rows(state, index)
+            evaluation.update(group, name, batch, self.method.respond(query, held, options))
 
     def cost(self, options: Options, group: str) -> AdaptationCost:
         """Operations and seconds of a single device, apart from the evaluation, which works on many at once."""
@@ -289,7 +294,8 @@ class _Runner:
         state = self.method.adapt(support, options)
         adapt = measured(lambda: self.method.adapt(support, options))
         with torch.no_grad():
-            answer = measured(lambda: self.method.respond(query, state, options))
+            # An online method changes the entries of what it is given, and each repetition has to do the same.
+            answer = measured(lambda: self.method.respond(query, dict(state), options))
         sent = self.method.sent_bytes()
         cloud, cloud_s = self.subject.cloud, None
         if cloud is not None and sent.download_bytes and self.method.answers_in == "device":

@@ -43,6 +43,9 @@ Known = Literal["nothing", "unlabelled", "labelled"]
 Options = Mapping[str, Any]
 """One value for each name of a method's grid."""
 
+STREAM_CLIPS = 8
+"""Clips of each device that an ``online`` method is asked about at a time."""
+
 State = dict[str, Tensor]
 """What one adaptation leaves on the devices: tensors with a leading dimension G, one row per device."""
 
@@ -170,6 +173,8 @@ class AdaptationMethod(ABC):
             return "the data has no clean twins of its frames"
         if reason is None and cls.knows == "labelled" and data.batch.context == "clip":
             return "each clip is its own context, so a labelled context would be the answer"
+        if reason is None and cls.setting == "online" and data.batch.context == "clip":
+            return "each clip is its own context, so there is no stream of clips"
         return reason
 
     @classmethod
@@ -212,7 +217,9 @@ class AdaptationMethod(ABC):
 
         Args:
             query: ``[B, M, ...]`` query clips with their texts.
-            state: Result of :meth:`adapt`, row b belongs to row b of the query.
+            state: Result of :meth:`adapt`, row b belongs to row b of the query. An ``online`` method gets all devices
+                at every call, the next clips of each one's stream (none where it has ended), and replaces entries of
+                ``state`` by what these made of them; the tensors themselves stay as they are.
             options: The same point of the grid.
         """
 

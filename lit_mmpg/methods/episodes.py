@@ -69,7 +69,8 @@ class Group:
     Attributes:
         support: ``[G, C, ...]`` earlier clips with the texts about them, as much of it as the method may know; its
             context are the clips from which a cloud half generates parameters.
-        queries: Pairs of a true query batch and the index ``[B]`` of its rows among the G devices.
+        queries: Pairs of a true query batch and the index ``[B]`` of its rows among the G devices; as a stream, each
+            batch has all G devices and follows on the batch before.
     """
 
     support: Batch
@@ -92,6 +93,8 @@ class Episodes:
         at_once: Devices that adapt together.
         seed: Seed of the order in which unlabelled searches are given.
         clean: Whether the support brings the clean twins of its frames, too.
+        stream: Clips per device and batch where the queries are a stream: those of a device come in an order that the
+            seed, the device and its context decide. 0: in batches as they are evaluated.
     """
 
     def __init__(
@@ -103,8 +106,9 @@ class Episodes:
         at_once: int = 32,
         seed: int = 0,
         clean: bool = False,
+        stream: int = 0,
     ) -> None:
-        self.data, self.labelled, self.at_once, self.seed = data, labelled, at_once, seed
+        self.data, self.labelled, self.at_once, self.seed, self.stream = data, labelled, at_once, seed, stream
         self.queries = data.eval_batches(group, with_context=False)
         self.contexts = data.eval_batches(group)
         self.supports = data.eval_batches(group, context_clips=support_clips)
@@ -142,14 +146,30 @@ class Episodes:
         firsts = [self.contexts.queries[self._keys[key][0]] for key in keys]
         collator = self.contexts.collate
         context = collator([replace(q, clips=(), foreign=None) for q in firsts], [[] for _ in firsts]).context
-        return Group(replace(support, context=context), list(self._query_batches(keys)))
+        batches = self._stream_batches(keys) if self.stream else self._query_batches(keys)
+        return Group(replace(support, context=context), list(batches))
 
     def _query_batches(self, keys: list[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[Batch, torch.Tensor]]:
         owned = [(g, i) for g, key in enumerate(keys) for i in self._keys[key]]
-        by_clip = self._collate.items.by_clip
         step = self.queries.shape.eval_devices
         for start in range(0, len(owned), step):
             part = owned[start : start + step]
-            queries = [self.queries.queries[i] for _, i in part]
-            items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in by_clip[clip]] for q in queries]
-            yield self._collate(queries, items), torch.tensor([g for g, _ in part])
+            yield self._asked([self.queries.queries[i] for _, i in part]), torch.tensor([g for g, _ in part])
+
+    def _stream_batches(self, keys: list[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[Batch, torch.Tensor]]:
+        owned = [[self.queries.queries[i] for i in self._keys[key]] for key in keys]
+        orders = []
+        for (device, context), queries in zip(keys, owned, strict=True):
+            rng = np.random.default_rng([self.seed, device, *context])
+            orders.append(rng.permutation([clip for query in queries for clip in query.clips]).tolist())
+        for start in range(0, max(map(len, orders)), self.stream):
+            parts = [tuple(order[start : start + self.stream]) for order in orders]
+            yield (
+                self._asked([replace(queries[0], clips=part) for queries, part in zip(owned, parts, strict=True)]),
+                torch.arange(len(keys)),
+            )
+
+    def _asked(self, queries: list[Query]) -> Batch:
+        by_clip = self._collate.items.by_clip
+        items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in by_clip[clip]] for q in queries]
+        return self._collate(queries, items)

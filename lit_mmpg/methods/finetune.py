@@ -210,6 +210,10 @@ class FineTuneLowRank(FineTuning):
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022): ``W x + U (V^T x)``, with U = 0 at
     first, plus a bias. Shapes and names are those of the dynamic form ``low_rank``.
+
+    Against the defaults of the library peft: the scale ``lora_alpha / r`` is 1 (there 8 / 8, so 1 too at rank 8, but
+    not at other ranks); V starts normal with a standard deviation of ``in_features ** -0.5``, sqrt(3) times that of the
+    uniform start there; a bias is tuned, too, which is ``lora_bias=True`` there. No dropout in either.
     """
 
     name = "finetune_lora"

@@ -35,18 +35,24 @@ def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 class ForwardOnly(AdaptationMethod):
     """FOA-style forward-only search: CMA-ES finds a shift with which answers are certain and activations familiar.
 
-    Niu et al., "Test-Time Model Adaptation with Only Forward Passes" (ICML 2024). The device model has no prompt
-    tokens; what is searched for is a shift of the projected features before their norm. Fitness, as there: the entropy
-    of the answers plus ``balance`` times the distance between the mean and standard deviation of activations (the
-    normalised projection and the input of the head) and those of training. ``activation`` is the share of the
-    remaining difference of means at the head that is added there (their activation shifting). The search is a
-    separable CMA-ES, of which the best candidate counts; the unshifted model is the start.
+    After Niu et al., "Test-Time Model Adaptation with Only Forward Passes" (ICML 2024). The device model has no prompt
+    tokens; what is searched for is a shift of the projected features before their norm. Fitness: the entropy of the
+    answers plus ``balance`` times the distance between the mean and standard deviation of activations (the normalised
+    projection and the input of the head) and those of training. ``activation`` is the share of the remaining
+    difference of means at the head that is added there (their activation shifting). ``generations: 0`` searches for
+    nothing: with ``activation: 0`` it is the checkpoint.
+
+    What differs from the published code: entropies and distances are means, not sums over a batch, and distances are
+    norms over the square root of the width (the paper's equation has norms, the code their squares); the search is a
+    separable CMA-ES with 16 candidates a generation on all earlier clips at once, not a full-covariance one with 27 and
+    one generation for each batch of a stream; the shift of the head is taken once instead of from a running mean. As
+    there, the best candidate counts, and what was best before (here the unshifted model) competes.
     """
 
     name = "foa"
     paper = "Niu et al. 2024"
     setting = "episodic"
-    grid: ClassVar = {"balance": (0.4, 4.0), "activation": (0.0, 1.0), "generations": (12,), "sigma": (0.1,)}
+    grid: ClassVar = {"balance": (0.4, 4.0), "activation": (0.0, 1.0), "generations": (0, 12), "sigma": (0.1,)}
     population = 16
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
@@ -111,10 +117,10 @@ class ForwardOnly(AdaptationMethod):
 
     def _search(self, support: Episode, before: Tensor, options: Options) -> Tensor:
         balance = float(options["balance"])
+        unshifted = self._fitness(support, before, balance)
         search = SeparableCmaEs(
-            len(support.batch), before.shape[-1], float(options["sigma"]), self.population, self.seed
+            len(support.batch), before.shape[-1], float(options["sigma"]), self.population, self.seed, unshifted
         )
-        search.best_value = self._fitness(support, before, balance)  # no shift at all
         for _ in range(int(options["generations"])):
             candidates = search.ask()
             values = [self._fitness(support, before + over(shift, before), balance) for shift in candidates.unbind(1)]

@@ -16,6 +16,9 @@ from lit_mmpg.methods.prototypes import OpenEndedMethod
 def neighbours(features: Tensor, real: Tensor, count: int) -> Tensor:
     """Affinities of a k-nearest-neighbour graph, symmetric.
 
+    Of the published code's three affinities (``rbf``, its default; ``kNN``; ``linear``) this is ``kNN``, made symmetric
+    as its ``LAME_FORCE_SYMMETRY`` does.
+
     Args:
         features: ``[B, N, H]``.
         real: ``[B, N]`` bool.
@@ -37,7 +40,10 @@ def neighbours(features: Tensor, real: Tensor, count: int) -> Tensor:
 def laplacian_assignment(logits: Tensor, affinity: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """Maximise ``sum_i z_i . log p_i + H(z_i) + 1/2 sum_ij w_ij z_i . z_j`` over the simplices.
 
-    The concave-convex update of the paper, ``z_i = softmax(log p_i + sum_j w_ij z_j)``, never lowers the objective.
+    The concave-convex update of the paper is ``z_i = softmax(log p_i + sum_j w_ij z_j)``, all items at once. It never
+    lowers the objective where ``affinity`` is positive semi-definite. A graph of neighbours is not, since its diagonal
+    is zero: there an update may lower it, and strong affinities can keep items exchanging their assignments until
+    ``iterations`` ends it (two items with w = 2.5 do).
 
     Args:
         logits: ``[B, N, A]``; p is their softmax.
@@ -64,7 +70,8 @@ class Lame(OpenEndedMethod):
 
     Boudiaf et al., "Parameter-free Online Test-time Adaptation" (CVPR 2022). The queries of one device in one batch are
     corrected together; the features are the inputs of the head. Nothing is learnt from the support, so its clips serve
-    nobody here.
+    nobody here. The affinities are those of :func:`neighbours` times ``weight`` (1 in the published code, whose default
+    affinity is another one).
     """
 
     name = "lame"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lit_mmpg.batch import Frames
 from lit_mmpg.data.statistics import moments
 from lit_mmpg.device.outputs import Outputs, answer_batch
-from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject
+from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import input_replaced, output_replaced, over, watched
 from lit_mmpg.methods.objectives import entropy
 from lit_mmpg.statistics import Moments, alignment
@@ -118,16 +118,21 @@ class FeatureStatistics(AdaptationMethod):
 class Tent(AdaptationMethod):
     """Tent: minimise the entropy of the answers by the scale and shift of the normalisation layer alone.
 
-    Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 2021). The layer is the norm of the
-    frame projection. The entropy is that of the answers to questions about the device's earlier clips (without their
-    answers); for retrieval, of each earlier search over the earlier clips.
+    Wang et al., "Tent: Fully Test-Time Adaptation by Entropy Minimization" (ICLR 2021), with Adam. The layer is the
+    norm of the frame projection: a LayerNorm, so that there are no batch statistics to replace as in the published
+    code. The entropy is that of the answers to questions about the device's earlier clips (without their answers); for
+    retrieval, of each earlier search over the earlier clips.
     """
 
     name = "tent"
     paper = "Wang et al. 2021"
-    setting = "episodic"
+    setting: ClassVar[Setting] = "episodic"
     backward = True
     grid: ClassVar = {"learning_rate": (1e-3, 1e-2), "steps": (1, 4, 16)}
+    kept: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    """What a device keeps of an adaptation; everything where empty."""
+    beta = (0.9, 0.999)
+    """Decay of Adam's first and second moments, as in the published code."""
 
     def adapt(self, support: Episode, options: Options) -> State:
         """Scale and shift of the norm, ``[G, H]`` each, after some steps of Adam."""
@@ -140,32 +145,43 @@ class Tent(AdaptationMethod):
             features = self.subject.features(support.batch)
         for rate in dict.fromkeys(float(p["learning_rate"]) for p in points):
             steps = {int(p["steps"]) for p in points if float(p["learning_rate"]) == rate}
-            found |= {(rate, step): state for step, state in self._descend(support, features, rate, steps)}
+            state = self.start(len(support.batch))
+            for step in range(max(steps) + 1):
+                if step in steps:
+                    found[rate, step] = {name: state[name] for name in self.kept or state}
+                if step < max(steps):
+                    self.step(support, features, state, rate)
         for options in points:
             yield found[float(options["learning_rate"]), int(options["steps"])]
 
-    def _descend(
-        self, support: Episode, features: Tensor, rate: float, wanted: set[int]
-    ) -> Iterator[tuple[int, State]]:
+    def start(self, devices: int) -> State:
+        """The norm of the checkpoint for each device, with Adam's moments of both and number of steps."""
         norm = self.network.frame_norm
-        devices = len(support.batch)
-        state = {
-            "weight": norm.weight.detach().repeat(devices, 1).requires_grad_(),
-            "bias": norm.bias.detach().repeat(devices, 1).requires_grad_(),
-        }
-        optimiser = torch.optim.Adam(state.values(), lr=rate)
-        for step in range(max(wanted) + 1):
-            if step in wanted:
-                yield step, {name: tensor.detach().clone() for name, tensor in state.items()}
-            if step == max(wanted):
-                return
-            with torch.enable_grad():
-                outputs = self._answer(support, features, state)
-                # Devices do not share anything that is adapted, so the gradient of the sum is that of each.
-                loss = entropy(self.network, support.batch, outputs).sum()
-                optimiser.zero_grad()
-                loss.backward()
-            optimiser.step()
+        state = {"weight": norm.weight.detach().repeat(devices, 1), "bias": norm.bias.detach().repeat(devices, 1)}
+        state |= {f"{name}.{moment}": torch.zeros_like(state[name]) for name in list(state) for moment in ("m", "v")}
+        return state | {"steps": torch.zeros_like(state["weight"][:, :1])}
+
+    def step(self, episode: Episode, features: Tensor, state: State, rate: float) -> Outputs:
+        """One step of Adam on the mean entropy of each device; replaces the entries of ``state``.
+
+        Returns:
+            The answers from which the step was taken: those before it.
+        """
+        with torch.enable_grad():
+            own = {name: state[name].detach().requires_grad_() for name in ("weight", "bias")}
+            outputs = self._answer(episode, features, own)
+            # Devices do not share anything that is adapted, so the gradient of the sum is that of each.
+            loss = entropy(self.network, episode.batch, outputs).sum()
+            gradients = torch.autograd.grad(loss, list(own.values()))
+        state["steps"] = steps = state["steps"] + 1
+        first, second = self.beta
+        for name, gradient in zip(own, gradients, strict=True):
+            m = state[f"{name}.m"] = first * state[f"{name}.m"] + (1 - first) * gradient
+            v = state[f"{name}.v"] = second * state[f"{name}.v"] + (1 - second) * gradient.square()
+            scale = (v / (1 - second**steps)).sqrt() + 1e-8
+            state[name] = state[name] - rate * m / (1 - first**steps) / scale
+        parts = (outputs.logits, outputs.video, outputs.text)
+        return Outputs(*(None if part is None else part.detach() for part in parts))
 
     def _answer(self, episode: Episode, features: Tensor, state: Mapping[str, Any]) -> Outputs:
         norm = self.network.frame_norm
@@ -180,3 +196,25 @@ class Tent(AdaptationMethod):
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the device's own norm."""
         return self._answer(query, self.subject.features(query.batch), state)
+
+
+class OnlineTent(Tent):
+    """Tent as its authors run it: one batch of a stream after the other is answered and then taken to learn from.
+
+    The stream of a device is its earlier clips, all in one batch, and then its queries, some clips at a time. A batch
+    is answered by the forward pass from which its step is taken, so its step serves the batches after it; with more
+    ``steps``, as in the published code, by the last of them. Norm and moments of Adam are never reset.
+    """
+
+    name = "tent_online"
+    setting: ClassVar[Setting] = "online"
+    grid: ClassVar = {"learning_rate": (1e-4, 1e-3, 1e-2), "steps": (1,)}
+    kept: ClassVar[tuple[str, ...]] = ()
+    at_once = 8  # each step of the stream asks all of them
+
+    def respond(self, query: Episode, state: State, options: Options) -> Outputs:
+        """Answers of the last forward pass over the batch."""
+        features = self.subject.features(query.batch)
+        for _ in range(int(options["steps"])):
+            outputs = self.step(query, features, state, float(options["learning_rate"]))
+        return outputs

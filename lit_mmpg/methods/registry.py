@@ -12,9 +12,9 @@ from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoi
 from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame
-from lit_mmpg.methods.normalisation import FeatureStatistics, Tent
+from lit_mmpg.methods.normalisation import FeatureStatistics, OnlineTent, Tent
 from lit_mmpg.methods.pixels import AnchorJpegUpload, PixelColourAlignment
-from lit_mmpg.methods.prototypes import T3A, DynamicCache
+from lit_mmpg.methods.prototypes import T3A, DynamicCache, OnlineCache, OnlineT3A
 from lit_mmpg.methods.reference import Majority, Unadapted
 
 _ALL: tuple[type[AdaptationMethod], ...] = (
@@ -22,10 +22,13 @@ _ALL: tuple[type[AdaptationMethod], ...] = (
     Majority,
     FeatureStatistics,
     Tent,
+    OnlineTent,
     T3A,
+    OnlineT3A,
     Lame,
     ForwardOnly,
     DynamicCache,
+    OnlineCache,
     FineTuneAll,
     FineTuneHead,
     FineTuneLowRank,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_mmpg.cli import main
+from lit_mmpg.device.evaluation import PRIMARY
+from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.adapted import evaluate_adapted, load
+from lit_mmpg.methods.adapted import _Runner, evaluate_adapted, load
+from lit_mmpg.methods.base import AdaptationMethod, Episode, Options
 from lit_mmpg.methods.registry import METHODS, TASKS, applicability
 from tests.integration.conftest import Trained
 from tests.methods.conftest import World
@@ -64,6 +70,61 @@ def test_options_are_chosen_on_validation_devices_only(world: World, monkeypatch
     best = max(result.sweep, key=lambda row: row["score"])
     assert result.chosen["learning_rate"] == best["learning_rate"]
     assert result.cost is not None and result.cost.adapt_flops > result.cost.answer_flops > 0
+
+
+def test_a_score_that_is_no_number_is_never_chosen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _Runner.sweep
+
+    def first_fails(self: _Runner, points: Sequence[Options]) -> list[dict]:
+        return [{**row, "score": row["score"] if i else math.nan} for i, row in enumerate(plain(self, points))]
+
+    monkeypatch.setattr(_Runner, "sweep", first_fails)
+    result = evaluate_adapted(world("open_ended"), "tent", options={"learning_rate": [1e-3, 1e-2], "steps": 0})
+    assert result.chosen["learning_rate"] == 1e-2
+
+
+@pytest.mark.parametrize("task", ["open_ended", "retrieval"])
+@pytest.mark.parametrize("method", ["tent_online", "t3a_online", "tda_online"])
+def test_online_methods_answer_each_device_by_its_own_stream(
+    world: World, monkeypatch: pytest.MonkeyPatch, method: str, task: str
+) -> None:
+    """All items once, labels hidden, and no device changed by others."""
+    kind, loaded = METHODS[method], world(task)
+    if kind.not_for_task(task) is not None:
+        return
+    plain = kind.respond
+    asked: list[bool] = []
+
+    def watched(self: AdaptationMethod, query: Episode, *rest: object) -> Outputs:
+        asked.append(bool((query.batch.answer == -1).all() and not query.batch.item.any()))
+        found = plain(self, query, *rest)  # type: ignore[arg-type]
+        answers.append(found.video[query.batch.clip >= 0] if found.logits is None else found.logits)
+        return found
+
+    monkeypatch.setattr(kind, "respond", watched)
+    options = {name: values[-1] for name, values in kind.grid.items()}
+
+    def measure(at_once: int) -> dict[str, float]:
+        monkeypatch.setattr(kind, "at_once", at_once)
+        answers.clear()
+        found = evaluate_adapted(loaded, method, options=options, groups=["test_unseen"])
+        assert found.setting == "online" and found.cost is not None and found.cost.answer_flops > 0
+        items = found.evaluation.items("test_unseen", method)  # type: ignore[union-attr]
+        return dict(zip(zip(items.device, items.item, strict=True), items.values[PRIMARY[task]], strict=True))
+
+    answers: list[torch.Tensor] = []
+    together = measure(8)
+    assert all(asked) and all(bool(part.isfinite().all()) for part in answers)
+    unadapted = evaluate_adapted(loaded, "unadapted", groups=["test_unseen"]).evaluation
+    static = unadapted.items("test_unseen", "unadapted")  # type: ignore[union-attr]
+    assert set(together) == set(zip(static.device, static.item, strict=True))
+    assert measure(1) == pytest.approx(together, abs=1e-5)
+
+
+def test_a_stream_needs_clips_that_are_not_their_own_context(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = world("open_ended")
+    monkeypatch.setattr(loaded.data, "batch", dataclasses.replace(loaded.data.batch, context="clip"))
+    assert "no stream" in str(evaluate_adapted(loaded, "tda_online").reason)
 
 
 def test_unknown_methods_and_options_are_named(world: World) -> None:

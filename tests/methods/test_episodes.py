@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,31 @@ def test_every_item_is_asked_once_and_never_about_the_support(world: World, task
                 support, asked = set(group.support.clip[g].tolist()), set(batch.clip[b].tolist())
                 assert not (support & asked) - {-1}
     assert torch.equal(torch.cat(found).sort().values, wanted)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stream_asks_every_item_once_in_an_order_of_its_own(world: World, task: str) -> None:
+    """Some clips of every device at a time; the order depends on the seed and the device, not on who is beside it."""
+    data = world(task).data
+
+    def streams(at_once: int, seed: int) -> dict[tuple, list[int]]:
+        found: dict[tuple, list[int]] = {}
+        for group in Episodes(data, "test_unseen", at_once=at_once, seed=seed, stream=2):
+            for batch, index in group.queries:
+                assert index.tolist() == list(range(len(group.support))) and batch.clip.shape[1] <= 2
+                for g, device in enumerate(batch.device.tolist()):
+                    assert device == group.support.device[g]
+                    assert not (set(group.support.clip[g].tolist()) & set(batch.clip[g].tolist())) - {-1}
+                    key = (device, *group.support.clip[g].tolist())
+                    found.setdefault(key, []).extend(batch.item[g][batch.text_mask[g]].tolist())
+        return found
+
+    plain = torch.cat([b.item[b.text_mask] for b in data.eval_batches("test_unseen")]).sort().values.tolist()
+    together, alone, other = streams(32, 0), streams(1, 0), streams(32, 1)
+    assert sorted(chain.from_iterable(together.values())) == plain
+    assert sorted(alone.values()) == sorted(together.values())
+    assert sorted(other.values()) != sorted(together.values())
+    assert sorted(map(sorted, other.values())) == sorted(map(sorted, together.values()))
 
 
 def test_more_labelled_clips_than_the_context_has(world: World) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes, query_view
 from lit_mmpg.methods.evolution import SeparableCmaEs
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame, laplacian_assignment, neighbours
-from lit_mmpg.methods.prototypes import T3A, DynamicCache, entropy_of, ranks_within_class
+from lit_mmpg.methods.prototypes import T3A, entropy_of, ranks_within_class
 from tests.methods.conftest import World, take
 
 
@@ -76,56 +75,19 @@ def test_t3a_without_examples_is_the_checkpoint(world: World) -> None:
     torch.testing.assert_close(found, loaded.subject.answer(query).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_the_cache_votes_for_what_it_holds(world: World) -> None:
-    """A query that equals a cached example gets alpha for its answer, others less; an empty cache changes nothing."""
-    loaded, support, _, _ = first_group(world)
-    method = DynamicCache(loaded.subject, loaded.data)
-    options = {"alpha": 2.0, "beta": 5.0, "shots": 100, "negative": 0.0}
-    state = method.adapt(support, options)
-    plain = loaded.subject.answer(support).logits
-    features, _ = method.look(support)
-    unit = F.normalize(features, dim=-1)
-    gain = method.respond(support, state, options).logits - plain
-    g = 0
-    real = torch.nonzero(support.batch.text_mask[g]).flatten().tolist()
-    label = plain[g].argmax(-1)
-    wanted = torch.zeros_like(plain[g])
-    for n in real:
-        for k in real:
-            wanted[n, label[k]] += 2.0 * torch.exp(-5.0 * (1 - unit[g, n] @ unit[g, k]))
-    torch.testing.assert_close(gain[g, real], wanted[real], atol=1e-4, rtol=1e-4)
-    assert bool((gain[g, real].gather(1, label[real, None]) >= 2.0 - 1e-4).all())
-    state["positive"][:] = False
-    assert torch.equal(method.respond(support, state, options).logits, plain)
-
-
-def test_the_negative_cache_votes_against_what_was_possible(world: World) -> None:
-    loaded, support, _, _ = first_group(world)
-    method = DynamicCache(loaded.subject, loaded.data)
-    options = {"alpha": 0.0, "beta": 5.0, "shots": 3, "negative": 0.117}
-    state = method.adapt(support, options)
-    state["negative"][:] = False
-    state["negative"][:, 0] = True
-    plain = loaded.subject.answer(support).logits
-    loss = plain - method.respond(support, state, options).logits
-    possible = plain[0, 0].softmax(-1) > 0.03
-    torch.testing.assert_close(loss[0, 0][possible], torch.full((int(possible.sum()),), 0.117), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(loss[0, 0][~possible], torch.zeros(int((~possible).sum())), atol=1e-6, rtol=0)
-
-
 def test_lame_finds_the_optimum_of_its_objective() -> None:
     """Two answers, three queries: the assignment is the maximum that a fine grid over all assignments finds."""
     logits = torch.tensor([[[1.0, 0.0], [0.2, 0.0], [0.0, 0.7]]], dtype=torch.float64)
     affinity = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.5], [0.0, 0.5, 0.0]]], dtype=torch.float64)
     found = laplacian_assignment(logits, affinity, iterations=1000, tolerance=1e-12)[0].numpy()
     p = logits.softmax(-1)[0].numpy()
-    steps = np.linspace(0.001, 0.999, 200)
+    steps = np.linspace(0.001, 0.999, 80)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     z = np.stack([grid, 1 - grid], -1)  # [candidates, queries, answers]
     objective = (z * (np.log(p) - np.log(z))).sum((1, 2))
     objective += 0.5 * np.einsum("cia,ij,cja->c", z, affinity[0].numpy(), z)
     best = z[objective.argmax()]
-    np.testing.assert_allclose(found, best, atol=0.006)
+    np.testing.assert_allclose(found, best, atol=0.01)
     value = (found * (np.log(p) - np.log(found))).sum() + 0.5 * np.einsum("ia,ij,ja", found, affinity[0].numpy(), found)
     assert value >= objective.max() - 1e-9
 
@@ -172,6 +134,8 @@ def test_foa_lowers_its_fitness_without_any_gradient(world: World, task: str) ->
     end = method._fitness(support, before + state["shift"][:, None, None], 0.4)
     assert bool((end < start).all())
     assert not any(parameter.requires_grad for parameter in loaded.subject.network.parameters())
+    # Validation may choose to do nothing.
+    assert {"activation": 0.0, "generations": 0}.items() <= method.points()[0].items()
     none = method.adapt(support, {**options, "generations": 0})
     assert not none["shift"].any() and not none["head"].any()
     found, plain = method.respond(query, rows(none, index), options), loaded.subject.answer(query)
