@@ -234,6 +234,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/interval_coverage.json"), metavar="FILE.json")
     parser.add_argument("--runs", type=int, default=10_000, help="simulated runs of each case")
     options = parser.parse_args(args)
+    commit = git_commit()
     rows = [measure(case, options.runs, seed) for seed, case in enumerate(track(CASES, "simulating"))]
     found = summary(rows)
     columns = ["case", "clusters", *(f"{name}: coverage / power" for name in METHODS)]
@@ -249,7 +250,7 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{', '.join(name for name in METHODS if found[name]['valid'])}."
     ]
     title = "Coverage and power of intervals"
-    write_result(options.output, result(title, command, columns, shown, git_commit(), notes, summary=found, cases=rows))
+    write_result(options.output, result(title, command, columns, shown, commit, notes, summary=found, cases=rows))
     for name, entry in found.items():
         print(name, ", ".join(f"{key} {value}" for key, value in entry.items()))
     print(f"Written: {options.output}")

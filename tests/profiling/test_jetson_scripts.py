@@ -11,7 +11,6 @@ import time
 import zipfile
 from pathlib import Path
 
-import pip
 import pytest
 
 from lit_mmpg.invoker import handed_over, invoker
@@ -215,7 +214,10 @@ def test_a_second_installation_without_a_network_installs_the_new_build(tmp_path
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
     # The environment borrows this one's pip: to install another takes seconds and is not what is tested.
     (tmp_path / "borrowed").mkdir()
-    (tmp_path / "borrowed" / "pip").symlink_to(Path(pip.__file__).parent)
+    # Not imported here: on Python 3.10 and 3.11 that would give this process another distutils than setuptools needs.
+    where = "import pip; print(pip.__file__)"
+    pip = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, check=True).stdout
+    (tmp_path / "borrowed" / "pip").symlink_to(Path(pip.strip()).parent)
     environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONPATH": str(tmp_path / "borrowed"), "SUDO_UID": "65534"}
     python = tmp_path / "python"
     python.write_text(

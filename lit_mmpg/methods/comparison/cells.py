@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CELL_VERSION = 3
 """Raise it when cells of an older version must not be reused."""
-ADAPTED_VERSION = 3
+ADAPTED_VERSION = 4
 """The same for cells of methods that adapt a checkpoint, which are cheap to compute again."""
 
 
