@@ -41,11 +41,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.cudart import why_no_gpu
 from lit_mmpg.runtime.engines import create_engine, engine_class
@@ -493,8 +493,7 @@ def print_results(results: Sequence[Result]) -> None:
     for result in results:
         status = f"[{colours[result.status]}]{result.status}[/]"
         table.add_row(result.name, status, f"{result.seconds:.0f}", escape((result.reason or "")[:400]))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    wide_console().print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

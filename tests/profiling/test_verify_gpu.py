@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,10 @@ def test_an_engine_is_verified_or_fails_with_its_reason(tmp_path):
 def test_a_check_that_hangs_crashes_or_lacks_something_costs_no_other(tmp_path, capsys, monkeypatch):
     crashed = run_check("NVML", tmp_path, "no such device", 60)
     assert crashed.status == FAILED and "ended with status 2: " in (crashed.reason or "")
-    hung = run_check("profile run", tmp_path, "cpu", 1.0)
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(600)")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        hung = run_check("profile run", tmp_path, "cpu", 1.0)
     assert hung.status == FAILED and hung.reason == "ended after 1 s, its limit"
     assert run_check("profile run", tmp_path, "cpu", 0.5).reason == "not run: the time for all checks is over"
 
