@@ -16,6 +16,9 @@ BOARD_STAMP := $(BOARD_VENV)/.installed
 BOARD_PYTHON ?= $(or $(shell for p in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$p && break; done),$(PYTHON))
 SOAK_MINUTES ?= 10
+# Every process makes the shared fixtures anew, so more than four bring little.
+TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+TESTS ?=
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
@@ -56,8 +59,9 @@ format: install ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-test: install lint ## lint and run every test (no network needed after the install)
-	@$(BIN)/python -m pytest
+# One thread each: two processes on two cores are faster than threads that wait for each other.
+test: install lint ## lint and run every test (no network needed after the install; TESTS=folder for some)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(TESTS)
 
 soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 of load on the service)
 	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \

@@ -137,15 +137,15 @@ def escape(text: str) -> str:
     return markup.escape(printable(text))
 
 
-def wide_console() -> Console:
-    """The terminal; or, in a pipe or a file, lines wide enough that nothing is cut.
+def wide_console(width: int = 180) -> Console:
+    """The terminal; or, in a pipe or a file, lines of a width at which nothing is cut.
 
     Whatever is printed passes through :func:`lit_mmpg.texts.printable`: no file name, bundle or cloud sends codes to
     the terminal, even where :func:`escape` was forgotten.
     """
     console = Console()
     if not console.is_terminal:
-        console = Console(width=180)
+        console = Console(width=width)
     console.push_render_hook(_Printable())
     return console
 

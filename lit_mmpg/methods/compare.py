@@ -137,7 +137,7 @@ def _run(
     if work.run is not None:
         work.run.finish(results.rows, {v.claim.id: v.verdict for v in results.verdicts}, files)
         print(f"runs: {work.run.where()}, run {work.run.run_id}")
-    print(f"report: {files[0]} (the same as {', '.join(path.suffix[1:] for path in files[1:])} beside it)")
+    print(f"report: {files[0]} (the same as {', '.join(path.name for path in files[1:])} beside it)")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lit_mmpg.report import check_output, json_alone, rows_text, write_rows
+from lit_mmpg.report import check_output, json_alone, rows_text, wide_console, write_rows
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,6 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     check_output(options.output)
     # Torch is imported only now, so that help and mistakes are answered at once.
-    from rich.console import Console
     from rich.table import Table
 
     from lit_mmpg.methods.registry import TASKS, applicability, find_method
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
                 what += [f"options: {', '.join(method.grid)}"] if method.grid else []
                 what += [row["paper"]] if row["paper"] else []
                 table.add_row(row["method"], "\n".join(tasks), "\n".join(what))
-            Console().print(table)
+            wide_console(80).print(table)
         if options.output:
             write_rows(matrix, options.output)
         write(rows_text(matrix))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from lit_mmpg.data.observer import room
-from lit_mmpg.report import check_output, json_alone, rows_text, wide_console, write_rows
+from lit_mmpg.report import check_output, escape, json_alone, rows_text, wide_console, write_rows
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.run import check_data
 

@@ -41,11 +41,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
-from lit_mmpg.report import wide_console
+from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.cudart import why_no_gpu
 from lit_mmpg.runtime.engines import create_engine, engine_class

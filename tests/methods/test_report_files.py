@@ -22,6 +22,7 @@ from lit_mmpg.methods.comparison.progress import Progress, duration
 from lit_mmpg.methods.comparison.results import Results, collect
 from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
 from lit_mmpg.methods.comparison.writing import finite, write_report
+from lit_mmpg.results import markdown as small_table
 from tests.methods.synthetic import cell, merged, seeds
 
 COST = {"answer_flops": 2e6, "adapt_flops": 8e6, "answer_s": 1e-3, "adapt_s": 4e-3, "answer_j": 0.02, "adapt_j": 0.08}
@@ -96,8 +97,13 @@ class Page(HTMLParser):
 
 def test_all_forms_are_written_and_say_the_same(results: Results, tmp_path: Path) -> None:
     files = write_report(results, tmp_path / "deep" / "report")
-    assert [path.name for path in files] == ["report.html", "report.md", "report.csv", "report.json"]
-    page, markdown, table, data = (path.read_text() for path in files)
+    names = ["report.html", "report.md", "report.csv", "report.json", "report.result.json"]
+    assert [path.name for path in files] == names
+    page, markdown, table, data, small = (path.read_text() for path in files)
+    kept = json.loads(small)
+    assert kept["command"].startswith("lit-mmpg compare --config configs/experiment/") and kept["machine"]
+    assert [row[0] for row in kept["rows"]] == results.names and len(kept["verdicts"]) == len(results.verdicts)
+    assert all(len(row) == len(kept["columns"]) for row in kept["rows"]) and kept["seeds"] and small_table(kept)
     parser = Page()
     parser.feed(page)
     text = " ".join("".join(parser.text).split())

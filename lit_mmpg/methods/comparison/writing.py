@@ -29,11 +29,13 @@ from lit_mmpg.methods.comparison.view import (
     split_rows,
 )
 from lit_mmpg.report import format_row
+from lit_mmpg.results import markdown_table as _table
+from lit_mmpg.results import result
 from lit_mmpg.writing import write_text
 
 
 def write_report(results: Results, stem: Path) -> list[Path]:
-    """Write ``STEM.html``, ``.md``, ``.csv`` and ``.json``, each in one step.
+    """Write ``STEM.html``, ``.md``, ``.csv``, ``.json`` and ``.result.json`` (one small table), each in one step.
 
     Returns:
         The files, the HTML first.
@@ -44,6 +46,7 @@ def write_report(results: Results, stem: Path) -> list[Path]:
         ".md": markdown(results),
         ".csv": table_csv(results),
         ".json": json.dumps(finite(results.to_json()), indent=2, allow_nan=False) + "\n",
+        ".result.json": json.dumps(finite(small_result(results)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     }
     files = []
     for suffix, text in texts.items():
@@ -51,6 +54,25 @@ def write_report(results: Results, stem: Path) -> list[Path]:
         write_text(path, text)
         files.append(path)
     return files
+
+
+def small_result(results: Results) -> dict[str, Any]:
+    """The main table with its verdicts, as :mod:`lit_mmpg.results` keeps it: to be put in ``docs/results``."""
+    shown, seeds = columns(results), sorted({seed for runs in results.links.values() for seed in runs})
+    judged = [claim_text(results, i)[:2] for i in range(len(results.verdicts))]
+    config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
+    return result(
+        results.comparison.title,
+        f"lit-mmpg compare --config {config} --seeds {numbers}",
+        ["row", *(column.title for column in shown)],
+        [[name, *(column.cell(name) for column in shown)] for name in results.names],
+        results.environment.get("commit"),
+        ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else [],
+        seeds=seeds,
+        test_reads=len(results.reads),
+        values=[row for row in results.rows if str(row["metric"]).startswith(results.primary)],
+        verdicts=[verdict.to_json() for verdict in results.verdicts],
+    )
 
 
 def finite(value: Any) -> Any:
@@ -162,8 +184,3 @@ def _seeds(results: Results) -> str:
         runs = ", ".join(str(run["run_id"])[:8] for run in results.links[name].values() if run["run_id"])
         rows.append([name, *shown, runs])
     return _table(["row", *(f"seed {seed}" for seed in seeds), "runs"], rows)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
