@@ -22,7 +22,7 @@ TESTS ?=
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
+.PHONY: help install test test-docs soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ format: install ## let ruff rewrite what it can
 # One thread each: two processes on two cores are faster than threads that wait for each other.
 test: install lint ## lint and run every test (no network needed after the install; TESTS=folder for some)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(TESTS)
+
+test-docs: install ## run the commands of the documents as they stand there
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m docs
 
 soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 of load on the service)
 	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \
