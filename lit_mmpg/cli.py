@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from lit_mmpg import __version__
-from lit_mmpg.errors import UserError, closest, find_user_error
+from lit_mmpg.errors import UserError, closest, find_user_error, install_hint
 from lit_mmpg.files import expand_home
 from lit_mmpg.texts import printable_lines
 from lit_mmpg.writing import FULL, give_up_output
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = str(error.name).split(".")[0]
         if error.name is None or package == "lit_mmpg":
             raise
-        return _fail(f"'lit-mmpg {name}' needs the package {package}; run pip install 'lit-mmpg[train]'")
+        return _fail(f"'lit-mmpg {name}' needs the package {package}; {install_hint('train')}")
     except Exception as error:
         mistake = find_user_error(error)
         if mistake is not None:

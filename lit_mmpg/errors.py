@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -88,6 +89,14 @@ def find_user_error(error: BaseException) -> UserError | None:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def install_hint(extra: str) -> str:
+    """How to add an extra of this package, which no index holds: from its checkout, or from its wheel."""
+    root = Path(__file__).parents[1]
+    if (root / "pyproject.toml").is_file():
+        return f"run pip install -e '{os.path.relpath(root)}[{extra}]'"
+    return f"run pip install 'FILE.whl[{extra}]' with the wheel of lit-mmpg"
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError, install_hint, nearest
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_vision_model(source: str, edge: int | None = None, option: str = "--fra
         from transformers import AutoConfig, AutoModel
         from transformers.utils import logging as progress
     except ImportError as error:
-        raise UserError(f"{option} needs transformers: pip install 'lit-mmpg[video]'") from error
+        raise UserError(f"{option} needs transformers; {install_hint('video')}") from error
     noisy = logging.getLogger("transformers")
     level = noisy.level
     noisy.setLevel(logging.ERROR)

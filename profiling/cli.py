@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.files import find_config
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.report import wide_console
@@ -223,7 +223,7 @@ def _told(recorded: recording.Recorded) -> str:
 def _import(options: argparse.Namespace) -> int:
     reason = recording.can_record()
     if reason:
-        raise UserError("mlflow is not installed here; run pip install 'lit-mmpg[train]'")
+        raise UserError(f"mlflow is not installed here; {install_hint('train')}")
     profiles = [(path, documents.load(path)) for path in options.files]  # one bad file stops before any is recorded
     for path, profile in profiles:
         print(f"{printable(str(path))}: {_told(recording.record(profile, options.tracking_uri))}")

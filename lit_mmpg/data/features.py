@@ -24,7 +24,7 @@ from lit_mmpg import sysfs
 from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path
 from lit_mmpg.data.readers.identity import RESERVED
 from lit_mmpg.data.records import ClipIndex, FrameSource, Place
-from lit_mmpg.errors import UserError, fault
+from lit_mmpg.errors import UserError, fault, install_hint
 
 __all__ = ["FeatureFile", "FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
 
@@ -414,7 +414,7 @@ def _h5py() -> ModuleType:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("reading HDF5 features needs h5py: pip install 'lit-mmpg[train]'") from error
+        raise UserError(f"reading HDF5 features needs h5py; {install_hint('train')}") from error
     return h5py
 
 

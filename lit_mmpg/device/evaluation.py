@@ -15,6 +15,7 @@ from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.metrics.accuracy import DeviceAccuracy, metric_names
 from lit_mmpg.metrics.retrieval import RECALL_AT, RetrievalMetrics, recall_probability
 from lit_mmpg.metrics.statistics import Interval, clustered_mean
+from lit_mmpg.report import FRACTIONS
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -179,7 +180,9 @@ class Evaluation(nn.Module):
                         else clustered_mean(known, items.device, items.clip).interval()
                     )
                     kind = {"kind": self._kind_of[name]} if name in self._kind_of else {}
-                    rows.append(identity | {"metric": name} | kind | interval_fields(interval) | {"seeds": 1} | sent)
+                    rows.append(
+                        identity | {"metric": name} | kind | interval_fields(interval, name) | {"seeds": 1} | sent
+                    )
                 if reference is not None and method != baseline:
                     name = PRIMARY[self.task]
                     difference = items.values[name] - reference.values[name]
@@ -190,11 +193,22 @@ class Evaluation(nn.Module):
         return rows
 
 
-def interval_fields(interval: Interval) -> dict[str, float | int | None]:
-    """``value``, ``low``, ``high`` and ``clusters`` of a row; bounds are ``None`` where there are none."""
+def interval_fields(interval: Interval, metric: str = "") -> dict[str, float | int | None]:
+    """``value``, ``low``, ``high`` and ``clusters`` of a row; bounds are ``None`` where there are none.
+
+    Args:
+        interval: The interval.
+        metric: Name of the metric: bounds of a share do not leave 0 to 1, those of a rank are not below 0.
+    """
+    low, high = interval.low, interval.high
+    if "_minus_" not in metric:
+        if metric.startswith(FRACTIONS):
+            low, high = max(0.0, low), min(1.0, high)
+        elif "rank" in metric:
+            low = max(0.0, low)
     return {
         "value": interval.value,
-        "low": interval.low if np.isfinite(interval.low) else None,
-        "high": interval.high if np.isfinite(interval.high) else None,
+        "low": low if np.isfinite(interval.low) else None,
+        "high": high if np.isfinite(interval.high) else None,
         "clusters": interval.clusters,
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError, install_hint, nearest
 from lit_mmpg.runtime.containers import missing_bytes
 from lit_mmpg.runtime.shots import THUMBNAIL, find_cuts, histogram, shot_indices
 from lit_mmpg.texts import printable
@@ -342,7 +342,7 @@ def require_decoder() -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError("decoding videos needs PyAV: pip install 'lit-mmpg[board-video]'") from error
+        raise UserError(f"decoding videos needs PyAV; {install_hint('board-video')}") from error
     import av.error
     import av.filter
     import av.stream

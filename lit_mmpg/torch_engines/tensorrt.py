@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.engines.onnx_runtime import check_sizes, profile_sizes
 from lit_mmpg.torch_engines.base import TorchConfig, TorchModuleEngine, exported_program
@@ -48,7 +48,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
     def requirements(cls) -> str | None:
         """The package, and a GPU."""
         if find_spec("torch_tensorrt") is None:
-            return "torch_tensorrt is not installed; run pip install 'lit-mmpg[tensorrt]'"
+            return f"torch_tensorrt is not installed; {install_hint('tensorrt')}"
         return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
 
     def _prepare(self, spec: GraphSpec) -> Any:

@@ -48,7 +48,10 @@ def test_a_checkpoint_is_tested_without_naming_a_config(
     rows = rows_of(run.folder / "rows.json")
     assert {row["method"] for row in rows} == {"cdc_mmpg", "static", "shuffled_device"}
     assert {row["split"] for row in rows} == {"test_unseen", "test_seen"}
-    keys = {"method", "split", "metric", "value", "low", "high", "seeds", "upload_bytes", "download_bytes"}
+    keys = {"method", "split", "metric", "value", "low", "high", "clusters", "seeds"} | {
+        "upload_bytes",
+        "download_bytes",
+    }
     assert all(set(row) == keys for row in rows)
     own = [row for row in rows if row["method"] == "cdc_mmpg" and row["metric"] == PRIMARY[task]]
     assert len(own) == 2 and all(row["upload_bytes"] > 500 and row["download_bytes"] > 500 for row in own)

@@ -306,9 +306,10 @@ def test_a_pipe_gets_one_line_per_epoch(trained: Path, capsys: pytest.CaptureFix
     assert [line.split("  ")[:2] for line in lines if "epoch 1/" in line or "epoch 2/" in line] == [
         [f"{half} half: epoch {epoch}/2", f"step {16 * epoch}"] for half in ("device", "cloud") for epoch in (1, 2)
     ]
-    assert len(lines) == 11
+    assert len(lines) == 13
     number = runs(trained, "pipe")[1][0].info.experiment_id
-    assert f"/#/experiments/{number}/runs?workflowType=machine_learning" in lines[-1]
+    assert f"/#/experiments/{number}/runs?workflowType=machine_learning" in lines[-3]
+    assert lines[-2].startswith("next: lit-mmpg test --ckpt_path ") and "lit-mmpg export --ckpt " in lines[-1]
     assert printed.err == ""
 
 

@@ -249,14 +249,14 @@ def _lines(row: Row, primary: str, reference: Row | None) -> Iterator[dict[str, 
         after = {"seeds": len(row.cells), **sent}
         pooled = pool(row, split, metric)
         interval = Interval(float(np.mean(values)), np.nan, np.nan) if pooled is None else pooled.interval()
-        yield {**shared, "metric": metric, **interval_fields(interval), **after, "per_seed": values}
+        yield {**shared, "metric": metric, **interval_fields(interval, metric), **after, "per_seed": values}
         if pooled is None or metric != primary:
             continue
         for name, value in (
             (f"{metric}_macro", pooled.macro()),
             (f"{metric}_worst_decile", pooled.worst_decile(lower_is_better(metric))),
         ):
-            yield {**shared, "metric": name, **interval_fields(value), **after}
+            yield {**shared, "metric": name, **interval_fields(value, name), **after}
         if reference is not None and reference.name != row.name:
             try:
                 gain = pool(row, split, metric, (reference, split))

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.cudart import gpu_identity, why_no_gpu
@@ -50,7 +50,7 @@ class OnnxRuntimeEngine(Engine):
     provider = "CPUExecutionProvider"
     memory = "cpu"
     """Where personal parameters are kept between calls."""
-    package = "onnxruntime is not installed; run pip install 'lit-mmpg[board-cpu]'"
+    package = f"onnxruntime is not installed; {install_hint('board-cpu')}"
     libraries = "install onnxruntime again"
     """What to do where the provider's libraries are not found."""
     others: ClassVar[tuple[str, ...]] = ()

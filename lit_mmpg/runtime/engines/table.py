@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines.base import Engine
 
@@ -119,5 +119,5 @@ def engine_table() -> Iterator[EngineRow]:
 
 def _missing(name: str, error: ImportError) -> str:
     extra = ENGINES[name].extra
-    remedy = f"; run pip install 'lit-mmpg[{extra}]'" if extra else ""
+    remedy = f"; {install_hint(extra)}" if extra else ""
     return f"{error.name or error} is not installed{remedy}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.cudart import Cuda, gpu_identity, why_no_gpu
@@ -601,7 +601,7 @@ class TensorRTRTXEngine(TensorRTEngine):
 
     name = "tensorrt_rtx"
     library = "tensorrt_rtx"
-    missing = "tensorrt-rtx is not installed; run pip install 'lit-mmpg[rtx]'"
+    missing = f"tensorrt-rtx is not installed; {install_hint('rtx')}"
     portable = True
 
     @classmethod
