@@ -30,6 +30,8 @@ ROWS = {
     "ridge": "Closed form: ridge regression from mean frame features to TF-IDF captions; no training by gradient.",
 }
 """What rows are that need no sentence in the comparison file."""
+MEASURED = ("device time", "device energy", "cloud time")
+"""Columns whose values another run of the same machine would not repeat."""
 CHOSEN = ("row", "settings", "seeds")
 """Headings of :func:`chosen_rows`."""
 

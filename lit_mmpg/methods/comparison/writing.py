@@ -14,6 +14,7 @@ from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
 from lit_mmpg.methods.comparison.view import (
     CHOSEN,
+    MEASURED,
     REUSE,
     SPLITS,
     chosen_rows,
@@ -57,8 +58,12 @@ def write_report(results: Results, stem: Path) -> list[Path]:
 
 
 def small_result(results: Results) -> dict[str, Any]:
-    """The main table with its verdicts, as :mod:`lit_mmpg.results` keeps it: to be put in ``docs/results``."""
-    shown, seeds = columns(results), sorted({seed for runs in results.links.values() for seed in runs})
+    """The main table with its verdicts, as :mod:`lit_mmpg.results` keeps it: to be put in ``docs/results``.
+
+    Times and energies, which are those of one machine at one moment, stay in the report.
+    """
+    shown = [column for column in columns(results) if column.title not in MEASURED]
+    seeds = sorted({seed for runs in results.links.values() for seed in runs})
     judged = [claim_text(results, i)[:2] for i in range(len(results.verdicts))]
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
     return result(
