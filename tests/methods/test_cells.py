@@ -117,7 +117,7 @@ def test_a_killed_comparison_goes_on_without_repeating_a_finished_cell(
         run = client.get_run(by_seed["0"]["run_id"])
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id and run.data.tags["lit_mmpg.row"] == row
     artifacts = {entry.path for entry in client.list_artifacts(parent.info.run_id, "report")}
-    assert artifacts == {f"report/report.{suffix}" for suffix in ("html", "md", "csv", "json")}
+    assert artifacts == {f"report/report.{suffix}" for suffix in ("html", "md", "csv", "json", "result.json")}
 
 
 def test_only_and_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
