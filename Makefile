@@ -16,8 +16,8 @@ BOARD_STAMP := $(BOARD_VENV)/.installed
 BOARD_PYTHON ?= $(or $(shell for p in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$p && break; done),$(PYTHON))
 SOAK_MINUTES ?= 10
-# Every process makes the shared fixtures anew, so more than four bring little.
-TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# One more than cores, since many tests wait for processes; each makes the shared fixtures anew, so more than four bring little.
+TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n + 1 : 4)))
 TESTS ?=
 HOST ?= 127.0.0.1
 PORT ?= 5000

@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on_where_it_was(videos: Path, encoder: Path) -> None:
     for path in kept:
         assert np.load(path).shape == (4, 12)
     again = start(videos, encoder)
-    said, _ = again.communicate(timeout=100)
+    said, _ = again.communicate(timeout=600)
     assert again.returncode == 0 and f"{len(kept)} of 40 clips are there already" in said, said
     assert len(open_features("f.h5").ids()) == 40
 
@@ -210,7 +210,7 @@ def test_a_worker_that_dies_costs_nothing(videos: Path, encoder: Path) -> None:
     process = start(videos, encoder, "--workers", "2")
     wait_for_parts(3)
     os.kill(children(process.pid)[0], signal.SIGKILL)
-    said, _ = process.communicate(timeout=100)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     with h5py.File("f.h5") as file:
         assert len(file) == 40

@@ -71,7 +71,7 @@ def test_killed_and_resumed_equals_uninterrupted(trained: Train, tmp_path: Path)
         (tmp_path / name).mkdir()
         configs[name] = tiny.write_config(tmp_path / name / "run.yaml", data=data, model=model, trainer=trainer)
 
-    subprocess.run(command(configs["whole"]), cwd=tmp_path / "whole", check=True, capture_output=True, timeout=120)
+    subprocess.run(command(configs["whole"]), cwd=tmp_path / "whole", check=True, capture_output=True, timeout=600)
     expected, _, steps = final_weights(tmp_path / "whole")
     killed_at = kill_in_mid_epoch(tmp_path / "killed", configs["killed"], steps // EPOCHS)
     _, run_id, _ = final_weights(tmp_path / "killed")
@@ -80,7 +80,7 @@ def test_killed_and_resumed_equals_uninterrupted(trained: Train, tmp_path: Path)
         cwd=tmp_path / "killed",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (resumed_at,) = [int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "resumed at step" in line]

@@ -253,7 +253,7 @@ def test_the_web_page_shows_runs_and_artifacts_and_ends_with_the_verb(trained: T
         assert "class_path" in get(f"{address}/get-artifact?path=config.yaml&run_uuid={run_id}")
     finally:
         page.send_signal(signal.SIGTERM)
-        output, _ = page.communicate(timeout=120)  # ends only when no child holds the pipe any more
+        output, _ = page.communicate(timeout=600)  # ends only when no child holds the pipe any more
     assert page.returncode == 128 + signal.SIGTERM
     experiment = client_of(run).get_run(run_id).info.experiment_id
     assert output.startswith(f"MLflow: {address}/#/experiments/{experiment}/runs?workflowType=machine_learning")

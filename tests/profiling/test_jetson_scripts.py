@@ -74,7 +74,7 @@ def board(tmp_path: Path):
         )
 
     def finish(process: subprocess.Popen[str]) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        process.wait(timeout=120)
+        process.wait(timeout=600)
         assert process.stdout and process.stderr
         done = subprocess.CompletedProcess(
             process.args, process.returncode, process.stdout.read(), process.stderr.read()
@@ -261,7 +261,7 @@ def test_install_script_names_what_is_wrong(tmp_path: Path) -> None:
         (["--wheels", str(tmp_path / "none")], "is not a folder"),
         (["--fast"], "no option --fast"),
     ):
-        done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 2 and message in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
 

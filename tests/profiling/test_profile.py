@@ -208,7 +208,7 @@ def test_an_interrupted_run_keeps_its_finished_rows(bundle: Path, config: Path, 
             time.sleep(0.1)
         time.sleep(0.3)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 130, err
@@ -222,7 +222,7 @@ def test_a_full_disk_costs_no_row(bundle: Path, config: Path, tmp_path: Path) ->
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (24 * 1024, 24 * 1024))"
     output = tmp_path / "out"
     process = start(bundle, config, output, "--set", "latency.min_count=60", prelude=limit)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     kept = documents.load(output / "profile.json")
     assert 1 <= len(kept["rows"]) < 8 and kept["rows"][0]["status"] == "ok"

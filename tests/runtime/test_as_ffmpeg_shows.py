@@ -32,7 +32,7 @@ def ffmpeg_program() -> str:
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     command = [ffmpeg_program(), "-hide_banner", "-nostdin", "-y", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return done
 

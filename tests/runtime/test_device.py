@@ -189,7 +189,7 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(
     rng = random.Random(1)
     with serving(bundle) as (url, told):
         undisturbed = subprocess.run(
-            command(bundle, clips, url, tmp_path / "calm"), capture_output=True, text=True, timeout=100
+            command(bundle, clips, url, tmp_path / "calm"), capture_output=True, text=True, timeout=600
         )
         assert undisturbed.returncode == 0, undisturbed.stderr
         assert "adapted" in undisturbed.stdout and "summary" in undisturbed.stdout
@@ -201,11 +201,11 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02))
             process.send_signal(kill)
-            process.communicate(timeout=30)
+            process.communicate(timeout=600)
             assert process.returncode in ((130, 0) if kill == signal.SIGTERM else (-9, 0))
         assert 0 < lines(tmp_path / "hard") <= 10
         last = subprocess.run(
-            command(bundle, clips, url, tmp_path / "hard"), capture_output=True, text=True, timeout=100
+            command(bundle, clips, url, tmp_path / "hard"), capture_output=True, text=True, timeout=600
         )
         assert last.returncode == 0 and "were answered before" in last.stdout, last.stderr
         sequences = [upload.sequence for upload in told["uploads"]]

@@ -237,7 +237,7 @@ sys.exit(main(sys.argv[1:]))
     command += ["--cloud", url, "--state", str(tmp_path / "state")]
 
     def run(*more: str) -> str:
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -102,7 +102,7 @@ def test_search_runs_without_torch_and_writes_a_page_with_its_pictures(
         command += ["--state", str(tmp_path / "state")]
 
         def run() -> str:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             assert done.returncode == 1, done.stderr  # one of the files is no video
             return done.stdout
 

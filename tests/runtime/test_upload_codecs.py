@@ -79,7 +79,7 @@ state.see(np.ones((2, bundle.manifest.frames.width), np.float32))
 print(state.upload("kitchen").codec)
 assert not {{"torch", "lightning"}} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert bundle.quantiser is not None and done.stdout.strip() == bundle.quantiser.name
 

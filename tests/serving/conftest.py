@@ -76,7 +76,7 @@ class Server:
         raise AssertionError(self.log.read_text())
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30, verify=False)
+        return httpx.get(self.url + path, timeout=600, verify=False)
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
         if self.process.poll() is None:
@@ -147,7 +147,7 @@ class Guarded:
         """Ask for an adaptation; with the key of the fleet, unless another or an empty one is given."""
         sent = {"authorization": f"Bearer {self.fleet if key is None else key}"} if key != "" else {}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx.post(f"{self.server.url}/v1/adapt", content=body, headers=sent, timeout=30)
+        return httpx.post(f"{self.server.url}/v1/adapt", content=body, headers=sent, timeout=600)
 
 
 MAX_BODY = 65536

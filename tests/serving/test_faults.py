@@ -152,7 +152,7 @@ def test_overload_is_answered_at_once_and_passes(tls: tuple[Guarded, Path]) -> N
     uploads = [upload.to_bytes() for upload in make_uploads(5, guarded.info)]
     headers = {"authorization": f"Bearer {guarded.fleet}"}
     trusted = ssl.create_default_context(cafile=certificate)
-    with httpx.Client(verify=trusted, headers=headers, timeout=30) as client:
+    with httpx.Client(verify=trusted, headers=headers, timeout=600) as client:
 
         def post(body: bytes) -> tuple[httpx.Response, float]:
             began = time.monotonic()
@@ -174,7 +174,7 @@ def test_overload_is_answered_at_once_and_passes(tls: tuple[Guarded, Path]) -> N
 def test_a_key_that_asks_too_often_waits_and_others_do_not(tls: tuple[Guarded, Path]) -> None:
     guarded, certificate = tls
     body = make_uploads(1, guarded.info)[0].to_bytes()[:50]  # refused later on, but counted
-    with httpx.Client(verify=ssl.create_default_context(cafile=certificate), timeout=30) as client:
+    with httpx.Client(verify=ssl.create_default_context(cafile=certificate), timeout=600) as client:
 
         def post(key: str) -> httpx.Response:
             url, headers = f"{guarded.server.url}/v1/adapt", {"authorization": f"Bearer {key}"}
@@ -193,7 +193,7 @@ def test_workers_share_a_port_and_its_counts_and_one_may_die(start: Start, modul
     expected = offline(module, uploads, info["download_codec"])
 
     def ask(row: int) -> bytes:
-        with httpx.Client(timeout=60) as client:  # a connection of its own: any worker may take it
+        with httpx.Client(timeout=600) as client:  # a connection of its own: any worker may take it
             response = client.post(f"{server.url}/v1/adapt", content=uploads[row].to_bytes())
         assert response.status_code == 200, response.text
         return response.content

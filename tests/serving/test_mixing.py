@@ -20,7 +20,7 @@ def ask_together(guarded: Guarded, uploads: list[Upload]) -> list[bytes]:
     async def run() -> list[bytes]:
         limits = httpx.Limits(max_connections=48)
         headers = {"authorization": f"Bearer {guarded.fleet}"}
-        async with httpx.AsyncClient(limits=limits, headers=headers, timeout=60) as client:
+        async with httpx.AsyncClient(limits=limits, headers=headers, timeout=600) as client:
 
             async def ask(upload: Upload) -> bytes:
                 response = await client.post(f"{guarded.server.url}/v1/adapt", content=upload.to_bytes())

@@ -165,7 +165,7 @@ def test_two_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     while not (Path("one").exists() and Path("two").exists()) and time.monotonic() < deadline:
         time.sleep(0.01)
     Path("go").touch()
-    results = [process.communicate(timeout=120) for process in started]
+    results = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], results
     assert results[0][0] == results[1][0] != ""
 

@@ -290,7 +290,7 @@ def test_a_terminal_shows_a_bar_and_no_noise(tmp_path: Path) -> None:
     except OSError:  # how Linux says that the other end is closed
         pass
     os.close(ours)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=600) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(parts).decode())
     assert "\u2501" in text
     for said in ("device half: preparing the data", "cloud half: epoch 2/2  step 32", "best checkpoint: outputs/toy/"):
@@ -461,7 +461,7 @@ def test_a_server_that_is_away_or_dies(
     )
     try:
         while server.poll() is None:
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=600):
                 break
             time.sleep(0.2)
         stop = {"class_path": "tests.training.toy.StopServer", "init_args": {"pid": server.pid, "step": 9}}
