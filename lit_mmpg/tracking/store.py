@@ -156,11 +156,16 @@ def open_store(uri: str, experiment: str | None = None, steady: bool = False) ->
 
 def reason(error: BaseException) -> str:
     """What went wrong with a store, in a line: the operating system's word where there is one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
+    waiting: list[object] = [error]
+    seen: set[int] = set()
+    while waiting:  # libraries wrap it as a cause, as an argument, or as a reason
+        found = waiting.pop(0)
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        waiting += [found.__cause__, found.__context__, getattr(found, "reason", None), *found.args]
     if "timed out" in str(error):
         return "no answer in time"
     return masked((str(error).splitlines() or [type(error).__name__])[0])

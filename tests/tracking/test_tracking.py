@@ -13,13 +13,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import requests
+import urllib3
 from sqlalchemy.engine import make_url
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import MLflowLogger, flatten
-from lit_mmpg.tracking.store import address, find_run, git_commit, kept_uri, open_store, store_uri
+from lit_mmpg.tracking.store import address, find_run, git_commit, kept_uri, open_store, reason, store_uri
 
 
 @pytest.fixture(autouse=True)
@@ -202,3 +204,16 @@ def test_ui_says_what_is_wrong(empty_store: Path, capsys: pytest.CaptureFixture[
         assert main(["ui", "--port", str(port), "--uri", f"sqlite:///{empty_store}"]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert main(["ui", "--uri", "http://host:1"]) == 2
+
+
+def test_a_failure_is_said_in_the_words_of_the_system_however_it_is_wrapped() -> None:
+    aborted = requests.exceptions.ConnectionError(("Connection aborted.", ConnectionResetError(104, "reset by peer")))
+    inner = urllib3.exceptions.ProtocolError("Connection aborted.", ConnectionResetError(104, "reset by peer"))
+    pool = urllib3.HTTPConnectionPool("h", 1)
+    for error in (
+        requests.exceptions.ConnectionError(inner),
+        requests.exceptions.ConnectionError(urllib3.exceptions.MaxRetryError(pool, "/", inner)),
+    ):
+        assert reason(error) == "reset by peer"
+    assert "Connection aborted" in reason(aborted)
+    assert reason(ValueError("two\nlines of http://me:word@host")) == "two"

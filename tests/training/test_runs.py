@@ -475,7 +475,9 @@ def test_a_server_that_is_away_or_dies(
     said = capsys.readouterr()
     assert "hidden-word" not in said.out + said.err
     first, last = said.err.splitlines()
-    assert "has failed (Connection refused); the training goes on" in first and "were not sent" in last
+    # Whether the server's last connection is reset or a new one refused is a matter of moments.
+    assert re.search(r"has failed \(Connection (refused|reset by peer)\); the training goes on", first)
+    assert "were not sent" in last
     (unsent,) = Path("outputs/more").rglob("unsent.jsonl")
     assert str(unsent) in first and str(unsent) in last
     kept = [json.loads(line) for line in unsent.read_text().splitlines()]
