@@ -147,12 +147,9 @@ def _clustered(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     index = np.unique(labels, return_inverse=True)[1]
     count = index.max() + 1
     residual = (values - values.mean(axis=1, keepdims=True)) / values.shape[1]
-    sums = np.stack([residual[:, index == g].sum(axis=1) for g in range(count)]) if count < 64 else None
-    if sums is None:
-        order = np.argsort(index, kind="stable")
-        starts = np.searchsorted(index[order], np.arange(count))
-        sums = np.add.reduceat(residual[:, order], starts, axis=1).T
-    result: np.ndarray = (sums**2).sum(axis=0) * count / (count - 1)
+    order = np.argsort(index, kind="stable")
+    sums = np.add.reduceat(residual[:, order], np.searchsorted(index[order], np.arange(count)), axis=1)
+    result: np.ndarray = (sums**2).sum(axis=1) * count / (count - 1)
     return result
 
 
