@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The newest supported interpreter that really runs and can make environments; override with PYTHON=...
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	&& echo $$p && break; done)
 # What a board has: the base package, one engine and PyAV, on Python 3.10 (JetPack 6) where that really runs.
 BOARD_VENV := .venv-board
@@ -29,8 +29,8 @@ help: ## list the targets
 
 install: $(STAMP) $(BOARD_STAMP) ## make .venv with all that runs here, and .venv-board with what a board needs
 
-$(STAMP): pyproject.toml setup.py
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.14 with venv found; name one: make install PYTHON=/path/to/python3"; exit 2; }
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or newer with venv found; name one: make install PYTHON=/path/to/python3"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[train,video,serve,rtx,dev]'
 	@touch $(STAMP)
@@ -61,20 +61,20 @@ format: install ## let ruff rewrite what it can
 
 # One thread each: two processes on two cores are faster than threads that wait for each other.
 test: install lint ## lint and run every test (no network needed after the install; TESTS=folder for some)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(TESTS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal $(TESTS)
 
 test-docs: install ## run the commands of the documents as they stand there
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m docs
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -m docs
 
 soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 of load on the service)
 	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \
 		|| echo "no atheris for this Python: coverage-guided fuzzing will be skipped"
-	@LIT_MMPG_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m soak
+	@LIT_MMPG_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/pytest -m soak
 
 # An interpreter that is named is taken as it is, with the torch that it has; otherwise .venv is made.
 NAMED_PYTHON := $(filter command environment,$(firstword $(origin PYTHON)))
 verify-gpu: $(if $(NAMED_PYTHON),,install) ## what only an NVIDIA GPU shows, in under ten minutes (PYTHON=... takes that one)
-	@$(if $(NAMED_PYTHON),"$(PYTHON)",$(BIN)/python) -m profiling.benchmarks.verify_gpu
+	@$(if $(NAMED_PYTHON),"$(PYTHON)",$(BIN)/python) -m lit_mmpg.profiling.benchmarks.verify_gpu
 
 # One thread: the demo's tensors are small, and waiting threads cost more than they bring on 2 cores.
 demo: install ## train, compare, export and profile on the embedded data (a few minutes)

@@ -55,6 +55,6 @@ interpreter="$(find "$root/usr/bin" -name 'python3.[0-9]*' -type f | head -1)"
 export PYTHONPATH="$here:$folder/site"
 "$qemu" -L "$root" "$interpreter" -c 'import platform, onnxruntime
 print("Python", platform.python_version(), "on emulated", platform.machine(), "with ONNX Runtime", onnxruntime.__version__)'
-"$qemu" -L "$root" "$interpreter" -m profiling run --bundle "$bundle" --config "$here/configs/profile/generic_cpu.yaml" \
+"$qemu" -L "$root" "$interpreter" -m lit_mmpg.profiling run --bundle "$bundle" --config "$here/configs/profile/generic_cpu.yaml" \
     --engines onnxruntime --output "$folder/profile" --no-record --set measure_energy=false --set measure_memory=false \
     --set latency.min_count=20 --set latency.min_time_s=0 --set stream.clips=4 --set stream.adapt_every=2 "$@"

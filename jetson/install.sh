@@ -31,8 +31,8 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 
-"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null ||
-    fail "$python is not Python 3.10 to 3.14; name one with --python"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+    fail "$python is not Python 3.10 or newer; name one with --python"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python cannot make environments; run: sudo apt install python3-venv"
 [[ -z "$wheels" || -d "$wheels" ]] || fail "--wheels $wheels is not a folder"

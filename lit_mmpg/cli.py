@@ -46,7 +46,7 @@ VERBS = {
     "compare": Verb("lit_mmpg.methods.compare:main", "train and measure several methods on equal terms", SAME),
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "serve": Verb("lit_mmpg.serving.verb:main", "serve the cloud half of a checkpoint to devices over HTTP"),
-    "profile": Verb("profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
+    "profile": Verb("lit_mmpg.profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
     "device": Verb("lit_mmpg.runtime.device:main", "run a device over clips: ask the cloud when needed, answer always"),
     "answer": Verb("lit_mmpg.runtime.answer:main", "answer a question about a video file with a bundle"),
     "search": Verb("lit_mmpg.runtime.search:main", "find the video files that fit a sentence with a bundle"),

@@ -14,9 +14,7 @@ from lit_mmpg.errors import UserError, nearest
 
 def shipped_configs() -> Path:
     """Folder of the configuration files that come with the package, installed or in a checkout."""
-    package = Path(lit_mmpg.__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+    return Path(lit_mmpg.__file__).parent / "configs"
 
 
 def expand_home(text: str) -> str:

@@ -1,4 +1,4 @@
-"""``python -m profiling`` is ``lit-mmpg profile``."""
+"""``python -m lit_mmpg.profiling`` is ``lit-mmpg profile``."""
 
 import sys
 

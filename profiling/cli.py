@@ -1,4 +1,4 @@
-"""``lit-mmpg profile`` and ``python -m profiling``: run, import, engines, schema."""
+"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, import, engines, schema."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.files import find_config
 from lit_mmpg.invoker import handed_over
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling import recording
+from lit_mmpg.profiling.config import SCENARIOS, load_config
+from lit_mmpg.profiling.harness import Harness, Instruments, expected_rails_missing
+from lit_mmpg.profiling.html import render
+from lit_mmpg.profiling.plan import Cell, engines_here, make_plan
+from lit_mmpg.profiling.schema import SCHEMA
+from lit_mmpg.profiling.tables import print_document, print_engines
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines.cache import cache_folder
 from lit_mmpg.texts import masked, printable
-from profiling import document as documents
-from profiling import recording
-from profiling.config import SCENARIOS, load_config
-from profiling.harness import Harness, Instruments, expected_rails_missing
-from profiling.html import render
-from profiling.plan import Cell, engines_here, make_plan
-from profiling.schema import SCHEMA
-from profiling.tables import print_document, print_engines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

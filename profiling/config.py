@@ -10,10 +10,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import parse_yaml, read_yaml
+from lit_mmpg.profiling.meters.energy import EnergyConfig
+from lit_mmpg.profiling.meters.latency import LatencyConfig
+from lit_mmpg.profiling.meters.network import LinkModel
 from lit_mmpg.runtime.network import parse_address
-from profiling.meters.energy import EnergyConfig
-from profiling.meters.latency import LatencyConfig
-from profiling.meters.network import LinkModel
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError, nearest
-from profiling.schema import KIND, VERSION, problems
+from lit_mmpg.profiling.schema import KIND, VERSION, problems
 
 Document = dict[str, Any]
 

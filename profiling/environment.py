@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg import __version__, sysfs
-from profiling.meters import nvml
-from profiling.meters.sources import Unavailable
-from profiling.meters.state import power_mode
+from lit_mmpg.profiling.meters import nvml
+from lit_mmpg.profiling.meters.sources import Unavailable
+from lit_mmpg.profiling.meters.state import power_mode
 
 PACKAGES = (
     "numpy",

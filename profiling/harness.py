@@ -12,17 +12,17 @@ from typing import Any
 
 from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.profiling import document, environment
+from lit_mmpg.profiling.config import ProfileConfig, to_json
+from lit_mmpg.profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
+from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
+from lit_mmpg.profiling.pipeline import Pipeline
+from lit_mmpg.profiling.plan import Cell, engines_here
+from lit_mmpg.profiling.scenarios import Context, Outcome, find_scenario, more_roles
+from lit_mmpg.profiling.schema import KIND, VERSION
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.verify import Verdict
-from profiling import document, environment
-from profiling.config import ProfileConfig, to_json
-from profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
-from profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
-from profiling.pipeline import Pipeline
-from profiling.plan import Cell, engines_here
-from profiling.scenarios import Context, Outcome, find_scenario, more_roles
-from profiling.schema import KIND, VERSION
 
 Say = Callable[[str], None]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_mmpg.report import format_bytes
-from lit_mmpg.texts import escape_html as escape
-from profiling import svg
-from profiling.tables import (
+from lit_mmpg.profiling import svg
+from lit_mmpg.profiling.tables import (
     NOT_TIMED,
     absent_lines,
     describe_energy,
@@ -19,6 +17,8 @@ from profiling.tables import (
     primary_energy,
     remarks,
 )
+from lit_mmpg.report import format_bytes
+from lit_mmpg.texts import escape_html as escape
 
 Row = Mapping[str, Any]
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from lit_mmpg.profiling.inputs import role_inputs
+from lit_mmpg.profiling.plan import Cell
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine
 from lit_mmpg.runtime.verify import Verdict, verify
-from profiling.inputs import role_inputs
-from profiling.plan import Cell
 
 
 class EngineTimer:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import EngineRow, engine_class, engine_table
-from profiling.config import EngineSelection, ProfileConfig
 
 NEEDS_PARAMETERS = ("adapt", "stream", "finetune")
 
@@ -20,7 +20,7 @@ class Cell:
         selection: The engine with its options.
         precision: Of the ``model`` graph.
         batch: Clips at once.
-        scenario: See :mod:`profiling.scenarios`.
+        scenario: See :mod:`lit_mmpg.profiling.scenarios`.
         encoder: Whether the frame encoder is in the measured path.
         absent: Why the cell cannot run here; None where it can.
     """

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from profiling import document as documents
-from profiling.html import render
-from profiling.tables import engine_label
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.html import render
+from lit_mmpg.profiling.tables import engine_label
 
 PROFILE_TAG = "lit_mmpg.profile_digest"
 PARENT_TAG = "mlflow.parentRunId"

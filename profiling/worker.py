@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from profiling.meters import nvml
-from profiling.meters.memory import Memory, device_bytes, status_bytes
+from lit_mmpg.profiling.meters import nvml
+from lit_mmpg.profiling.meters.memory import Memory, device_bytes, status_bytes
 
 
 def run(request: dict[str, Any]) -> Memory:
@@ -24,9 +24,9 @@ def run(request: dict[str, Any]) -> Memory:
     Returns:
         The memory of this process.
     """
+    from lit_mmpg.profiling.inputs import adapted_parameters, role_inputs
     from lit_mmpg.runtime.bundle import Bundle
     from lit_mmpg.runtime.engines import create_engine
-    from profiling.inputs import adapted_parameters, role_inputs
 
     bundle = Bundle.open(request["bundle"])
     batch, options = int(request.get("batch", 1)), request.get("options", {})
@@ -37,7 +37,7 @@ def run(request: dict[str, Any]) -> Memory:
     inputs = {role: role_inputs(bundle, role, count) for role, count in rows.items()}
     base = status_bytes("VmRSS")
     if request.get("finetune"):
-        from profiling.benchmarks.on_device_training import OnDeviceTraining
+        from lit_mmpg.profiling.benchmarks.on_device_training import OnDeviceTraining
 
         OnDeviceTraining(bundle, **request["finetune"]).adapt()
         peak = status_bytes("VmHWM")

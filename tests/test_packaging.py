@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +21,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for path in tracked():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, source / path)
+        shutil.copy(ROOT / path, source / path, follow_symlinks=False)
     code = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 
     def build(kind: str, folder: Path) -> None:
@@ -39,7 +41,7 @@ def tracked() -> list[str]:
     """Files of the project; outside a checkout all that are not generated."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 0:
-        return [name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+        return [name for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
     folders = ("lit_mmpg", "profiling", "configs", "jetson", "tests", "docs")
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     return [str(p.relative_to(ROOT)) for p in inside] + [p.name for p in ROOT.glob("*.*") if p.is_file()] + ["Makefile"]
@@ -48,7 +50,8 @@ def tracked() -> list[str]:
 def test_sdist_holds_the_whole_project(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    missing = [name for name in tracked() if name not in names and name not in (".gitignore", ".gitattributes")]
+    links = {name for name in tracked() if (ROOT / name).is_symlink()}  # an archive holds what they lead to
+    missing = [name for name in tracked() if name not in names | links and name not in (".gitignore", ".gitattributes")]
     assert not missing
 
 
@@ -60,7 +63,9 @@ def test_wheel_holds_package_and_configs_and_finds_them_anywhere(built: Path, tm
     assert expected
     configs = site / "lit_mmpg/configs"
     assert {f"configs/{p.relative_to(configs)}" for p in configs.rglob("*") if p.is_file()} == expected
-    modules = {name for name in tracked() if name.startswith(("lit_mmpg/", "profiling/")) and name.endswith(".py")}
+    code = {name for name in tracked() if name.startswith(("lit_mmpg/", "profiling/")) and name.endswith(".py")}
+    modules = {f"lit_mmpg/{name}" if name.startswith("profiling/") else name for name in code}
+    modules -= {name for name in modules if name.startswith("lit_mmpg/profiling/benchmarks/")}
     assert {str(p.relative_to(site)) for p in site.rglob("*.py")} == modules, "a package lacks its __init__.py"
 
     code = "from lit_mmpg.training.config import find_config; print(find_config('configs/trainer/default.yaml'))"
@@ -92,3 +97,11 @@ def test_metadata_is_complete(built: Path) -> None:
         "Requires-Python",
     ):
         assert f"\n{field}: " in metadata, field
+
+
+def test_the_harness_is_imported_under_one_name() -> None:
+    """A top-level package of that name would shadow, or be shadowed by, the standard library's since Python 3.15."""
+    statement = re.compile(r"^\s*(from|import) profiling\b", re.MULTILINE)
+    files = [ROOT / name for name in tracked() if name.endswith((".py", ".md"))]
+    assert not [path for path in files if statement.search(path.read_text(encoding="utf-8"))]
+    assert importlib.util.find_spec("lit_mmpg.profiling") is not None

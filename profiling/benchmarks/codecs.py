@@ -1,6 +1,6 @@
 """Accuracy against bytes: each codec of the link on unseen devices, per adaptation.
 
-    python -m profiling.benchmarks.codecs --ckpt CKPT
+    python -m lit_mmpg.profiling.benchmarks.codecs --ckpt CKPT
 
 Every upload codec with the download codec of the checkpoint, and every download codec with its upload codec; the
 reference sends both as float32. All rows answer the same questions with parameters that passed the real messages.
@@ -31,9 +31,9 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.link.product import PQ
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, Traffic
-from profiling.benchmarks.trained import Trained, command
 
 PLAIN = ("fp32", "fp16", "int8", "int7", "int6", "int4")
 REFERENCE = LinkConfig("fp32", "fp32")

@@ -1,6 +1,6 @@
 """What the guard of a device refuses: good parameters by mistake, and bad ones as it should.
 
-    python -m profiling.benchmarks.guard --ckpt CKPT
+    python -m lit_mmpg.profiling.benchmarks.guard --ckpt CKPT
 
 Bounds come from the validation devices, as in an export; the parameters of validation devices and of unseen ones, at
 each length of context, are then judged as they are, taken from another device, and spoilt in the ways of a broken or
@@ -23,9 +23,9 @@ from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.guard import LEAST_DEVICES, Life, choose_guard, lives, runner
 from lit_mmpg.export.source import Source
+from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.guard import CLIPS, odd_outputs, odd_size, outputs, questions_of
-from profiling.benchmarks.trained import Trained, command
 
 GROUPS = {"val": "validation", "test_unseen": "unseen"}
 

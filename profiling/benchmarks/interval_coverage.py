@@ -1,6 +1,6 @@
 """How often intervals of means hold the truth, and how often they find a difference: simulated, for several methods.
 
-``python -m profiling.benchmarks.interval_coverage --output FILE.json``
+``python -m lit_mmpg.profiling.benchmarks.interval_coverage --output FILE.json``
 
 Each case is a layout of items over devices and clips with known effects. A method's coverage is the share of simulated
 runs whose 95 % interval holds the true mean; its power is the share that finds a shift of two standard deviations of
@@ -227,7 +227,9 @@ def _range(entry: dict[str, Any]) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run all cases and write one JSON file."""
-    parser = argparse.ArgumentParser(prog="python -m profiling.benchmarks.interval_coverage", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_mmpg.profiling.benchmarks.interval_coverage", description=__doc__
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/interval_coverage.json"), metavar="FILE.json")
     parser.add_argument("--runs", type=int, default=10_000, help="simulated runs of each case")
     options = parser.parse_args(args)
@@ -240,7 +242,7 @@ def main(args: Sequence[str] | None = None) -> None:
         for row in rows
     ]
     shown.append(["lowest to highest coverage", f"{FEW_CLUSTERS} and more", *(_range(found[name]) for name in METHODS)])
-    command = f"python -m profiling.benchmarks.interval_coverage --runs {options.runs}"
+    command = f"python -m lit_mmpg.profiling.benchmarks.interval_coverage --runs {options.runs}"
     notes = [
         f"95 % intervals, {options.runs} simulated runs a case; power: share that finds a shift of {SHIFT:g} standard "
         f"deviations of the mean. Valid, with {VALID:.0%} or more in every case of {FEW_CLUSTERS} clusters or more: "

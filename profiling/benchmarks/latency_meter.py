@@ -1,6 +1,7 @@
 """Is the latency meter right? Against torch.utils.benchmark and Polygraphy, on the same session in one run.
 
-    python -m profiling.benchmarks.latency_meter --bundle BUNDLE [--role model] [--rounds 40] [--output FILE.json]
+    python -m lit_mmpg.profiling.benchmarks.latency_meter --bundle BUNDLE [--role model] [--rounds 40]
+        [--output FILE.json]
 
 All three time ``InferenceSession.run`` of one ONNX Runtime session with the same inputs. They take turns in every
 round, so that a slow moment of the machine hits each of them; a meter's figure is the median over the rounds of the
@@ -25,10 +26,10 @@ import numpy as np
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.inputs import adapted_parameters, role_inputs
+from lit_mmpg.profiling.meters import latency
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from profiling.inputs import adapted_parameters, role_inputs
-from profiling.meters import latency
 
 TARGET = 0.03
 OURS = "lit-mmpg"
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 where all meters agree within the target, else 1.
     """
-    parser = argparse.ArgumentParser(prog="python -m profiling.benchmarks.latency_meter")
+    parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.latency_meter")
     parser.add_argument("--bundle", required=True, type=Path, help="bundle that 'lit-mmpg export' wrote")
     parser.add_argument("--role", default="model", help="graph to run")
     parser.add_argument("--batch", type=int, default=16, help="rows")

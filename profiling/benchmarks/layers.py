@@ -32,7 +32,7 @@ from torch.func import functional_call, vmap
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
 from lit_mmpg.parameters import ParameterEntry
-from profiling.benchmarks.timing import interleave
+from lit_mmpg.profiling.benchmarks.timing import interleave
 
 BATCHED = "batched"
 LOOP_TARGET = 10.0
@@ -233,7 +233,7 @@ def compare(
     """Check and time implementations, forward and forward with backward.
 
     Returns:
-        Rows (see :mod:`profiling.benchmarks.training_step`) with the batched implementation as the reference.
+        Rows (see :mod:`lit_mmpg.profiling.benchmarks.training_step`) with the batched implementation as the reference.
     """
     upstream = torch.randn_like(candidates[BATCHED](problem.parameters))
     check_equal(problem, candidates, upstream)

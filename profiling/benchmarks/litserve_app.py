@@ -1,7 +1,9 @@
-"""The same cloud half behind LitServe, for comparison: ``python -m profiling.benchmarks.litserve_app CKPT PORT``.
+"""The same cloud half behind LitServe, for comparison.
 
-Run by :mod:`profiling.benchmarks.serving_load` in an environment of its own; LitServe is no dependency of this project.
-It reads annotations as objects, so they are not postponed here.
+    python -m lit_mmpg.profiling.benchmarks.litserve_app CKPT PORT
+
+Run by :mod:`lit_mmpg.profiling.benchmarks.serving_load` in an environment of its own; LitServe is no dependency of
+this project. It reads annotations as objects, so they are not postponed here.
 """
 
 import sys

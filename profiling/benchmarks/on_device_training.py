@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from lit_mmpg.device.graphs import AnswerGraph
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.inputs import role_inputs
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.torch_engines.base import load_network
-from profiling.inputs import role_inputs
 
 
 class OnDeviceTraining:

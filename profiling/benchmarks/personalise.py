@@ -1,6 +1,7 @@
 """Ways to personalise a running engine, against each other and against an engine with the parameters baked in.
 
-    python -m profiling.benchmarks.personalise [--output FILE.json] [--rounds 50] [--swaps 30] [--bundle DIR ...]
+    python -m lit_mmpg.profiling.benchmarks.personalise [--output FILE.json] [--rounds 50] [--swaps 30]
+        [--bundle DIR ...]
 
 Without ``--bundle`` it exports a device model of 512 features, width 128 and 500 answers with each form of dynamic
 layers; its weights are random, of which no time depends. Everything runs on one thread. For each way:
@@ -37,14 +38,14 @@ from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.profiling.benchmarks.timing import Ratio
+from lit_mmpg.profiling.meters.memory import status_bytes
+from lit_mmpg.profiling.meters.sources import first_line
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
 from lit_mmpg.runtime.verify import verify
 from lit_mmpg.writing import write_text
-from profiling.benchmarks.timing import Ratio
-from profiling.meters.memory import status_bytes
-from profiling.meters.sources import first_line
 
 FORMS = ("low_rank", "full", "core", "basis")
 ENGINES = ("onnxruntime", "onnxruntime_cuda", "tensorrt", "torch_tensorrt")
@@ -237,7 +238,7 @@ def _swaps(
 
 def _extra_bytes(path: Path, name: str, way: str) -> int | None:
     """Growth of a fresh process during swaps."""
-    module = [sys.executable, "-m", "profiling.benchmarks.personalise"]
+    module = [sys.executable, "-m", "lit_mmpg.profiling.benchmarks.personalise"]
     command = [*module, "--child", name, way, "--bundle", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout.strip():
@@ -442,7 +443,9 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="profiling.benchmarks.personalise", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="lit_mmpg.profiling.benchmarks.personalise", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--output", help="JSON file for the rows")
     parser.add_argument("--rounds", type=int, default=50, help="blocks of 100 turns of the steady state")
     parser.add_argument("--swaps", type=int, default=30, help="rounds of swaps")

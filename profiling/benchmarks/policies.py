@@ -1,9 +1,9 @@
 """When to ask: the budget-accuracy curve of each policy against random skipping at the same budget.
 
-    python -m profiling.benchmarks.policies --ckpt CKPT
+    python -m lit_mmpg.profiling.benchmarks.policies --ckpt CKPT
 
-Unseen devices, each followed by another one in the middle of its stream (:mod:`profiling.benchmarks.streams`). The
-threshold of each policy is chosen on the validation devices (the fewest requests that keep the target share of the
+Unseen devices, each followed by another one in the middle of its stream (:mod:`lit_mmpg.profiling.benchmarks.streams`).
+The threshold of each policy is chosen on the validation devices (the fewest requests that keep the target share of the
 always-ask gain there) and reported on the test devices, beside the whole curve. Requests are counted over all clips
 of a stream, the first adaptation included.
 """
@@ -20,9 +20,9 @@ import numpy as np
 from rich.table import Table
 
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks.streams import Stream, Walk, follow, static, streams
+from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.runtime.policies import Always, Drift, EveryN, Policy, Uncertainty
-from profiling.benchmarks.streams import Stream, Walk, follow, static, streams
-from profiling.benchmarks.trained import Trained, command
 
 TARGET_SHARE, TARGET_REQUESTS = 0.95, 0.20
 GRID: dict[str, list[Policy]] = {

@@ -1,6 +1,6 @@
 """What uploaded anchors give away: two small attacks, for each upload codec and for noise, beside the accuracy.
 
-    python -m profiling.benchmarks.privacy --ckpt CKPT
+    python -m lit_mmpg.profiling.benchmarks.privacy --ckpt CKPT
 
 Both attackers are trained on anchors of the *training* devices as they arrive (with the same codec and noise) and
 attack devices that nobody has seen:
@@ -36,7 +36,7 @@ from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.codecs import decode, encode
 from lit_mmpg.link.product import PQ
-from profiling.benchmarks.trained import Trained, command
+from lit_mmpg.profiling.benchmarks.trained import Trained, command
 
 NOISES = (0.0, 0.25, 0.5, 1.0, 2.0)
 CODECS = ("fp32", "int8", "int4")

@@ -17,7 +17,7 @@ from pathlib import Path
 from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LITSERVE, LITSERVE_FOLDER = "litserve==0.2.19", Path("outputs/litserve")
 
 
@@ -110,6 +110,6 @@ def litserve(ckpt: Path, folder: Path) -> Iterator[Service]:
         (Path(own) / "shared.pth").write_text(f"import site; site.addsitedir({ours!r})\n", encoding="utf-8")
         ready.touch()
     port = free_port()
-    command = [str(python), "-m", "profiling.benchmarks.litserve_app", str(ckpt), str(port)]
+    command = [str(python), "-m", "lit_mmpg.profiling.benchmarks.litserve_app", str(ckpt), str(port)]
     with running(command, port, folder / "litserve.log", "/health") as service:
         yield service

@@ -1,6 +1,7 @@
 """The service under load, in one run and one report.
 
-    python -m profiling.benchmarks.serving_load --ckpt CHECKPOINT [--output outputs/serving_load] [--with-litserve]
+    python -m lit_mmpg.profiling.benchmarks.serving_load --ckpt CHECKPOINT [--output outputs/serving_load]
+        [--with-litserve]
 
 Starts ``lit-mmpg serve`` on loopback and measures, with a load generator in a process of its own:
 
@@ -44,9 +45,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_mmpg.errors import UserError
-from profiling.benchmarks.load import Offer, Outcome, offer
-from profiling.benchmarks.services import Service, free_port, litserve, running
-from profiling.benchmarks.serving_page import page
+from lit_mmpg.profiling.benchmarks.load import Offer, Outcome, offer
+from lit_mmpg.profiling.benchmarks.services import Service, free_port, litserve, running
+from lit_mmpg.profiling.benchmarks.serving_page import page
 
 if TYPE_CHECKING:
     from lit_mmpg.link import Upload
@@ -288,7 +289,7 @@ def sampled(read: Callable[[], int], every_s: float = 1.0) -> Iterator[dict[str,
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and write ``report.json`` and ``report.html``."""
     parser = argparse.ArgumentParser(
-        prog="python -m profiling.benchmarks.serving_load", description=(__doc__ or "").splitlines()[0]
+        prog="python -m lit_mmpg.profiling.benchmarks.serving_load", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a cloud half")
     parser.add_argument("--output", type=Path, default=Path("outputs/serving_load"), help="folder of the report")

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_mmpg.profiling import svg
 from lit_mmpg.texts import escape_html as escape
-from profiling import svg
 
 _STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
@@ -22,7 +22,7 @@ svg .grid{stroke:#e5e7eb}svg .tick{fill:#6b7280}
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """The page of a report of :mod:`profiling.benchmarks.serving_load`."""
+    """The page of a report of :mod:`lit_mmpg.profiling.benchmarks.serving_load`."""
     machine = result["machine"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

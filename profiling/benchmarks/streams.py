@@ -21,8 +21,8 @@ from lit_mmpg.cloud.exchange import Anchors, Exchange, state_digest
 from lit_mmpg.data.batches import Query
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.benchmarks.trained import Trained, context_anchors
 from lit_mmpg.runtime.policies import RECENT, Policy, Situation, drift
-from profiling.benchmarks.trained import Trained, context_anchors
 
 MOST_AT_ONCE = 64
 """Parameter sets with which one clip is answered at once."""

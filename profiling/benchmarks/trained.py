@@ -121,7 +121,7 @@ def command(
     Returns:
         Exit status.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m profiling.benchmarks.{name}", description=description)
+    parser = argparse.ArgumentParser(prog=f"python -m lit_mmpg.profiling.benchmarks.{name}", description=description)
     parser.add_argument("--ckpt", required=True, help=ckpt)
     parser.add_argument("--output", default="outputs/benchmarks", metavar="DIR", help="default: %(default)s")
     add_options(parser)

@@ -1,6 +1,6 @@
 """Speed of training: the cloud stage against the static stage, and batched dynamic layers against the alternatives.
 
-    python -m profiling.benchmarks.training_step [--output FILE.json] [--threads 1] [--with-hyper-nn]
+    python -m lit_mmpg.profiling.benchmarks.training_step [--output FILE.json] [--threads 1] [--with-hyper-nn]
 
 What is compared takes turns in one process (A B A B ...) after a check that it computes the same. A ratio is the median
 of the ratios within the rounds; its range goes from the 10th to the 90th percentile.
@@ -55,10 +55,10 @@ from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.benchmarks import layers
+from lit_mmpg.profiling.benchmarks.timing import interleave
 from lit_mmpg.report import wide_console
 from lit_mmpg.training.config import find_config, load_config
-from profiling.benchmarks import layers
-from profiling.benchmarks.timing import interleave
 
 CONFIGS = {
     "data": "configs/data/personal_clips.yaml",
@@ -315,7 +315,15 @@ def run_hyper_nn(threads: int, rounds: int, devices: Sequence[int]) -> list[dict
         (Path(own) / "shared.pth").write_text(f"import site; site.addsitedir({ours!r})\n", encoding="utf-8")
         _run([str(python), "-m", "pip", "install", "--quiet", HYPER_NN], f"{HYPER_NN} could not be installed")
         ready.touch()
-    command = [str(python), "-m", "profiling.benchmarks.layers", "--threads", str(threads), "--rounds", str(rounds)]
+    command = [
+        str(python),
+        "-m",
+        "lit_mmpg.profiling.benchmarks.layers",
+        "--threads",
+        str(threads),
+        "--rounds",
+        str(rounds),
+    ]
     output = _run([*command, "--devices", *map(str, devices)], "the comparison with hyper-nn failed")
     rows = json.loads(output.splitlines()[-1])
     assert isinstance(rows, list)
@@ -323,7 +331,7 @@ def run_hyper_nn(threads: int, rounds: int, devices: Sequence[int]) -> list[dict
 
 
 def _run(command: list[str], complaint: str) -> str:
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, stdin=subprocess.DEVNULL
     )
@@ -415,7 +423,7 @@ def _target(row: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
-        prog="python -m profiling.benchmarks.training_step", description=(__doc__ or "").splitlines()[0]
+        prog="python -m lit_mmpg.profiling.benchmarks.training_step", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")

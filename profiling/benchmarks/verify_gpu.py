@@ -1,6 +1,6 @@
 """What only an NVIDIA GPU shows, in one command of less than ten minutes.
 
-    make verify-gpu [PYTHON=...]      or      python -m profiling.benchmarks.verify_gpu [--output DIR]
+    make verify-gpu [PYTHON=...]      or      python -m lit_mmpg.profiling.benchmarks.verify_gpu [--output DIR]
 
 It takes the torch, ONNX Runtime and TensorRT that the interpreter has, and says where torch is not the one that the
 package asks for. Each check runs in a process of its own with a limit of time, so that one that fails, crashes or hangs
@@ -44,17 +44,17 @@ import numpy as np
 from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.profiling import environment
+from lit_mmpg.profiling.meters import nvml
+from lit_mmpg.profiling.meters.sources import Unavailable, first_line
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.cudart import why_no_gpu
 from lit_mmpg.runtime.engines import create_engine, engine_class
 from lit_mmpg.runtime.verify import verify
 from lit_mmpg.writing import write_text
-from profiling import environment
-from profiling.meters import nvml
-from profiling.meters.sources import Unavailable, first_line
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOTAL_S = 570.0
 """Longest run of all checks, seconds."""
 NO_GPU = 3
@@ -106,7 +106,7 @@ def check_bundle(work: Path, device: str) -> dict[str, Any]:
     folder = work / "bundle"
     folder.mkdir()
     with _installed():
-        from profiling.benchmarks.personalise import make_bundle
+        from lit_mmpg.profiling.benchmarks.personalise import make_bundle
 
         bundle = make_bundle("low_rank", folder, complete=True)
     return {"precisions": bundle.precisions("model")}
@@ -117,7 +117,7 @@ def check_training(work: Path, device: str) -> dict[str, Any]:
     with _installed():
         import torch
 
-        from profiling.benchmarks import training_step
+        from lit_mmpg.profiling.benchmarks import training_step
     configs = training_step.read_configs()
     arguments = configs["data"]["init_args"]
     arguments["clips"] = {
@@ -312,7 +312,16 @@ def check_profile(work: Path, device: str) -> dict[str, Any]:
         encoding="utf-8",
     )
     output = work / "profile"
-    command = [sys.executable, "-m", "profiling", "run", "--bundle", str(work / "bundle"), "--config", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_mmpg.profiling",
+        "run",
+        "--bundle",
+        str(work / "bundle"),
+        "--config",
+        str(config),
+    ]
     done = subprocess.run(
         [*command, "--output", str(output), "--no-record"], capture_output=True, text=True, check=False
     )
@@ -418,7 +427,16 @@ def run_check(name: str, work: Path, device: str, limit_s: float) -> Result:
     """
     if limit_s < 1:
         return Result(name, FAILED, "not run: the time for all checks is over")
-    command = [sys.executable, "-m", "profiling.benchmarks.verify_gpu", "--device", device, "--check", name, str(work)]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_mmpg.profiling.benchmarks.verify_gpu",
+        "--device",
+        device,
+        "--check",
+        name,
+        str(work),
+    ]
     place = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     variables = os.environ | place | {"XDG_CACHE_HOME": str(work / "cache")}
     process = subprocess.Popen(
@@ -499,7 +517,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, print the table and write the file."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="profiling.benchmarks.verify_gpu",
+        prog="lit_mmpg.profiling.benchmarks.verify_gpu",
         description=(__doc__ or "").split("\n")[0] + " Exit status: 0 nothing failed, 1 a check failed, 3 no GPU.",
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/verify_gpu"), help="folder for verify_gpu.json")
@@ -521,7 +539,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = {
         "kind": "lit-mmpg.verify-gpu",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "profiling.benchmarks.verify_gpu", *given]),
+        "command": " ".join(["python", "-m", "lit_mmpg.profiling.benchmarks.verify_gpu", *given]),
         **_commit(),
         "device": options.device,
         "torch": torch,

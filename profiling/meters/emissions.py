@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from profiling.meters.energy import Energy, EnergyConfig
-from profiling.meters.sources import Unavailable, first_line
+from lit_mmpg.profiling.meters.energy import Energy, EnergyConfig
+from lit_mmpg.profiling.meters.sources import Unavailable, first_line
 
 SOURCE = "codecarbon_model"
 LEAST_S = 3.0

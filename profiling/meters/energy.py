@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from profiling.meters.integrate import Integral, integrate
-from profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable
+from lit_mmpg.profiling.meters.integrate import Integral, integrate
+from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable
 
 LEAST_UPDATES = 50
 NO_TOTAL = "no rule says which rails make this board's total; see the rails"

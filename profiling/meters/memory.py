@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg import sysfs
-from profiling.meters.nvml import Gpu
+from lit_mmpg.profiling.meters.nvml import Gpu
 
 NVMAP = "sys/kernel/debug/nvmap/iovmm/clients"
 TIMEOUT_S = 600.0
@@ -49,15 +49,16 @@ def measure(request: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Memory:
     """Run one engine in a fresh process and read its memory.
 
     Args:
-        request: What :mod:`profiling.worker` takes.
+        request: What :mod:`lit_mmpg.profiling.worker` takes.
         timeout_s: Longest run.
 
     Returns:
         The memory, or a reason.
     """
     # By path, so that it is found from any folder and a standard library's package of this name is never taken.
-    root = str(Path(__file__).parents[2])
-    code = f"import sys; sys.path.insert(0, {root!r}); from profiling.worker import main; sys.exit(main(sys.argv[1]))"
+    root = str(Path(__file__).parents[3])
+    call = "from lit_mmpg.profiling.worker import main; sys.exit(main(sys.argv[1]))"
+    code = f"import sys; sys.path.insert(0, {root!r}); {call}"
     command = [sys.executable, "-c", code, json.dumps(request)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)

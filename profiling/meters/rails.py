@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lit_mmpg import sysfs
-from profiling.meters.energy import FAILURES, NO_TOTAL
-from profiling.meters.sources import SourceLost, Unavailable
+from lit_mmpg.profiling.meters.energy import FAILURES, NO_TOTAL
+from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 
 DRIVERS = "sys/bus/i2c/drivers"
 DEFAULT_UPDATE_S = 0.1

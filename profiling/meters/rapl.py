@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_mmpg import sysfs
-from profiling.meters.sources import SourceLost, Unavailable
+from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 
 POWERCAP = "sys/class/powercap"
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg import sysfs
-from profiling.meters.nvml import Gpu
-from profiling.meters.sources import first_line
+from lit_mmpg.profiling.meters.nvml import Gpu
+from lit_mmpg.profiling.meters.sources import first_line
 
 THROTTLING_KINDS = (
     # Kernel, Documentation/driver-api/thermal: what lowers a clock or keeps a processor idle.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from profiling.config import ProfileConfig
-from profiling.meters.latency import Distribution, Latency
-from profiling.meters.sources import CounterSource, PowerSource
-from profiling.pipeline import Pipeline
+from lit_mmpg.profiling.config import ProfileConfig
+from lit_mmpg.profiling.meters.latency import Distribution, Latency
+from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource
+from lit_mmpg.profiling.pipeline import Pipeline
 
 Say = Callable[[str], None]
 
@@ -68,7 +68,7 @@ def find_scenario(name: str) -> Scenario:
     """The function of a scenario, imported when it is asked for."""
     from importlib import import_module
 
-    run: Scenario = import_module(f"profiling.scenarios.{name}").run
+    run: Scenario = import_module(f"lit_mmpg.profiling.scenarios.{name}").run
     return run
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from profiling.inputs import adapted_parameters
-from profiling.meters import latency
-from profiling.scenarios import Context, Outcome
+from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.meters import latency
+from lit_mmpg.profiling.scenarios import Context, Outcome
 
 
 def run(context: Context) -> Outcome:

@@ -11,12 +11,12 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, Upload
+from lit_mmpg.profiling.config import CloudConfig
+from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError, Traffic
 from lit_mmpg.runtime.state import DeviceState
-from profiling.config import CloudConfig
-from profiling.inputs import adapted_parameters
-from profiling.pipeline import Pipeline
 
 
 class DeviceSide:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_mmpg.errors import UserError
-from profiling.meters import latency
-from profiling.scenarios import Context, Outcome
+from lit_mmpg.profiling.meters import latency
+from lit_mmpg.profiling.scenarios import Context, Outcome
 
 
 def run(context: Context) -> Outcome:
@@ -17,7 +17,7 @@ def run(context: Context) -> Outcome:
     """
     settings = context.config.finetune
     try:
-        from profiling.benchmarks.on_device_training import OnDeviceTraining
+        from lit_mmpg.profiling.benchmarks.on_device_training import OnDeviceTraining
     except ImportError as error:
         raise UserError(f"fine-tuning needs {error.name or error}, which this machine lacks") from error
     pipeline = context.pipeline

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from profiling.meters import network
-from profiling.meters.latency import Distribution, Latency, timer_overhead_s
-from profiling.scenarios import Context, Outcome
-from profiling.scenarios.exchange import DeviceSide, open_cloud, sizes
+from lit_mmpg.profiling.meters import network
+from lit_mmpg.profiling.meters.latency import Distribution, Latency, timer_overhead_s
+from lit_mmpg.profiling.scenarios import Context, Outcome
+from lit_mmpg.profiling.scenarios.exchange import DeviceSide, open_cloud, sizes
 
 
 def run(context: Context) -> Outcome:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from profiling.inputs import adapted_parameters
-from profiling.meters.energy import Recorder
-from profiling.meters.latency import Latency, timer_overhead_s
-from profiling.meters.sources import SourceLost
-from profiling.meters.state import read_state
-from profiling.scenarios import Context, Outcome
+from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.meters.energy import Recorder
+from lit_mmpg.profiling.meters.latency import Latency, timer_overhead_s
+from lit_mmpg.profiling.meters.sources import SourceLost
+from lit_mmpg.profiling.meters.state import read_state
+from lit_mmpg.profiling.scenarios import Context, Outcome
 
 KEPT_SAMPLES = 20_000
 """At most so many single latencies are kept; the intervals hold all of them in their medians."""

@@ -28,12 +28,13 @@ except ImportError as error:
 else:
     raise SystemExit("the blocker does not block")
 
-packages = [importlib.import_module(name) for name in ("lit_mmpg.link", "lit_mmpg.runtime", "profiling")]
+packages = [importlib.import_module(name) for name in ("lit_mmpg.link", "lit_mmpg.runtime", "lit_mmpg.profiling")]
 names = [m.name for package in packages for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 # Benchmarks compare with anything; the rest of the harness runs on a board.
-names = [name for name in names if not name.startswith("profiling.benchmarks") and not name.endswith(".__main__")]
+benchmarks = "lit_mmpg.profiling.benchmarks"
+names = [name for name in names if not name.startswith(benchmarks) and not name.endswith(".__main__")]
 assert {"lit_mmpg.link.codecs", "lit_mmpg.link.messages"} <= set(names), names
-assert {"profiling.worker", "profiling.meters.energy"} <= set(names), names
+assert {"lit_mmpg.profiling.worker", "lit_mmpg.profiling.meters.energy"} <= set(names), names
 assert {"lit_mmpg.runtime.bundle", "lit_mmpg.runtime.engines.onnx_runtime"} <= set(names), names
 for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors"]:
     importlib.import_module(name)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from lit_mmpg.metrics import statistics
 from lit_mmpg.metrics.statistics import cluster_bootstrap, clustered_combination, clustered_mean, holm
-from profiling.benchmarks.interval_coverage import CASES, Case, measure
+from lit_mmpg.profiling.benchmarks.interval_coverage import CASES, Case, measure
 
 SHORT = (
     "crossed 24 x 20, noise only, -1/0/1",
@@ -90,7 +90,7 @@ def test_effects_in_one_way_leave_the_degrees_of_freedom_of_that_way() -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if str(c) in SHORT], ids=str)
 def test_intervals_hold_the_truth_as_often_as_they_say(case: Case) -> None:
-    """The whole simulation is :mod:`profiling.benchmarks.interval_coverage`."""
+    """The whole simulation is :mod:`lit_mmpg.profiling.benchmarks.interval_coverage`."""
     found = measure(case, 1000, methods=["clustered_mean"])["clustered_mean"]
     assert 0.93 - 0.015 <= found["coverage"] <= 0.97 + 0.012
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from profiling import document as documents
+from lit_mmpg.profiling import document as documents
 from tests.profiling.bundles import make_bundle
 from tests.runtime.cloud_server import write_video
 

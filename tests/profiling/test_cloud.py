@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lit_mmpg.link import Download, Upload
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.cli import main
 from lit_mmpg.runtime.bundle import Bundle
-from profiling import document as documents
-from profiling.cli import main
 from tests.profiling.bundles import make_bundle
 
 CONFIG = """

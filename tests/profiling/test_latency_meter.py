@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_mmpg.errors import UserError
-from profiling.benchmarks.latency_meter import OURS, compare, main
+from lit_mmpg.profiling.benchmarks.latency_meter import OURS, compare, main
 from tests.profiling.bundles import make_bundle
 
 

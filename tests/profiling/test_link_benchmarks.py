@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from lit_mmpg.profiling.benchmarks import codecs, policies, privacy
+from lit_mmpg.profiling.benchmarks.policies import choose, point, skip_at_random
+from lit_mmpg.profiling.benchmarks.streams import Stream, follow, static, streams
+from lit_mmpg.profiling.benchmarks.trained import load, write_results
 from lit_mmpg.runtime.policies import Always, Drift, EveryN
-from profiling.benchmarks import codecs, policies, privacy
-from profiling.benchmarks.policies import choose, point, skip_at_random
-from profiling.benchmarks.streams import Stream, follow, static, streams
-from profiling.benchmarks.trained import load, write_results
 from tests.export.conftest import made
 
 __all__ = ["made"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from profiling.benchmarks.load import Offer, offer
+from lit_mmpg.profiling.benchmarks.load import Offer, offer
 
 DELAY_S = 0.02
 

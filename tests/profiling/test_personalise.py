@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from profiling.benchmarks import personalise
+from lit_mmpg.profiling.benchmarks import personalise
 from tests.profiling.bundles import make_bundle
 
 

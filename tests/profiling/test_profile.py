@@ -14,13 +14,13 @@ import pytest
 
 from lit_mmpg.cli import main as lit_mmpg
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.cli import main
+from lit_mmpg.profiling.config import load_config, to_json
+from lit_mmpg.profiling.html import render
+from lit_mmpg.profiling.plan import make_plan
+from lit_mmpg.profiling.schema import SCHEMA, problems
 from lit_mmpg.runtime.bundle import Bundle
-from profiling import document as documents
-from profiling.cli import main
-from profiling.config import load_config, to_json
-from profiling.html import render
-from profiling.plan import make_plan
-from profiling.schema import SCHEMA, problems
 from tests.profiling.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +249,7 @@ def test_engines_and_schema_are_printed(capsys) -> None:
 
 def test_python_m_profiling(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "profiling", "import", "nowhere.json"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "lit_mmpg.profiling", "import", "nowhere.json"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere.json does not exist"), done.stderr
 

@@ -10,10 +10,10 @@ import pytest
 from mlflow import MlflowClient
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.cli import main
+from lit_mmpg.profiling.recording import EXPERIMENT, PARENT_TAG, PROFILE_TAG
 from lit_mmpg.tracking.store import open_store
-from profiling import document as documents
-from profiling.cli import main
-from profiling.recording import EXPERIMENT, PARENT_TAG, PROFILE_TAG
 from tests.profiling.bundles import make_bundle
 
 SETTINGS = """

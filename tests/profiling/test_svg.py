@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiling.svg import Bar, Line, bars, lines, share_below, ticks
+from lit_mmpg.profiling.svg import Bar, Line, bars, lines, share_below, ticks
 
 
 @given(st.floats(1e-9, 1e12))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from profiling.benchmarks import layers, training_step
-from profiling.benchmarks.timing import Timings, interleave
+from lit_mmpg.profiling.benchmarks import layers, training_step
+from lit_mmpg.profiling.benchmarks.timing import Timings, interleave
 
 SMALL = layers.LayerCase("small", 12, 5, 3, rank=2)
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.cli import main
 from lit_mmpg.sysfs import ROOT_VARIABLE
-from profiling import document as documents
-from profiling.cli import main
 from tests.profiling.bundles import make_bundle
 from tests.profiling.meters import boards
 
@@ -134,7 +134,12 @@ def test_drivers_that_refuse_cost_a_value_and_no_row(bundle: Path, tmp_path: Pat
         ROOT_VARIABLE: str(tree),
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "profiling", *arguments(bundle, tmp_path, "--scenarios", "answer", "sustained")]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_mmpg.profiling",
+        *arguments(bundle, tmp_path, "--scenarios", "answer", "sustained"),
+    ]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     told = finished(tmp_path)

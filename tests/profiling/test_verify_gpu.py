@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lit_mmpg.profiling.benchmarks import verify_gpu
+from lit_mmpg.profiling.benchmarks.verify_gpu import FAILED, MISSING, NO_GPU, VERIFIED, child, main, run_check
 from lit_mmpg.runtime.engines import engine_class
-from profiling.benchmarks import verify_gpu
-from profiling.benchmarks.verify_gpu import FAILED, MISSING, NO_GPU, VERIFIED, child, main, run_check
 from tests.profiling.bundles import make_bundle
 
 
@@ -52,7 +52,7 @@ def test_a_check_that_hangs_crashes_or_lacks_something_costs_no_other(tmp_path, 
     assert [check["status"] for check in document["checks"]] == [FAILED, FAILED]
     assert document["counts"] == {VERIFIED: 0, FAILED: 2, MISSING: 0}
     assert document["torch"]["installed"] == "2.5.1+cu121" and document["torch"]["agrees"] is False
-    assert document["command"].startswith("python -m profiling.benchmarks.verify_gpu --device cpu")
+    assert document["command"].startswith("python -m lit_mmpg.profiling.benchmarks.verify_gpu --device cpu")
     assert document["environment"]["cpu"] and "commit" in document
     text = capsys.readouterr().out
     assert (

@@ -16,6 +16,8 @@ from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.export.guard import Life, choose_guard, lives, pick_questions
 from lit_mmpg.export.source import open_source
 from lit_mmpg.export.write import write_manifest
+from lit_mmpg.profiling.benchmarks.guard import markdown, measure
+from lit_mmpg.profiling.benchmarks.trained import load
 from lit_mmpg.runtime.adaptation import judge
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
 from lit_mmpg.runtime.client import CloudClient
@@ -29,8 +31,6 @@ from lit_mmpg.runtime.questions import Question, Questions
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.summary import print_line, summarise
-from profiling.benchmarks.guard import markdown, measure
-from profiling.benchmarks.trained import load
 from tests.runtime.cloud_server import parameters_of, serving, write_video
 
 ASKED = Questions([Question("what is mine")])

@@ -22,13 +22,13 @@ from lit_mmpg import report
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Upload
+from lit_mmpg.profiling.config import CloudConfig
 from lit_mmpg.runtime import network
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.network import Backend, Budget, parse_address
 from lit_mmpg.runtime.page import Hit, search_page
 from lit_mmpg.texts import masked, printable
-from profiling.config import CloudConfig
 from tests.profiling.bundles import make_bundle
 from tests.runtime.hostile import KINDS, LATE, Kind, hostile, make_upload
 from tests.serving.conftest import make_certificate

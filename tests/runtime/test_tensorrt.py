@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
+from lit_mmpg.profiling.plan import make_plan
 from lit_mmpg.runtime import cudart
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Bundle
@@ -20,8 +22,6 @@ from lit_mmpg.runtime.engines.cache import EngineCache, board
 from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
 from lit_mmpg.runtime.engines.tensorrt import build_engine
 from lit_mmpg.runtime.verify import verify
-from profiling.config import EngineSelection, ProfileConfig
-from profiling.plan import make_plan
 from tests.profiling.bundles import make_bundle
 from tests.runtime.fake_tensorrt import WORKSPACE, FakeCuda, fake_tensorrt
 

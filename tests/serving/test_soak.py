@@ -19,11 +19,11 @@ import pytest
 
 from lit_mmpg.link import codecs, register
 from lit_mmpg.link.product import learn
+from lit_mmpg.profiling.benchmarks import serving_load
+from lit_mmpg.profiling.benchmarks.load import Offer, Outcome, offer
 from lit_mmpg.serving.app import create_app
 from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
-from profiling.benchmarks import serving_load
-from profiling.benchmarks.load import Offer, Outcome, offer
 from tests.link.test_message_fuzz import resigned
 from tests.serving.conftest import Start
 from tests.serving.making import make_uploads

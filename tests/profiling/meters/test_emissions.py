@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import time
 
-from profiling.meters import emissions
-from profiling.meters.energy import EnergyConfig
+from lit_mmpg.profiling.meters import emissions
+from lit_mmpg.profiling.meters.energy import EnergyConfig
 
 
 def test_codecarbons_model_is_an_estimate_everywhere() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from profiling.meters.energy import EnergyConfig, Recorder, measure, nothing
-from profiling.meters.rails import RailSource, open_rails
-from profiling.meters.rapl import RaplCounter, open_rapl
-from profiling.meters.sources import SourceLost, Unavailable
+from lit_mmpg.profiling.meters.energy import EnergyConfig, Recorder, measure, nothing
+from lit_mmpg.profiling.meters.rails import RailSource, open_rails
+from lit_mmpg.profiling.meters.rapl import RaplCounter, open_rapl
+from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 from tests.profiling.meters import boards
 
 IDLE_W, LOAD_W = 4.0, 11.0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiling.meters.integrate import integrate
+from lit_mmpg.profiling.meters.integrate import integrate
 
 CURVES = {
     # watts at time t, and their exact integral from 0 to t

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_mmpg.errors import UserError
-from profiling.meters.latency import Distribution, LatencyConfig, halves_differ, measure, timer_overhead_s
+from lit_mmpg.profiling.meters.latency import Distribution, LatencyConfig, halves_differ, measure, timer_overhead_s
 
 
 class Clock:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lit_mmpg import sysfs
-from profiling.meters.rails import RailSource, find_rails, open_rails
-from profiling.meters.sources import SourceLost, Unavailable
+from lit_mmpg.profiling.meters.rails import RailSource, find_rails, open_rails
+from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 from tests.profiling.meters import boards
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from profiling import environment
-from profiling.meters import memory, nvml, state
-from profiling.meters.network import LinkModel, cost
-from profiling.meters.sources import SourceLost, Unavailable
+from lit_mmpg.profiling import environment
+from lit_mmpg.profiling.meters import memory, nvml, state
+from lit_mmpg.profiling.meters.network import LinkModel, cost
+from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 from tests.profiling.meters import boards
 
 NVPMODEL = "NV Power Mode: MAXN_SUPER\n2\n"
