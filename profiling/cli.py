@@ -1,4 +1,4 @@
-"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, import, engines, schema."""
+"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, compare, import, engines, report, schema."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from lit_mmpg.files import find_config
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling import recording
-from lit_mmpg.profiling.config import SCENARIOS, load_config
+from lit_mmpg.profiling.compare import METRICS, Limit, compare_profiles
+from lit_mmpg.profiling.config import SCENARIOS, ProfileConfig, load_config
 from lit_mmpg.profiling.harness import Harness, Instruments, expected_rails_missing
-from lit_mmpg.profiling.html import render
+from lit_mmpg.profiling.html import render, render_comparison
+from lit_mmpg.profiling.interleave import compare_bundles
 from lit_mmpg.profiling.plan import Cell, engines_here, make_plan
 from lit_mmpg.profiling.schema import SCHEMA
-from lit_mmpg.profiling.tables import print_document, print_engines
+from lit_mmpg.profiling.tables import print_comparison, print_document, print_engines
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines.cache import cache_folder
@@ -70,6 +72,34 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--tracking-uri", help="MLflow store; the training run's when not given")
     imported.set_defaults(function=_import)
 
+    compare = commands.add_parser(
+        "compare",
+        help="two profiles side by side, with limits that fail",
+        description="Compare two profile.json, or with --interleave measure two bundles in turns. Exit status: 0 where "
+        "every limit holds, 1 where one is broken, a row is lost, or nothing could be checked.",
+    )
+    compare.add_argument("a", type=Path, metavar="A", help="profile.json, with --interleave a bundle: what was before")
+    compare.add_argument("b", type=Path, metavar="B", help="the same: what may have become worse")
+    compare.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="FIGURE=LIMIT",
+        help="for example p50_ms=5%% or upload_bytes=0; a change beyond it fails unless its interval holds zero; "
+        f"figures: {', '.join(METRICS)}",
+    )
+    compare.add_argument(
+        "--interleave", action="store_true", help="measure the scenario 'answer' of both in turns, here"
+    )
+    compare.add_argument("--config", help="with --interleave: what to measure; configs/profile/generic_cpu.yaml")
+    compare.add_argument("--engines", nargs="+", metavar="ENGINE", help="with --interleave: only these engines")
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with --interleave: a setting")
+    compare.add_argument("--rounds", type=int, default=10, help="with --interleave: rounds with fresh sessions")
+    compare.add_argument(
+        "--output", type=Path, help="folder for comparison.json and comparison.html; outputs/compare_profiles"
+    )
+    compare.set_defaults(function=_compare)
+
     engines = commands.add_parser("engines", help="list the engines, with the reason where one cannot run here")
     engines.set_defaults(function=_engines)
 
@@ -84,23 +114,60 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    path = find_config(options.config)
-    overrides = [*options.set]
-    if options.scenarios:
-        overrides.append("scenarios=" + json.dumps(options.scenarios))
-    config = load_config(path, overrides)
-    if options.engines:
-        unknown = sorted(set(options.engines) - {s.engine for s in config.engines})
-        if unknown:
-            raise UserError(
-                f"--engines {' '.join(unknown)}: {path} names {', '.join(s.engine for s in config.engines)}"
-            )
-        config = replace(config, engines=tuple(s for s in config.engines if s.engine in options.engines))
+    scenarios = ["scenarios=" + json.dumps(options.scenarios)] if options.scenarios else []
+    config = _load_config(options.config, [*options.set, *scenarios], options.engines)
     bundle = Bundle.open(options.bundle)
     plan = make_plan(config, bundle)
     output: Path = options.output or Path("outputs/profile") / config.name
     with handed_over(output, cache_folder()):
         return _run_plan(options, Harness(bundle, config, Instruments.open()), plan, output)
+
+
+def _load_config(name: str, overrides: Sequence[str], engines: Sequence[str] | None) -> ProfileConfig:
+    path = find_config(name)
+    config = load_config(path, overrides)
+    if not engines:
+        return config
+    unknown = sorted(set(engines) - {s.engine for s in config.engines})
+    if unknown:
+        raise UserError(f"--engines {' '.join(unknown)}: {path} names {', '.join(s.engine for s in config.engines)}")
+    return replace(config, engines=tuple(s for s in config.engines if s.engine in engines))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    limits = [Limit.parse(text) for text in options.fail_on]
+    if options.interleave:
+        comparison = _interleave(options, limits)
+    else:
+        given = [name for name in ("config", "engines", "set") if getattr(options, name)]
+        if given:
+            raise UserError(f"--{given[0]} says what to measure; add --interleave, or leave it out")
+        if any(path.is_dir() for path in (options.a, options.b)):
+            raise UserError(
+                f"{options.a} and {options.b}: profile.json files; two bundles are measured with --interleave"
+            )
+        comparison = compare_profiles(documents.load(options.a), documents.load(options.b), limits)
+    output: Path = options.output or Path("outputs/compare_profiles")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        written = [output / "comparison.json", output / "comparison.html"]
+        written[0].write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
+        written[1].write_text(render_comparison(comparison), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
+    print_comparison(comparison, ("p50_ms", "p99_ms", "peak_rss_bytes"))
+    _tell_files(written)
+    return 0 if comparison["passed"] else 1
+
+
+def _interleave(options: argparse.Namespace, limits: Sequence[Limit]) -> dict[str, Any]:
+    config = _load_config(options.config or "configs/profile/generic_cpu.yaml", options.set, options.engines)
+    instruments = Instruments.open()
+    a, b = (Harness(Bundle.open(path), config, instruments) for path in (options.a, options.b))
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=wide_console(), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        return compare_bundles(a, b, limits, options.rounds, lambda text: progress.update(task, description=text))
 
 
 def _run_plan(options: argparse.Namespace, harness: Harness, plan: Sequence[Cell], output: Path) -> int:

@@ -1,4 +1,4 @@
-"""The page of a profile: one self-contained HTML file, without scripts and without anything from a network."""
+"""The pages of a profile and of two side by side: each one HTML file, without scripts and anything from a network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from lit_mmpg.profiling import svg
 from lit_mmpg.profiling.tables import (
     NOT_TIMED,
     absent_lines,
+    describe_change,
     describe_energy,
     energy_lines,
     engine_label,
     format_energy,
     format_ms,
+    format_pair,
     primary_energy,
     remarks,
 )
@@ -23,25 +25,31 @@ from lit_mmpg.texts import escape_html as escape
 Row = Mapping[str, Any]
 
 _STYLE = """
-:root{color-scheme:light}
+:root{color-scheme:light dark;--fg:#1f2937;--muted:#6b7280;--line:#e5e7eb;--bg:#fff;--head:#f9fafb;--badge:#e5e7eb;
+--good:#d1fae5;--bad:#fecaca;--note:#dbeafe;--warn:#fef3c7}
+@media(prefers-color-scheme:dark){:root{--fg:#e5e7eb;--muted:#9ca3af;--line:#374151;--bg:#111827;--head:#1f2937;
+--badge:#374151;--good:#065f46;--bad:#991b1b;--note:#1e40af;--warn:#78350f}}
 *{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;background:#fff;margin:0 auto;max-width:1320px;padding:16px}
-h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.2rem;margin:2em 0 .4em;border-bottom:1px solid #e5e7eb}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0 auto;
+max-width:1320px;padding:16px}
+h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.2rem;margin:2em 0 .4em;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin:1.2em 0 .3em}p{margin:.4em 0;max-width:80ch}
-.muted{color:#6b7280}.scroll{overflow-x:auto;margin:.6em 0}
-table{border-collapse:collapse;font-size:.88rem}th,td{padding:4px 10px;text-align:left;border-bottom:1px solid #e5e7eb;
-vertical-align:top}th{background:#f9fafb;white-space:nowrap}td.n{text-align:right;white-space:nowrap;
+.muted{color:var(--muted)}.scroll{overflow-x:auto;margin:.6em 0}
+table{border-collapse:collapse;font-size:.88rem}th,td{padding:4px 10px;text-align:left;
+border-bottom:1px solid var(--line);vertical-align:top}th{background:var(--head);white-space:nowrap}
+td.n{text-align:right;white-space:nowrap;
 font-variant-numeric:tabular-nums}td.w{min-width:16em}td.s{min-width:17em}td.e{min-width:15em}td b{white-space:nowrap}
-.badge{display:inline-block;border-radius:9px;padding:0 8px;font-size:.8rem;background:#e5e7eb;white-space:nowrap}
-.ok{background:#d1fae5}.wrong,.failed{background:#fecaca}.compiled{background:#dbeafe}.warn{background:#fef3c7}
+.badge{display:inline-block;border-radius:9px;padding:0 8px;font-size:.8rem;background:var(--badge);white-space:nowrap}
+.ok,.within{background:var(--good)}.wrong,.failed,.worse,.lost{background:var(--bad)}.compiled{background:var(--note)}
+.warn,.unsure{background:var(--warn)}
 .cards{display:flex;flex-wrap:wrap;gap:10px;margin:.8em 0}
-.card{border:1px solid #e5e7eb;border-radius:8px;padding:8px 14px;
+.card{border:1px solid var(--line);border-radius:8px;padding:8px 14px;
 min-width:150px}.card b{display:block;font-size:1.25rem}
-svg{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:#374151}
-svg .grid{stroke:#e5e7eb}svg .tick{fill:#6b7280}
-svg .whisker{stroke:#374151;fill:none}
+svg{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--fg)}
+svg .grid{stroke:var(--line)}svg .tick{fill:var(--muted)}
+svg .whisker{stroke:var(--fg);fill:none}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;font-size:.9rem}
-dt{color:#6b7280}dd{margin:0;overflow-wrap:anywhere}
+dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
 @media(max-width:600px){dl{grid-template-columns:1fr}dt{margin-top:.4em}.scroll svg{max-width:none}}
 """
 
@@ -57,9 +65,75 @@ def render(profile: Mapping[str, Any]) -> str:
     parts = [_head(profile, rows, timed)]
     parts += [_latency(timed), _table(rows), _energy(rows, timed), _memory(timed), _adaptation(timed), _finetune(timed)]
     parts += [_series(timed), _verdicts(rows), _absent(profile, rows), _environment(profile), _reading()]
-    title = escape(f"Profile of {profile['bundle']['path']} on {profile['name']}")
+    return _page(f"Profile of {profile['bundle']['path']} on {profile['name']}", parts)
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """The page of two profiles side by side.
+
+    Args:
+        comparison: A document of :data:`lit_mmpg.profiling.compare.KIND`.
+    """
+    badge = (
+        '<span class="badge ok">passed</span>' if comparison["passed"] else '<span class="badge worse">FAILED</span>'
+    )
+    sides = "".join(
+        f"<tr><th>{letter.upper()}</th><td>{escape(comparison[letter]['bundle'])}</td>"
+        f"<td>{escape(comparison[letter]['name'])}</td><td>{escape(comparison[letter]['machine'] or 'unknown')}</td>"
+        f"<td>{escape(comparison[letter]['created'])}</td></tr>"
+        for letter in ("a", "b")
+    )
+    head = "<tr><th></th><th>bundle</th><th>configuration</th><th>machine</th><th>measured</th></tr>"
+    problems = "".join(f"<li>{escape(problem)}</li>" for problem in comparison["problems"])
+    told = "".join(f"<p class='muted'>{escape(remark)}.</p>" for remark in comparison["remarks"])
+    parts = [
+        f"<h1>{escape(comparison['a']['bundle'])} and {escape(comparison['b']['bundle'])} {badge}</h1>",
+        _scroll(f"<table>{head}{sides}</table>"),
+        f"<p>Limits: {escape(', '.join(comparison['limits']) or 'none')}.</p>",
+        f"<ul>{problems}</ul>" if problems else "",
+        told,
+        _change_chart(comparison),
+        *(_changes(row) for row in comparison["rows"]),
+        "<p class='muted'>Change: B's figure over A's, less one; in brackets the interval that holds the true change "
+        "in 95 % of cases. worse: beyond the limit, and the interval lies on the worse side of zero. unsure: beyond "
+        "the limit, and the interval holds zero.</p>",
+    ]
+    return _page(f"{comparison['a']['bundle']} and {comparison['b']['bundle']}", parts)
+
+
+def _change_chart(comparison: Mapping[str, Any]) -> str:
+    items = []
+    for row in comparison["rows"]:
+        limited = [name for name, figure in row["figures"].items() if figure["verdict"]]
+        for name in dict.fromkeys([*limited, *(n for n in ("p50_ms",) if n in row["figures"])]):
+            figure = row["figures"][name]
+            ends = (None if figure[key] is None else figure[key] * 100 for key in ("low", "high"))
+            bad = figure["verdict"] == "worse"
+            label = f"{row['title']}, {name}"
+            items.append(svg.Interval(label, figure["change"] * 100, *ends, describe_change(figure), bad))
+    return _scroll(svg.intervals(items, "change from A to B, %", "Changes from A to B"))
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    if row["status"] == "lost":
+        return f"<h3>{escape(row['title'])} <span class='badge lost'>lost</span></h3><p>{escape(row['reason'])}</p>"
+    body = ""
+    for name, figure in row["figures"].items():
+        verdict = figure["verdict"]
+        badge = f'<span class="badge {verdict}">{verdict}</span> {escape(figure["limit"])}' if verdict else ""
+        body += f"<tr><td>{escape(name)}</td>" + "".join(
+            f"<td class=n>{text}</td>" for text in (*format_pair(name, figure), escape(describe_change(figure)))
+        )
+        body += f"<td>{badge}</td></tr>"
+    notes = "".join(f"<p class='muted'>{escape(note)}</p>" for note in row["notes"])
+    head = "<tr><th>figure</th><th>A</th><th>B</th><th>change</th><th>limit</th></tr>"
+    unit = f"<p class='muted'>{escape(row['unit'])}</p>" if row["unit"] else ""
+    return f"<h3>{escape(row['title'])}</h3>{unit}{_scroll(f'<table>{head}{body}</table>')}{notes}"
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>'
         f"<body>{''.join(parts)}</body></html>\n"
     )

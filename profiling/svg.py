@@ -1,4 +1,4 @@
-"""Small charts as SVG text: bars with whiskers, and lines. No library, so a board can draw them."""
+"""Small charts as SVG text: bars with whiskers, intervals, and lines. No library, so a board can draw them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from lit_mmpg.texts import escape_html as escape
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 
 _ROW, _TOP, _AXIS = 26, 6, 34
-_LONGEST_WHISKER = 2.0
-"""A whisker that is longer than this many times the longest bar is cut and ends in an arrow: the bars stay readable."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,18 @@ class Bar:
     text: str = ""
     group: str = ""
     estimate: bool = False
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point with the ends of its interval (None: not known), on an axis with a marked zero."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    text: str = ""
+    bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,7 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
         return ""
     left = 14 + 6.6 * max(len(item.label) for item in items)
     width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
-    most = _LONGEST_WHISKER * max(max(item.value for item in items), 1e-12)
-    marks = ticks(max(max(item.value, min(item.high or 0.0, most)) for item in items))
+    marks = ticks(max(max(item.value, item.high or 0.0) for item in items))
     scale = (width - left) / marks[-1]
     height = _TOP + _ROW * len(items) + _AXIS
     groups = list(dict.fromkeys(item.group for item in items))
@@ -99,10 +108,51 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
             parts.append(f'<rect x="{left:.1f}" y="{y}" width="{length:.1f}" height="18" fill="url(#hatch)"/>')
         end = left + length
         if item.high is not None and item.high > item.value:
-            end = left + min(item.high, most) * scale
-            tip = f"M{end:.1f} {y + 4}V{y + 14}" if item.high <= most else f"M{end - 5:.1f} {y + 5}l5 4l-5 4"
+            end = left + item.high * scale
+            tip = f"M{end:.1f} {y + 4}V{y + 14}"
             parts.append(f'<path d="M{left + length:.1f} {y + 9}H{end:.1f}{tip}" class="whisker"/>')
         parts.append(f'<text x="{end + 6:.1f}" y="{y + 13}">{escape(item.text)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def intervals(items: Sequence[Interval], unit: str, title: str) -> str:
+    """Points with their intervals, one below the other, around zero.
+
+    Args:
+        items: The points.
+        unit: Text of the axis.
+        title: Spoken by screen readers.
+    """
+    if not items:
+        return ""
+    ends = [0.0] + [v for item in items for v in (item.value, item.low, item.high) if v is not None]
+    marks = ticks(max(ends), low=min(ends))
+    left = 14 + 6.6 * max(len(item.label) for item in items)
+    width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
+    height = _TOP + _ROW * len(items) + _AXIS
+    scale = (width - left) / (marks[-1] - marks[0])
+    base = height - _AXIS
+    parts = [_open(width + right, height, title)]
+    for mark in marks:
+        x = left + (mark - marks[0]) * scale
+        kind = "whisker" if mark == 0 else "grid"
+        parts.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{base}" class="{kind}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle" class="tick">{mark:g}</text>')
+    parts.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(unit)}</text>')
+    for i, item in enumerate(items):
+        y = _TOP + i * _ROW + 13
+        colour = COLOURS[4] if item.bad else COLOURS[0]
+        x, low, high = (None if v is None else left + (v - marks[0]) * scale for v in (item.value, item.low, item.high))
+        parts.append(f'<text x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">{escape(item.label)}</text>')
+        if low is not None and high is not None:
+            parts.append(
+                f'<path d="M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 5}v10M{high:.1f} {y - 5}v10" stroke="{colour}"/>'
+            )
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="{colour}">'
+            f"<title>{escape(f'{item.label}: {item.text}')}</title></circle>"
+        )
+        parts.append(f'<text x="{width + 8:.1f}" y="{y + 4}">{escape(item.text)}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -116,6 +116,56 @@ def print_document(document: Mapping[str, Any]) -> None:
         console.print(escape(line), highlight=False)
 
 
+def describe_change(figure: Mapping[str, Any]) -> str:
+    """``+3.2 % [+1.0, +5.4]``."""
+    text = f"{figure['change'] * 100:+.1f} %"
+    if figure["low"] is None or figure["high"] is None:
+        return text
+    return f"{text} [{figure['low'] * 100:+.1f}, {figure['high'] * 100:+.1f}]"
+
+
+def format_pair(name: str, figure: Mapping[str, Any]) -> tuple[str, str]:
+    """A's and B's figure with the unit that is in its name."""
+    if name.endswith("_bytes"):
+        return format_bytes(figure["a"]), format_bytes(figure["b"])
+    if name.endswith("_ms"):
+        return f"{format_ms(figure['a'])} ms", f"{format_ms(figure['b'])} ms"
+    if name.endswith("_j"):
+        return f"{figure['a'] * 1e3:.3g} mJ", f"{figure['b'] * 1e3:.3g} mJ"
+    return f"{figure['a']:.4g}", f"{figure['b']:.4g}"
+
+
+def print_comparison(comparison: Mapping[str, Any], shown: Sequence[str]) -> None:
+    """Print two profiles side by side.
+
+    Args:
+        comparison: The document.
+        shown: Figures beside those that have a limit.
+    """
+    console = wide_console()
+    a, b = comparison["a"], comparison["b"]
+    table = Table(title=f"A {escape(a['bundle'])} ({a['created']}), B {escape(b['bundle'])} ({b['created']})")
+    for name in ("row", "figure", "A", "B", "change [95 %]", "verdict"):
+        table.add_column(name, justify="right" if name in ("A", "B", "change [95 %]") else "left")
+    for row in comparison["rows"]:
+        if row["status"] == "lost":
+            table.add_row(row["title"], "", "", "", "", escape(f"LOST: {row['reason']}"))
+        title = row["title"]
+        for name, figure in row["figures"].items():
+            if figure["verdict"] is None and name not in shown:
+                continue
+            verdict = figure["verdict"] or ""
+            verdict = f"{verdict.upper() if verdict == 'worse' else verdict} ({figure['limit']})" if verdict else ""
+            table.add_row(title, name, *format_pair(name, figure), escape(describe_change(figure)), verdict)
+            title = ""
+        table.add_section()
+    console.print(table)
+    for remark in comparison["remarks"]:
+        console.print(f"note: {escape(remark)}", highlight=False)
+    for problem in comparison["problems"]:
+        console.print(f"FAILED: {escape(problem)}", highlight=False)
+
+
 def absent_lines(rows: Sequence[Row]) -> list[str]:
     """Cells that cannot run here, those with the same reason together."""
     groups: dict[tuple[str, str], dict[str, None]] = {}

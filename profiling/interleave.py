@@ -1,0 +1,194 @@
+"""Two bundles measured in turns on this machine, so that its drift hits both.
+
+Every round opens fresh sessions of both, since the same session repeated hides what differs between sessions (the
+layout of memory, choices of kernels). Within a round the two take turns A B B A. A round gives one ratio per figure;
+the ratios of the rounds give the change and its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.compare import Change, Limit, finish, judged, measured_energy, median_interval, side
+from lit_mmpg.profiling.harness import Harness
+from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.meters import energy, latency
+from lit_mmpg.profiling.meters.latency import Distribution
+from lit_mmpg.profiling.pipeline import Pipeline
+from lit_mmpg.profiling.plan import Cell, make_plan
+
+Open = Callable[[Harness, Cell], Pipeline]
+
+TURNS = "ABBA"
+LEAST_ROUNDS = 6
+"""Fewer rounds give no interval."""
+
+
+@dataclass
+class _Side:
+    """What one bundle's rounds gave, a list with one figure per round."""
+
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, value: float | None) -> None:
+        if value is not None:
+            self.figures.setdefault(name, []).append(value)
+
+
+def open_pipeline(harness: Harness, cell: Cell) -> Pipeline:
+    """A pipeline with fresh sessions."""
+    return Pipeline(harness.bundle, cell)
+
+
+def compare_bundles(
+    a: Harness,
+    b: Harness,
+    limits: Sequence[Limit],
+    rounds: int,
+    say: Callable[[str], None] = lambda _: None,
+    open_b: Open = open_pipeline,
+) -> dict[str, Any]:
+    """Measure the scenario ``answer`` of two bundles in turns.
+
+    Args:
+        a: Harness of the bundle to compare with; its configuration says what is measured, and for how long in a round.
+        b: Harness of the bundle that may have become worse.
+        limits: What fails.
+        rounds: Rounds of each cell, at least ``LEAST_ROUNDS``.
+        say: Shows one line of progress.
+        open_b: Opens B's pipeline.
+
+    Returns:
+        A document of :data:`lit_mmpg.profiling.compare.KIND`.
+
+    Raises:
+        UserError: If nothing can be measured here.
+    """
+    if rounds < LEAST_ROUNDS:
+        raise UserError(f"--rounds {rounds}: at least {LEAST_ROUNDS} give an interval")
+    config = replace(a.config, scenarios=("answer",))
+    cells = [cell for cell in make_plan(config, a.bundle) if cell.absent is None and not cell.selection.compile_only]
+    if not cells:
+        raise UserError(f"'{config.name}' has no cell that can run here; see lit-mmpg profile engines")
+    others = {_key(cell): cell for cell in make_plan(config, b.bundle)}
+    rows = []
+    for number, cell in enumerate(cells, start=1):
+        title = f"[{number}/{len(cells)}] {cell.title}"
+        absent = others[_key(cell)].absent
+        empty = _fields(cell, None)
+        if absent is not None:
+            rows.append(_lost(empty, f"B: {absent}", limits))
+            continue
+        rows.append(_measure(a, b, cell, limits, rounds, lambda text, t=title: say(f"{t}: {text}"), open_b))
+    remarks = [f"measured in turns, {rounds} rounds with fresh sessions each"]
+    starts = [side(harness.start()) for harness in (a, b)]
+    return finish("interleaved", starts[0], starts[1], rows, limits, remarks)
+
+
+def _measure(
+    a: Harness, b: Harness, cell: Cell, limits: Sequence[Limit], rounds: int, say: Callable[[str], None], open_b: Open
+) -> dict[str, Any]:
+    sides = (_Side(), _Side())
+    want_energy = any(limit.metric.startswith("energy") for limit in limits)
+    slices = replace(
+        a.config.latency,
+        min_count=max(4, -(-a.config.latency.min_count // 2)),
+        min_time_s=a.config.latency.min_time_s / 2,
+        attempts=1,
+    )
+    unit = None
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        with ExitStack() as stack:
+            openers = ((a, open_pipeline), (b, open_b))
+            order = (0, 1) if number % 2 == 0 else (1, 0)
+            opened: dict[int, Pipeline] = {}
+            for which in order:
+                harness, opener = openers[which]
+                opened[which] = stack.enter_context(opener(harness, cell))
+                _first_answer(opened[which], sides[which])
+            unit = opened[0].unit
+            if number == 0:
+                for which, name in ((0, "A"), (1, "B")):
+                    problems = [p for v in opened[which].verify() if not v.ok for p in v.problems]
+                    if problems:
+                        reason = f"{name}'s outputs differ from its reference, not timed: {'; '.join(problems)}"
+                        return _lost(_fields(cell, unit), reason, limits)
+            for which in order:
+                parameters = adapted_parameters(opened[which].bundle)
+                if parameters is not None:
+                    opened[which].load(parameters)
+            samples: tuple[list[float], list[float]] = ([], [])
+            for turn in TURNS:
+                which = order["AB".index(turn)]
+                samples[which].extend(latency.measure(opened[which].answer, slices).wall.samples_ms)
+            for which in order:
+                found = Distribution.of(samples[which])
+                for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"):
+                    sides[which].add(key, getattr(found, key))
+                if want_energy:
+                    say(f"round {number + 1} of {rounds}, energy")
+                    _energy(openers[which][0], opened[which], sides[which])
+    changes = _changes(sides)
+    row = judged(_fields(cell, unit), changes, limits, [])
+    ratios = {name: _ratios(sides, name) for name in changes}
+    return row | {"round_ratios": ratios, "rounds": rounds}
+
+
+def _first_answer(pipeline: Pipeline, found: _Side) -> None:
+    found.add("activate_ms", pipeline.activate_ms)
+    once = latency.LatencyConfig(warmup=0, min_count=4, min_time_s=0.0, attempts=1)
+    found.add("cold_ms", latency.measure(pipeline.answer, once).cold_ms)
+
+
+def _energy(harness: Harness, pipeline: Pipeline, found: _Side) -> None:
+    """By the first source that answers; none leaves the figure out, and a limit on it fails."""
+    for source in harness.instruments.sources:
+        reading = energy.measure(source, pipeline.answer, harness.config.energy).to_json()
+        if measured_energy({"energy": [reading]}) is not None:
+            found.add("energy_j", reading["gross_j_per_unit"])
+            found.add("energy_net_j", reading["net_j_per_unit"])
+            return
+
+
+def _ratios(sides: Sequence[_Side], name: str) -> list[float]:
+    a, b = (side_.figures[name] for side_ in sides)
+    return [y / x for x, y in zip(a, b, strict=True)]
+
+
+def _changes(sides: Sequence[_Side]) -> dict[str, tuple[float, float, Change]]:
+    changes = {}
+    for name, values in sides[0].figures.items():
+        others = sides[1].figures.get(name, [])
+        if len(others) != len(values) or min(values) <= 0:
+            continue
+        middle, low, high = median_interval(_ratios(sides, name))
+        ends = (None if low is None else low - 1, None if high is None else high - 1)
+        changes[name] = (float(np.median(values)), float(np.median(others)), Change(middle - 1, *ends))
+    return changes
+
+
+def _key(cell: Cell) -> tuple[Any, ...]:
+    return cell.engine, str(cell.selection.options), cell.precision, cell.batch, cell.encoder
+
+
+def _fields(cell: Cell, unit: str | None) -> Mapping[str, Any]:
+    return {
+        "engine": cell.engine,
+        "options": dict(cell.selection.options),
+        "precision": cell.precision,
+        "batch": cell.batch,
+        "scenario": cell.scenario,
+        "encoder_included": cell.encoder,
+        "unit": unit,
+    }
+
+
+def _lost(fields: Mapping[str, Any], reason: str, limits: Sequence[Limit]) -> dict[str, Any]:
+    return judged(fields, {}, limits, []) | {"status": "lost", "reason": reason}

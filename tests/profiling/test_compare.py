@@ -1,0 +1,195 @@
+"""``lit-mmpg profile compare``: intervals against independent references, limits, and two bundles in turns."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.cli import main
+from lit_mmpg.profiling.compare import Limit, compare_profiles, median_interval
+from lit_mmpg.profiling.config import load_config
+from lit_mmpg.profiling.harness import Harness, Instruments
+from lit_mmpg.profiling.html import render_comparison
+from lit_mmpg.profiling.interleave import compare_bundles, open_pipeline
+from lit_mmpg.profiling.meters.latency import Latency
+from lit_mmpg.runtime.bundle import Bundle
+from tests.profiling.bundles import make_bundle
+
+CONFIG = """
+name: test
+engines: [{engine: onnxruntime}]
+scenarios: [answer]
+latency: {warmup: 1, min_count: 40, min_time_s: 0.0, max_time_s: 5.0, attempts: 1}
+measure_energy: false
+measure_memory: false
+"""
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, documents.Document]:
+    folder = tmp_path_factory.mktemp("compare")
+    bundle = make_bundle(folder / "bundle")
+    (folder / "test.yaml").write_text(CONFIG)
+    arguments = ["run", "--bundle", str(bundle), "--config", str(folder / "test.yaml"), "--output", str(folder)]
+    assert main([*arguments, "--no-record"]) == 0
+    return folder, bundle, documents.load(folder / "profile.json")
+
+
+def with_samples(profile: documents.Document, samples_ms: np.ndarray, **fields: object) -> documents.Document:
+    changed = copy.deepcopy(profile)
+    for row in changed["rows"]:
+        if row["status"] == "ok":
+            row["latency"] = Latency.of_wall(list(samples_ms), 1.0, 0.0).to_json()
+            row.update(copy.deepcopy(fields))
+    changed["digest"] = documents.digest(changed)
+    return changed
+
+
+def noise(seed: int, scale: float = 1.0, count: int = 200) -> np.ndarray:
+    return scale * np.random.default_rng(seed).lognormal(0.0, 0.1, count)
+
+
+def test_a_profile_against_itself_passes_every_limit(profile) -> None:
+    folder, _, document = profile
+    path = str(folder / "profile.json")
+    limits = [arg for name in ("p50_ms=0%", "p99_ms=0.0", "mean_ms=0%") for arg in ("--fail-on", name)]
+    assert main(["compare", path, path, *limits, "--output", str(folder / "same")]) == 0
+    comparison = json.loads((folder / "same/comparison.json").read_text())
+    assert comparison["passed"] and len(comparison["rows"]) == sum(r["status"] == "ok" for r in document["rows"])
+    assert all(row["figures"]["p50_ms"]["change"] == 0 for row in comparison["rows"])
+
+
+def test_a_slower_profile_fails_by_name_and_the_page_says_so(profile, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _, document = profile
+    documents.save(with_samples(document, noise(0)), folder / "a.json")
+    documents.save(with_samples(document, noise(1, 1.1)), folder / "b.json")
+    files = [str(folder / "a.json"), str(folder / "b.json")]
+    assert main(["compare", *files, "--fail-on", "p50_ms=5%", "--output", str(folder / "slow")]) == 1
+    told = capsys.readouterr().out
+    assert "FAILED: onnxruntime fp32 answer" in told and "p50_ms" in told
+    page = (folder / "slow/comparison.html").read_text()
+    assert 'class="badge worse">FAILED' in page and page.count("<circle") == len(documents.load(folder / "a.json")["rows"])
+    assert main(["compare", *reversed(files), "--fail-on", "p50_ms=5%", "--output", str(folder / "fast")]) == 0
+
+
+def test_the_interval_holds_the_true_change(profile) -> None:
+    """Correlated samples: an interval that took them as independent would hold it far less often."""
+    document = profile[2]
+    rng = np.random.default_rng(5)
+
+    def correlated() -> np.ndarray:
+        steps, value, found = rng.normal(0, 0.05, 400), 0.0, []
+        for step in steps:
+            value = 0.6 * value + step
+            found.append(np.exp(value))
+        return np.array(found)
+
+    held = 0
+    for _ in range(40):
+        a, b = with_samples(document, correlated()), with_samples(document, 1.03 * correlated())
+        figure = compare_profiles(a, b, [])["rows"][0]["figures"]["p50_ms"]
+        held += figure["low"] <= 0.03 <= figure["high"]
+    assert held >= 33  # 95 % of 40 is 38; fewer than 33 has a chance of 1 in 500 at 93 %
+
+
+def test_beyond_a_limit_within_the_noise_is_unsure_and_passes(profile) -> None:
+    document = profile[2]
+    a, b = with_samples(document, noise(2, count=24)), with_samples(document, noise(3, 1.001, count=24))
+    figure = compare_profiles(a, b, [])["rows"][0]["figures"]["p90_ms"]
+    limit = Limit("p90_ms", max(0.0, figure["change"]) / 2, True)
+    a, b = (a, b) if figure["change"] > 0 else (b, a)
+    found = compare_profiles(a, b, [limit])
+    assert found["passed"] and found["rows"][0]["figures"]["p90_ms"]["verdict"] in ("unsure", "within")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda p: p["rows"].clear(), "B has no such row"),
+        (lambda p: [row.update(status="wrong", reason="differs") for row in p["rows"]], "B's row is wrong: differs"),
+    ],
+)
+def test_a_lost_row_fails(profile, change, problem: str) -> None:
+    document = profile[2]
+    other = copy.deepcopy(document)
+    change(other)
+    found = compare_profiles(document, other, [])
+    assert not found["passed"] and any(problem in text for text in found["problems"])
+    assert "lost" in render_comparison(found)
+
+
+def test_a_limit_on_what_nobody_measured_fails(profile) -> None:
+    found = compare_profiles(profile[2], profile[2], [Limit.parse("energy_j=5%")])
+    assert found["problems"] == ["--fail-on energy_j=5%: no row of both has this figure"]
+
+
+def test_energy_takes_the_bounds_of_both_and_never_an_estimate(profile) -> None:
+    def reading(joules: float, estimate: bool = False) -> list[dict[str, object]]:
+        return [{"source": "rapl", "estimate": estimate, "gross_j_per_unit": joules, "bound_j_per_unit": 0.1 * joules}
+                | {"net_j_per_unit": joules / 2, "net_bound_j_per_unit": None}]  # fmt: skip
+
+    a = with_samples(profile[2], noise(0), energy=reading(1.0))
+    b = with_samples(profile[2], noise(0), energy=reading(1.5))
+    figures = compare_profiles(a, b, [Limit.parse("energy_j=10%")])["rows"][0]["figures"]
+    assert figures["energy_j"]["verdict"] == "worse"
+    assert figures["energy_j"]["low"] == pytest.approx(1.35 / 1.1 - 1)
+    assert figures["energy_j"]["high"] == pytest.approx(1.65 / 0.9 - 1)
+    assert figures["energy_net_j"]["low"] is None
+    b = with_samples(profile[2], noise(0), energy=reading(1.5, estimate=True))
+    assert "energy_j" not in compare_profiles(a, b, [])["rows"][0]["figures"]
+
+
+def test_the_interval_of_a_median_has_its_coverage() -> None:
+    from scipy.stats import binom
+
+    for count in range(6, 30):
+        values = list(range(count))
+        _, low, high = median_interval(values)
+        rank = values.index(low)  # values below the interval
+        assert high == count - 1 - rank
+        assert 1 - 2 * binom.cdf(rank, count, 0.5) >= 0.95
+        assert 1 - 2 * binom.cdf(rank + 1, count, 0.5) < 0.95
+    assert median_interval([1.0] * 5)[1] is None
+
+
+def test_two_bundles_in_turns(profile) -> None:
+    """Twice the work is found, whatever the machine does meanwhile; the same bundle differs by far less."""
+    folder, path, _ = profile
+    config = load_config(folder / "test.yaml", ["encoder="without""])
+    harness = Harness(Bundle.open(path), config, Instruments(*[object(), [], []]))  # type: ignore[arg-type]
+
+    def twice(harness: Harness, cell: object) -> object:
+        pipeline = open_pipeline(harness, cell)  # type: ignore[arg-type]
+        once = pipeline.answer
+        pipeline.answer = lambda: [once() for _ in range(4)]  # type: ignore[assignment,method-assign,return-value]
+        return pipeline
+
+    limit = [Limit.parse("p50_ms=50%")]
+    slow = compare_bundles(harness, harness, limit, 6, open_b=twice)  # type: ignore[arg-type]
+    assert not slow["passed"] and slow["rows"][0]["figures"]["p50_ms"]["low"] > 0.5
+    assert len(slow["rows"][0]["round_ratios"]["p50_ms"]) == 6
+    same = compare_bundles(harness, harness, limit, 6)
+    assert same["passed"], same["problems"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--fail-on", "p50=5%"], "did you mean 'p50_ms'"),
+        (["--fail-on", "p50_ms"], "write FIGURE=LIMIT"),
+        (["--fail-on", "p50_ms=-1%"], "write FIGURE=LIMIT"),
+        (["--config", "x.yaml"], "add --interleave"),
+        (["--interleave", "--rounds", "3"], "at least 6"),
+    ],
+)
+def test_mistakes(profile, arguments: list[str], told: str) -> None:
+    folder, bundle, _ = profile
+    where = [str(bundle)] * 2 if "--interleave" in arguments else [str(folder / "profile.json")] * 2
+    with pytest.raises(UserError, match=told):
+        main(["compare", *where, *arguments])
