@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
-from lit_mmpg.data.corpus import Corpus, DeviceTable, Task, Texts, check_groups, choose_texts
+from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
@@ -29,6 +29,7 @@ from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.statistics import Moments, trained_moments
+from lit_mmpg.tasks import find_task
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class DeviceData(L.LightningDataModule, ABC):
     """Common part of the data modules: vocabulary, answers, items and loaders over a :class:`Corpus`.
 
     Args:
-        task: ``open_ended``, ``multiple_choice`` or ``retrieval``.
+        task: Name of the task: ``open_ended``, ``multiple_choice``, ``retrieval``, or one that a package adds.
         batch: Batch shape.
         max_answers: Length of the answer list (open-ended).
         min_count: Words rarer than this in the training texts are unknown.
@@ -49,14 +50,14 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def __init__(
         self,
-        task: Task = "open_ended",
+        task: str = "open_ended",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 2,
         max_vocabulary: int = 20_000,
     ) -> None:
         super().__init__()
-        self.task, self.batch = task, batch
+        self.task, self.batch = find_task(task).name, batch
         self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
         self._corpus: Corpus | None = None
         self._trained: dict[str, Any] | None = None
@@ -152,7 +153,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def _fit_vocabulary(self, train: Texts) -> None:
         self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
-        answers = [q.answer for q in train if isinstance(q, Question)] if self.task == "open_ended" else []
+        answers = find_task(self.task).answers(train)
         self.answers = AnswerList.build(answers, self.max_answers) if answers else AnswerList(())
         self.kinds = self._found_kinds() or [""]
 
@@ -203,9 +204,10 @@ class DeviceData(L.LightningDataModule, ABC):
         return "data"
 
     def _check_answers(self, stage: str | None) -> None:
-        if self.task != "open_ended":
+        task = find_task(self.task)
+        if not task.answer_list:
             return
-        given = {split: [q.answer for q in texts if isinstance(q, Question)] for split, texts in self._texts.items()}
+        given = {split: task.answers(texts) for split, texts in self._texts.items()}
         if self._trained is None and given["train"]:
             self.answers.check_coverage(given["train"])
         elif self._trained is not None and stage == "test":
@@ -214,23 +216,16 @@ class DeviceData(L.LightningDataModule, ABC):
                 rank_zero_warn(f"{self._where()}: {warning}")
 
     def _build_items(self, texts: Texts) -> Items:
-        kind_of = {name: i for i, name in enumerate(self.kinds)}
+        task, kind_of = find_task(self.task), {name: i for i, name in enumerate(self.kinds)}
         rows: list[list[list[int]]] = []
         answer = np.zeros(len(texts), np.int64)
         kind = np.zeros(len(texts), np.int64)
         by_clip: dict[int, list[int]] = defaultdict(list)
         for i, text in enumerate(texts):
             by_clip[self._clip_index[text.clip]].append(i)
-            if isinstance(text, Caption):
-                rows.append([self._encode(text.text)])
-                continue
-            kind[i] = kind_of.get(text.type, 0)
-            if text.options:
-                rows.append([self._encode(f"{text.text} {option}") for option in text.options])
-                answer[i] = text.correct
-            else:
-                rows.append([self._encode(text.text)])
-                answer[i] = self.answers.index(text.answer)
+            rows.append([self._encode(candidate) for candidate in task.candidates(text)])
+            answer[i] = task.target(text, self.answers.index)
+            kind[i] = kind_of.get(text.type, 0) if isinstance(text, Question) else 0
         options = max((len(row) for row in rows), default=1)
         tokens = np.zeros((len(rows), options, self.batch.max_words), np.int32)
         for i, row in enumerate(rows):
@@ -457,7 +452,7 @@ class PersonalClipsData(DeviceData):
         self,
         clips: PersonalClipsConfig = PersonalClipsConfig(),
         cache_dir: str | None = None,
-        task: Task = "open_ended",
+        task: str = "open_ended",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 1,
@@ -496,7 +491,7 @@ class VideoData(DeviceData):
         captions: list[Annotation] | None = None,
         dealing: Dealing = Dealing(),
         drop_missing: bool = False,
-        task: Task = "open_ended",
+        task: str = "open_ended",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 2,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_mmpg.batch import Batch
-from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
+from lit_mmpg.device.evaluation import Cost, Evaluation
 from lit_mmpg.device.model import DeviceModelConfig, Shapes
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.device.plots import accuracy_per_device
@@ -203,9 +203,9 @@ class AnsweringModule(L.LightningModule):
         assert self.evaluation is not None
         method = self.methods[0]
         values = self.evaluation.compute("val", method)
-        primary = values[PRIMARY[self.data.task]]
+        primary = self.evaluation.task.primary
         self.log_dict({f"val/{name}": value for name, value in values.items()}, rank_zero_only=True)
-        self.log("val/score", -primary if self.data.task == "retrieval" else primary, prog_bar=True)
+        self.log("val/score", primary.score(values[primary.name]), prog_bar=True)
         for name, value in asdict(self.costs().get(method, Cost())).items():
             self.log(f"val/{name}", float(value))
         if self.trainer.state.fn == "validate":
@@ -228,7 +228,7 @@ class AnsweringModule(L.LightningModule):
         names = [device.id for device in self.data.device_table.devices]
         if self.trainer.is_global_zero:
             self._figures = {
-                f"per_device_{group}": accuracy_per_device(results, names, PRIMARY[self.data.task])
+                f"per_device_{group}": accuracy_per_device(results, names, self.evaluation.task.primary.name)
                 for group, results in per_device.items()
             }
 

@@ -80,7 +80,4 @@ def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfi
     if config.words == "ppmi":
         vectors = word_vectors(data.training_sentences(), data.vocabulary, width, seed=0)
         _copy(model.text_encoder.embedding.weight, vectors * np.sqrt(width))
-    if data.task == "open_ended":
-        # From the prior over answers the head need not learn first what is frequent.
-        count = np.bincount(data.items("train").answer + 1, minlength=len(data.answers) + 1)[1:]
-        _copy(model.head.bias, np.log((count + 0.5) / (count.sum() + 0.5 * len(count))))
+    model.task.initialise(model, data.items("train").answer, len(data.answers))

@@ -22,8 +22,8 @@ from lit_mmpg.device.dynamic import DynamicLinear, Form
 from lit_mmpg.device.encoders import PixelEncoder, StandardiseFeatures, TextEncoder
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
+from lit_mmpg.tasks import find_task
 
-Task = Literal["open_ended", "multiple_choice", "retrieval"]
 DynamicLayer = Literal["correction", "frame_projection", "fusion", "head"]
 DYNAMIC_ORDER: tuple[DynamicLayer, ...] = ("correction", "frame_projection", "fusion", "head")
 
@@ -84,14 +84,14 @@ class Shapes:
     """What the data decides about the model.
 
     Attributes:
-        task: ``open_ended``, ``multiple_choice`` or ``retrieval``.
+        task: Name of the task (:mod:`lit_mmpg.tasks`).
         frame: Shape of one frame: ``(D,)`` features or ``(3, H, W)`` pixels.
         words: Size of the vocabulary.
         answers: Size of the answer list (open-ended only).
         max_words: Longest text in words.
     """
 
-    task: Task
+    task: str
     frame: tuple[int, ...]
     words: int
     answers: int = 0
@@ -112,7 +112,7 @@ class DeviceModel(nn.Module):
 
     def __init__(self, shapes: Shapes, config: DeviceModelConfig, dynamic: DynamicConfig | None = None) -> None:
         super().__init__()
-        self.shapes, self.config = shapes, config
+        self.shapes, self.config, self.task = shapes, config, find_task(shapes.task)
         width = config.width
         if len(shapes.frame) == 3:
             self.encoder: nn.Module = PixelEncoder(config.encoder_features, config.encoder_channels)
@@ -129,7 +129,7 @@ class DeviceModel(nn.Module):
                 return DynamicLinear(inputs, outputs, dynamic.form, dynamic.rank)
             return DynamicLinear(inputs, outputs)
 
-        retrieval = shapes.task == "retrieval"
+        outputs = self.task.head_width(shapes.answers)
         if config.correction:
             self.correction = layer("correction", features, config.correction)
             self.correction_output = nn.Linear(config.correction, features)
@@ -144,11 +144,11 @@ class DeviceModel(nn.Module):
         nn.init.zeros_(self.time.weight)
         self.temporal = _zero_ended(width, 2 * width, width) if config.temporal else None
         self.text_encoder = TextEncoder(
-            shapes.words, width, shapes.max_words, retrieval, config.dropout, config.word_dropout
+            shapes.words, width, shapes.max_words, outputs is None, config.dropout, config.word_dropout
         )
         self.frame_dropout = nn.Dropout(config.frame_dropout)
         self.dropout = nn.Dropout(config.dropout)
-        if retrieval:
+        if outputs is None:  # embeddings
             self.pool_score = nn.Linear(width, 1)
             nn.init.zeros_(self.pool_score.weight)
             self.expand = nn.Linear(width, width)
@@ -164,7 +164,7 @@ class DeviceModel(nn.Module):
             self.fusion = layer("fusion", 3 * width, 2 * width)
             self.fusion_output = nn.Linear(2 * width, width)
             self.fusion_norm = nn.LayerNorm(width)
-            self.head = layer("head", width, shapes.answers if shapes.task == "open_ended" else 1)
+            self.head = layer("head", width, outputs)
         missing = [name for name in chosen if not hasattr(self, name)]
         if missing:
             raise UserError(f"model.dynamic.layers: {missing} do not exist for task '{shapes.task}'; remove them")
@@ -294,18 +294,7 @@ class DeviceModel(nn.Module):
             Open-ended: ``[..., A]`` logits. Multiple choice: ``[..., O]`` logits. Retrieval: ``[...]`` cosine.
         """
         x = self.contextualise(self.project(self.encode(frames), parameters), frame_mask)
-        if self.shapes.task == "retrieval":
-            return (self.embed_video(x, frame_mask, parameters) * self.embed_text(text.squeeze(-2))).sum(-1)
-        return self.answer(x, frame_mask, text, parameters)
-
-    def answer(self, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
-        """Scores of the answers to ``text [..., O, L]`` about contextualised frames ``[..., T, H]``."""
-        if self.shapes.task == "open_ended":
-            return self.fuse(frames, mask, text.squeeze(-2), parameters)
-        options = text.shape[-2]
-        spread = frames.unsqueeze(-3).expand(*frames.shape[:-2], options, *frames.shape[-2:])
-        spread_mask = mask.unsqueeze(-2).expand(*mask.shape[:-1], options, mask.shape[-1])
-        return self.fuse(spread, spread_mask, text, parameters).squeeze(-1)
+        return self.task.scores(self, x, frame_mask, text, parameters)
 
 
 def _zero_ended(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

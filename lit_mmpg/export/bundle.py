@@ -106,7 +106,7 @@ def write_bundle(
     step("reading the devices of the data")
     drawn = draw_samples(source, options.samples)
     network, shape = source.network, source.data.batch
-    asks = network.shapes.task != "retrieval"
+    asks = not network.task.searches
     choices = max(device.inputs["model"]["text"].shape[1] for device in drawn.acceptance) if asks else 1
     specs = graph_specs(network, shape.max_frames, choices)
     if encoder is not None:

@@ -21,7 +21,7 @@ from lit_mmpg.export.reference import expected_outputs
 from lit_mmpg.export.samples import DEVICES, generate
 from lit_mmpg.export.source import Source
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.guard import CLIPS, Run, figures, outputs, size
+from lit_mmpg.runtime.guard import CLIPS, Run, outputs, size
 from lit_mmpg.runtime.manifest import Guard
 from lit_mmpg.statistics import Moments, trained_moments
 
@@ -118,8 +118,8 @@ def choose_guard(source: Source, spec: GraphSpec) -> Guard | None:
     devices = {life.device for life in found}
     if len(devices) < LEAST_DEVICES:
         return None
-    task = source.network.shapes.task
-    questions = None if task == "retrieval" else pick_questions([life.questions for life in found])
+    task = source.network.task
+    questions = None if task.searches else pick_questions([life.questions for life in found])
     sizes: dict[str, list[float]] = defaultdict(list)
     differs: dict[int, dict[str, list[float]]] = {}
     static, counts = runner(source, spec, {}), sorted({1, min(CLIPS, max(context_lengths(source)))})
@@ -134,7 +134,7 @@ def choose_guard(source: Source, spec: GraphSpec) -> Guard | None:
             latest = life.clips[-CLIPS:]
             for part in [[clip] for clip in latest] if count == 1 else [latest]:
                 before, after = (outputs(run, part, questions) for run in (static, personal))
-                for name, value in figures(before, after, task).items():
+                for name, value in task.output_figures(before, after).items():
                     differs.setdefault(count, defaultdict(list))[name].append(value)
     return Guard(
         devices=len(devices),

@@ -24,6 +24,7 @@ from lit_mmpg.runtime.page import WIDTH, Hit, search_page
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import list_videos, picture_at
+from lit_mmpg.tasks import find_task
 from lit_mmpg.writing import write_text
 
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     videos, bundle = list_videos(options.clips), Bundle.open(options.bundle)
     if not options.query.strip():
         raise UserError("the query is empty; write it in quotes behind 'search'")
-    if bundle.manifest.task != "retrieval":
+    if not find_task(bundle.manifest.task).searches:
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
     if options.html:
         _check_page(Path(options.html))

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.data.records import subsample
+from lit_mmpg.data.records import Question, subsample
 from lit_mmpg.data.vocabulary import Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.engines.base import Engine
+from lit_mmpg.tasks import find_task
 
 
 @dataclass(frozen=True)
@@ -145,22 +146,17 @@ class DeviceSession:
         Raises:
             UserError: If the bundle does not answer questions of this kind.
         """
-        task = self.manifest.task
-        if task == "retrieval":
+        task = find_task(self.manifest.task)
+        if task.searches:
             raise UserError(f"{self.bundle.path} finds clips, it answers no questions; use 'lit-mmpg search'")
-        if (task == "multiple_choice") != bool(options):
-            wanted = (
-                "needs options to choose from" if task == "multiple_choice" else "answers freely; leave options out"
-            )
+        if task.takes_options != bool(options):
+            wanted = "needs options to choose from" if task.takes_options else "answers freely; leave options out"
             raise UserError(f"{self.bundle.path}: its model {wanted}")
-        texts = [f"{question} {option}" for option in options] or [question]
+        asked = Question("", question, "", "", options=tuple(options))
+        texts = task.candidates(asked)
         inputs = {**self._frames(features), "text": self._tokens(texts)[None]}
         scores = self._open("model").infer(inputs)["scores"][0].astype(np.float64)
-        likely = np.exp(scores - scores.max())
-        likely /= likely.sum()
-        names = list(options) or list(self.manifest.answers)
-        best = np.argsort(-likely, kind="stable")[:5]
-        ranking = tuple((names[i], float(likely[i])) for i in best)
+        ranking = tuple(task.decode(scores, options, self.manifest.answers)[:5])
         return Answer(ranking[0][0], ranking[0][1], ranking)
 
     def embed_video(self, features: np.ndarray) -> np.ndarray:
@@ -189,5 +185,5 @@ class DeviceSession:
         return next(iter(self._open("model").infer(inputs).values()))
 
     def _require_retrieval(self) -> None:
-        if self.manifest.task != "retrieval":
+        if not find_task(self.manifest.task).searches:
             raise UserError(f"{self.bundle.path} answers questions, it does not search; use 'lit-mmpg answer'")

@@ -10,7 +10,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from lit_mmpg.data.datamodule import Annotation, Task, VideoData
+from lit_mmpg.data.datamodule import Annotation, VideoData
 from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.vocabulary import Vocabulary, tokenize, word_vectors
 from lit_mmpg.device.base import shapes_of
@@ -135,7 +135,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_root(tmp_path_factory.mktemp("tiny"))
 
 
-def make_data(root: Path, task: Task = "retrieval", captions: bool = True) -> VideoData:
+def make_data(root: Path, task: str = "retrieval", captions: bool = True) -> VideoData:
     data = VideoData(
         str(root),
         "features.h5",

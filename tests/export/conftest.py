@@ -16,7 +16,7 @@ import torch
 from lit_mmpg.cli import main
 from lit_mmpg.device.dynamic import Form
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, DynamicLayer, Shapes, Task
+from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, DynamicLayer, Shapes
 from lit_mmpg.export.graphs import export_graph
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data, write_experiment
@@ -38,7 +38,7 @@ class Exported:
 
 
 def device_model(
-    task: Task,
+    task: str,
     form: Form | None = "low_rank",
     frame: tuple[int, ...] = (24,),
     words: int = 9,
@@ -57,7 +57,7 @@ def device_model(
 
 
 @cache
-def exported(task: Task, form: Form | None, frame: tuple[int, ...] = (24,)) -> Exported:
+def exported(task: str, form: Form | None, frame: tuple[int, ...] = (24,)) -> Exported:
     network = device_model(task, form, frame)
     specs = {spec.role: spec for spec in graph_specs(network, MAX_FRAMES, OPTIONS)}
     return Exported(network, specs, {role: export_graph(spec, network) for role, spec in specs.items()})
