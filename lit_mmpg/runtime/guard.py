@@ -34,14 +34,6 @@ if TYPE_CHECKING:
 CLIPS = 4
 """Latest clips that are looked at."""
 
-WORDS = {
-    "agreement": "share of the same answers as the static model",
-    "divergence": "divergence from the answers of the static model",
-    "confidence": "mean confidence",
-    "cosine": "cosine with the embeddings of the static model",
-}
-"""Figures of outputs, for people."""
-
 Run = Callable[[np.ndarray, "np.ndarray | None"], np.ndarray]
 """Scores ``[Q, A]`` or an embedding ``[1, H]``, for features ``[T, D]`` of a clip and questions ``[Q, O, L]``."""
 
@@ -89,8 +81,9 @@ def odd_outputs(guard: Guard | None, static: np.ndarray, personal: np.ndarray, c
     if guard is None or not guard.outputs:
         return None
     bounds = guard.outputs[max((n for n in guard.outputs if n <= clips), default=min(guard.outputs))]
-    for name, found in find_task(task).output_figures(static, personal).items():
+    asked = find_task(task)
+    for name, found in asked.output_figures(static, personal).items():
         low, high = bounds[name]
         if not low <= found <= high:
-            return f"{WORDS.get(name, name)} is {found:.2g}, expected {low:.2g} to {high:.2g}"
+            return f"{asked.figures[name].words} is {found:.2g}, expected {low:.2g} to {high:.2g}"
     return None

@@ -8,11 +8,12 @@ Another package adds a task by an entry point that names its class::
     my_task = "my_package.my_task:MyTask"
 """
 
-from lit_mmpg.tasks.base import ItemResults, Metric, Task
+from lit_mmpg.tasks.base import Figure, ItemResults, Metric, Task
 from lit_mmpg.tasks.questions import QuestionTask
 from lit_mmpg.tasks.registry import all_tasks, find_task, metric_of, register, task_names
 
 __all__ = [
+    "Figure",
     "ItemResults",
     "Metric",
     "QuestionTask",

@@ -48,6 +48,23 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure by which a device judges how outputs with personal parameters differ from those without.
+
+    Attributes:
+        words: What it is, for people.
+        least_width: A range of plausible values counts as at least this wide.
+        least: Its smallest value, where that is not suspicious: a model that stays the same, or is sure.
+        most: Its largest value, likewise.
+    """
+
+    words: str
+    least_width: float
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True)
 class ItemResults:
     """Results of single items, sorted by (device, item), so that methods can be compared pair by pair.
 
@@ -81,6 +98,7 @@ class Task(ABC):
         lacks: What the task does not have -> why, as a reason for what then does not apply: ``frequent_answer`` (an
             answer that is right more often than others), ``shared_classes`` (answers that several questions share).
         frozen: Parts of the device model that fine-tuning leaves as they are, since one device is no measure of them.
+        figures: The figures of :meth:`output_figures`.
         paired_roles: Role of a graph -> role whose outputs its embeddings are compared with.
     """
 
@@ -94,6 +112,7 @@ class Task(ABC):
     example_options: ClassVar[int] = 1
     lacks: ClassVar[Mapping[str, str]] = {}
     frozen: ClassVar[tuple[str, ...]] = ()
+    figures: ClassVar[Mapping[str, Figure]]
     paired_roles: ClassVar[Mapping[str, str]] = {}
 
     @property

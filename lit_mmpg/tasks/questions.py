@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lit_mmpg.data.records import Caption, Question
-from lit_mmpg.tasks.base import Gallery, Gather, ItemResults, Metric, Task
+from lit_mmpg.tasks.base import Figure, Gallery, Gather, ItemResults, Metric, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +35,11 @@ class QuestionTask(Task):
 
     items = "questions"
     primary = ACCURACY
+    figures: ClassVar = {
+        "agreement": Figure("share of the same answers as the static model", 0.1, most=1.0),
+        "divergence": Figure("divergence from the answers of the static model", 0.02, least=0.0),
+        "confidence": Figure("mean confidence", 0.1, most=1.0),
+    }
     smooths: ClassVar[bool] = False
 
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lit_mmpg.data.records import Caption, Question
-from lit_mmpg.tasks.base import Gallery, Gather, ItemResults, Metric, Task
+from lit_mmpg.tasks.base import Figure, Gallery, Gather, ItemResults, Metric, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Retrieval(Task):
         "frequent_answer": "no answer is frequent; the caption prior is the run 'text_only'",
     }
     frozen = ("text_encoder.", "log_temperature")
+    figures: ClassVar = {"cosine": Figure("cosine with the embeddings of the static model", 0.02, most=1.0)}
     paired_roles: ClassVar = {"model": "text", "text": "model"}
 
     # -- data ----------------------------------------------------------------------------------------------------
