@@ -155,7 +155,8 @@ def choose_texts(
     asked = find_task(task)
     chosen: dict[str, list[Question | Caption]] = {split: [] for split in SPLITS}
     split_of = {clip.id: clip.split for clip in clips}
-    for text in (*questions, *captions):
+    texts: list[Question | Caption] = [*questions, *captions]
+    for text in texts:
         split = split_of[text.clip]
         if asked.takes(text, split):
             chosen[split].append(text)

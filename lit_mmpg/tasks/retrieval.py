@@ -78,8 +78,8 @@ class Retrieval(Task):
         """Not which clip a text is about."""
         import torch
 
-        hidden = {name: torch.zeros_like(getattr(batch, name)) for name in ("item", "text_clip")}
-        return replace(batch, answer=torch.full_like(batch.answer, -1), **hidden)
+        item, text_clip = torch.zeros_like(batch.item), torch.zeros_like(batch.text_clip)
+        return replace(batch, answer=torch.full_like(batch.answer, -1), item=item, text_clip=text_clip)
 
     # -- device model --------------------------------------------------------------------------------------------
 
