@@ -152,7 +152,7 @@ def choose_texts(
     Raises:
         UserError: If there is no such task.
     """
-    asked = find_task(task)
+    asked = find_task(task, "data.task")
     chosen: dict[str, list[Question | Caption]] = {split: [] for split in SPLITS}
     split_of = {clip.id: clip.split for clip in clips}
     texts: list[Question | Caption] = [*questions, *captions]

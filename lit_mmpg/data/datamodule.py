@@ -57,7 +57,7 @@ class DeviceData(L.LightningDataModule, ABC):
         max_vocabulary: int = 20_000,
     ) -> None:
         super().__init__()
-        self.task, self.batch = find_task(task).name, batch
+        self.task, self.batch = find_task(task, "data.task").name, batch
         self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
         self._corpus: Corpus | None = None
         self._trained: dict[str, Any] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, closest
 from lit_mmpg.plugins import found, load, package
 from lit_mmpg.tasks.base import Metric, Task
 from lit_mmpg.tasks.multiple_choice import MultipleChoice
@@ -39,15 +39,21 @@ def task_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*_known, *found(GROUP)]))
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, field: str = "") -> Task:
     """A task by its name.
+
+    Args:
+        name: The name.
+        field: What names it, for messages.
 
     Raises:
         UserError: If there is none of that name, or the package that offers it is faulty.
     """
     if name not in _known:
         if name not in task_names():
-            raise UserError(f"there is no task '{name}'; known are {', '.join(task_names())} (a package may add more)")
+            where = f"{field}: " if field else ""
+            known = f"known are {', '.join(task_names())}; other tasks come with packages of their own"
+            raise UserError(f"{where}there is no task '{name}'{closest(name, task_names())}; {known}")
         _known[name] = _loaded(name)
     return _known[name]
 
