@@ -31,6 +31,8 @@ from lit_mmpg.methods.registry import applicability
 from lit_mmpg.metrics.states import GatheredMetric
 from lit_mmpg.report import print_rows
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.guard import odd_outputs
+from lit_mmpg.runtime.manifest import Guard
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.tasks import Figure, ItemResults, Metric, QuestionTask, find_task, register, registry
 
@@ -162,11 +164,15 @@ def test_a_fourth_task_from_data_to_an_answer_on_a_device(heading: Heading, tmp_
             session.answer(features, "which way does it move", ["left", "right"])
 
 
-def test_a_fourth_task_is_in_the_matrix_and_in_the_direction_of_claims(heading: Heading) -> None:
+def test_the_matrix_claims_and_the_guard_of_a_device_know_a_fourth_task(heading: Heading) -> None:
     rows = {row["method"]: row["heading"] for row in applicability(["unadapted", "majority", "t3a", "tent"])}
     no = "a direction is no class"
     assert rows == {"unadapted": "yes", "majority": no, "t3a": no, "tent": "yes"}
     assert lower_is_better("degrees_minus_static") and not lower_is_better("accuracy_minus_static")
+    guard = Guard(8, (1,), 0.5, [], {}, {1: {"turn": (0.0, 5.0)}})
+    east, north = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    assert odd_outputs(guard, east, east, 1, "heading") is None
+    assert odd_outputs(guard, east, north, 1, "heading") == "mean turn from the static model is 90, expected 0 to 5"
     assert find_task("heading") is heading
     register(Heading())  # again: the same class
     with pytest.raises(UserError, match="there is a task 'heading' already"):

@@ -38,7 +38,7 @@ def test_the_tasks_and_an_unknown_one() -> None:
     assert [task.name for task in all_tasks()] == list(task_names())
     with pytest.raises(UserError, match="no task 'sorting'; known are open_ended, multiple_choice, retrieval"):
         find_task("sorting")
-    with pytest.raises(UserError, match="data.task: there is no task 'retreival'; did you mean 'retrieval'?"):
+    with pytest.raises(UserError, match=r"data.task: there is no task 'retreival'; did you mean 'retrieval'\?"):
         PersonalClipsData(task="retreival")
 
 
