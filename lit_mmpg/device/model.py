@@ -129,7 +129,7 @@ class DeviceModel(nn.Module):
                 return DynamicLinear(inputs, outputs, dynamic.form, dynamic.rank)
             return DynamicLinear(inputs, outputs)
 
-        outputs = self.task.head_width(shapes.answers)
+        retrieval = self.task.searches
         if config.correction:
             self.correction = layer("correction", features, config.correction)
             self.correction_output = nn.Linear(config.correction, features)
@@ -144,11 +144,11 @@ class DeviceModel(nn.Module):
         nn.init.zeros_(self.time.weight)
         self.temporal = _zero_ended(width, 2 * width, width) if config.temporal else None
         self.text_encoder = TextEncoder(
-            shapes.words, width, shapes.max_words, outputs is None, config.dropout, config.word_dropout
+            shapes.words, width, shapes.max_words, retrieval, config.dropout, config.word_dropout
         )
         self.frame_dropout = nn.Dropout(config.frame_dropout)
         self.dropout = nn.Dropout(config.dropout)
-        if outputs is None:  # embeddings
+        if retrieval:
             self.pool_score = nn.Linear(width, 1)
             nn.init.zeros_(self.pool_score.weight)
             self.expand = nn.Linear(width, width)
@@ -164,7 +164,7 @@ class DeviceModel(nn.Module):
             self.fusion = layer("fusion", 3 * width, 2 * width)
             self.fusion_output = nn.Linear(2 * width, width)
             self.fusion_norm = nn.LayerNorm(width)
-            self.head = layer("head", width, outputs)
+            self.head = layer("head", width, self.task.head_width(shapes.answers))
         missing = [name for name in chosen if not hasattr(self, name)]
         if missing:
             raise UserError(f"model.dynamic.layers: {missing} do not exist for task '{shapes.task}'; remove them")
@@ -295,6 +295,15 @@ class DeviceModel(nn.Module):
         """
         x = self.contextualise(self.project(self.encode(frames), parameters), frame_mask)
         return self.task.scores(self, x, frame_mask, text, parameters)
+
+    def answer(self, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        """Scores of the answers to ``text [..., O, L]`` about contextualised frames ``[..., T, H]``."""
+        if not self.task.takes_options:
+            return self.fuse(frames, mask, text.squeeze(-2), parameters)
+        options = text.shape[-2]
+        spread = frames.unsqueeze(-3).expand(*frames.shape[:-2], options, *frames.shape[-2:])
+        spread_mask = mask.unsqueeze(-2).expand(*mask.shape[:-1], options, mask.shape[-1])
+        return self.fuse(spread, spread_mask, text, parameters).squeeze(-1)
 
 
 def _zero_ended(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -162,13 +162,13 @@ class Task(ABC):
 
     # -- device model --------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def head_width(self, answers: int) -> int | None:
-        """Outputs of the head for one row of words; ``None``: the width of the model, for embeddings.
+    def head_width(self, answers: int) -> int:
+        """Outputs of the head for one row of words; a task that searches has embeddings and is not asked.
 
         Args:
             answers: Size of the answer list.
         """
+        return 1
 
     @abstractmethod
     def scores(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 from lit_mmpg.data.records import Caption, Question
 from lit_mmpg.tasks.questions import QuestionTask
@@ -37,19 +37,6 @@ class MultipleChoice(QuestionTask):
         """Place among the options."""
         assert isinstance(text, Question)
         return text.correct
-
-    def head_width(self, answers: int) -> int:
-        """One score for each row of words."""
-        return 1
-
-    def scores(
-        self, network: Any, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()
-    ) -> Tensor:
-        """``[..., O]``, each option by itself."""
-        options = text.shape[-2]
-        spread = frames.unsqueeze(-3).expand(*frames.shape[:-2], options, *frames.shape[-2:])
-        spread_mask = mask.unsqueeze(-2).expand(*mask.shape[:-1], options, mask.shape[-1])
-        return network.fuse(spread, spread_mask, text, parameters).squeeze(-1)
 
     def masked(self, scores: Tensor, text: Tensor) -> Tensor:
         """Options without a word are padding."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lit_mmpg.data.records import Caption, Question
 from lit_mmpg.tasks.questions import QuestionTask
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class OpenEnded(QuestionTask):
@@ -42,12 +39,6 @@ class OpenEnded(QuestionTask):
     def head_width(self, answers: int) -> int:
         """One score for each answer of the list."""
         return answers
-
-    def scores(
-        self, network: Any, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()
-    ) -> Tensor:
-        """``[..., A]``, all answers at once."""
-        return network.fuse(frames, mask, text.squeeze(-2), parameters)
 
     def initialise(self, network: Any, answer: np.ndarray, answers: int) -> None:
         """The bias is the prior over answers, so that the head need not learn first what is frequent."""

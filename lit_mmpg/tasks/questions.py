@@ -64,6 +64,12 @@ class QuestionTask(Task):
 
     # -- device model --------------------------------------------------------------------------------------------
 
+    def scores(
+        self, network: Any, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """``[..., A]``: :meth:`head_width` outputs for the question, or one for each option."""
+        return network.answer(frames, mask, text, parameters)
+
     def respond(self, network: Any, batch: Batch, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Outputs:
         """Scores; clips are encoded once and then lined up with their questions."""
         import torch
@@ -71,9 +77,8 @@ class QuestionTask(Task):
         from lit_mmpg.batch import Outputs
 
         rows, mask = torch.arange(len(batch), device=frames.device).unsqueeze(1), batch.frames.mask
-        logits = self.scores(
-            network, frames[rows, batch.text_clip], mask[rows, batch.text_clip], batch.text, parameters
-        )
+        lined_up = frames[rows, batch.text_clip], mask[rows, batch.text_clip]
+        logits = self.scores(network, *lined_up, batch.text, parameters)
         return Outputs(logits=self.masked(logits, batch.text))
 
     def masked(self, scores: Tensor, text: Tensor) -> Tensor:

@@ -83,9 +83,6 @@ class Retrieval(Task):
 
     # -- device model --------------------------------------------------------------------------------------------
 
-    def head_width(self, answers: int) -> None:
-        """Embeddings."""
-
     def scores(
         self, network: Any, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()
     ) -> Tensor:

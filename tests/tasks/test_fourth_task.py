@@ -73,9 +73,6 @@ class Heading(QuestionTask):
     def head_width(self, answers: int) -> int:
         return 2
 
-    def scores(self, network: Any, frames: Tensor, mask: Tensor, text: Tensor, parameters: Any = ()) -> Tensor:
-        return network.fuse(frames, mask, text.squeeze(-2), parameters)
-
     def _error(self, batch: Batch, outputs: Outputs) -> Tensor:
         """Angle to the truth ``[B, N]``, radians."""
         assert outputs.logits is not None
