@@ -90,11 +90,11 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
         bundle = Bundle.open(path)
         return System(bundle, lambda: DeviceSession(bundle))
     checkpoint = require_checkpoint(path)  # the cheap check, before torch is imported
-    from lit_mmpg.export.in_process import CheckpointDevices, unseeded
+    from lit_mmpg.export.in_process import CheckpointDevices, unnoticed
     from lit_mmpg.export.source import open_source
     from lit_mmpg.serving.in_process import CloudHere
 
-    with unseeded():
+    with unnoticed():
         opened = open_source(checkpoint)
         devices = CheckpointDevices(opened, None if frame_encoder is None else str(frame_encoder))
     return System(devices.bundle, devices.session, None if opened.cloud is None else CloudHere(opened.cloud))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +23,17 @@ from lit_mmpg.statistics import trained_moments
 
 
 @contextmanager
-def unseeded() -> Iterator[None]:
-    """The random numbers of this process are afterwards as before: Lightning's CLI seeds whatever it opens."""
+def unnoticed() -> Iterator[None]:
+    """Lightning's CLI seeds the process that opens a checkpoint, and tells about hardware: here it does neither."""
+    notices = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = notices.level
+    notices.setLevel(logging.WARNING)
     kept = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     with isolate_rng():
         try:
             yield
         finally:
+            notices.setLevel(level)
             for name, value in kept.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -103,10 +108,17 @@ class CheckpointDevices:
 
     def session(self) -> DeviceSession:
         """A device's own."""
-        return _Session(self.bundle, self._graphs)
+        return TorchSession(self.bundle, self._graphs)
 
 
-class _Session(DeviceSession):
+class TorchSession(DeviceSession):
+    """A device whose graphs torch runs, unexported.
+
+    Args:
+        bundle: What the device must know.
+        graphs: Its graphs by role.
+    """
+
     def __init__(self, bundle: Bundle, graphs: Mapping[str, GraphSpec]) -> None:
         self._graphs = graphs
         super().__init__(bundle)
