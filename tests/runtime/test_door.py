@@ -152,13 +152,13 @@ def test_own_statistics_are_those_of_the_device_command(made, videos: list[Path]
 
 
 def test_all_kinds_of_clips_are_the_same_clip(system: System, videos: list[Path]) -> None:
-    device, most = system.new_device(), system.bundle.manifest.frames.max_frames
-    frames = sample_video(videos[0], most, device.session.picture_size).pixels
-    expected = device.answer(videos[0], ASKED)
-    assert device.answer(str(videos[0]), ASKED) == expected
+    device, most, video = system.new_device(), system.bundle.manifest.frames.max_frames, videos[-1]
+    frames = sample_video(video, most, device.session.picture_size).pixels
+    expected = device.answer(video, ASKED)
+    assert device.answer(str(video), ASKED) == expected
     assert device.answer(frames, ASKED) == expected == device.answer(torch.from_numpy(frames), ASKED)
     assert device.answer(device.session.encode(frames), ASKED) == expected
-    large = sample_video(videos[0], 10**6).pixels  # as filmed: the device chooses frames and resizes them
+    large = sample_video(video, 10**6).pixels  # as filmed: the device chooses frames and resizes them
     assert len(large) > most
     np.testing.assert_allclose(device.answer(large, ASKED).scores, expected.scores, atol=0.1)
 
