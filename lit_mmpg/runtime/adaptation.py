@@ -102,8 +102,10 @@ def adapt(session: DeviceSession, state: DeviceState, client: Cloud, device_id: 
         except LinkError as error:
             raise CloudError("garbage", str(error)) from error
     except CloudError as error:
-        facts = {"error": str(error), "reason": error.reason, "lasting": error.lasting, "digest": session.digest}
-        return Adaptation(kept, None, _since(start), **facts)
+        cloud_ms, said = _since(start), str(error)
+        return Adaptation(
+            kept, None, cloud_ms, error=said, reason=error.reason, lasting=error.lasting, digest=session.digest
+        )
     cloud_ms, start = _since(start), time.perf_counter()
     problem, swap_ms = judge(session, state, parameters)
     guard_ms = _since(start) - swap_ms

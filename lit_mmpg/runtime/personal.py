@@ -28,13 +28,15 @@ class Match:
     """A clip that a search found.
 
     Attributes:
-        clip: Its path as it was given; of an array its number, from 0, among the clips that were given or observed.
+        number: Which of the clips that were given or observed, from 0.
+        clip: Its path as it was given; ``None`` for an array.
         score: Similarity of its embedding to the query's, -1 to 1.
         frame: Which of the frames of the clip, of those that the model looked at, fits best alone.
         parameters: Digest of the personal parameters in use, or ``static``.
     """
 
-    clip: str | os.PathLike[str] | int
+    number: int
+    clip: str | os.PathLike[str] | None
     score: float
     frame: int
     parameters: str
@@ -42,9 +44,9 @@ class Match:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a clip: its path or number, features ``[T, D]``, and which of its frames ``[T]`` they are."""
+    """What is kept of a clip: its path, features ``[T, D]``, and which of its frames ``[T]`` they are."""
 
-    clip: str | os.PathLike[str] | int
+    clip: str | os.PathLike[str] | None
     features: np.ndarray
     indices: np.ndarray
 
@@ -91,7 +93,7 @@ class PersonalDevice:
         """Digest of the personal parameters in use, or ``static``."""
         return self.session.digest or STATIC
 
-    def _look(self, clip: Clip, number: int = 0) -> _Seen:
+    def _look(self, clip: Clip) -> _Seen:
         """Features of the frames of a clip that the model looks at.
 
         Raises:
@@ -110,7 +112,7 @@ class PersonalDevice:
         if array.ndim == 4 and array.dtype == np.uint8 and array.shape[1] == 3 and array.size:
             indices = uniform_indices(len(array), frames.max_frames)
             features = self.session.encode(resize(array[indices], self.session.picture_size))
-            return _Seen(number, features, indices)
+            return _Seen(None, features, indices)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != frames.features or not len(array):
             raise UserError(
                 f"a clip has shape {list(array.shape)} and type {array.dtype}; give the path of a video, frames "
@@ -119,7 +121,7 @@ class PersonalDevice:
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError("the features of a clip hold NaN or infinity; extract them again")
-        return _Seen(number, array, np.arange(len(array)))
+        return _Seen(None, array, np.arange(len(array)))
 
     def observe(self, clip: Clip) -> None:
         """Take a clip into the context, which holds as many of the latest clips as the model was trained with.
@@ -128,7 +130,7 @@ class PersonalDevice:
             UserError: If a video cannot be read, or an array is neither frames nor features that fit the model; the
                 context stays as it was.
         """
-        seen = self._look(clip, len(self._observed))
+        seen = self._look(clip)
         if self.session.bundle.remembers:
             take_in(self.session, self.state, seen.features)
         if self.session.manifest.task == "retrieval":
@@ -200,22 +202,21 @@ class PersonalDevice:
         if not isinstance(query, str) or not query.strip():
             raise UserError("the query is empty; search for something in words")
         self.session.require_retrieval()
-        seen = self._observed
-        if clips is not None:
-            seen = [self._look(clip, number) for number, clip in enumerate(clips)]
+        seen = self._observed if clips is None else [self._look(clip) for clip in clips]
         if not seen:
             raise UserError("there is no clip to search in; observe some, or give search(query, clips)")
         own = self.session.manifest.own_statistics
         alone = own is not None and own.context == "clip"
         text = self.session.embed_text(query)
         found = []
-        for each in seen:
+        for number, each in enumerate(seen):
             self.session.alignment = self.state.alignment(each.features if alone else None)
             score, *frames = (
                 float(self.session.embed_video(frames) @ text)
                 for frames in (each.features, *(frame[None] for frame in each.features))
             )
-            found.append(Match(each.clip, score, int(each.indices[np.argmax(frames)]), self.parameters))
+            best = int(each.indices[np.argmax(frames)])
+            found.append(Match(number, each.clip, score, best, self.parameters))
         return sorted(found, key=lambda match: -match.score)
 
     def reset(self) -> None:

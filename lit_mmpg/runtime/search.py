@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
     facts = _facts(outcome, looks, rank_ms, state.statistics_text())
-    shown = [(looks[int(match.clip)], match) for match in found[: options.top]]
+    shown = [(looks[match.number], match) for match in found[: options.top]]
     _print(console, options.query, shown, facts, notes)
     if options.html:
         hits = [

@@ -72,11 +72,11 @@ def test_scores_are_cosines_of_the_embeddings_and_order_the_clips(bundle: Bundle
         found = device.search(QUERY, features)
         text = session.embed_text(QUERY)
         for hit in found:
-            video = session.embed_video(features[hit.clip])
+            video = session.embed_video(features[hit.number])
             assert hit.score == pytest.approx(
                 float(video @ text / np.linalg.norm(video) / np.linalg.norm(text)), abs=1e-5
             )
-            alone = [float(session.embed_video(frame[None]) @ text) for frame in features[hit.clip]]
+            alone = [float(session.embed_video(frame[None]) @ text) for frame in features[hit.number]]
             assert hit.frame == int(np.argmax(alone))
         assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
         again = [eye.look(path) for path in sorted(clips.glob("long*"))]
@@ -88,7 +88,7 @@ def test_scores_are_cosines_of_the_embeddings_and_order_the_clips(bundle: Bundle
 
 
 def test_a_program_searches_what_its_device_observed(bundle: Bundle, clips: Path) -> None:
-    """The same from a checkpoint, in process, as from its bundle; a path is found as it was given, an array by number."""
+    """The same from a checkpoint, in process, as from its bundle."""
     checkpoint, paths = best_checkpoint(bundle.path.parent, "cloud"), sorted(clips.glob("long*"))
     found = {}
     for source in (checkpoint, bundle.path):
@@ -98,8 +98,9 @@ def test_a_program_searches_what_its_device_observed(bundle: Bundle, clips: Path
         frames = sample_video(paths[2], 99).pixels
         for clip in (paths[0], str(paths[1]), frames):
             device.observe(clip)
-        assert {match.clip for match in device.search(QUERY)} == {paths[0], str(paths[1]), 2}
-        assert [match.clip for match in device.search(QUERY, [frames])] == [0]
+        named = {(match.number, match.clip) for match in device.search(QUERY)}
+        assert named == {(0, paths[0]), (1, str(paths[1])), (2, None)}
+        assert [(match.number, match.clip) for match in device.search(QUERY, [frames])] == [(0, None)]
         with pytest.raises(UserError, match="finds clips, it answers no questions"):
             device.answer(paths[0], QUERY)
         with pytest.raises(UserError, match="the query is empty"):
@@ -107,7 +108,7 @@ def test_a_program_searches_what_its_device_observed(bundle: Bundle, clips: Path
         found[source] = device.search(QUERY)
         assert [match.score for match in found[source]] == sorted((m.score for m in found[source]), reverse=True)
         assert all(0 <= match.frame < 12 and match.parameters == "static" for match in found[source])
-    assert [match.clip for match in found[checkpoint]] == [match.clip for match in found[bundle.path]]
+    assert [match.number for match in found[checkpoint]] == [match.number for match in found[bundle.path]]
     scores = [[match.score for match in each] for each in found.values()]
     np.testing.assert_allclose(*scores, atol=1e-5)
 
