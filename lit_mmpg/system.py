@@ -59,12 +59,8 @@ class System:
             check_device_id(name)
         except ValueError as error:
             raise UserError(f"{error}; name the device otherwise") from error
-        if not 0 <= anchor_noise < float("inf"):
-            raise UserError(f"anchor_noise {anchor_noise} must be 0 or more")
         state = DeviceState.open(self.bundle, None, name, name)
-        if upload_codec is not None:
-            self.bundle.upload_codec(upload_codec)
-        state.codec, state.noise = upload_codec, anchor_noise
+        state.uploads_with(upload_codec, anchor_noise)
         return PersonalDevice(self._session(), state, self._cloud)
 
 
@@ -72,7 +68,8 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
     """Load a finished system.
 
     Args:
-        source: A checkpoint of either half that ``lit-mmpg fit`` wrote, or a bundle that ``lit-mmpg export`` wrote.
+        source: A checkpoint of either half that ``lit-mmpg fit`` wrote, or a bundle that ``lit-mmpg export`` wrote,
+            which also brings bounds of plausible parameters.
         frame_encoder: The frame encoder that made the features on which a checkpoint was trained: a folder of the
             transformers library, or a name on the hub; ``None``: the one that the checkpoint's data names, if it is
             here. Without one devices take features alone. A bundle, and a checkpoint that was trained on pixels, bring

@@ -56,7 +56,7 @@ class TorchRunner:
     @torch.inference_mode()
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Outputs by name."""
-        arguments: dict[str, Tensor | tuple[Tensor, ...]] = {n: torch.from_numpy(a) for n, a in inputs.items()}
+        arguments: dict[str, Tensor | tuple[Tensor, ...]] = {n: torch.tensor(a) for n, a in inputs.items()}
         if self._graph.personal:
             arguments["parameters"] = self._parameters
         return {self._graph.output: self._graph.module(**arguments).numpy()}

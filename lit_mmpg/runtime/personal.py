@@ -126,6 +126,8 @@ class PersonalDevice:
     def observe(self, clip: Clip) -> None:
         """Take a clip into the context, which holds as many of the latest clips as the model was trained with.
 
+        A retrieval model keeps the features of all its clips, to search in.
+
         Raises:
             UserError: If a video cannot be read, or an array is neither frames nor features that fit the model; the
                 context stays as it was.
@@ -223,6 +225,6 @@ class PersonalDevice:
         """The static model again, and nothing observed: as a new device."""
         former = self.state
         self.state, self._observed = DeviceState.open(former.bundle, None, self.name, self.name), []
-        self.state.codec, self.state.noise = former.codec, former.noise
+        self.state.uploads_with(former.codec, former.noise)
         self.state.sequence = max(self.state.sequence, former.sequence)  # numbers of requests only grow
         self.source = restore(self.session, self.state)

@@ -138,6 +138,18 @@ class DeviceState:
         used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
         return np.stack([used.mean(0), used.var(0)]).astype(np.float32), len(used)
 
+    def uploads_with(self, codec: str | None, noise: float) -> None:
+        """Choose :attr:`codec` and :attr:`noise`.
+
+        Raises:
+            UserError: If the bundle cannot use the codec, or the noise is none.
+        """
+        if not 0 <= noise < float("inf"):
+            raise UserError(f"the noise on the anchors is {noise}; it must be 0 or more")
+        if codec is not None:
+            self.bundle.upload_codec(codec)
+        self.codec, self.noise = codec, noise
+
     def statistics_text(self) -> str | None:
         """By how many clips features are standardised, for people; ``None`` where the bundle does not ask for it."""
         if self.bundle.manifest.own_statistics is None:

@@ -36,7 +36,7 @@ names = [name for name in names if not name.startswith(benchmarks) and not name.
 assert {"lit_mmpg.link.codecs", "lit_mmpg.link.messages"} <= set(names), names
 assert {"lit_mmpg.profiling.worker", "lit_mmpg.profiling.meters.energy"} <= set(names), names
 assert {"lit_mmpg.runtime.bundle", "lit_mmpg.runtime.engines.onnx_runtime"} <= set(names), names
-for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors"]:
+for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors", "lit_mmpg.system"]:
     importlib.import_module(name)
 assert not Blocker.blocked & set(sys.modules)
 print("imported", len(names))

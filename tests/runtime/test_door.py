@@ -6,8 +6,6 @@ import dataclasses
 import os
 import random
 import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,21 +68,6 @@ def service(made) -> Iterator[str]:
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
-
-
-def test_importing_costs_nothing_and_a_bundle_needs_no_torch(made, videos: list[Path]) -> None:
-    code = """
-import sys
-import lit_mmpg
-assert not {"numpy", "torch"} & set(sys.modules), "import lit_mmpg is not lazy"
-device = lit_mmpg.load(sys.argv[1]).new_device()
-device.observe(sys.argv[2])
-print(device.answer(sys.argv[2], "what is mine").text)
-assert "torch" not in sys.modules
-"""
-    command = [sys.executable, "-c", code, str(made("pixels").bundle), str(videos[0])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
 def test_every_public_name_is_there() -> None:
