@@ -94,11 +94,6 @@ class PersonalDevice:
         return self.session.digest or STATIC
 
     def _look(self, clip: Clip) -> _Seen:
-        """Features of the frames of a clip that the model looks at.
-
-        Raises:
-            UserError: If a video cannot be read, or an array is neither frames nor features that fit the model.
-        """
         frames = self.session.manifest.frames
         if isinstance(clip, (str, os.PathLike)):
             if self._eye is None:
@@ -107,7 +102,7 @@ class PersonalDevice:
             return _Seen(clip, look.features, look.indices)
         try:
             array = np.asarray(clip)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
             raise UserError(f"a clip is a path, frames or features, not {type(clip).__name__} ({error})") from error
         if array.ndim == 4 and array.dtype == np.uint8 and array.shape[1] == 3 and array.size:
             indices = uniform_indices(len(array), frames.max_frames)
@@ -122,6 +117,14 @@ class PersonalDevice:
         if not np.isfinite(array).all():
             raise UserError("the features of a clip hold NaN or infinity; extract them again")
         return _Seen(None, array, np.arange(len(array)))
+
+    def features(self, clip: Clip) -> np.ndarray:
+        """Features ``[T, D]`` of the frames of a clip that the model looks at: a clip as well, that costs no decoding.
+
+        Raises:
+            UserError: If a video cannot be read, or an array is neither frames nor features that fit the model.
+        """
+        return self._look(clip).features
 
     def observe(self, clip: Clip) -> None:
         """Take a clip into the context, which holds as many of the latest clips as the model was trained with.
@@ -187,7 +190,7 @@ class PersonalDevice:
         """
         if not isinstance(question, str) or not question.strip():
             raise UserError("the question is empty; ask one in words")
-        features = self._look(clip).features
+        features = self.features(clip)
         self.session.alignment = self.state.alignment(features)
         return self.session.answer(features, question, options)
 

@@ -140,7 +140,8 @@ def test_all_kinds_of_clips_are_the_same_clip(system: System, videos: list[Path]
     expected = device.answer(video, ASKED)
     assert device.answer(str(video), ASKED) == expected
     assert device.answer(frames, ASKED) == expected == device.answer(torch.from_numpy(frames), ASKED)
-    assert device.answer(device.session.encode(frames), ASKED) == expected
+    assert device.answer(device.features(video), ASKED) == expected
+    np.testing.assert_array_equal(device.features(video), device.session.encode(frames))
     large = np.repeat(sample_video(video, 10**6).pixels, 2, 0)  # as filmed: the device chooses frames and resizes them
     assert len(large) > most
     np.testing.assert_allclose(device.answer(large, ASKED).scores, expected.scores, atol=0.1)
@@ -272,6 +273,7 @@ def test_mistakes_are_said_in_one_sentence(
     assert "of type uint8" in error(device.observe, np.zeros((3, 3, 24, 24), np.float32))
     assert "give the path of a video" in error(device.observe, np.zeros((0, width)))
     assert "give the path of a video" in error(device.observe, None)
+    assert "is a path, frames or features" in error(device.observe, torch.zeros(3, width, requires_grad=True))
     assert "NaN or infinity" in error(device.observe, np.full((3, width), np.nan))
     assert not device.state.clips
     clip = np.zeros((3, width), np.float32)
