@@ -138,7 +138,7 @@ class PersonalDevice:
         seen = self._look(clip)
         if self.session.bundle.remembers:
             take_in(self.session, self.state, seen.features)
-        if self.session.manifest.task == "retrieval":
+        if self.session.searches:
             self._observed.append(seen)
 
     def personalise(self, cloud: str | Cloud | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> Adaptation:
@@ -206,13 +206,12 @@ class PersonalDevice:
         """
         if not isinstance(query, str) or not query.strip():
             raise UserError("the query is empty; search for something in words")
-        self.session.require_retrieval()
+        text = self.session.embed_text(query)
         seen = self._observed if clips is None else [self._look(clip) for clip in clips]
         if not seen:
             raise UserError("there is no clip to search in; observe some, or give search(query, clips)")
         own = self.session.manifest.own_statistics
         alone = own is not None and own.context == "clip"
-        text = self.session.embed_text(query)
         found = []
         for number, each in enumerate(seen):
             self.session.alignment = self.state.alignment(each.features if alone else None)

@@ -124,6 +124,11 @@ class DeviceSession:
         """What may be uploaded of each frame: ``[T, D]`` to ``[T, H]``."""
         return self._open("project").infer({"features": np.ascontiguousarray(features, np.float32)})["projected"]
 
+    @property
+    def searches(self) -> bool:
+        """Whether the model finds clips, and answers no questions."""
+        return self.manifest.task == "retrieval"
+
     # -- answers -------------------------------------------------------------------------------------------------
 
     def swap(self, parameters: Mapping[str, np.ndarray] | None) -> None:
@@ -203,12 +208,12 @@ class DeviceSession:
 
     def embed_video(self, features: np.ndarray) -> np.ndarray:
         """Unit-length embedding ``[H]`` of one clip (retrieval)."""
-        self.require_retrieval()
+        self._require_retrieval()
         return self._open("model").infer(self._frames(features))["embedding"][0]
 
     def embed_text(self, text: str) -> np.ndarray:
         """Unit-length embedding ``[H]`` of one sentence (retrieval)."""
-        self.require_retrieval()
+        self._require_retrieval()
         return self._open("text").infer({"text": self._tokens([text])})["embedding"][0]
 
     def outputs(self, features: np.ndarray, questions: np.ndarray | None) -> np.ndarray:
@@ -226,11 +231,6 @@ class DeviceSession:
             inputs = {name: np.repeat(array, len(questions), 0) for name, array in inputs.items()} | {"text": questions}
         return next(iter(self._open("model").infer(inputs).values()))
 
-    def require_retrieval(self) -> None:
-        """Check that the model searches.
-
-        Raises:
-            UserError: If it answers questions.
-        """
+    def _require_retrieval(self) -> None:
         if self.manifest.task != "retrieval":
             raise UserError(f"{self.bundle.path} answers questions, it does not search; use 'lit-mmpg answer'")
