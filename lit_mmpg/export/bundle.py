@@ -102,7 +102,7 @@ def write_bundle(
     encoder = None
     if options.frame_encoder is not None:
         step("loading the frame encoder")
-        encoder = _fitting_encoder(source, options.frame_encoder)
+        encoder = fitting_encoder(source, options.frame_encoder)
     step("reading the devices of the data")
     drawn = draw_samples(source, options.samples)
     network, shape = source.network, source.data.batch
@@ -164,14 +164,24 @@ def write_bundle(
     return variants
 
 
-def _fitting_encoder(source: Source, name: str) -> FrameEncoder:
+def fitting_encoder(source: Source, name: str, option: str = "--frame-encoder") -> FrameEncoder:
+    """The frame encoder that made the features of a checkpoint.
+
+    Args:
+        source: The checkpoint.
+        name: Folder, or name on the hub.
+        option: What an error calls the option that named it.
+
+    Raises:
+        UserError: If it cannot be loaded, or is not the one.
+    """
     frame = source.network.shapes.frame
     if len(frame) == 3:
-        raise UserError(f"--frame-encoder: {source.path} takes pixels and has an encoder of its own; leave it out")
-    encoder = load_encoder(name, getattr(source.data, "image_size", None))
+        raise UserError(f"{option}: {source.path} takes pixels and has an encoder of its own; leave it out")
+    encoder = load_encoder(name, getattr(source.data, "image_size", None), option)
     if encoder.features != frame[0]:
         raise UserError(
-            f"--frame-encoder {name} gives {encoder.features} features a frame, {source.path} was trained on "
+            f"{option} {name} gives {encoder.features} features a frame, {source.path} was trained on "
             f"{frame[0]}; name the encoder that made the features"
         )
     return encoder

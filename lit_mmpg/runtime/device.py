@@ -41,8 +41,6 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(argv))
     policy = parse_policy(options.policy)
-    if not 0 <= options.anchor_noise < float("inf"):
-        raise UserError(f"--anchor-noise {options.anchor_noise} must be 0 or more")
     videos, left_out = _videos(options.clips)
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)

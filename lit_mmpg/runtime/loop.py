@@ -68,10 +68,7 @@ class Device:
         self._folder = folder
         self.state = DeviceState.open(session.bundle, folder, device_id, "device")
         self.device_id = str(self.state.device_id)
-        if client is not None:
-            session.bundle.upload_codec(upload_codec)
-            self.state.codec = upload_codec
-        self.state.noise = noise
+        self.state.uploads_with(upload_codec, noise)
         self.journal = Journal(folder.path, self.state.record, self.state.pending) if folder else None
         self.source = restore(session, self.state)
         self._number = self.journal.last if self.journal else 0

@@ -32,6 +32,7 @@ packages = [importlib.import_module(name) for name in (
     "lit_mmpg.link", "lit_mmpg.runtime", "lit_mmpg.profiling", "lit_mmpg.tasks"
 )]
 names = [m.name for package in packages for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+names.append("lit_mmpg.system")
 # Benchmarks compare with anything; the rest of the harness runs on a board.
 benchmarks = "lit_mmpg.profiling.benchmarks"
 names = [name for name in names if not name.startswith(benchmarks) and not name.endswith(".__main__")]
