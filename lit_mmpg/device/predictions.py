@@ -11,36 +11,34 @@ from lit_mmpg.data.records import Question
 from lit_mmpg.device.outputs import Outputs
 
 if TYPE_CHECKING:
-    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.data.batches import Group
 
 TOP = 5
 """Clips listed for a caption."""
 
 
-def predictions(data: DeviceData, batch: Batch, outputs: Outputs) -> list[dict[str, object]]:
+def predictions(group: Group, batch: Batch, outputs: Outputs) -> list[dict[str, object]]:
     """Rows for the items of a batch.
 
     Questions: the answer with its probability. Captions: the best clips among those that the same device was asked
     about in this batch, best first, and the rank of the right one.
 
     Args:
-        data: The data module.
+        group: Whom the batch asks what.
         batch: An evaluation batch.
         outputs: What the device model said about it.
     """
-    texts = data.texts("test")
-    devices = data.device_table.devices
     rows: list[dict[str, object]] = []
     for b in range(len(batch)):
-        clips = [data.clip_ids[c] if c >= 0 else "" for c in batch.clip[b].tolist()]
+        clips = [group.clips[c] if c >= 0 else "" for c in batch.clip[b].tolist()]
         for n in torch.nonzero(batch.text_mask[b]).flatten().tolist():
-            text = texts[int(batch.item[b, n])]
-            row: dict[str, object] = {"device": devices[int(batch.device[b])].id, "clip": text.clip}
+            text = group.texts[int(batch.item[b, n])]
+            row: dict[str, object] = {"device": group.devices[int(batch.device[b])], "clip": text.clip}
             if isinstance(text, Question):
                 assert outputs.logits is not None
                 probability = outputs.logits[b, n].softmax(-1)
                 best = int(probability.argmax())
-                answer = text.options[best] if text.options else data.answers.answers[best]
+                answer = text.options[best] if text.options else group.answers.answers[best]
                 row |= {
                     "id": text.id,
                     "question": text.text,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_mmpg.batch import Batch
-from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.outputs import Outputs
 
 

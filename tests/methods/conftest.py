@@ -17,7 +17,7 @@ from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.device.base import shapes_of
 from lit_mmpg.device.initialise import InitialisationConfig, initialise
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.methods.adapted import Loaded
 from lit_mmpg.methods.base import Subject
@@ -51,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             data = make_data(root, task)
             torch.manual_seed(0)
             module = DeviceModule(DeviceModelConfig(width=16, heads=2))
-            module.network = DeviceModel(shapes_of(data.meta), module.network_config)
+            module.network = DeviceNetwork(shapes_of(data.meta), module.network_config)
             initialise(module.network, data, InitialisationConfig())
             names = [device.id for device in data.device_table.devices]
             known[task] = Loaded(Subject(module, names), data, "none.ckpt")
@@ -100,7 +100,7 @@ def pixel_world(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     data.setup(None)
     torch.manual_seed(0)
     module = DeviceModule(DeviceModelConfig(**PIXEL_NETWORK))
-    module.network = DeviceModel(shapes_of(data.meta), module.network_config)
+    module.network = DeviceNetwork(shapes_of(data.meta), module.network_config)
     return Loaded(Subject(module, [device.id for device in data.device_table.devices]), data, "none.ckpt")
 
 
