@@ -18,9 +18,11 @@ never attributes. Which layers take them is said by :class:`~lit_mmpg.device.dyn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,7 @@ class DeviceModel(nn.Module, ABC):
 
     Attributes:
         shapes: As given.
+        factory: What made it, by which it is made again; ``None`` where nobody said.
         spec: The personal parameters, in order; made by :func:`build_network` once all layers are there.
         blind: Whether it ignores the frames: the question-only floor.
 
@@ -96,6 +99,7 @@ class DeviceModel(nn.Module, ABC):
     def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None = None) -> None:
         super().__init__()
         self.shapes, self.dynamic = shapes, dynamic
+        self.factory: NetworkFactory | None = None
         self.spec = ParameterSpec(())
         self._parts: dict[str, int] = {}
         needed = ("embed_video", "embed_text") if shapes.task == "retrieval" else ("answer",)
@@ -287,5 +291,30 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
             f"model.network makes a {type(network).__name__}, which is no device model; derive it from "
             "lit_mmpg.device.contract.DeviceModel"
         )
+    network.factory = factory
     network.index()
     return network
+
+
+def network_factory(plain: Mapping[str, Any]) -> NetworkFactory:
+    """Inverse of :func:`lit_mmpg.settings.to_plain` for a network that names its class.
+
+    The class is imported by its name, and has to be a device model.
+
+    Args:
+        plain: ``class_path`` and ``init_args``.
+
+    Raises:
+        UserError: If there is no such device model.
+    """
+    path = str(plain["class_path"])
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"the network's class {path} cannot be imported ({error}); put it where Python finds it"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, DeviceModel)):
+        raise UserError(f"{path} is no device model; derive it from lit_mmpg.device.contract.DeviceModel")
+    return partial(kind, **dict(plain.get("init_args") or {}))

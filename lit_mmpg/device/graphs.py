@@ -74,9 +74,8 @@ class EncodeGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, h, w]`` uint8 ``-> [N, D]``."""
-        return self.network.encode_frames(
-            pixels.to(torch.float32)
-        )  # a type first: uint8 is for inputs only in TensorRT
+        # A type first: uint8 is for inputs only in TensorRT.
+        return self.network.encode_frames(pixels.to(torch.float32))
 
 
 @dataclass(frozen=True)

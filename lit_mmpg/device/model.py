@@ -81,7 +81,7 @@ class DeviceNetwork(DeviceModel):
 
     def __init__(self, shapes: Shapes, config: DeviceModelConfig, dynamic: DynamicConfig | None = None) -> None:
         super().__init__(shapes, dynamic)
-        self.config, self.blind = config, config.blind
+        self.config, self.factory, self.blind = config, config, config.blind
         width = config.width
         if len(shapes.frame) == 3:
             self.encoder: nn.Module = PixelEncoder(config.encoder_features, config.encoder_channels)

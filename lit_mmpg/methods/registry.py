@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from lit_mmpg.device.model import Task
+from lit_mmpg.device.contract import Task
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise

@@ -189,7 +189,8 @@ class CLI(LightningCLI):
                 )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the tracking group and, for the help text, the verb's own options; the data describes itself to the model."""
+        """Add the tracking group and, for the help text, the verb's own options."""
+        # The data describes itself to a model that is built from it.
         parser.link_arguments("data", "model.init_args.data", compute_fn=self._describe, apply_on="instantiate")
         parser.add_class_arguments(Tracking, "tracking")
         for option, text in OPTIONS[self.verb].items():
