@@ -19,7 +19,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
-from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
+from lit_mmpg.data.batches import (
+    BatchShape,
+    Collator,
+    EncodedFrames,
+    EvalBatches,
+    FrameGatherer,
+    Group,
+    Items,
+    TrainBatches,
+)
 from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
@@ -28,13 +37,14 @@ from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Ques
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
+from lit_mmpg.settings import Remembering
 from lit_mmpg.statistics import Moments, trained_moments
 from lit_mmpg.tasks import find_task
 
 _log = logging.getLogger(__name__)
 
 
-class DeviceData(L.LightningDataModule, ABC):
+class DeviceData(Remembering, L.LightningDataModule, ABC):
     """Common part of the data modules: vocabulary, answers, items and loaders over a :class:`Corpus`.
 
     Args:
@@ -57,7 +67,10 @@ class DeviceData(L.LightningDataModule, ABC):
         max_vocabulary: int = 20_000,
     ) -> None:
         super().__init__()
+        # Lightning puts them into every checkpoint of a training on this data.
+        self.save_hyperparameters(self.settings(), logger=False)
         self.task, self.batch = find_task(task, "data.task").name, batch
+        self._brings = (True, False)
         self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
         self._corpus: Corpus | None = None
         self._trained: dict[str, Any] | None = None
@@ -92,6 +105,7 @@ class DeviceData(L.LightningDataModule, ABC):
             "kinds": self.kinds,
             "recipe": self.corpus.devices.recipe,
             "fingerprint": self.corpus.fingerprint,
+            "conditions": 0 if self.corpus.conditions is None else int(self.corpus.conditions.shape[1]),
             **({"own_statistics": self._statistics} if self._statistics else {}),
         }
 
@@ -322,9 +336,14 @@ class DeviceData(L.LightningDataModule, ABC):
     def _indices(self, rows: Mapping[int, Sequence[str]]) -> dict[int, np.ndarray]:
         return {d: np.array([self._clip_index[c] for c in clips], np.int64) for d, clips in rows.items() if clips}
 
-    def _module_wants(self, what: str, default: bool) -> bool:
-        module = getattr(self.trainer, "lightning_module", None) if self.trainer else None
-        return bool(getattr(module, what, default))
+    def bring(self, context: bool = True, clean: bool = False) -> None:
+        """Say what batches bring beside the query clips: what nobody uses need not be gathered.
+
+        Args:
+            context: The recent clips of the devices.
+            clean: The clean twins of the query clips, in training.
+        """
+        self._brings = (context, clean)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -350,10 +369,8 @@ class DeviceData(L.LightningDataModule, ABC):
         return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 
     def train_dataloader(self) -> TrainBatches:
-        """Training batches; the context and the clean twins are gathered only for a module that wants them."""
-        collate = self._collator(
-            "train", self._module_wants("needs_context", True), self._module_wants("needs_clean", False)
-        )
+        """Training batches, with what :meth:`bring` says."""
+        collate = self._collator("train", *self._brings)
         # The seed that Lightning was given; the order then differs between seeds, the devices do not.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return TrainBatches(self._timelines("train"), collate, self.batch, seed, *self._ranks())
@@ -372,11 +389,32 @@ class DeviceData(L.LightningDataModule, ABC):
             shape,
             with_foreign and with_context,
             *self._ranks(),
+            self.group(group),
+        )
+
+    def group(self, name: str) -> Group:
+        """What is asked of a group of the device table, for an evaluation.
+
+        Args:
+            name: ``train``, ``val``, or a group of test devices.
+        """
+        split = {"train": "train", "val": "val"}.get(name, "test")
+        return Group(
+            name,
+            self.task,
+            self.kinds,
+            self.item_clips(split),
+            self.gallery,
+            [device.id for device in self.device_table.devices],
+            self.clip_ids,
+            self.texts(split),
+            self.answers,
+            self.device_conditions(),
         )
 
     def val_dataloader(self) -> EvalBatches:
         """Unseen validation devices."""
-        return self.eval_batches("val", self._module_wants("needs_context", True))
+        return self.eval_batches("val", self._brings[0])
 
     @property
     def test_groups(self) -> list[str]:
@@ -409,8 +447,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> list[EvalBatches]:
         """Unseen devices, then seen devices with new clips, where both exist."""
-        wants = self._module_wants("needs_context", True)
-        return [self.eval_batches(group, wants, with_foreign=True) for group in self.test_groups]
+        return [self.eval_batches(group, self._brings[0], with_foreign=True) for group in self.test_groups]
 
     def predict_dataloader(self) -> EvalBatches:
         """The unseen test devices (where there are none, the seen ones): all, or the one that ``predict_device`` names.
@@ -419,7 +456,7 @@ class DeviceData(L.LightningDataModule, ABC):
             UserError: If there is no such device.
         """
         group = self.new_group
-        loader = self.eval_batches(group, self._module_wants("needs_context", True))
+        loader = self.eval_batches(group, self._brings[0])
         if self.predict_device is not None:
             loader.keep_device(self._find_device(self.predict_device, group))
         return loader

@@ -16,7 +16,7 @@ from lit_mmpg.report import FRACTIONS
 from lit_mmpg.tasks import ItemResults, find_task
 
 if TYPE_CHECKING:
-    from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.data.batches import Group
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Evaluation(nn.Module):
         self._items: dict[tuple[str, str], ItemResults] = {}
 
     @classmethod
-    def over(cls, data: DeviceData, groups: Sequence[str], methods: Sequence[str]) -> Evaluation:
-        """An empty evaluation of the groups of some data, which says where a text's gallery ends.
+    def of(cls, groups: Sequence[Group], methods: Sequence[str]) -> Evaluation:
+        """An empty evaluation of groups of one split, which say where a text's gallery ends.
 
         Args:
-            data: The data, set up.
-            groups: ``["val"]``, or groups of test devices.
+            groups: As :meth:`DeviceData.group <lit_mmpg.data.datamodule.DeviceData.group>` describes them.
             methods: Names of the methods.
         """
-        split = "val" if list(groups) == ["val"] else "test"
-        return cls(data.task, groups, methods, data.kinds, data.item_clips(split), data.gallery)
+        first = groups[0]
+        names = [group.name for group in groups]
+        return cls(first.task, names, methods, first.kinds, first.item_clip, first.gallery)
 
     def _metric(self, group: str, method: str) -> Any:
         return self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.tasks.graphs import GraphSpec
 
 
@@ -30,7 +30,8 @@ class EncodeGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``[N, 3, h, w]`` uint8 ``-> [N, D]``."""
-        return self.network.encoder(pixels.to(torch.float32))  # a type first: uint8 is for inputs only in TensorRT
+        # A type first: uint8 is for inputs only in TensorRT.
+        return self.network.encode_frames(pixels.to(torch.float32))
 
 
 def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[GraphSpec]:
@@ -42,8 +43,7 @@ def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[Gra
         options: Options of a question in the example (multiple choice).
     """
     shapes = network.shapes
-    pixels = len(shapes.frame) == 3
-    features = network.config.encoder_features if pixels else shapes.frame[0]
+    features = network.feature_width
     frames = max(2, max_frames)
     clips = {"frames": torch.zeros(2, frames, features), "frame_mask": torch.ones(2, frames, dtype=torch.bool)}
     clip_dims = {"frames": {0: "B", 1: "T"}, "frame_mask": {0: "B", 1: "T"}}
@@ -52,7 +52,7 @@ def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[Gra
     specs = network.task.graphs(network, clips, clip_dims, words)
     example = {"features": torch.zeros(2, features)}
     specs.append(GraphSpec("project", ProjectGraph(network), example, {"features": {0: "N"}}, "projected"))
-    if pixels:
+    if shapes.pixels:
         picture = {"pixels": torch.zeros(2, *shapes.frame, dtype=torch.uint8)}
         specs.append(GraphSpec("encode", EncodeGraph(network), picture, {"pixels": {0: "N"}}, "features"))
     return specs

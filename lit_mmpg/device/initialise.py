@@ -16,7 +16,7 @@ from lit_mmpg.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
-    from lit_mmpg.device.model import DeviceModel
+    from lit_mmpg.device.model import DeviceNetwork
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def _copy(target: torch.Tensor, values: np.ndarray) -> None:
     target.data.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(target.dtype))
 
 
-def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfig) -> None:
+def initialise(model: DeviceNetwork, data: DeviceData, config: InitialisationConfig) -> None:
     """Set feature statistics, frame projection, word vectors and answer prior from the training data.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_mmpg.batch import Batch, Outputs
-from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.errors import UserError
 from lit_mmpg.tasks.base import Gather
 

@@ -274,7 +274,7 @@ def make_manifest(
     if pixels:
         _, height, width = network.shapes.frame
         preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
-    features = network.config.encoder_features if pixels else network.shapes.frame[0]
+    features = network.feature_width
     clips = 1 if shape.context == "clip" else shape.context_clips
     left_out: dict[str, dict[str, str]] = {}
     for variant in variants:

@@ -126,7 +126,7 @@ def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
 
     module, data = restore(checkpoint, flags)
     if isinstance(module, CloudModule):
-        module.know_conditions(data)
+        module.know_conditions(data.device_conditions())
     names = [device.id for device in data.device_table.devices]
     return Loaded(Subject(module, names), data, str(checkpoint))
 
@@ -262,7 +262,7 @@ class _Runner:
         return evaluation
 
     def _evaluation(self, groups: list[str], methods: list[str]) -> Evaluation:
-        return Evaluation.over(self.data, groups, methods)
+        return Evaluation.of([self.data.group(name) for name in groups], methods)
 
     def _support(self, group: Group) -> Episode:
         return Episode(group.support, self.subject.personal(group.support.context, group.support.device))

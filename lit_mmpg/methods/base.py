@@ -24,8 +24,8 @@ from torch import Tensor
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.cloud.exchange import Exchange, state_digest
 from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.evaluation import Cost
-from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.device.outputs import Outputs, answer_batch
 from lit_mmpg.tasks import Task
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.dynamic import DynamicLinear
-from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.device.outputs import Outputs, answer_batch
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import output_replaced, over

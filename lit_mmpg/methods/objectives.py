@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lit_mmpg.batch import Batch, Outputs, masked_mean
-from lit_mmpg.device.model import DeviceModel
+from lit_mmpg.device.contract import DeviceModel
 
 
 def entropies(network: DeviceModel, batch: Batch, outputs: Outputs) -> Tensor:

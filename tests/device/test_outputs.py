@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, Shapes
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, Shapes
 from lit_mmpg.device.module import random_frames
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.errors import UserError
@@ -20,9 +20,9 @@ from lit_mmpg.errors import UserError
 WORDS, ANSWERS, D, WIDTH = 20, 7, 5, 8
 
 
-def make_model(task: str) -> DeviceModel:
+def make_model(task: str) -> DeviceNetwork:
     torch.manual_seed(0)
-    return DeviceModel(Shapes(task, (D,), WORDS, ANSWERS, 6), DeviceModelConfig(WIDTH, heads=2)).eval()
+    return DeviceNetwork(Shapes(task, (D,), WORDS, ANSWERS, 6), DeviceModelConfig(WIDTH, heads=2)).eval()
 
 
 def make_batch(clip: list[list[int]], text_clip: list[list[int]], answer: list[list[int]], options: int = 1) -> Batch:
@@ -137,7 +137,7 @@ CASES = {
 }
 
 
-def retrieval_case(name: str) -> tuple[DeviceModel, Batch, Outputs, float]:
+def retrieval_case(name: str) -> tuple[DeviceNetwork, Batch, Outputs, float]:
     model = make_model("retrieval")
     clip, text_clip = CASES[name]
     batch = make_batch(clip, text_clip, np.zeros_like(text_clip).tolist())

@@ -133,7 +133,7 @@ def test_a_fourth_task_from_data_to_an_answer_on_a_device(heading: Heading, tmp_
     )
     data = PersonalClipsData(clips, str(tmp_path), "heading", BatchShape(2, 2, 3, 2))
     network = DeviceModelConfig(width=16, heads=2, encoder_features=8, encoder_channels=4)
-    module = DeviceModule(network)
+    module = DeviceModule.for_data(data, network=network)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = L.Trainer(max_epochs=2, enable_checkpointing=False, log_every_n_steps=1, **quiet)
     trainer.fit(module, datamodule=data)
