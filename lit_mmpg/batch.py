@@ -81,6 +81,27 @@ class Batch:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the device model says about a batch.
+
+    Attributes:
+        logits: ``[B, N, A]`` or ``[B, N, O]``; empty for retrieval.
+        video: ``[B, M, H]`` unit-length clip embeddings; ``None`` for questions.
+        text: ``[B, N, H]`` unit-length text embeddings; ``None`` for questions.
+    """
+
+    logits: Tensor | None = None
+    video: Tensor | None = None
+    text: Tensor | None = None
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the last dimension where the mask is True, ``[..., n]`` to ``[...]``; 0 where it is nowhere."""
+    weight = mask.to(values.dtype)
+    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
 def frame_positions(mask: Tensor) -> Tensor:
     """Time of each frame in its clip, from 0 (first) to 1 (last real frame).
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_mmpg.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+
+Module = TypeVar("Module", bound="LightningModule")
 
 _IN_MEMORY: dict[str, dict[str, Any]] = {}
 
@@ -18,6 +20,7 @@ _IN_MEMORY: dict[str, dict[str, Any]] = {}
 def hand_on(module: LightningModule) -> str:
     """Keep what a checkpoint of a module would hold in memory, under a name that :func:`read_checkpoint` knows."""
     checkpoint: dict[str, Any] = {"state_dict": {name: value.detach() for name, value in module.state_dict().items()}}
+    checkpoint["hyper_parameters"] = dict(module.hparams)
     module.on_save_checkpoint(checkpoint)
     name = f"memory:{checkpoint['lit_mmpg']['half']}"
     _IN_MEMORY[name] = checkpoint
@@ -61,7 +64,7 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint '{path}' holds more than tensors and plain data and is not loaded; "
-            "use a checkpoint that 'lit-mmpg fit' wrote"
+            "use a checkpoint that a module of lit-mmpg wrote"
         ) from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -77,6 +80,41 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
     return checkpoint
 
 
+def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed: Any) -> Module:
+    """The module of a checkpoint with its weights.
+
+    The class that the checkpoint names, and the class of its network, are imported by their names; the file itself
+    brings no code, and both have to be classes of the right kind.
+
+    Args:
+        checkpoint: Content of the file.
+        name: The file, for messages.
+        kind: Class of the module, or a base of it.
+        **changed: Arguments of the class that replace those of the checkpoint.
+
+    Raises:
+        UserError: If the checkpoint is of another version or class.
+    """
+    import jsonargparse
+
+    settings = checkpoint.get("hyper_parameters", {})
+    again = "was written by another version of lit-mmpg"
+    if "_class_path" not in settings:
+        raise UserError(f"{name} {again}, which kept no settings of the model in it; train again")
+    given = {key: value for key, value in settings.items() if not key.startswith("_")} | changed
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "module")
+    try:
+        config = {"module": {"class_path": settings["_class_path"], "init_args": given}}
+        module: Module = parser.instantiate(parser.parse_object(config)).module
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+    except (jsonargparse.ArgumentError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} {again}, or needs a class that is not there ({reason}); train again") from error
+    return module
+
+
 def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the configuration that it was trained with: model, data and seed.
 
@@ -90,7 +128,27 @@ def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, An
     import yaml
 
     ours = checkpoint["lit_mmpg"]
-    if "config" not in ours:
-        raise UserError(f"{path} does not say how it was configured; name a checkpoint that 'lit-mmpg fit' wrote")
-    trained = yaml.safe_load(ours["config"])
+    if "network" in ours:
+        raise UserError(f"{path} was written by an older version of lit-mmpg; train again")
+    trained = yaml.safe_load(ours["config"]) if "config" in ours else {}
+    # A trainer in a notebook has no configuration, but Lightning keeps what model and data were built with.
+    model, data = (_section(checkpoint.get(key, {})) for key in ("hyper_parameters", "datamodule_hyper_parameters"))
+    if model is not None:
+        trained["model"] = model
+    if data is not None:
+        trained.setdefault("data", data)
+    missing = [key for key in ("model", "data") if key not in trained]
+    if missing:
+        raise UserError(
+            f"{path} does not say with which {' and '.join(missing)} it was trained; name a checkpoint that "
+            "'lit-mmpg fit' wrote, or fit with a data module (trainer.fit(module, datamodule=...))"
+        )
     return {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+
+
+def _section(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """``class_path`` and ``init_args`` of what an object was built with; its description of the data is no setting."""
+    if "_class_path" not in settings:
+        return None
+    init_args = {key: value for key, value in settings.items() if not key.startswith("_") and key != "data"}
+    return {"class_path": settings["_class_path"], "init_args": init_args}

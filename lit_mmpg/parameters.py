@@ -104,6 +104,13 @@ class ParameterSpec:
             if not np.isfinite(array).all():
                 raise ValueError(f"parameter {entry.name} holds NaN or infinity")
 
+    def tensors_digest(self, tensors: Mapping[str, np.ndarray]) -> str:
+        """SHA-256 of one device's tensors as it computes with them, hexadecimal: which parameters an answer is of."""
+        total = hashlib.sha256(self.digest().encode())
+        for entry in self.entries:
+            total.update(np.ascontiguousarray(tensors[entry.name], entry.dtype).tobytes())
+        return total.hexdigest()
+
 
 @lru_cache(maxsize=64)
 def _digest(spec: ParameterSpec) -> str:

@@ -56,12 +56,15 @@ def print_rows(rows: Sequence[Row], title: str | None = None) -> None:
     lines: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         lines.setdefault((str(row["split"]), str(row["method"])), {})[str(row["metric"])] = row
-    columns = [metric for metric in SHOWN if any(metric in line for line in lines.values())]
+    present = dict.fromkeys(metric for line in lines.values() for metric in line)
+    columns = [metric for metric in SHOWN if metric in present] or list(
+        present
+    )  # all of a task with metrics of its own
     table = Table(title=title, caption=escape(_caption(rows)), caption_justify="left")
     table.add_column("split", no_wrap=True)
     table.add_column("method", no_wrap=True)
     for metric in columns:
-        table.add_column(SHOWN[metric], justify="right", overflow="fold")
+        table.add_column(SHOWN.get(metric, metric), justify="right", overflow="fold")
     table.add_column("up", justify="right", no_wrap=True)
     table.add_column("down", justify="right", no_wrap=True)
     previous = None

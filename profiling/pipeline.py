@@ -13,6 +13,7 @@ from lit_mmpg.profiling.plan import Cell
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine
 from lit_mmpg.runtime.verify import Verdict, verify
+from lit_mmpg.tasks import find_task
 
 
 class EngineTimer:
@@ -50,8 +51,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, cell: Cell, more_roles: Sequence[str] = ()) -> None:
         self.bundle, self.cell = bundle, cell
         roles = [*(["encode"] if cell.encoder else []), *more_roles, "model"]
-        if bundle.manifest.task == "retrieval":
-            roles.append("text")
+        roles += [role for role in find_task(bundle.manifest.task).paired_roles if role not in roles]
         self.engines: dict[str, Engine] = {}
         for role in roles:
             precision = cell.precision if cell.precision in bundle.precisions(role) else "fp32"
@@ -73,9 +73,7 @@ class Pipeline:
         clips = "one clip" if self.cell.batch == 1 else f"{self.cell.batch} clips at once"
         frames = self.inputs["model"]["frames"].shape[1]
         start = f"from the pixels of {frames} frames" if self.cell.encoder else f"from the features of {frames} frames"
-        if self.bundle.manifest.task == "retrieval":
-            return f"{clips} {start} to the embedding, one query, and their similarity"
-        return f"{clips} {start} to the scores of one question each"
+        return f"{clips} {start} {find_task(self.bundle.manifest.task).unit()}"
 
     def __enter__(self) -> Pipeline:
         begin = time.perf_counter()

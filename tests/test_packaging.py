@@ -42,7 +42,7 @@ def tracked() -> list[str]:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 0:
         return [name for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
-    folders = ("lit_mmpg", "profiling", "configs", "jetson", "tests", "docs")
+    folders = ("lit_mmpg", "profiling", "configs", "jetson", "tests", "docs", "examples")
     inside = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"]
     return [str(p.relative_to(ROOT)) for p in inside] + [p.name for p in ROOT.glob("*.*") if p.is_file()] + ["Makefile"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,34 +14,21 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.link import register
 from lit_mmpg.link.product import PQ, ProductQuantiser, learn
 
-if TYPE_CHECKING:
-    from lit_mmpg.cloud.module import CloudModule
 
-
-def learn_codebooks(module: CloudModule) -> ProductQuantiser | None:
-    """k-means on the anchors that the training devices would upload; ``None`` where no codebooks are wanted.
-
-    The state of the random generators is afterwards what it was before.
+def learn_codebooks(anchors: Iterable[np.ndarray], link: LinkConfig) -> ProductQuantiser | None:
+    """k-means on anchors, made known to the link; ``None`` where no codebooks are wanted or there are no anchors.
 
     Args:
-        module: A cloud module that a trainer holds.
+        anchors: ``[n, H]`` anchors that training devices would upload.
+        link: Says how many codebooks.
     """
-    parts = module.link.codebooks
-    if not parts:
-        return None
-    training = module.training
-    module.eval()
-    anchors: list[np.ndarray] = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for frames in module.data.training_contexts():
-            context = replace(frames, values=frames.values.to(module.device), mask=frames.mask.to(module.device))
-            selected, _ = module.select(context)
-            anchors.append(selected.features[selected.mask].float().cpu().numpy())
-    module.train(training)
-    vectors = np.concatenate(anchors) if anchors else np.zeros((0, 1), np.float32)
+    parts = list(anchors) if link.codebooks else []
+    vectors = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
     if not len(vectors):
         return None
-    return learn(vectors, min(parts, vectors.shape[1]))
+    quantiser = learn(vectors, min(link.codebooks, vectors.shape[1]))
+    register(quantiser)
+    return quantiser
 
 
 def to_tensors(quantiser: ProductQuantiser) -> list[torch.Tensor]:

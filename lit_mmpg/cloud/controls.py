@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -51,12 +49,6 @@ class ConditionContext(nn.Module):
     def forward(self, reconstruction: Reconstruction, mask: Tensor) -> Tensor:
         """Context where the conditions are not known: those of a camera that changes nothing (all zero)."""
         return self.of(torch.zeros(len(mask), self.conditions, device=mask.device))
-
-
-def stored_conditions(checkpoint: dict[str, Any]) -> int | None:
-    """Numbers per device with which a checkpoint of the oracle was trained."""
-    weight = checkpoint.get("state_dict", {}).get("pool.embed.0.weight")
-    return None if weight is None else int(weight.shape[1])
 
 
 def freeze_generators(adaptor: FastDomainAdaptor) -> None:

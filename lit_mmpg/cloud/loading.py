@@ -1,31 +1,38 @@
-"""The cloud half of a checkpoint without its data: what a service needs."""
+"""A checkpoint or a saved folder as modules, without its data: what a service and the Python door need."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import jsonargparse
-
-from lit_mmpg.checkpoint import read_checkpoint, trained_config
+from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.cloud.module import CloudModule
-from lit_mmpg.errors import UserError
+from lit_mmpg.device.base import AnsweringModule
+from lit_mmpg.pretrained import read_folder
+
+
+def load_module(path: str | Path) -> tuple[AnsweringModule, str | None]:
+    """The module of a checkpoint of either half, in evaluation mode, and the MLflow run that trained it.
+
+    A module of the cloud half holds the device model too (``module.network``).
+
+    Args:
+        path: A checkpoint, or a folder that ``save_pretrained`` wrote.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    folder = Path(path).expanduser()
+    checkpoint = read_folder(folder) if folder.is_dir() else read_checkpoint(path)
+    module: AnsweringModule = rebuild(checkpoint, str(path), AnsweringModule)  # type: ignore[type-abstract]
+    return module.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")
 
 
 def load_cloud_module(path: str | Path) -> tuple[CloudModule, str | None]:
-    """The cloud module of a checkpoint with its weights, in evaluation mode, and the MLflow run that trained it.
+    """As :func:`load_module`, of the cloud half.
 
     Raises:
-        UserError: If the file is not a checkpoint of the cloud half that ``lit-mmpg fit`` wrote.
+        UserError: If the file is not a checkpoint of the cloud half.
     """
     checkpoint = read_checkpoint(path, half="cloud")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(CloudModule, "model")
-    try:
-        model: CloudModule = parser.instantiate(
-            parser.parse_object({"model": trained_config(path, checkpoint)["model"]})
-        ).model
-    except (jsonargparse.ArgumentError, KeyError, TypeError) as error:
-        raise UserError(f"{path} was written by another version of lit-mmpg ({error}); train again") from error
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")
+    module = rebuild(checkpoint, str(path), CloudModule)
+    return module.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,21 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from lit_mmpg.batch import Batch, Frames, frame_positions
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
 from lit_mmpg.cloud.codebooks import from_checkpoint, learn_codebooks, resolve, to_tensors
-from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators, stored_conditions
+from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
 from lit_mmpg.cloud.generation import generate
 from lit_mmpg.cloud.reasoner import AnchorFrameDistributionReasoner, Reconstruction, reconstruction_loss
 from lit_mmpg.device.anchors import AnchorRule, select_anchors
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
+from lit_mmpg.device.contract import DynamicConfig, NetworkFactory, build_network
 from lit_mmpg.device.evaluation import Cost
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
+from lit_mmpg.device.model import DeviceModelConfig
+from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.device.plots import reconstruction_curve
 from lit_mmpg.errors import UserError
-from lit_mmpg.link import register
 from lit_mmpg.link.product import ProductQuantiser
 
 if TYPE_CHECKING:
@@ -99,7 +101,9 @@ class CloudModule(AnsweringModule):
     """Trains the cloud half through the device model.
 
     Args:
-        device_ckpt: Checkpoint of the device half (stage 1).
+        data: Description of the data (``DeviceData.meta``); a configuration leaves it out.
+        device_ckpt: Checkpoint of the device half (stage 1), which a training starts from.
+        network: The device model; ``None``: that of ``device_ckpt``.
         dynamic: Dynamic layers and the form of their parameters.
         anchors: What is uploaded.
         cloud: Sizes of the cloud half.
@@ -115,7 +119,9 @@ class CloudModule(AnsweringModule):
 
     def __init__(
         self,
+        data: dict[str, Any],
         device_ckpt: str | None = None,
+        network: DeviceModelConfig | NetworkFactory | None = None,
         dynamic: DynamicConfig = DynamicConfig(),
         anchors: AnchorConfig = AnchorConfig(),
         cloud: CloudConfig = CloudConfig(),
@@ -125,45 +131,56 @@ class CloudModule(AnsweringModule):
         optimiser: OptimiserConfig = OptimiserConfig(),
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(optimiser, label_smoothing)
+        super().__init__(data, optimiser, label_smoothing)
         self.device_ckpt = device_ckpt
         self.dynamic, self.anchor_config, self.cloud_config = dynamic, anchors, cloud
         self.losses, self.link, self.freeze_static = losses, link, freeze_static
         self.needs_clean = losses.alignment > 0
-        self.network: DeviceModel
         self.reasoner: AnchorFrameDistributionReasoner | None
         self.pool: ContextPool | ConstantContext | ConditionContext
         self.adaptor: FastDomainAdaptor
         self._conditions: Tensor | None = None
-        self._condition_count: int | None = None
         self._exchange: Exchange | None = None
         self.quantiser: ProductQuantiser | None = None
         self._reconstruction: dict[tuple[str, int], list[float]] = {}
+        self._factory = network or trained_network(self._device_half())
+        self.save_hyperparameters(self.settings(network=self._factory), logger=False)
+        with self._drawing():
+            self._build(None)
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    def build(self, meta: dict[str, Any], data: DeviceData | None) -> None:
-        """Create both halves; when training starts the device half is loaded from its checkpoint."""
-        state = None
-        if data is not None:
-            if self.device_ckpt is None:
-                raise UserError(
-                    "model.init_args.device_ckpt is not set: train the device half first and name its checkpoint, or "
-                    "name its config as device_stage"
-                )
-            stored = read_checkpoint(self.device_ckpt, half="device")
-            trained = stored["lit_mmpg"]["data"]
-            self.check_meta(trained, meta)
-            if trained["max_words"] != meta["max_words"]:
-                raise UserError(
-                    f"data.batch.max_words is {meta['max_words']}, the device half was trained with "
-                    f"{trained['max_words']}; use the same"
-                )
-            self.network_config = DeviceModelConfig(**stored["lit_mmpg"]["network"])
-            state = {k.removeprefix("network."): v for k, v in stored["state_dict"].items() if k.startswith("network.")}
-        self.network = DeviceModel(shapes_of(meta), self.network_config, self.dynamic)
+    def _device_half(self) -> dict[str, Any]:
+        """The checkpoint of the device half, checked against the data.
+
+        Raises:
+            UserError: If there is none, or it was trained on other data.
+        """
+        if self.device_ckpt is None:
+            raise UserError(
+                "model.init_args.device_ckpt is not set: train the device half first and name its checkpoint, or "
+                "name its config as device_stage"
+            )
+        stored = read_checkpoint(self.device_ckpt, half="device")
+        trained = stored["lit_mmpg"]["data"]
+        self.check_meta(trained, self.meta)
+        if trained["max_words"] != self.meta["max_words"]:
+            raise UserError(
+                f"data.batch.max_words is {self.meta['max_words']}, the device half was trained with "
+                f"{trained['max_words']}; use the same"
+            )
+        return stored
+
+    def _build(self, state: dict[str, Tensor] | None) -> None:
+        """Create both halves, the device half with the weights of a checkpoint.
+
+        Args:
+            state: State of the device half; ``None`` where a checkpoint of this half will be loaded.
+        """
+        self.network = build_network(self._factory, shapes_of(self.meta), self.dynamic)
         if state is not None:
-            self.network.load_state_dict(state, strict=False)  # the dynamic forms' own parts are new
+            own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+            self.network.load_state_dict(own, strict=False)  # the dynamic forms' own parts are new
         width = self.network.anchor_width
         config = self.cloud_config
         self.reasoner = (
@@ -171,7 +188,7 @@ class CloudModule(AnsweringModule):
             if config.reasoner == "adr"
             else None
         )
-        self.pool = self._make_pool(width, data)
+        self.pool = self._make_pool(width)
         self.adaptor = FastDomainAdaptor(self.network.dynamic_layers(), self.pool.width, config.adaptor_hidden)
         if config.generator == "frozen_random":
             freeze_generators(self.adaptor)
@@ -180,39 +197,39 @@ class CloudModule(AnsweringModule):
             for parameter in self.network.adapter_parameters():
                 parameter.requires_grad_(True)
 
-    def _make_pool(self, width: int, data: DeviceData | None) -> ContextPool | ConstantContext | ConditionContext:
+    def start(self, data: DeviceData, fresh: bool) -> None:
+        """Weights of the device half, and the true conditions of the devices where this is the oracle."""
+        self.know_conditions(data.device_conditions())
+        if fresh:
+            # Some generators start from the static weights, so everything is made again on top of them.
+            self._build(self._device_half()["state_dict"])
+
+    def _make_pool(self, width: int) -> ContextPool | ConstantContext | ConditionContext:
         config = self.cloud_config
         pool = ContextPool(width, config.embedding)
         if config.context == "constant":
             return ConstantContext(pool.width)
         if config.context == "conditions":
-            if data is not None:
-                self.know_conditions(data)
-            return ConditionContext(self._condition_count or 1, pool.width)
+            return ConditionContext(self.meta.get("conditions") or 1, pool.width)
         return pool
 
-    def know_conditions(self, data: DeviceData) -> None:
-        """Take the true conditions of the devices from the data, where this is the oracle.
+    def know_conditions(self, conditions: np.ndarray | None) -> None:
+        """Take the true conditions of the devices ``[devices, K]``, where this is the oracle.
 
         Raises:
             UserError: If the data does not know them.
         """
         if self.cloud_config.context != "conditions":
             return
-        conditions = data.device_conditions()
         if conditions is None:
             raise UserError(
                 "model.init_args.cloud.context is 'conditions', but this data does not know the cameras of its "
                 "devices; use data with simulated cameras, or 'anchors'"
             )
         self._conditions = torch.from_numpy(conditions)
-        self._condition_count = conditions.shape[1]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the sizes of the device model from the checkpoint."""
-        self._condition_count = stored_conditions(checkpoint)
-        if self.meta is None and "network" in checkpoint.get("lit_mmpg", {}):
-            self.network_config = DeviceModelConfig(**checkpoint["lit_mmpg"]["network"])
+        """Take the codebooks of the link."""
         super().on_load_checkpoint(checkpoint)
         self.quantiser = from_checkpoint(checkpoint.get("lit_mmpg", {}))
 
@@ -225,25 +242,41 @@ class CloudModule(AnsweringModule):
 
     def _fit_codebooks(self, again: bool) -> None:
         """In training: codebooks for the anchors as the weights now make them, where these change (``again``)."""
-        if self._trainer is None or self.trainer.state.fn != "fit":
+        if self._trainer is None or self.trainer.state.fn != "fit" or self._training is None:
             return
-        fixed = self.freeze_static and not self.network.config.context_width
+        fixed = self.freeze_static and not self.network.context_parameters()
         if self.quantiser is None or (again and not fixed):
-            self.quantiser = learn_codebooks(self)
-            if self.quantiser is not None:
-                register(self.quantiser)
+            self.quantiser = learn_codebooks(self._anchors_of(self._training), self.link)
+
+    def _anchors_of(self, data: DeviceData) -> Iterator[np.ndarray]:
+        """Anchors ``[n, anchor_width]`` that the training devices would upload, one array per context."""
+        if not self.link.codebooks:
+            return
+        training = self.training
+        self.eval()
+        # The state of the random generators is afterwards what it was before.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for frames in data.training_contexts():
+                context = replace(frames, values=frames.values.to(self.device), mask=frames.mask.to(self.device))
+                selected, _ = self.select(context)
+                yield selected.features[selected.mask].float().cpu().numpy()
+        self.train(training)
 
     def setup(self, stage: str) -> None:
-        """Build; a frozen pixel encoder then encodes every frame once instead of once per epoch."""
-        super().setup(stage)
-        self.know_conditions(self.data)
-        if stage == "fit" and self.freeze_static and len(self.network.shapes.frame) == 3:
-            self.data.encode_once(self._encode_pixels)
+        """In training a frozen pixel encoder encodes every frame once instead of once per epoch."""
+        if stage == "fit" and self._training is not None and self.freeze_static and self.network.shapes.pixels:
+            self._training.encode_once(self._encode_pixels)
 
     def teardown(self, stage: str) -> None:
         """Let the data hand out pixels again."""
-        if stage == "fit":
-            self.data.encode_once(None)
+        if stage == "fit" and self._training is not None:
+            self._training.encode_once(None)
+
+    def on_fit_start(self) -> None:
+        """A training needs its data beside the loaders: for codebooks and for frames that are encoded once."""
+        super().on_fit_start()
+        if self._training is None:
+            raise UserError("call prepare(data) with the training data before trainer.fit(module, datamodule=data)")
 
     @torch.inference_mode()
     def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -265,7 +298,7 @@ class CloudModule(AnsweringModule):
         with torch.no_grad() if self.freeze_static else torch.enable_grad():
             encoded = self.network.encode(context.values)
         # The context projection is trained with the cloud half even where the static layers are frozen.
-        learns = not self.freeze_static or self.network.config.context_width
+        learns = not self.freeze_static or bool(self.network.context_parameters())
         with torch.enable_grad() if learns and self.training else torch.no_grad():
             projected = self.network.anchor_features(encoded)
         features, times, mask = select_anchors(
@@ -363,6 +396,10 @@ class CloudModule(AnsweringModule):
         # Without a context another device's context means nothing.
         return [*own, "shuffled_device"] if self.cloud_config.context == "anchors" else own
 
+    def _evaluate(self, loaders: Any, methods: list[str]) -> None:
+        super()._evaluate(loaders, methods)
+        self.know_conditions(self._groups[0].conditions)
+
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics and byte counts."""
         super().on_validation_epoch_start()
@@ -377,6 +414,8 @@ class CloudModule(AnsweringModule):
 
     def on_predict_start(self) -> None:
         """Answers come from parameters that have crossed the link, too."""
+        super().on_predict_start()
+        self.know_conditions(self._groups[0].conditions)
         self._open_link()
 
     def digest(self) -> str:
@@ -390,7 +429,7 @@ class CloudModule(AnsweringModule):
     def adapt(self, context: Frames, devices: Tensor) -> tuple[Tensor, ...]:
         """Parameters for each device, through the messages and codecs of the link."""
         assert self._exchange is not None
-        names = [self.data.device_table.devices[int(d)].id for d in devices]
+        names = [self._groups[0].devices[int(d)] for d in devices]
         return self.personal(context, devices, names, self._exchange)
 
     def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
@@ -451,3 +490,9 @@ class CloudModule(AnsweringModule):
             errors = {n: [self._reconstruction[n, k][0] / self._reconstruction[n, k][1] for k in counts] for n in names}
             figures["reconstruction"] = reconstruction_curve(counts, errors)
         return figures
+
+
+def trained_network(checkpoint: dict[str, Any]) -> NetworkFactory:
+    """What made the network of a checkpoint of the device half."""
+    module: DeviceModule = rebuild(checkpoint, "the checkpoint of the device half", DeviceModule)
+    return module.factory

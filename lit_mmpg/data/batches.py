@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.data.corpus import Texts
 from lit_mmpg.data.records import FilmedFrames, FrameSource, subsample
 from lit_mmpg.data.statistics import standardised
+from lit_mmpg.data.vocabulary import AnswerList
 from lit_mmpg.errors import UserError
 from lit_mmpg.statistics import Moments
 
@@ -413,6 +415,35 @@ class TrainBatches:
         return drawn
 
 
+@dataclass(frozen=True)
+class Group:
+    """What the batches of one loader ask of whom: all that an evaluation needs beside the batches.
+
+    Attributes:
+        name: ``val``, or the name of a group of test devices.
+        task: Name of the task.
+        kinds: Names of the question types.
+        item_clip: ``[items]`` index of the clip that each item is about.
+        gallery: Where retrieval ranks.
+        devices: Id of each device.
+        clips: Id of each clip.
+        texts: The questions or captions behind the items.
+        answers: The answer list (open-ended).
+        conditions: ``[devices, K]`` true settings of each device's camera; ``None`` where nobody knows them.
+    """
+
+    name: str
+    task: str
+    kinds: Sequence[str]
+    item_clip: np.ndarray
+    gallery: Literal["mixed", "device"]
+    devices: Sequence[str]
+    clips: Sequence[str]
+    texts: Texts
+    answers: AnswerList
+    conditions: np.ndarray | None = None
+
+
 class EvalBatches:
     """Evaluation batches: every item of a group once, in a fixed order.
 
@@ -428,6 +459,7 @@ class EvalBatches:
         with_foreign: Also gather another device's context, for the control.
         rank: Rank of this process.
         world: Number of processes.
+        group: What is asked of whom; ``None`` where nobody evaluates the answers.
     """
 
     def __init__(
@@ -439,8 +471,9 @@ class EvalBatches:
         with_foreign: bool = False,
         rank: int = 0,
         world: int = 1,
+        group: Group | None = None,
     ) -> None:
-        self.collate, self.shape, self.rank, self.world = collate, shape, rank, world
+        self.collate, self.shape, self.rank, self.world, self.group = collate, shape, rank, world, group
         contexts: list[tuple[int, tuple[int, ...], np.ndarray]] = []  # device, context, clips to ask
         by_clip = collate.items.by_clip
         for device, clips in timelines.items():

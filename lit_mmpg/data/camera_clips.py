@@ -22,7 +22,7 @@ import numpy as np
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.cameras import FAMILIES, Camera, camera_conditions, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
-from lit_mmpg.data.datamodule import Annotation, Task, VideoData
+from lit_mmpg.data.datamodule import Annotation, VideoData
 from lit_mmpg.data.features import FeatureStore
 from lit_mmpg.data.filming import FilmedFeatures, Shot, film
 from lit_mmpg.data.images import ImageFrames
@@ -269,7 +269,7 @@ class CameraClipsData(VideoData):
         questions: list[Annotation] | None = None,
         captions: list[Annotation] | None = None,
         drop_missing: bool = False,
-        task: Task = "retrieval",
+        task: str = "retrieval",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 2,

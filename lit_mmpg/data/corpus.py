@@ -6,17 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lit_mmpg.data.records import SPLITS, Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.errors import fault
+from lit_mmpg.tasks import find_task
 
 Texts = Sequence[Question | Caption]
 """The text items of a split: questions, or captions."""
-
-Task = Literal["open_ended", "multiple_choice", "retrieval"]
 
 GROUPS = ("train", "val", "test_seen", "test_unseen", "test_clean")
 """``train``: training devices and clips. ``val``: unseen devices, validation clips. ``test_seen``: training devices,
@@ -146,32 +145,32 @@ class Corpus:
 
 
 def choose_texts(
-    task: Task, clips: Sequence[Clip], questions: Sequence[Question], captions: Sequence[Caption]
+    task: str, clips: Sequence[Clip], questions: Sequence[Question], captions: Sequence[Caption]
 ) -> dict[str, Texts]:
-    """The text items of a task, by split."""
+    """The text items of a task, by split.
+
+    Raises:
+        UserError: If there is no such task.
+    """
+    asked = find_task(task, "data.task")
     chosen: dict[str, list[Question | Caption]] = {split: [] for split in SPLITS}
     split_of = {clip.id: clip.split for clip in clips}
-    if task == "retrieval":
-        for caption in captions:
-            # Extra sentences teach, but are never asked.
-            if split_of[caption.clip] == "train" or not caption.extra:
-                chosen[split_of[caption.clip]].append(caption)
-    else:
-        wants_options = task == "multiple_choice"
-        for question in questions:
-            if bool(question.options) == wants_options:
-                chosen[split_of[question.clip]].append(question)
+    texts: list[Question | Caption] = [*questions, *captions]
+    for text in texts:
+        split = split_of[text.clip]
+        if asked.takes(text, split):
+            chosen[split].append(text)
     return dict(chosen)
 
 
 def check_groups(
-    stage: str | None, task: Task, texts: Mapping[str, Texts], table: DeviceTable | None, where: str
+    stage: str | None, task: str, texts: Mapping[str, Texts], table: DeviceTable | None, where: str
 ) -> None:
     """Check that a stage has something to ask: in the splits, and on the devices to which they were dealt.
 
     Args:
         stage: The stage; one that asks nothing passes.
-        task: The task.
+        task: Name of the task.
         texts: Split -> text items.
         table: The devices; ``None``: splits alone are checked.
         where: What the data is called in messages.
@@ -179,7 +178,7 @@ def check_groups(
     Raises:
         UserError: If (outside ``collected``) a split or a group has nothing to ask.
     """
-    what = "captions" if task == "retrieval" else f"{task.replace('_', '-')} questions"
+    what = find_task(task).full_items
     for split, groups in STAGE_GROUPS.get(stage or "", {}).items():
         asked = {text.clip for text in texts[split]}
         if not asked:

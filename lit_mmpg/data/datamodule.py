@@ -19,8 +19,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
-from lit_mmpg.data.batches import BatchShape, Collator, EncodedFrames, EvalBatches, FrameGatherer, Items, TrainBatches
-from lit_mmpg.data.corpus import Corpus, DeviceTable, Task, Texts, check_groups, choose_texts
+from lit_mmpg.data.batches import (
+    BatchShape,
+    Collator,
+    EncodedFrames,
+    EvalBatches,
+    FrameGatherer,
+    Group,
+    Items,
+    TrainBatches,
+)
+from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
@@ -28,16 +37,18 @@ from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Ques
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
+from lit_mmpg.settings import Remembering
 from lit_mmpg.statistics import Moments, trained_moments
+from lit_mmpg.tasks import find_task
 
 _log = logging.getLogger(__name__)
 
 
-class DeviceData(L.LightningDataModule, ABC):
+class DeviceData(Remembering, L.LightningDataModule, ABC):
     """Common part of the data modules: vocabulary, answers, items and loaders over a :class:`Corpus`.
 
     Args:
-        task: ``open_ended``, ``multiple_choice`` or ``retrieval``.
+        task: Name of the task: ``open_ended``, ``multiple_choice``, ``retrieval``, or one that a package adds.
         batch: Batch shape.
         max_answers: Length of the answer list (open-ended).
         min_count: Words rarer than this in the training texts are unknown.
@@ -49,14 +60,17 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def __init__(
         self,
-        task: Task = "open_ended",
+        task: str = "open_ended",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 2,
         max_vocabulary: int = 20_000,
     ) -> None:
         super().__init__()
-        self.task, self.batch = task, batch
+        # Lightning puts them into every checkpoint of a training on this data.
+        self.save_hyperparameters(self.settings(), logger=False)
+        self.task, self.batch = find_task(task, "data.task").name, batch
+        self._brings = (True, False)
         self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
         self._corpus: Corpus | None = None
         self._trained: dict[str, Any] | None = None
@@ -91,6 +105,7 @@ class DeviceData(L.LightningDataModule, ABC):
             "kinds": self.kinds,
             "recipe": self.corpus.devices.recipe,
             "fingerprint": self.corpus.fingerprint,
+            "conditions": 0 if self.corpus.conditions is None else int(self.corpus.conditions.shape[1]),
             **({"own_statistics": self._statistics} if self._statistics else {}),
         }
 
@@ -152,7 +167,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def _fit_vocabulary(self, train: Texts) -> None:
         self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
-        answers = [q.answer for q in train if isinstance(q, Question)] if self.task == "open_ended" else []
+        answers = find_task(self.task).answers(train)
         self.answers = AnswerList.build(answers, self.max_answers) if answers else AnswerList(())
         self.kinds = self._found_kinds() or [""]
 
@@ -203,9 +218,10 @@ class DeviceData(L.LightningDataModule, ABC):
         return "data"
 
     def _check_answers(self, stage: str | None) -> None:
-        if self.task != "open_ended":
+        task = find_task(self.task)
+        if not task.answer_list:
             return
-        given = {split: [q.answer for q in texts if isinstance(q, Question)] for split, texts in self._texts.items()}
+        given = {split: task.answers(texts) for split, texts in self._texts.items()}
         if self._trained is None and given["train"]:
             self.answers.check_coverage(given["train"])
         elif self._trained is not None and stage == "test":
@@ -214,23 +230,16 @@ class DeviceData(L.LightningDataModule, ABC):
                 rank_zero_warn(f"{self._where()}: {warning}")
 
     def _build_items(self, texts: Texts) -> Items:
-        kind_of = {name: i for i, name in enumerate(self.kinds)}
+        task, kind_of = find_task(self.task), {name: i for i, name in enumerate(self.kinds)}
         rows: list[list[list[int]]] = []
         answer = np.zeros(len(texts), np.int64)
         kind = np.zeros(len(texts), np.int64)
         by_clip: dict[int, list[int]] = defaultdict(list)
         for i, text in enumerate(texts):
             by_clip[self._clip_index[text.clip]].append(i)
-            if isinstance(text, Caption):
-                rows.append([self._encode(text.text)])
-                continue
-            kind[i] = kind_of.get(text.type, 0)
-            if text.options:
-                rows.append([self._encode(f"{text.text} {option}") for option in text.options])
-                answer[i] = text.correct
-            else:
-                rows.append([self._encode(text.text)])
-                answer[i] = self.answers.index(text.answer)
+            rows.append([self._encode(candidate) for candidate in task.candidates(text)])
+            answer[i] = task.target(text, self.answers.index)
+            kind[i] = kind_of.get(text.type, 0) if isinstance(text, Question) else 0
         options = max((len(row) for row in rows), default=1)
         tokens = np.zeros((len(rows), options, self.batch.max_words), np.int32)
         for i, row in enumerate(rows):
@@ -327,9 +336,14 @@ class DeviceData(L.LightningDataModule, ABC):
     def _indices(self, rows: Mapping[int, Sequence[str]]) -> dict[int, np.ndarray]:
         return {d: np.array([self._clip_index[c] for c in clips], np.int64) for d, clips in rows.items() if clips}
 
-    def _module_wants(self, what: str, default: bool) -> bool:
-        module = getattr(self.trainer, "lightning_module", None) if self.trainer else None
-        return bool(getattr(module, what, default))
+    def bring(self, context: bool = True, clean: bool = False) -> None:
+        """Say what batches bring beside the query clips: what nobody uses need not be gathered.
+
+        Args:
+            context: The recent clips of the devices.
+            clean: The clean twins of the query clips, in training.
+        """
+        self._brings = (context, clean)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -355,10 +369,8 @@ class DeviceData(L.LightningDataModule, ABC):
         return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 
     def train_dataloader(self) -> TrainBatches:
-        """Training batches; the context and the clean twins are gathered only for a module that wants them."""
-        collate = self._collator(
-            "train", self._module_wants("needs_context", True), self._module_wants("needs_clean", False)
-        )
+        """Training batches, with what :meth:`bring` says."""
+        collate = self._collator("train", *self._brings)
         # The seed that Lightning was given; the order then differs between seeds, the devices do not.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return TrainBatches(self._timelines("train"), collate, self.batch, seed, *self._ranks())
@@ -377,11 +389,32 @@ class DeviceData(L.LightningDataModule, ABC):
             shape,
             with_foreign and with_context,
             *self._ranks(),
+            self.group(group),
+        )
+
+    def group(self, name: str) -> Group:
+        """What is asked of a group of the device table, for an evaluation.
+
+        Args:
+            name: ``train``, ``val``, or a group of test devices.
+        """
+        split = {"train": "train", "val": "val"}.get(name, "test")
+        return Group(
+            name,
+            self.task,
+            self.kinds,
+            self.item_clips(split),
+            self.gallery,
+            [device.id for device in self.device_table.devices],
+            self.clip_ids,
+            self.texts(split),
+            self.answers,
+            self.device_conditions(),
         )
 
     def val_dataloader(self) -> EvalBatches:
         """Unseen validation devices."""
-        return self.eval_batches("val", self._module_wants("needs_context", True))
+        return self.eval_batches("val", self._brings[0])
 
     @property
     def test_groups(self) -> list[str]:
@@ -414,8 +447,7 @@ class DeviceData(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> list[EvalBatches]:
         """Unseen devices, then seen devices with new clips, where both exist."""
-        wants = self._module_wants("needs_context", True)
-        return [self.eval_batches(group, wants, with_foreign=True) for group in self.test_groups]
+        return [self.eval_batches(group, self._brings[0], with_foreign=True) for group in self.test_groups]
 
     def predict_dataloader(self) -> EvalBatches:
         """The unseen test devices (where there are none, the seen ones): all, or the one that ``predict_device`` names.
@@ -424,7 +456,7 @@ class DeviceData(L.LightningDataModule, ABC):
             UserError: If there is no such device.
         """
         group = self.new_group
-        loader = self.eval_batches(group, self._module_wants("needs_context", True))
+        loader = self.eval_batches(group, self._brings[0])
         if self.predict_device is not None:
             loader.keep_device(self._find_device(self.predict_device, group))
         return loader
@@ -457,7 +489,7 @@ class PersonalClipsData(DeviceData):
         self,
         clips: PersonalClipsConfig = PersonalClipsConfig(),
         cache_dir: str | None = None,
-        task: Task = "open_ended",
+        task: str = "open_ended",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 1,
@@ -496,7 +528,7 @@ class VideoData(DeviceData):
         captions: list[Annotation] | None = None,
         dealing: Dealing = Dealing(),
         drop_missing: bool = False,
-        task: Task = "open_ended",
+        task: str = "open_ended",
         batch: BatchShape = BatchShape(),
         max_answers: int = 1000,
         min_count: int = 2,

@@ -28,6 +28,7 @@ from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.data.readers.qa_csv import OPTION_SEPARATOR, correct_option
 from lit_mmpg.data.records import SPLITS, Place
 from lit_mmpg.errors import UserError, collected, fault
+from lit_mmpg.tasks import all_tasks, find_task
 from lit_mmpg.writing import write_text
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
@@ -90,9 +91,8 @@ class OwnData:
     @property
     def task(self) -> str:
         """What the table asks."""
-        if not any(row["question"] for row in self.rows):
-            return "retrieval"
-        return "multiple_choice" if any(row.options for row in self.rows) else "open_ended"
+        questions, options = (any(row["question"] for row in self.rows), any(row.options for row in self.rows))
+        return next(task.name for task in all_tasks() if task.fits_table(questions, options))
 
 
 def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "owner") -> OwnData:
@@ -324,7 +324,7 @@ def configurations(data: OwnData, root: str, name: str) -> dict[str, dict[str, A
         root: Folder of the data set, as a configuration names it.
         name: Name of the experiment.
     """
-    train, task = data.clips("train"), data.task
+    train, task = data.clips("train"), find_task(data.task)
     counts = Counter(data.owner[clip] for clip in train if clip in data.owner)
     texts = sum(1 + len(row.captions) for row in data.rows if data.split[row.clip] == "train")
     if data.owner:
@@ -345,12 +345,12 @@ def configurations(data: OwnData, root: str, name: str) -> dict[str, dict[str, A
         "devices": _within(devices, 1, 16),
         "clips": clips,
         "context_clips": _within(int(each) - clips, 1, 16),
-        "max_words": {"open_ended": 20, "multiple_choice": 40, "retrieval": 24}[task],
+        "max_words": task.max_words,
         "eval_devices": 4,
         "eval_clips": 16,
     }
-    arguments: dict[str, Any] = {"task": task, "root": root, "features": "features.h5", "clips": "clips.csv"}
-    if task != "retrieval":
+    arguments: dict[str, Any] = {"task": task.name, "root": root, "features": "features.h5", "clips": "clips.csv"}
+    if not task.searches:
         arguments["questions"] = [{"layout": "qa_csv", "path": "qa"}]
     if any(row.captions for row in data.rows):
         arguments["captions"] = [{"layout": "captions_csv", "path": "captions.csv"}]
@@ -361,7 +361,7 @@ def configurations(data: OwnData, root: str, name: str) -> dict[str, dict[str, A
     return {
         f"{name}_device.yaml": {
             "data": section,
-            "model": _device_model(task, texts),
+            "model": task.device_model(texts, SMALL),
             "trainer": _trainer(epochs),
         },
         f"{name}.yaml": {
@@ -371,15 +371,6 @@ def configurations(data: OwnData, root: str, name: str) -> dict[str, dict[str, A
             "device_stage": f"{name}_device.yaml",
         },
     }
-
-
-def _device_model(task: str, texts: int) -> str | dict[str, Any]:
-    if task != "retrieval":
-        return "configs/model/device_video_qa.yaml"
-    if texts >= SMALL:
-        return "configs/model/device_msrvtt_retrieval.yaml"
-    network = {"width": 128, "temporal": False, "dropout": 0.1, "frame_dropout": 0.2, "word_dropout": 0.1}
-    return {"class_path": "DeviceModule", "init_args": {"network": network}}
 
 
 def _trainer(epochs: int) -> list[Any]:
@@ -413,8 +404,8 @@ def write_own(data: OwnData, output: Path, root: str) -> Path:
         ("video", "split", *(["owner"] if data.owner else [])),
         [(c, s, *([data.owner[c]] if data.owner else [])) for c, s in data.split.items()],
     )
-    choice = data.task == "multiple_choice"
-    if data.task != "retrieval":
+    choice = find_task(data.task).takes_options
+    if not find_task(data.task).searches:
         for split in SPLITS:
             asked = [(r, qid) for r, qid in numbered if r["question"] and data.split[r.clip] == split]
             _write_table(

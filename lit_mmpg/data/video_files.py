@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.data import readers
-from lit_mmpg.data.corpus import DeviceTable, Task, check_groups, choose_texts
+from lit_mmpg.data.corpus import DeviceTable, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile, check_coverage
 from lit_mmpg.data.records import Caption, Clip, ClipIndex, Place, Question
@@ -193,7 +193,7 @@ def check_video_data(settings: Mapping[str, Any], stage: str = "fit") -> None:
         [Annotation(**entry) for entry in settings.get("captions") or ()],
         bool(settings.get("drop_missing", False)),
     )
-    task: Task = settings.get("task", "open_ended")
+    task: str = settings.get("task", "open_ended")
     with collected() as faults:
         source = None
         with collected():

@@ -1,28 +1,35 @@
-"""What the LightningModules of both halves share: building from the data, evaluation, optimiser, checkpoints."""
+"""What the LightningModules of both halves share: settings, checkpoints, evaluation, optimiser."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from lit_mmpg import pretrained
 from lit_mmpg.batch import Batch
-from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
-from lit_mmpg.device.model import DeviceModelConfig, Shapes
+from lit_mmpg.checkpoint import read_checkpoint, rebuild
+from lit_mmpg.device.contract import DeviceModel, Shapes
+from lit_mmpg.device.evaluation import Cost, Evaluation
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.device.plots import accuracy_per_device
 from lit_mmpg.device.predictions import predictions
 from lit_mmpg.errors import UserError
+from lit_mmpg.settings import Remembering
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Self
 
+    from lit_mmpg.data.batches import Group
     from lit_mmpg.data.datamodule import DeviceData
 
 
@@ -55,58 +62,90 @@ def shapes_of(meta: Mapping[str, Any]) -> Shapes:
     )
 
 
-class AnsweringModule(L.LightningModule):
-    """Base of both halves.
+class AnsweringModule(Remembering, L.LightningModule):
+    """Base of both halves: networks from a description of the data, and nothing but that.
 
     Args:
+        data: Description of the data, as :attr:`DeviceData.meta <lit_mmpg.data.datamodule.DeviceData.meta>` gives it.
         optimiser: Optimiser settings.
         label_smoothing: See :func:`lit_mmpg.device.outputs.task_loss`.
     """
 
     half_name: str
     """``device`` or ``cloud``."""
-    network_config: DeviceModelConfig
-    """Sizes of the device model; a cloud half takes them from the checkpoint of the device half."""
     monitor = ("val/score", "max")
     """Model selection: the task's primary metric on validation, with the sign that makes higher better."""
     needs_context = False
     needs_clean = False
+    network: DeviceModel
 
-    def __init__(self, optimiser: OptimiserConfig, label_smoothing: float) -> None:
+    def __init__(self, data: Mapping[str, Any], optimiser: OptimiserConfig, label_smoothing: float) -> None:
         super().__init__()
+        self.meta = dict(data)
         self.optimiser, self.label_smoothing = optimiser, label_smoothing
-        self.meta: dict[str, Any] | None = None
         self.evaluation: Evaluation | None = None
         self.result_rows: list[dict[str, object]] = []
         self._figures: dict[str, Figure] = {}
+        self._groups: list[Group] = []
+        self._training: DeviceData | None = None
+        self._has_weights = False
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def build(self, meta: dict[str, Any], data: DeviceData | None) -> None:
-        """Create the networks.
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """What is drawn within depends on the seed alone, not on what was drawn before: else resuming would differ."""
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.initial_seed()) % 2**31)
+            yield
+
+    @classmethod
+    def for_data(cls, data: DeviceData, **settings: Any) -> Self:
+        """A module for some data, ready to be trained on it.
 
         Args:
-            meta: Description of the data (``DeviceData.meta``).
-            data: The data itself when training starts, for initialisation; ``None`` when a checkpoint will be loaded.
+            data: The data; it is set up for training.
+            **settings: Further arguments of the class.
+
+        Raises:
+            UserError: If the data or a setting is not usable.
+        """
+        data.setup("fit")
+        return cls(data.meta, **settings).prepare(data)
+
+    def prepare(self, data: DeviceData) -> Self:
+        """Make ready for training: take start values from the data, unless the weights came from a checkpoint.
+
+        Args:
+            data: The training data, set up.
+
+        Raises:
+            UserError: If the data does not fit the description, or lacks what a setting needs.
+        """
+        self.check_meta(self.meta, data.meta)
+        data.bring(self.needs_context, self.needs_clean)
+        self._training = data
+        with self._drawing():
+            self.start(data, fresh=not self._has_weights)
+        self._has_weights = True
+        return self
+
+    @abstractmethod
+    def start(self, data: DeviceData, fresh: bool) -> None:
+        """Take from the training data what :meth:`prepare` says.
+
+        Args:
+            data: The training data, set up.
+            fresh: Whether weights should start from the data.
         """
 
-    @property
-    def data(self) -> DeviceData:
-        """The data module that the trainer holds."""
-        return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
-
-    def setup(self, stage: str) -> None:
-        """Build from the data (Lightning calls this before it restores a checkpoint)."""
-        meta = self.data.meta
-        if self.meta is None:
-            self.meta = meta
-            # Everything that is drawn here must not depend on what was drawn before, or resuming would differ.
-            with torch.random.fork_rng():
-                torch.manual_seed(int(torch.initial_seed()) % 2**31)
-                self.build(meta, self.data if stage == "fit" else None)
-        else:
-            self.check_meta(self.meta, meta)
+    def on_fit_start(self) -> None:
+        """Training needs a prepared module."""
+        if not self._has_weights:
+            name = type(self).__name__
+            raise UserError(
+                f"this {name} has no start values; make it by {name}.for_data(data, ...), or call prepare(data) first"
+            )
 
     @staticmethod
     def check_meta(trained: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -135,25 +174,62 @@ class AnsweringModule(L.LightningModule):
                     f"({data[size]} entries); train both halves on the same data, or train the device half again"
                 )
 
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the data decided, so that the checkpoint stands alone."""
-        checkpoint.setdefault("lit_mmpg", {}).update(
-            {"data": self.meta, "half": self.half_name, "network": asdict(self.network_config)}
-        )
+        """Add what tells a checkpoint of this half from others."""
+        checkpoint.setdefault("lit_mmpg", {}).update({"data": self.meta, "half": self.half_name})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the half and build the networks where the trainer has not."""
+        """Check the half and the data."""
         stored = checkpoint.get("lit_mmpg", {})
         if stored.get("half") != self.half_name:
             raise UserError(
                 f"the checkpoint holds the {stored.get('half', 'unknown')} half, this is the {self.half_name} half; "
                 "name a checkpoint of this half (ckpt_path), or give the device half as model.init_args.device_ckpt"
             )
-        if self.meta is None:
-            self.meta = stored["data"]
-            self.build(self.meta, None)
-        else:
-            self.check_meta(stored["data"], self.meta)
+        self.check_meta(stored["data"], self.meta)
+        self._has_weights = True
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **changed: Any
+    ) -> Self:
+        """The module of a checkpoint with its weights. Only tensors and plain data are read, never pickled code.
+
+        Args:
+            checkpoint_path: A file that ``lit-mmpg fit`` or a Lightning trainer wrote.
+            map_location: Where the module goes; ``None``: the CPU.
+            **changed: Arguments of the class that replace those of the checkpoint.
+
+        Raises:
+            UserError: If the file is not a checkpoint of this class.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, half=getattr(cls, "half_name", None))
+        module = rebuild(checkpoint, str(checkpoint_path), cls, **changed)
+        return module if map_location is None else module.to(map_location)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which :meth:`from_pretrained` reads: no pickle.
+
+        Args:
+            save_directory: Folder, made where it is missing.
+        """
+        pretrained.save(self, save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Self:
+        """The module that :meth:`save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or the name of a repository on the Hugging Face hub.
+            **hub: Options of ``huggingface_hub.snapshot_download`` (``revision``, ``token``, ``cache_dir``,
+                ``local_files_only``, ...).
+
+        Raises:
+            UserError: If there is no such folder or repository, or it does not hold this class.
+        """
+        return pretrained.load(cls, pretrained_model_name_or_path, **hub)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -170,42 +246,51 @@ class AnsweringModule(L.LightningModule):
         """Bytes per adaptation of each method."""
         return {}
 
+    def _evaluate(self, loaders: Any, methods: list[str]) -> None:
+        """Fresh metrics for what the trainer's loaders ask."""
+        self._groups = _groups(loaders)
+        self.evaluation = Evaluation.of(self._groups, methods).to(self.device)
+
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""
-        self.evaluation = Evaluation.over(self.data, ["val"], self.methods[:1]).to(self.device)
+        self._evaluate(self.trainer.val_dataloaders, self.methods[:1])
 
     def on_test_epoch_start(self) -> None:
         """Fresh metrics for each group of test devices."""
-        self.evaluation = Evaluation.over(self.data, self.data.test_groups, self.methods).to(self.device)
+        self._evaluate(self.trainer.test_dataloaders, self.methods)
+
+    def on_predict_start(self) -> None:
+        """Remember what is asked."""
+        self._groups = _groups(self.trainer.predict_dataloaders)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the answers of the module's own method."""
         assert self.evaluation is not None
         for method, outputs in self.respond(batch, self.methods[:1]).items():
-            self.evaluation.update("val", method, batch, outputs)
+            self.evaluation.update(self._groups[0].name, method, batch, outputs)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect the answers of all methods."""
         assert self.evaluation is not None
         for method, outputs in self.respond(batch, self.methods).items():
-            self.evaluation.update(self.data.test_groups[dataloader_idx], method, batch, outputs)
+            self.evaluation.update(self._groups[dataloader_idx].name, method, batch, outputs)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, object]]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, object]]:
         """Answers of the module's own method: one row per question, or per caption its ranked clips.
 
         Retrieval ranks the clips of the same device that are in the batch's query group.
         """
         outputs = self.respond(batch, self.methods[:1])[self.methods[0]]
-        return predictions(self.data, batch, outputs)
+        return predictions(self._groups[dataloader_idx], batch, outputs)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the module's own method."""
         assert self.evaluation is not None
         method = self.methods[0]
-        values = self.evaluation.compute("val", method)
-        primary = values[PRIMARY[self.data.task]]
+        values = self.evaluation.compute(self._groups[0].name, method)
+        primary = self.evaluation.task.primary
         self.log_dict({f"val/{name}": value for name, value in values.items()}, rank_zero_only=True)
-        self.log("val/score", -primary if self.data.task == "retrieval" else primary, prog_bar=True)
+        self.log("val/score", primary.score(values[primary.name]), prog_bar=True)
         for name, value in asdict(self.costs().get(method, Cost())).items():
             self.log(f"val/{name}", float(value))
         if self.trainer.state.fn == "validate":
@@ -225,10 +310,10 @@ class AnsweringModule(L.LightningModule):
             group: {method: self.evaluation.items(group, method) for method in self.methods}
             for group in self.evaluation.groups
         }
-        names = [device.id for device in self.data.device_table.devices]
+        names = list(self._groups[0].devices)
         if self.trainer.is_global_zero:
             self._figures = {
-                f"per_device_{group}": accuracy_per_device(results, names, PRIMARY[self.data.task])
+                f"per_device_{group}": accuracy_per_device(results, names, self.evaluation.task.primary.name)
                 for group, results in per_device.items()
             }
 
@@ -267,3 +352,20 @@ class AnsweringModule(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _groups(loaders: Any) -> list[Group]:
+    """What the loaders of a trainer ask.
+
+    Raises:
+        UserError: If they do not say.
+    """
+    groups = [
+        getattr(loader, "group", None) for loader in (loaders if isinstance(loaders, list | tuple) else [loaders])
+    ]
+    if not groups or None in groups:
+        raise UserError(
+            "the loaders do not say whom they ask what; take those of a data module of lit_mmpg.data, or give them a "
+            "'group' (lit_mmpg.data.batches.Group)"
+        )
+    return groups

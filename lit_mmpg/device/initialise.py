@@ -16,7 +16,7 @@ from lit_mmpg.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
-    from lit_mmpg.device.model import DeviceModel
+    from lit_mmpg.device.model import DeviceNetwork
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def _copy(target: torch.Tensor, values: np.ndarray) -> None:
     target.data.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(target.dtype))
 
 
-def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfig) -> None:
+def initialise(model: DeviceNetwork, data: DeviceData, config: InitialisationConfig) -> None:
     """Set feature statistics, frame projection, word vectors and answer prior from the training data.
 
     Args:
@@ -80,7 +80,4 @@ def initialise(model: DeviceModel, data: DeviceData, config: InitialisationConfi
     if config.words == "ppmi":
         vectors = word_vectors(data.training_sentences(), data.vocabulary, width, seed=0)
         _copy(model.text_encoder.embedding.weight, vectors * np.sqrt(width))
-    if data.task == "open_ended":
-        # From the prior over answers the head need not learn first what is frequent.
-        count = np.bincount(data.items("train").answer + 1, minlength=len(data.answers) + 1)[1:]
-        _copy(model.head.bias, np.log((count + 0.5) / (count.sum() + 0.5 * len(count))))
+    model.task.initialise(model, data.items("train").answer, len(data.answers))

@@ -11,36 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_mmpg.batch import frame_positions
-from lit_mmpg.device.dynamic import DynamicLinear, Form
+from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes
 from lit_mmpg.device.encoders import PixelEncoder, StandardiseFeatures, TextEncoder
+from lit_mmpg.device.initialise import InitialisationConfig, initialise
 from lit_mmpg.errors import UserError
-from lit_mmpg.parameters import ParameterSpec
 
-Task = Literal["open_ended", "multiple_choice", "retrieval"]
-DynamicLayer = Literal["correction", "frame_projection", "fusion", "head"]
-DYNAMIC_ORDER: tuple[DynamicLayer, ...] = ("correction", "frame_projection", "fusion", "head")
-
-
-@dataclass(frozen=True)
-class DynamicConfig:
-    """Which layers take generated parameters, and in which form.
-
-    Attributes:
-        layers: Names of the dynamic layers.
-        form: Form of their parameters (see :mod:`lit_mmpg.device.dynamic`).
-        rank: Rank of the forms that have one.
-    """
-
-    layers: tuple[DynamicLayer, ...] = ("frame_projection", "head")
-    form: Form = "low_rank"
-    rank: int = 8
+if TYPE_CHECKING:
+    from lit_mmpg.data.datamodule import DeviceData
 
 
 @dataclass(frozen=True)
@@ -78,28 +62,13 @@ class DeviceModelConfig:
     correction: int = 0
     context_width: int = 0
 
-
-@dataclass(frozen=True)
-class Shapes:
-    """What the data decides about the model.
-
-    Attributes:
-        task: ``open_ended``, ``multiple_choice`` or ``retrieval``.
-        frame: Shape of one frame: ``(D,)`` features or ``(3, H, W)`` pixels.
-        words: Size of the vocabulary.
-        answers: Size of the answer list (open-ended only).
-        max_words: Longest text in words.
-    """
-
-    task: Task
-    frame: tuple[int, ...]
-    words: int
-    answers: int = 0
-    max_words: int = 20
+    def __call__(self, shapes: Shapes, dynamic: DynamicConfig | None = None) -> DeviceModel:
+        """The network of these sizes."""
+        return DeviceNetwork(shapes, self, dynamic)
 
 
-class DeviceModel(nn.Module):
-    """Device half: static layers plus dynamic layers whose parameters are arguments.
+class DeviceNetwork(DeviceModel):
+    """The device model that this package trains.
 
     Args:
         shapes: What the data decides.
@@ -111,8 +80,8 @@ class DeviceModel(nn.Module):
     """
 
     def __init__(self, shapes: Shapes, config: DeviceModelConfig, dynamic: DynamicConfig | None = None) -> None:
-        super().__init__()
-        self.shapes, self.config = shapes, config
+        super().__init__(shapes, dynamic)
+        self.config, self.factory, self.blind = config, config, config.blind
         width = config.width
         if len(shapes.frame) == 3:
             self.encoder: nn.Module = PixelEncoder(config.encoder_features, config.encoder_channels)
@@ -122,23 +91,16 @@ class DeviceModel(nn.Module):
             features = shapes.frame[0]
         else:
             raise UserError(f"frames of shape {shapes.frame}: expected features (D,) or pixels (3, H, W)")
-        chosen = dynamic.layers if dynamic else ()
-
-        def layer(name: str, inputs: int, outputs: int) -> DynamicLinear:
-            if dynamic and name in dynamic.layers:
-                return DynamicLinear(inputs, outputs, dynamic.form, dynamic.rank)
-            return DynamicLinear(inputs, outputs)
-
-        retrieval = shapes.task == "retrieval"
+        retrieval = self.task.searches
         if config.correction:
-            self.correction = layer("correction", features, config.correction)
+            self.correction = self.linear("correction", features, config.correction)
             self.correction_output = nn.Linear(config.correction, features)
             nn.init.zeros_(self.correction_output.weight)
             nn.init.zeros_(self.correction_output.bias)
         if config.context_width:
             self.context_projection = nn.Linear(features, config.context_width)
             self.context_norm = nn.LayerNorm(config.context_width, elementwise_affine=False)
-        self.frame_projection = layer("frame_projection", features, width)
+        self.frame_projection = self.linear("frame_projection", features, width)
         self.frame_norm = nn.LayerNorm(width)
         self.time = nn.Linear(4, width, bias=False)
         nn.init.zeros_(self.time.weight)
@@ -152,58 +114,40 @@ class DeviceModel(nn.Module):
             self.pool_score = nn.Linear(width, 1)
             nn.init.zeros_(self.pool_score.weight)
             self.expand = nn.Linear(width, width)
-            self.head = layer("head", width, width)
+            self.head = self.linear("head", width, width)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-            self.log_temperature = nn.Parameter(torch.tensor(10.0).log())
         else:
             self.query = nn.Linear(width, width)
             self.value = nn.Linear(width, width, bias=False)
             nn.init.eye_(self.value.weight)
             self.question_norm = nn.LayerNorm(width)
-            self.fusion = layer("fusion", 3 * width, 2 * width)
+            self.fusion = self.linear("fusion", 3 * width, 2 * width)
             self.fusion_output = nn.Linear(2 * width, width)
             self.fusion_norm = nn.LayerNorm(width)
-            self.head = layer("head", width, shapes.answers if shapes.task == "open_ended" else 1)
-        missing = [name for name in chosen if not hasattr(self, name)]
-        if missing:
-            raise UserError(f"model.dynamic.layers: {missing} do not exist for task '{shapes.task}'; remove them")
-        self._parts = {name: getattr(self, name).entries(name) for name in DYNAMIC_ORDER if name in chosen}
-        self.spec = ParameterSpec(tuple(entry for entries in self._parts.values() for entry in entries))
+            self.head = self.linear("head", width, self.task.head_width(shapes.answers))
+        self.index()
 
-    def dynamic_layers(self) -> dict[str, DynamicLinear]:
-        """The dynamic layers by name, in the order of the specification."""
-        return {name: getattr(self, name) for name in self._parts}
+    def context_parameters(self) -> list[nn.Parameter]:
+        """Those of the context projection."""
+        return list(self.context_projection.parameters()) if self.config.context_width else []
 
-    def adapter_parameters(self) -> list[nn.Parameter]:
-        """Static tensors that only the exchange needs: those of the dynamic forms and of the context projection.
+    def start(self, data: DeviceData, settings: InitialisationConfig) -> None:
+        """Feature statistics, frame projection, word vectors and answer prior from the training data."""
+        initialise(self, data, settings)
 
-        They are trained with the cloud half and shipped with the device.
-        """
-        own = list(self.context_projection.parameters()) if self.config.context_width else []
-        return [p for layer in self.dynamic_layers().values() for p in layer.adapter_parameters()] + own
+    def correction_layers(self) -> list[nn.Module]:
+        """Both layers of the correction."""
+        return [self.correction, self.correction_output] if self.config.correction else []
 
-    def _own(self, name: str, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The slice of ``parameters`` that belongs to one layer."""
-        if not parameters or name not in self._parts:
-            return ()
-        start = 0
-        for layer, entries in self._parts.items():
-            if layer == name:
-                return parameters[start : start + len(entries)]
-            start += len(entries)
-        return ()
+    @property
+    def feature_width(self) -> int:
+        """Width of the pixel encoder's output, or of the given features."""
+        return self.config.encoder_features if self.shapes.pixels else self.shapes.frame[0]
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """Raw features of frames, ``[..., T, D]``.
-
-        Args:
-            frames: ``[..., T, 3, H, W]`` uint8 pixels, or ``[..., T, D]`` features. Features given to a model of pixels
-                are taken as already encoded by it.
-        """
-        if len(self.shapes.frame) == 3 and frames.is_floating_point():
-            return frames
-        return self.encoder(frames)
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Pixels through the encoder; features standardised."""
+        return self.encoder(frames)  # type: ignore[no-any-return]
 
     def project(self, features: Tensor, parameters: Sequence[Tensor] = (), corrected: bool = True) -> Tensor:
         """Projected, normalised frame features, ``[..., T, D]`` to ``[..., T, H]``.
@@ -217,9 +161,9 @@ class DeviceModel(nn.Module):
             features = features + self.config.frame_noise * torch.randn_like(features)
         features = self.frame_dropout(features)
         if corrected and self.config.correction:
-            hidden = F.gelu(self.correction(features, self._own("correction", parameters)))
+            hidden = F.gelu(self.correction(features, self.own("correction", parameters)))
             features = features + self.correction_output(hidden)
-        projected = self.frame_norm(self.frame_projection(features, self._own("frame_projection", parameters)))
+        projected = self.frame_norm(self.frame_projection(features, self.own("frame_projection", parameters)))
         return torch.zeros_like(projected) if self.config.blind else projected
 
     @property
@@ -264,43 +208,25 @@ class DeviceModel(nn.Module):
         weight = score.masked_fill(~mask.unsqueeze(-1), -1e4).softmax(-2)
         seen = self.value((weight.unsqueeze(-1) * split).sum(-3).flatten(-2))
         joint = torch.cat([seen, question, seen * question], -1)
-        hidden = self.dropout(F.gelu(self.fusion(joint, self._own("fusion", parameters))))
+        hidden = self.dropout(F.gelu(self.fusion(joint, self.own("fusion", parameters))))
         fused = self.fusion_norm(question + seen + self.fusion_output(hidden))
-        return self.head(self.dropout(fused), self._own("head", parameters))
+        return self.head(self.dropout(fused), self.own("head", parameters))
 
     def embed_video(self, frames: Tensor, mask: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
         """Unit-length clip embedding ``[..., H]`` from :meth:`contextualise`d frames ``[..., T, H]``."""
         score = self.pool_score(frames).squeeze(-1)
         weight = score.masked_fill(~mask, -1e4).softmax(-1)
         pooled = (weight.unsqueeze(-1) * frames).sum(-2)
-        refined = self.head(self.dropout(F.gelu(self.expand(pooled))), self._own("head", parameters))
+        refined = self.head(self.dropout(F.gelu(self.expand(pooled))), self.own("head", parameters))
         return F.normalize(pooled + refined, dim=-1)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Unit-length sentence embedding, ``[..., L]`` to ``[..., H]``."""
         return F.normalize(self.text_encoder(text), dim=-1)
 
-    def forward(self, frames: Tensor, frame_mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
-        """Answer one text per clip.
-
-        Args:
-            frames: ``[..., T, D]`` features or ``[..., T, 3, H, W]`` uint8 pixels.
-            frame_mask: ``[..., T]`` bool.
-            text: ``[..., O, L]`` word indices: O = 1 for a question or a caption, else one row per option.
-            parameters: Flat tuple in the order of ``spec``: empty for the static model, unbatched for one device, or
-                with a leading dimension G, in which case all inputs have it too.
-
-        Returns:
-            Open-ended: ``[..., A]`` logits. Multiple choice: ``[..., O]`` logits. Retrieval: ``[...]`` cosine.
-        """
-        x = self.contextualise(self.project(self.encode(frames), parameters), frame_mask)
-        if self.shapes.task == "retrieval":
-            return (self.embed_video(x, frame_mask, parameters) * self.embed_text(text.squeeze(-2))).sum(-1)
-        return self.answer(x, frame_mask, text, parameters)
-
     def answer(self, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
         """Scores of the answers to ``text [..., O, L]`` about contextualised frames ``[..., T, H]``."""
-        if self.shapes.task == "open_ended":
+        if not self.task.takes_options:
             return self.fuse(frames, mask, text.squeeze(-2), parameters)
         options = text.shape[-2]
         spread = frames.unsqueeze(-3).expand(*frames.shape[:-2], options, *frames.shape[-2:])

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
-from lit_mmpg.device.initialise import InitialisationConfig, initialise
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig
+from lit_mmpg.device.contract import NetworkFactory, build_network
+from lit_mmpg.device.initialise import InitialisationConfig
+from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.errors import UserError
 
@@ -38,7 +39,9 @@ class DeviceModule(AnsweringModule):
     """Trains the static device model.
 
     Args:
-        network: Sizes of the device model.
+        data: Description of the data (``DeviceData.meta``); a configuration leaves it out.
+        network: Sizes of the device model, or a class of one's own that keeps :mod:`lit_mmpg.device.contract`
+            (``class_path`` and ``init_args``); ``None``: the device model with its default sizes.
         optimiser: Optimiser settings.
         initialisation: Start values that come from the training data.
         train_frames: Train on this many random frames of each clip (0: on all): cheaper, and augmentation.
@@ -53,7 +56,8 @@ class DeviceModule(AnsweringModule):
 
     def __init__(
         self,
-        network: DeviceModelConfig = DeviceModelConfig(),
+        data: dict[str, Any],
+        network: DeviceModelConfig | NetworkFactory | None = None,
         optimiser: OptimiserConfig = OptimiserConfig(),
         initialisation: InitialisationConfig = InitialisationConfig(),
         train_frames: int = 0,
@@ -62,30 +66,33 @@ class DeviceModule(AnsweringModule):
         task: float = 1.0,
         trained: Literal["all", "correction"] = "all",
     ) -> None:
-        super().__init__(optimiser, label_smoothing)
-        if trained == "correction" and not network.correction:
-            raise UserError("model.trained is 'correction', but model.network.correction is 0; give it a width")
+        super().__init__(data, optimiser, label_smoothing)
         if not task and not alignment:
             raise UserError("model.task and model.alignment are both 0: nothing would be learnt; set one of them")
-        self.network_config, self.task, self.trained = network, task, trained
+        self.task, self.trained = task, trained
         self.alignment, self.needs_clean = alignment, alignment > 0
         self.initialisation, self.train_frames = initialisation, train_frames
-        self.network: DeviceModel
-
-    def build(self, meta: dict[str, Any], data: DeviceData | None) -> None:
-        """Create the device model."""
-        self.network = DeviceModel(shapes_of(meta), self.network_config)
-        if data is not None:
-            initialise(self.network, data, self.initialisation)
-        if self.trained == "correction":
+        self.factory: NetworkFactory = network or DeviceModelConfig()
+        self.save_hyperparameters(self.settings(network=self.factory), logger=False)
+        with self._drawing():
+            self.network = build_network(self.factory, shapes_of(data))
+        if trained == "correction":
+            layers = self.network.correction_layers()
+            if not layers:
+                raise UserError("model.trained is 'correction', but model.network.correction is 0; give it a width")
             self.network.requires_grad_(False)
-            self.network.correction.requires_grad_(True)
-            self.network.correction_output.requires_grad_(True)
+            for layer in layers:
+                layer.requires_grad_(True)
+
+    def start(self, data: DeviceData, fresh: bool) -> None:
+        """Start values of the network."""
+        if fresh:
+            self.network.start(data, self.initialisation)
 
     @property
     def methods(self) -> list[str]:
         """One method: the static model, or the floor that never sees a frame."""
-        return ["text_only" if self.network_config.blind else "static"]
+        return ["text_only" if self.network.blind else "static"]
 
     def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
         """Answers of the static model."""

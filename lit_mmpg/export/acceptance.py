@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import onnx
 
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.export.reference import expected_outputs
 from lit_mmpg.export.samples import DeviceSample
 from lit_mmpg.runtime.manifest import Acceptance

@@ -102,11 +102,11 @@ def write_bundle(
     encoder = None
     if options.frame_encoder is not None:
         step("loading the frame encoder")
-        encoder = _fitting_encoder(source, options.frame_encoder)
+        encoder = fitting_encoder(source, options.frame_encoder)
     step("reading the devices of the data")
     drawn = draw_samples(source, options.samples)
     network, shape = source.network, source.data.batch
-    asks = network.shapes.task != "retrieval"
+    asks = not network.task.searches
     choices = max(device.inputs["model"]["text"].shape[1] for device in drawn.acceptance) if asks else 1
     specs = graph_specs(network, shape.max_frames, choices)
     if encoder is not None:
@@ -164,14 +164,24 @@ def write_bundle(
     return variants
 
 
-def _fitting_encoder(source: Source, name: str) -> FrameEncoder:
+def fitting_encoder(source: Source, name: str, option: str = "--frame-encoder") -> FrameEncoder:
+    """The frame encoder that made the features of a checkpoint.
+
+    Args:
+        source: The checkpoint.
+        name: Folder, or name on the hub.
+        option: What an error calls the option that named it.
+
+    Raises:
+        UserError: If it cannot be loaded, or is not the one.
+    """
     frame = source.network.shapes.frame
     if len(frame) == 3:
-        raise UserError(f"--frame-encoder: {source.path} takes pixels and has an encoder of its own; leave it out")
-    encoder = load_encoder(name, getattr(source.data, "image_size", None))
+        raise UserError(f"{option}: {source.path} takes pixels and has an encoder of its own; leave it out")
+    encoder = load_encoder(name, getattr(source.data, "image_size", None), option)
     if encoder.features != frame[0]:
         raise UserError(
-            f"--frame-encoder {name} gives {encoder.features} features a frame, {source.path} was trained on "
+            f"{option} {name} gives {encoder.features} features a frame, {source.path} was trained on "
             f"{frame[0]}; name the encoder that made the features"
         )
     return encoder
@@ -264,7 +274,7 @@ def make_manifest(
     if pixels:
         _, height, width = network.shapes.frame
         preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
-    features = network.config.encoder_features if pixels else network.shapes.frame[0]
+    features = network.feature_width
     clips = 1 if shape.context == "clip" else shape.context_clips
     left_out: dict[str, dict[str, str]] = {}
     for variant in variants:

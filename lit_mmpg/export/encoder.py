@@ -36,13 +36,13 @@ class FrameEncoder:
         return GraphSpec("encode", self.module, example, {"pixels": {0: "N"}}, "features")
 
 
-def load_encoder(source: str, edge: int | None = None) -> FrameEncoder:
+def load_encoder(source: str, edge: int | None = None, option: str = "--frame-encoder") -> FrameEncoder:
     """The encoder of a bundle: a folder or a name on the hub, as :func:`lit_mmpg.vision.load_vision_model` takes it.
 
     Raises:
         UserError: If it cannot be loaded, or has no pooled output.
     """
-    found = load_vision_model(source, edge)
+    found = load_vision_model(source, edge, option)
     preprocessing = Preprocessing(found.height, found.width, "bilinear", "RGB", found.name)
     return FrameEncoder(found.module, found.features, preprocessing)
 

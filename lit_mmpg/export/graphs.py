@@ -16,8 +16,8 @@ import onnx
 import torch
 from torch.export import Dim
 
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.device.model import DeviceModel
 
 OPSET = 20
 IR_VERSION = 10

@@ -21,9 +21,10 @@ from lit_mmpg.export.reference import expected_outputs
 from lit_mmpg.export.samples import DEVICES, generate
 from lit_mmpg.export.source import Source
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.guard import CLIPS, Run, figures, outputs, size
+from lit_mmpg.runtime.guard import CLIPS, Run, outputs, size
 from lit_mmpg.runtime.manifest import Guard
 from lit_mmpg.statistics import Moments, trained_moments
+from lit_mmpg.tasks import Task
 
 LEAST_DEVICES = 8
 """Validation devices without which no bounds are chosen: the range of a few says nothing of the next one."""
@@ -34,11 +35,8 @@ QUESTIONS = 8
 MARGIN = 0.5
 """Share of its width by which a range is widened on either side."""
 
-LEAST_WIDTH = {"size": 0.2, "agreement": 0.1, "divergence": 0.02, "confidence": 0.1, "cosine": 0.02}
-"""A range counts as at least this wide; sizes in powers of ten."""
-
-ONE_SIDED = {"agreement": (None, 1.0), "divergence": (0.0, None), "confidence": (None, 1.0), "cosine": (None, 1.0)}
-"""Ends beyond which a figure is not suspicious: a model that stays the same, or is sure."""
+LEAST_SIZES = 0.2
+"""A range of sizes counts as at least this wide, in powers of ten."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,8 @@ def choose_guard(source: Source, spec: GraphSpec) -> Guard | None:
     devices = {life.device for life in found}
     if len(devices) < LEAST_DEVICES:
         return None
-    task = source.network.shapes.task
-    questions = None if task == "retrieval" else pick_questions([life.questions for life in found])
+    task = source.network.task
+    questions = None if task.searches else pick_questions([life.questions for life in found])
     sizes: dict[str, list[float]] = defaultdict(list)
     differs: dict[int, dict[str, list[float]]] = {}
     static, counts = runner(source, spec, {}), sorted({1, min(CLIPS, max(context_lengths(source)))})
@@ -134,15 +132,15 @@ def choose_guard(source: Source, spec: GraphSpec) -> Guard | None:
             latest = life.clips[-CLIPS:]
             for part in [[clip] for clip in latest] if count == 1 else [latest]:
                 before, after = (outputs(run, part, questions) for run in (static, personal))
-                for name, value in figures(before, after, task).items():
+                for name, value in task.output_figures(before, after).items():
                     differs.setdefault(count, defaultdict(list))[name].append(value)
     return Guard(
         devices=len(devices),
         contexts=context_lengths(source),
         margin=MARGIN,
         questions=[] if questions is None else questions.tolist(),
-        sizes={name: _powers(*_widened("size", values)) for name, values in sizes.items()},
-        outputs={count: _ranges(named) for count, named in differs.items()},
+        sizes={name: _powers(*_widened(values, LEAST_SIZES)) for name, values in sizes.items()},
+        outputs={count: _ranges(named, task) for count, named in differs.items()},
     )
 
 
@@ -160,18 +158,19 @@ def pick_questions(asked: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(padded).astype(np.int64)
 
 
-def _ranges(named: Mapping[str, list[float]]) -> dict[str, tuple[float, float]]:
+def _ranges(named: Mapping[str, list[float]], task: Task) -> dict[str, tuple[float, float]]:
     found = {}
     for name, values in named.items():
-        low, high = _widened(name, values)
-        least, most = ONE_SIDED[name]
+        figure = task.figures[name]
+        low, high = _widened(values, figure.least_width)
+        least, most = figure.least, figure.most
         found[name] = (low if least is None else least, high if most is None else most + 1e-6)
     return found
 
 
-def _widened(name: str, values: Sequence[float]) -> tuple[float, float]:
+def _widened(values: Sequence[float], least_width: float) -> tuple[float, float]:
     low, high = float(np.min(values)), float(np.max(values))
-    margin = MARGIN * max(high - low, LEAST_WIDTH[name])
+    margin = MARGIN * max(high - low, least_width)
     return low - margin, high + margin
 
 

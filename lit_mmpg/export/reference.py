@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.export.samples import DeviceSample
 from lit_mmpg.runtime.bundle import STATIC_CASE, Arrays, Reference, RoleReference
 from lit_mmpg.runtime.verify import ABSENT_BELOW

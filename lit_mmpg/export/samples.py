@@ -119,7 +119,7 @@ def generate(source: Source, context: Frames) -> Arrays:
 def _batch_inputs(source: Source, batch: Batch, b: int) -> dict[str, Arrays]:
     items = torch.nonzero(batch.text_mask[b]).flatten()[:ROWS]
     clips = batch.text_clip[b, items]
-    if source.network.shapes.task == "retrieval":
+    if source.network.task.searches:
         clips = torch.nonzero(batch.frames.mask[b].any(-1)).flatten()[:ROWS]
     values, mask = batch.frames.values[b, clips], batch.frames.mask[b, clips]
     return role_inputs(source, values, mask, batch.text[b, items])
@@ -139,10 +139,7 @@ def role_inputs(source: Source, values: Tensor, mask: Tensor, text: Tensor) -> d
     features = network.encode(values) if pixels else values
     clips = {"frames": features.numpy(), "frame_mask": mask.numpy()}
     inputs: dict[str, Arrays] = {"project": {"features": features[mask].numpy()}}
-    if network.shapes.task == "retrieval":
-        inputs |= {"model": clips, "text": {"text": text[:, 0].numpy()}}
-    else:
-        inputs["model"] = clips | {"text": text.numpy()}
+    inputs |= network.task.graph_inputs(clips, text.numpy())
     if pixels:
         inputs["encode"] = {"pixels": values[mask].numpy()}
     return inputs
@@ -150,7 +147,7 @@ def role_inputs(source: Source, values: Tensor, mask: Tensor, text: Tensor) -> d
 
 def _synthetic(source: Source, number: int, rng: np.random.Generator) -> DeviceSample:
     shape, meta, shapes = source.data.batch, source.meta, source.network.shapes
-    options = 4 if shapes.task == "multiple_choice" else 1
+    options = source.network.task.example_options
 
     def clips(count: int) -> Frames:
         lengths = rng.integers(1, shape.max_frames + 1, count)

@@ -18,7 +18,7 @@ from lit_mmpg.training.lightning_cli import CLI, Run
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
-    from lit_mmpg.device.model import DeviceModel
+    from lit_mmpg.device.contract import DeviceModel
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
     kept = trained_config(path, checkpoint)
     trainer = {"logger": False, "accelerator": "cpu", "devices": 1}
     cli = CLI(Request("export", merge(kept, {"trainer": trainer}), list(data_flags), name=Path(path).name))
-    cli.build(Run())
-    cli.datamodule.use_meta(ours["data"])
+    cli.build(Run(), trained=ours["data"])
     module: AnsweringModule = cli.model
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

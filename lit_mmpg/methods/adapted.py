@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from lit_mmpg.cloud.module import CloudModule
-from lit_mmpg.device.evaluation import PRIMARY, Cost, Evaluation
+from lit_mmpg.device.evaluation import Cost, Evaluation
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import STREAM_CLIPS, AdaptationMethod, Episode, Options, State, Subject, rows
 from lit_mmpg.methods.costs import measured, single_clip
-from lit_mmpg.methods.episodes import Episodes, Group, query_view
+from lit_mmpg.methods.episodes import Episodes, Group
 from lit_mmpg.methods.registry import find_method
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
 
     module, data = restore(checkpoint, flags)
     if isinstance(module, CloudModule):
-        module.know_conditions(data)
+        module.know_conditions(data.device_conditions())
     names = [device.id for device in data.device_table.devices]
     return Loaded(Subject(module, names), data, str(checkpoint))
 
@@ -242,10 +242,9 @@ class _Runner:
             support = self._support(group)
             for label, options, state in zip(labels, points, self.method.adapt_all(support, points), strict=True):
                 self._answer("val", label, group, support, state, options, evaluation)
-        primary = PRIMARY[self.data.task]
-        sign = -1.0 if self.data.task == "retrieval" else 1.0
-        values = [evaluation.compute("val", label)[primary] for label in labels]
-        return [{**p, primary: v, "score": sign * v} for p, v in zip(points, values, strict=True)]
+        primary = evaluation.task.primary
+        values = [evaluation.compute("val", label)[primary.name] for label in labels]
+        return [{**p, primary.name: v, "score": primary.score(v)} for p, v in zip(points, values, strict=True)]
 
     def test(self, name: str, options: Options, groups: list[str]) -> Evaluation:
         """Answers on the test devices."""
@@ -263,7 +262,7 @@ class _Runner:
         return evaluation
 
     def _evaluation(self, groups: list[str], methods: list[str]) -> Evaluation:
-        return Evaluation.over(self.data, groups, methods)
+        return Evaluation.of([self.data.group(name) for name in groups], methods)
 
     def _support(self, group: Group) -> Episode:
         return Episode(group.support, self.subject.personal(group.support.context, group.support.device))
@@ -281,7 +280,7 @@ class _Runner:
     ) -> None:
         for batch, index in part.queries:
             own = tuple(tensor[index] for tensor in support.parameters)
-            query = Episode(query_view(batch, self.data.task), own)
+            query = Episode(evaluation.task.query_view(batch), own)
             held = state if self.online else rows(state, index)
             evaluation.update(group, name, batch, self.method.respond(query, held, options))
 
@@ -290,7 +289,7 @@ class _Runner:
         part = next(iter(self._episodes(group, at_once=1)))
         support = self._support(part)
         # One clip at a time, as a device answers: a batch of clips would share what each clip costs alone.
-        query = Episode(query_view(single_clip(part.queries[0][0]), self.data.task), support.parameters)
+        query = Episode(self.subject.task.query_view(single_clip(part.queries[0][0])), support.parameters)
         state = self.method.adapt(support, options)
         adapt = measured(lambda: self.method.adapt(support, options))
         with torch.no_grad():

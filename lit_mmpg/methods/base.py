@@ -24,9 +24,10 @@ from torch import Tensor
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.cloud.exchange import Exchange, state_digest
 from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.evaluation import Cost
-from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.device.outputs import Outputs, answer_batch
+from lit_mmpg.tasks import Task
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -87,9 +88,9 @@ class Subject:
             self._exchange = Exchange(self.cloud.link, self.network.spec, state_digest(self.cloud))
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """Task of the checkpoint."""
-        return self.network.shapes.task
+        return self.network.task
 
     @property
     def pixels(self) -> bool:
@@ -138,6 +139,7 @@ class AdaptationMethod(ABC):
         knows: What it is given of the device's earlier clips.
         grid: Option -> values among which the validation devices choose.
         backward: Whether a device needs a backward pass.
+        needs: What a task must not lack (:attr:`lit_mmpg.tasks.Task.lacks`).
         needs_pixels: Whether it works on pixels, so that features will not do.
         needs_clean: Whether it is shown the clean twins of the earlier clips (an oracle).
         encode_once: Whether the encoder stays as it is, so that pixels may be encoded once for all steps.
@@ -150,6 +152,7 @@ class AdaptationMethod(ABC):
     knows: ClassVar[Known] = "unlabelled"
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     backward: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     needs_pixels: ClassVar[bool] = False
     needs_clean: ClassVar[bool] = False
     encode_once: ClassVar[bool] = True
@@ -159,9 +162,9 @@ class AdaptationMethod(ABC):
         self.subject, self.network, self.seed = subject, subject.network, seed
 
     @classmethod
-    def not_for_task(cls, task: str) -> str | None:
+    def not_for_task(cls, task: Task) -> str | None:
         """Why the method means nothing for a task; ``None`` where it applies."""
-        return None
+        return next((task.lacks[need] for need in cls.needs if need in task.lacks), None)
 
     @classmethod
     def not_for(cls, subject: Subject, data: DeviceData) -> str | None:

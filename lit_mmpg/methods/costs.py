@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lit_mmpg.cloud.exchange import Anchors
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
-    from lit_mmpg.device.model import DeviceModel
+    from lit_mmpg.device.contract import DeviceModel
     from lit_mmpg.methods.adapted import AdaptationCost, Loaded
 
 LEAST_SECONDS, LEAST_TIMES, MOST_SECONDS, MOST_TIMES = 0.2, 5, 3.0, 50

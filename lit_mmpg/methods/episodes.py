@@ -11,6 +11,7 @@ import torch
 
 from lit_mmpg.batch import Batch
 from lit_mmpg.data.batches import Collator, Items, Query
+from lit_mmpg.tasks import find_task
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -40,26 +41,6 @@ def all_items(data: DeviceData) -> Items:
         join([p.extra for p in parts]),
         by_clip,
     )
-
-
-def hide_labels(batch: Batch, task: str, seed: int = 0) -> Batch:
-    """The batch without what is asked for.
-
-    Questions lose their answers. Texts of retrieval come in random order and lose their clips: past searches, not
-    labels.
-    """
-    if task != "retrieval":
-        return replace(batch, answer=torch.full_like(batch.answer, -1), item=torch.zeros_like(batch.item))
-    order = torch.rand(batch.text_mask.shape, generator=torch.Generator().manual_seed(seed))
-    order = order.masked_fill(~batch.text_mask.cpu(), 2.0).argsort(-1).to(batch.text.device)
-    text = batch.text.gather(1, order[..., None, None].expand_as(batch.text))
-    return replace(batch, text=text, text_clip=torch.zeros_like(batch.text_clip), item=torch.zeros_like(batch.item))
-
-
-def query_view(batch: Batch, task: str) -> Batch:
-    """What a method sees of a query batch: no answers; for retrieval not which clip a text is about."""
-    hidden = replace(batch, answer=torch.full_like(batch.answer, -1), item=torch.zeros_like(batch.item))
-    return replace(hidden, text_clip=torch.zeros_like(batch.text_clip)) if task == "retrieval" else hidden
 
 
 @dataclass(frozen=True)
@@ -142,7 +123,7 @@ class Episodes:
         items = [[(p, int(i)) for p, c in enumerate(q.clips) for i in by_clip.get(c, nothing)] for q in supports]
         support = self._supporter(supports, items)
         if not self.labelled:
-            support = hide_labels(support, self.data.task, self.seed)
+            support = find_task(self.data.task).hide_labels(support, self.seed)
         firsts = [self.contexts.queries[self._keys[key][0]] for key in keys]
         collator = self.contexts.collate
         context = collator([replace(q, clips=(), foreign=None) for q in firsts], [[] for _ in firsts]).context

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_mmpg.batch import Batch, Frames
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.dynamic import DynamicLinear
-from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.device.outputs import Outputs, answer_batch
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import output_replaced, over
@@ -319,11 +319,11 @@ class FineTuneAll(FineTuning):
 
     def start(self, devices: int, options: Options) -> State:
         """A copy of the checkpoint for each device."""
-        frozen = ("network.text_encoder.", "network.log_temperature") if self.subject.task == "retrieval" else ()
+        frozen = tuple(f"network.{part}" for part in self.subject.task.frozen)
         return {
             name: tensor.detach().repeat(devices, *(1 for _ in tensor.shape))
             for name, tensor in self.whole.named_parameters()
-            if not name.startswith(frozen or "-")
+            if not name.startswith(frozen)
         }
 
     def prepare(self, batch: Batch) -> Tensor:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_mmpg.batch import Batch
 from lit_mmpg.device.outputs import Outputs, answer_batch
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, State, Subject
 from lit_mmpg.methods.episodes import Episodes
@@ -80,15 +79,8 @@ class ForwardOnly(AdaptationMethod):
         projected = self.network.frame_norm(before)
         with watched(self.network.head) as seen:
             outputs = answer_batch(self.network, episode.batch, before, episode.parameters, projected)
-        own = self._head_mask(episode.batch, seen[0])
+        own = self.subject.task.head_mask(episode.batch)
         return [*masked_moments(projected, episode.batch.frames.mask), *masked_moments(seen[0], own)], outputs
-
-    def _head_mask(self, batch: Batch, head_input: Tensor) -> Tensor:
-        if self.subject.task == "retrieval":
-            return batch.clip >= 0
-        if self.subject.task == "multiple_choice":
-            return batch.text_mask.unsqueeze(-1) & (batch.text != 0).any(-1)
-        return batch.text_mask
 
     def _fitness(self, episode: Episode, before: Tensor, balance: float) -> Tensor:
         moments, outputs = self._activations(episode, before)

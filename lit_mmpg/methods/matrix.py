@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     # Torch is imported only now, so that help and mistakes are answered at once.
     from rich.table import Table
 
-    from lit_mmpg.methods.registry import TASKS, applicability, find_method
+    from lit_mmpg.methods.registry import applicability, find_method
+    from lit_mmpg.tasks import task_names
 
     with json_alone(options.json) as write:
         matrix = applicability(options.names)
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
                 table.add_column(title, overflow="fold")
             for row in matrix:
                 method = find_method(row["method"])
-                said = {task: row[task] if row[task] == "yes" else f"n/a: {row[task]}" for task in TASKS}
+                said = {task: row[task] if row[task] == "yes" else f"n/a: {row[task]}" for task in task_names()}
                 tasks = [f"{task.replace('_', ' ')} {text}" for task, text in said.items()]
                 what = [f"{row['setting']}{', backward pass' if method.backward else ''}; is given: {row['knows']}"]
                 what += [f"options: {', '.join(method.grid)}"] if method.grid else []

@@ -21,11 +21,6 @@ from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, own_parameters
 from lit_mmpg.methods.hooks import watched
 
-WHY_NOT = {
-    "multiple_choice": "the options of one question are not the classes of another",
-    "retrieval": "every clip is a class of its own, which no other text belongs to",
-}
-
 
 def ranks_within_class(label: Tensor, entropy: Tensor, real: Tensor) -> Tensor:
     """How many real items of the same label have a lower entropy (earlier items win ties).
@@ -99,11 +94,7 @@ class OpenEndedMethod(AdaptationMethod):
     """Common part: the input of the head, and the head as it acts on each device."""
 
     setting: ClassVar[Setting] = "episodic"
-
-    @classmethod
-    def not_for_task(cls, task: str) -> str | None:
-        """Open-ended answers only."""
-        return WHY_NOT.get(task)
+    needs = ("shared_classes",)
 
     def look(self, episode: Episode) -> tuple[Tensor, Tensor]:
         """Inputs of the head ``[B, N, H]`` and logits ``[B, N, A]``."""

@@ -37,11 +37,12 @@ class Majority(AdaptationMethod):
     paper = "floor"
     setting = "floor"
     knows = "nothing"
+    needs = ("frequent_answer",)
 
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         super().__init__(subject, data, seed)
         items = data.items("train")
-        size = len(data.answers) if data.task == "open_ended" else items.tokens.shape[1]
+        size = len(data.answers) if subject.task.answer_list else items.tokens.shape[1]
         counts = np.zeros((len(data.kinds), size), np.float32)
         known = items.answer >= 0
         np.add.at(counts, (items.kind[known], items.answer[known]), 1.0)
@@ -49,15 +50,10 @@ class Majority(AdaptationMethod):
         counts += 1e-3 * counts.sum(0, keepdims=True) / max(1.0, float(counts.sum()))
         self.prior = torch.from_numpy(counts)
 
-    @classmethod
-    def not_for_task(cls, task: str) -> str | None:
-        """Only questions have a most frequent answer."""
-        return "no answer is frequent; the caption prior is the run 'text_only'" if task == "retrieval" else None
-
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """The prior of the question's type as scores."""
         scores = self.prior.to(query.batch.kind.device)[query.batch.kind]
-        if self.subject.task == "multiple_choice":
+        if self.subject.task.takes_options:
             scores = scores[..., : query.batch.text.shape[2]]
             scores = scores.masked_fill((query.batch.text == 0).all(-1), -1.0)
         return Outputs(logits=scores)

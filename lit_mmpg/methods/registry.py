@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
-from lit_mmpg.device.model import Task
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise
@@ -16,6 +14,7 @@ from lit_mmpg.methods.normalisation import FeatureStatistics, OnlineTent, Tent
 from lit_mmpg.methods.pixels import AnchorJpegUpload, PixelColourAlignment
 from lit_mmpg.methods.prototypes import T3A, DynamicCache, OnlineCache, OnlineT3A
 from lit_mmpg.methods.reference import Majority, Unadapted
+from lit_mmpg.tasks import all_tasks
 
 _ALL: tuple[type[AdaptationMethod], ...] = (
     Unadapted,
@@ -41,7 +40,6 @@ _ALL: tuple[type[AdaptationMethod], ...] = (
 )
 METHODS = {method.name: method for method in _ALL}
 """Name -> method, in the order of tables."""
-TASKS: tuple[str, ...] = get_args(Task)
 
 
 def find_method(name: str) -> type[AdaptationMethod]:
@@ -68,5 +66,5 @@ def applicability(methods: Sequence[str] = ()) -> list[dict[str, str]]:
     for name in methods or METHODS:
         method = find_method(name)
         row = {"method": name, "setting": method.setting, "knows": method.knows, "paper": method.paper}
-        rows.append(row | {task: method.not_for_task(task) or "yes" for task in TASKS})
+        rows.append(row | {task.name: method.not_for_task(task) or "yes" for task in all_tasks()})
     return rows

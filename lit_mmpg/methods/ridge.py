@@ -9,9 +9,10 @@ import torch
 
 from lit_mmpg.batch import Batch
 from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
-from lit_mmpg.device.evaluation import PRIMARY, Evaluation
+from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.errors import UserError
+from lit_mmpg.tasks import find_task
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -31,7 +32,7 @@ class RidgeBaseline:
     """
 
     def __init__(self, data: DeviceData) -> None:
-        if data.task != "retrieval" or len(data.corpus.frames.frame_shape) != 1:
+        if not find_task(data.task).searches or len(data.corpus.frames.frame_shape) != 1:
             raise UserError(
                 "the ridge baseline needs data.task 'retrieval' and frame features; leave it out of the comparison"
             )
@@ -48,12 +49,12 @@ class RidgeBaseline:
     def _score(self, ridge: Ridge) -> float:
         """Primary metric on validation; lower is better."""
         evaluation = self.evaluate(["val"], ridge)
-        return evaluation.compute("val", "ridge")[PRIMARY["retrieval"]]
+        return evaluation.compute("val", "ridge")[evaluation.task.primary.name]
 
     def evaluate(self, groups: list[str], ridge: Ridge | None = None) -> Evaluation:
         """Answers on groups of devices."""
         split = "val" if groups == ["val"] else "test"
-        evaluation = Evaluation.over(self.data, groups, ["ridge"])
+        evaluation = Evaluation.of([self.data.group(name) for name in groups], ["ridge"])
         for group in groups:
             for batch in self.data.eval_batches(group, with_context=False):
                 evaluation.update(group, "ridge", batch, self._respond(batch, ridge or self.ridge, split))

@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+from lit_mmpg.data.records import subsample
 from lit_mmpg.link import LinkError
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.client import CloudClient, CloudError, Traffic
+from lit_mmpg.runtime.client import Cloud, CloudError, Traffic
 from lit_mmpg.runtime.guard import odd_outputs, odd_size, outputs, questions_of
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
@@ -42,6 +43,7 @@ class Adaptation:
         error: Why the cloud did not help, for people; ``None`` where it did or was not asked.
         reason: The same as a short name, for counting.
         lasting: Whether asking again changes nothing before somebody mends something.
+        digest: Of the parameters with which the device answers now; ``None``: none, it is the static model.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class Adaptation:
     reason: str | None = None
     guard_ms: float = 0.0
     lasting: bool = False
+    digest: str | None = None
 
 
 def bytes_text(traffic: Traffic) -> str:
@@ -76,16 +79,14 @@ def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray) ->
     Args:
         session: The device's model.
         state: What it remembers.
-        features: ``[T, D]`` frame features of the clip.
+        features: ``[T, D]`` frame features of the clip; of more frames than the model takes, as many are used.
     """
-    own = session.manifest.own_statistics
-    session.alignment = state.alignment()
+    features = features[subsample(len(features), session.manifest.frames.max_frames)]
+    session.alignment = state.alignment(features)
     state.see(session.project(features) if len(session.bundle.spec) else None, features)
-    if own is not None and own.context == "clip":
-        session.alignment = state.alignment()
 
 
-def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, device_id: str) -> Adaptation:
+def adapt(session: DeviceSession, state: DeviceState, client: Cloud, device_id: str) -> Adaptation:
     """Ask the cloud for parameters for the state's context and load them.
 
     Whatever the cloud does, the session can answer afterwards, and only parameters that belong to this request, this
@@ -101,16 +102,19 @@ def adapt(session: DeviceSession, state: DeviceState, client: CloudClient, devic
         except LinkError as error:
             raise CloudError("garbage", str(error)) from error
     except CloudError as error:
-        return Adaptation(kept, None, _since(start), error=str(error), reason=error.reason, lasting=error.lasting)
+        cloud_ms, said = _since(start), str(error)
+        return Adaptation(
+            kept, None, cloud_ms, error=said, reason=error.reason, lasting=error.lasting, digest=session.digest
+        )
     cloud_ms, start = _since(start), time.perf_counter()
     problem, swap_ms = judge(session, state, parameters)
     guard_ms = _since(start) - swap_ms
     if problem is not None:
         session.swap(state.parameters)
         said = f"the parameters of the cloud are refused: {problem}"
-        return Adaptation(kept, traffic, cloud_ms, swap_ms, said, GUARD, guard_ms=guard_ms)
+        return Adaptation(kept, traffic, cloud_ms, swap_ms, said, GUARD, guard_ms=guard_ms, digest=session.digest)
     state.adopt(parameters)
-    return Adaptation("cloud", traffic, cloud_ms, swap_ms, guard_ms=guard_ms)
+    return Adaptation("cloud", traffic, cloud_ms, swap_ms, guard_ms=guard_ms, digest=session.digest)
 
 
 def judge(session: DeviceSession, state: DeviceState, parameters: Arrays) -> tuple[str | None, float]:

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, json_alone, wide_console
-from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
+from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
+from lit_mmpg.runtime.looking import Eye
+from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import Visit
-from lit_mmpg.runtime.video import one_clip, require_video, sample_frames
+from lit_mmpg.runtime.video import require_video
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,34 +39,29 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     client = open_cloud(options, bundle)
     times: dict[str, float] = {}
 
-    def timed(name: str, start: float) -> float:
-        now = time.perf_counter()
-        times[name] = 1e3 * (now - start)
-        return now
+    def timed(name: str, start: float) -> None:
+        times[name] = 1e3 * (time.perf_counter() - start)
 
     start = time.perf_counter()
     with (
         Visit(bundle, options.state, options.device_id, "answer") as visit,
         DeviceSession(bundle, options.engine, options.precision) as session,
     ):
-        state = visit.state
-        source, statistics = restore(session, state), state.statistics_text()
-        start = timed("load", start)
-        with one_clip(video):
-            pixels = sample_frames(video, options.frames or bundle.manifest.frames.max_frames, session.picture_size)
-            start = timed("decode", start)
-            features = session.encode(pixels)
-            start = timed("encode", start)
-        outcome = Adaptation(source)
+        device, statistics = PersonalDevice(session, visit.state), visit.state.statistics_text()
+        eye = Eye(session, options.frames)
+        timed("load", start)
+        look = eye.look(video)
+        times |= {"decode": look.decode_ms, "encode": look.encode_ms}
+        start, outcome = time.perf_counter(), Adaptation(device.source)
         if client is not None or bundle.manifest.own_statistics is not None:
-            take_in(session, state, features)
+            device.observe(look.features)
         if client is not None:
             if visit.alone:
-                outcome = adapt(session, state, client, str(state.device_id))
+                outcome = device.adapt(client)
             client.close()
-            start = timed("cloud", start)
+            timed("cloud", start)
         start = time.perf_counter()
-        answer = session.answer(features, options.question, options.options or ())
+        answer = device.answer(look.features, options.question, options.options or ())
         timed("answer", start)
         unknown = session.unknown_words(options.question)
         visit.keep()
@@ -78,7 +75,7 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
             "ranking": [[name, share] for name, share in answer.ranking],
             "parameters": outcome.source,
             "bytes": None if outcome.traffic is None else vars(outcome.traffic),
-            "frames": len(pixels),
+            "frames": len(look.features),
             "times_ms": times,
             "notes": notes,
         }
@@ -93,7 +90,7 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
         table.add_row("features", statistics)
     if outcome.traffic is not None:
         table.add_row("bytes", bytes_text(outcome.traffic))
-    table.add_row("frames", f"{len(pixels)} of {escape(video.name)}")
+    table.add_row("frames", f"{len(look.features)} of {escape(video.name)}")
     table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
     console.print(table)
     for note in notes:

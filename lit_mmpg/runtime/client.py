@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import httpcore
 
@@ -79,6 +80,17 @@ class Traffic:
     download_message_bytes: int
     upload_wire_bytes: int
     download_wire_bytes: int
+
+
+class Cloud(Protocol):
+    """Whoever answers uploads: a service (:class:`CloudClient`), or a cloud half in this process."""
+
+    def adapt(self, upload: Upload) -> tuple[Download, Traffic]:
+        """The download that answers an upload, and the bytes that crossed.
+
+        Raises:
+            CloudError: If there is none.
+        """
 
 
 def clean_key(key: str) -> str:

@@ -26,6 +26,7 @@ from lit_mmpg.runtime.recorder import Recorder
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.summary import never_helped, print_line, print_summary, summarise
 from lit_mmpg.runtime.video import list_videos, require_video
+from lit_mmpg.tasks import find_task
 from lit_mmpg.writing import FULL, give_up_output
 
 
@@ -40,13 +41,11 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(argv))
     policy = parse_policy(options.policy)
-    if not 0 <= options.anchor_noise < float("inf"):
-        raise UserError(f"--anchor-noise {options.anchor_noise} must be 0 or more")
     videos, left_out = _videos(options.clips)
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)
     _check(bundle, questions, options.cloud is not None)
-    if bundle.manifest.task == "retrieval" and isinstance(policy, Uncertainty):
+    if find_task(bundle.manifest.task).searches and isinstance(policy, Uncertainty):
         raise UserError("--policy uncertainty needs a model that answers questions; use drift")
     console = wide_console()
     folder = StateFolder(Path(options.state_dir)) if options.state_dir else None
@@ -159,13 +158,13 @@ def _check(bundle: Bundle, questions: Questions, cloud: bool) -> None:
     """Whether the bundle can do what is asked, before anything is opened."""
     if cloud and not len(bundle.spec):
         raise UserError(f"{bundle.path} holds a static model, which no cloud can adapt; leave --cloud out")
-    task = bundle.manifest.task
+    task = find_task(bundle.manifest.task)
     for question in [*questions.common, *(q for own in questions.own.values() for q in own)]:
-        if task == "multiple_choice" and len(question.options) < 2:
+        if task.takes_options and len(question.options) < 2:
             raise UserError(
                 f"'{question.text}' has no options; a multiple-choice model needs a CSV with 'options' a|b|c"
             )
-        if task != "multiple_choice" and question.options:
+        if not task.takes_options and question.options:
             raise UserError(f"'{question.text}' has options, which the model of {bundle.path} does not take")
 
 

@@ -26,19 +26,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lit_mmpg.tasks import find_task
+
 if TYPE_CHECKING:
     from lit_mmpg.runtime.manifest import Guard
 
 CLIPS = 4
 """Latest clips that are looked at."""
-
-WORDS = {
-    "agreement": "share of the same answers as the static model",
-    "divergence": "divergence from the answers of the static model",
-    "confidence": "mean confidence",
-    "cosine": "cosine with the embeddings of the static model",
-}
-"""Figures of outputs, for people."""
 
 Run = Callable[[np.ndarray, "np.ndarray | None"], np.ndarray]
 """Scores ``[Q, A]`` or an embedding ``[1, H]``, for features ``[T, D]`` of a clip and questions ``[Q, O, L]``."""
@@ -46,11 +40,11 @@ Run = Callable[[np.ndarray, "np.ndarray | None"], np.ndarray]
 
 def questions_of(guard: Guard | None, task: str) -> np.ndarray | None:
     """Questions ``[Q, O, L]`` that are asked; one word that nobody knows where the bundle brings none."""
-    if task == "retrieval":
+    if find_task(task).searches:
         return None
     if guard is not None and guard.questions:
         return np.array(guard.questions, np.int64)
-    return np.ones((1, 2 if task == "multiple_choice" else 1, 1), np.int64)
+    return np.ones((1, 2 if find_task(task).takes_options else 1, 1), np.int64)
 
 
 def outputs(run: Run, clips: Sequence[np.ndarray], questions: np.ndarray | None) -> np.ndarray:
@@ -61,27 +55,6 @@ def outputs(run: Run, clips: Sequence[np.ndarray], questions: np.ndarray | None)
 def size(array: np.ndarray) -> float:
     """Root mean square of a tensor."""
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
-
-
-def figures(static: np.ndarray, personal: np.ndarray, task: str) -> dict[str, float]:
-    """How outputs with personal parameters differ from those without.
-
-    Args:
-        static: ``[R, A]`` scores, or ``[R, H]`` embeddings, of the static model; finite.
-        personal: The same with personal parameters.
-        task: Task of the bundle.
-    """
-    if task == "retrieval":
-        lengths = np.linalg.norm(static, axis=1) * np.linalg.norm(personal, axis=1)
-        return {"cosine": float(np.mean((static * personal).sum(1) / np.maximum(lengths, 1e-12)))}
-    before, after = _softmax(static), _softmax(personal)
-    middle = (before + after) / 2
-    divergence = (_relative_entropy(before, middle) + _relative_entropy(after, middle)) / 2
-    return {
-        "agreement": float(np.mean(before.argmax(1) == after.argmax(1))),
-        "divergence": float(divergence.mean()),
-        "confidence": float(after.max(1).mean()),
-    }
 
 
 def odd_size(guard: Guard | None, parameters: Mapping[str, np.ndarray]) -> str | None:
@@ -98,28 +71,19 @@ def odd_outputs(guard: Guard | None, static: np.ndarray, personal: np.ndarray, c
 
     Args:
         guard: Bounds; ``None``: outputs must be finite, no more.
-        static: See :func:`figures`.
+        static: See :meth:`lit_mmpg.tasks.Task.output_figures`.
         personal: Likewise.
         clips: Clips behind them.
-        task: Task of the bundle.
+        task: Name of the task of the bundle.
     """
     if not np.isfinite(personal).all():
         return "the outputs are not finite"
     if guard is None or not guard.outputs:
         return None
     bounds = guard.outputs[max((n for n in guard.outputs if n <= clips), default=min(guard.outputs))]
-    for name, found in figures(static, personal, task).items():
+    asked = find_task(task)
+    for name, found in asked.output_figures(static, personal).items():
         low, high = bounds[name]
         if not low <= found <= high:
-            return f"{WORDS[name]} is {found:.2g}, expected {low:.2g} to {high:.2g}"
+            return f"{asked.figures[name].words} is {found:.2g}, expected {low:.2g} to {high:.2g}"
     return None
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores - scores.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
-
-
-def _relative_entropy(shares: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """In nats, ``[R]``; shares of zero count nothing."""
-    return (shares * np.log(np.maximum(shares, 1e-12) / np.maximum(other, 1e-12))).sum(1)

@@ -56,7 +56,7 @@ class Eye:
         self.session, self.memory = session, memory
         self.frames = frames or session.manifest.frames.max_frames
         self._size = session.picture_size
-        self._encoder = session.bundle.info("encode").sha256[:16]
+        self._encoder = "" if memory is None else session.bundle.info("encode").sha256[:16]
 
     def look(self, video: Path) -> Look:
         """Decode and encode a video, or remember it.

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
 from lit_mmpg.runtime.client import CloudClient
@@ -18,6 +20,7 @@ from lit_mmpg.runtime.questions import Question, Questions
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import video_digest
+from lit_mmpg.tasks import find_task
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 """How long a cloud that failed is left alone: doubled with each failure in a row."""
@@ -65,10 +68,7 @@ class Device:
         self._folder = folder
         self.state = DeviceState.open(session.bundle, folder, device_id, "device")
         self.device_id = str(self.state.device_id)
-        if client is not None:
-            session.bundle.upload_codec(upload_codec)
-            self.state.codec = upload_codec
-        self.state.noise = noise
+        self.state.uploads_with(upload_codec, noise)
         self.journal = Journal(folder.path, self.state.record, self.state.pending) if folder else None
         self.source = restore(session, self.state)
         self._number = self.journal.last if self.journal else 0
@@ -161,12 +161,13 @@ class Device:
     def _replies(self, look: Look) -> tuple[Reply, ...]:
         """Answers in the order of the questions; sentences for a retrieval model, the most similar one first."""
         questions = self.questions.about(look.video.stem)
-        if self.session.manifest.task != "retrieval":
+        task = find_task(self.session.manifest.task)
+        if not task.searches:
             return tuple(self._reply(look, question) for question in questions)
         video = self.session.embed_video(look.features)
-        scores = [float(video @ self.session.embed_text(question.text)) for question in questions]
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return tuple(Reply(questions[i].text, questions[i].text, scores[i], similarity=True) for i in order)
+        scores = np.array([video @ self.session.embed_text(question.text) for question in questions])
+        found = task.decode(scores, [question.text for question in questions], ())
+        return tuple(Reply(text, text, score, similarity=True) for text, score in found)
 
     def _reply(self, look: Look, question: Question) -> Reply:
         answer = self.session.answer(look.features, question.text, question.options)

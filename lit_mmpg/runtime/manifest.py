@@ -194,7 +194,7 @@ class Manifest:
 
     Attributes:
         version: Version of lit-mmpg that wrote the bundle.
-        task: ``open_ended``, ``multiple_choice`` or ``retrieval``.
+        task: Name of the task (:mod:`lit_mmpg.tasks`).
         half: ``cloud``: the device model of a trained pair, with personal parameters; ``device``: a static model.
         checkpoint_digest: SHA-256 of the weights of both halves, as the messages carry it.
         run_id: MLflow run that trained the checkpoint, if any.

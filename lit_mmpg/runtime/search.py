@@ -6,7 +6,6 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +15,17 @@ from rich.table import Table
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, wide_console
-from lit_mmpg.runtime.adaptation import SAID, Adaptation, adapt, bytes_text, restore, take_in
+from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.page import WIDTH, Hit, search_page
+from lit_mmpg.runtime.personal import Match, PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import list_videos, picture_at
+from lit_mmpg.tasks import find_task
 from lit_mmpg.writing import write_text
-
-
-@dataclass(frozen=True)
-class Found:
-    """A clip and how well it fits.
-
-    Attributes:
-        look: The clip.
-        score: Similarity of its embedding to the sentence's, -1 to 1.
-        best: Which of its frames alone fits best.
-    """
-
-    look: Look
-    score: float
-    best: int
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     videos, bundle = list_videos(options.clips), Bundle.open(options.bundle)
     if not options.query.strip():
         raise UserError("the query is empty; write it in quotes behind 'search'")
-    if bundle.manifest.task != "retrieval":
+    if not find_task(bundle.manifest.task).searches:
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
     if options.html:
         _check_page(Path(options.html))
@@ -66,21 +52,20 @@ def main(argv: Sequence[str]) -> int:
         Visit(bundle, options.state, options.device_id, "search") as visit,
         DeviceSession(bundle, options.engine, options.precision) as session,
     ):
-        state = visit.state
-        outcome = Adaptation(restore(session, state))
+        device, state = PersonalDevice(session, visit.state), visit.state
+        outcome = Adaptation(device.source)
         eye = Eye(session, options.frames, folder / "features" if folder else None)
         looks, problems = _look_at(videos, eye, console)
         remembers = client is not None or bundle.manifest.own_statistics is not None
         if remembers:
             for look in looks[-(state.clips.maxlen or 1) :]:
-                take_in(session, state, look.features)
-            session.alignment = state.alignment()  # the folder as a whole is what the device has seen
+                device.observe(look.features)
         if client is not None:
             if visit.alone:
-                outcome = adapt(session, state, client, str(state.device_id))
+                outcome = device.adapt(client)
             client.close()
         start = time.perf_counter()
-        found = rank(session, looks, options.query)
+        found = device.search(options.query, [look.features for look in looks])
         rank_ms = 1e3 * (time.perf_counter() - start)
         unknown = session.unknown_words(options.query)
         if remembers:
@@ -89,10 +74,13 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
     facts = _facts(outcome, looks, rank_ms, state.statistics_text())
-    shown = found[: options.top]
+    shown = [(looks[match.number], match) for match in found[: options.top]]
     _print(console, options.query, shown, facts, notes)
     if options.html:
-        hits = [Hit(f.look.video.name, f.score, float(f.look.times_s[f.best]), _picture(f.look, f.best)) for f in shown]
+        hits = [
+            Hit(look.video.name, match.score, float(look.times_s[match.frame]), _picture(look, match.frame))
+            for look, match in shown
+        ]
         target = Path(options.html)
         try:
             write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
@@ -111,17 +99,6 @@ def _check_page(path: Path) -> None:
         folder = folder.parent
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--html {path}: cannot be written; name a file in a folder that you may write to")
-
-
-def rank(session: DeviceSession, looks: Sequence[Look], query: str) -> list[Found]:
-    """Clips by similarity to a sentence, best first; equal ones by name."""
-    text = session.embed_text(query)
-    found = []
-    for look in looks:
-        score = float(session.embed_video(look.features) @ text)
-        alone = [float(session.embed_video(frame[None]) @ text) for frame in look.features]
-        found.append(Found(look, score, int(np.argmax(alone))))
-    return sorted(found, key=lambda f: (-f.score, f.look.video.name))
 
 
 def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[Look], list[str]]:
@@ -154,15 +131,19 @@ def _facts(outcome: Adaptation, looks: Sequence[Look], rank_ms: float, features:
 
 
 def _print(
-    console: Console, query: str, found: Sequence[Found], facts: Sequence[tuple[str, str]], notes: Sequence[str]
+    console: Console,
+    query: str,
+    found: Sequence[tuple[Look, Match]],
+    facts: Sequence[tuple[str, str]],
+    notes: Sequence[str],
 ) -> None:
     table = Table(title=escape(f"“{query}”"), title_justify="left")
     for name in ("rank", "clip", "score", "best moment", "decode ms", "encode ms"):
         table.add_column(name, justify="left" if name == "clip" else "right", overflow="fold")
-    for i, hit in enumerate(found, 1):
-        seconds = float(hit.look.times_s[hit.best])
-        spent = ("known", "") if hit.look.known else (f"{hit.look.decode_ms:.0f}", f"{hit.look.encode_ms:.0f}")
-        table.add_row(str(i), escape(hit.look.video.name), f"{hit.score:.3f}", f"{seconds:.1f} s", *spent)
+    for i, (look, match) in enumerate(found, 1):
+        seconds = float(look.times_s[match.frame])
+        spent = ("known", "") if look.known else (f"{look.decode_ms:.0f}", f"{look.encode_ms:.0f}")
+        table.add_row(str(i), escape(look.video.name), f"{match.score:.3f}", f"{seconds:.1f} s", *spent)
     console.print(table)
     grid = Table.grid(padding=(0, 2))
     for name, text in facts:

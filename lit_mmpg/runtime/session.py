@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lit_mmpg.data.records import subsample
+from lit_mmpg.data.records import Question, subsample
 from lit_mmpg.data.vocabulary import Vocabulary
 from lit_mmpg.errors import UserError
-from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import create_engine
-from lit_mmpg.runtime.engines.base import Engine
+from lit_mmpg.tasks import find_task
+
+STATIC = "static"
+"""What an answer calls its parameters where none are personal."""
+
+
+class Runner(Protocol):
+    """One graph, ready to run: what a session needs of an engine."""
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Outputs by name."""
+
+    def load_parameters(self, parameters: Mapping[str, np.ndarray] | None) -> None:
+        """Swap the personal parameters; ``None`` goes back to the static model.
+
+        Raises:
+            ValueError: If they do not match the specification; the former ones then stay in use.
+        """
+
+    def deactivate(self) -> None:
+        """Free what there is."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +44,15 @@ class Answer:
         text: The answer, or the chosen option.
         confidence: Its probability, 0 to 1 (softmax of the scores; not calibrated).
         ranking: The best answers with their probabilities, best first.
+        scores: What the model computes for each option, or for each answer of the manifest, in their order.
+        parameters: Digest of the personal parameters in use, or ``static``.
     """
 
     text: str
     confidence: float
     ranking: tuple[tuple[str, float], ...]
+    scores: tuple[float, ...]
+    parameters: str
 
 
 class DeviceSession:
@@ -47,11 +71,11 @@ class DeviceSession:
     def __init__(self, bundle: Bundle, engine: str = "onnxruntime", precision: str = "fp32", **options: Any) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
         self._engine, self._options = engine, options
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Runner] = {}
         self._vocabulary = Vocabulary.from_json(self.manifest.vocabulary)
         self._open("model", precision)
-        self.adapted = False
-        """Whether personal parameters are in use."""
+        self._loaded: Mapping[str, np.ndarray] | None = None
+        self._digest: str | None = None
         self.alignment: tuple[np.ndarray, np.ndarray] | None = None
         """Scale and shift ``[D]`` of the features of clips that are asked about; see :meth:`DeviceState.alignment`."""
 
@@ -65,14 +89,17 @@ class DeviceSession:
         """Free the engines."""
         for engine in self._engines.values():
             engine.deactivate()
-        self._engines = {}
+        self._engines, self._loaded, self._digest = {}, None, None
 
-    def _open(self, role: str, precision: str = "fp32") -> Engine:
+    def _open(self, role: str, precision: str = "fp32") -> Runner:
         if role not in self._engines:
-            engine = create_engine(self._engine, self.bundle, role, precision, **self._options)
-            engine.activate()
-            self._engines[role] = engine
+            self._engines[role] = self._make(role, precision)
         return self._engines[role]
+
+    def _make(self, role: str, precision: str) -> Runner:
+        engine = create_engine(self._engine, self.bundle, role, precision, **self._options)
+        engine.activate()
+        return engine
 
     # -- frames --------------------------------------------------------------------------------------------------
 
@@ -85,8 +112,8 @@ class DeviceSession:
         """
         if self.manifest.preprocessing is None:
             raise UserError(
-                f"{self.bundle.path} holds no frame encoder; export with --frame-encoder, or give features instead of "
-                "videos"
+                f"{self.bundle.path} holds no frame encoder; export with --frame-encoder, load a checkpoint with "
+                "frame_encoder=..., or give features instead of videos"
             )
         return self.manifest.preprocessing.height, self.manifest.preprocessing.width
 
@@ -98,6 +125,11 @@ class DeviceSession:
         """What may be uploaded of each frame: ``[T, D]`` to ``[T, H]``."""
         return self._open("project").infer({"features": np.ascontiguousarray(features, np.float32)})["projected"]
 
+    @property
+    def searches(self) -> bool:
+        """Whether the model finds clips, and answers no questions."""
+        return find_task(self.manifest.task).searches
+
     # -- answers -------------------------------------------------------------------------------------------------
 
     def swap(self, parameters: Mapping[str, np.ndarray] | None) -> None:
@@ -107,7 +139,19 @@ class DeviceSession:
             ValueError: If they do not match the specification; the former ones stay in use.
         """
         self._open("model").load_parameters(parameters)
-        self.adapted = parameters is not None
+        self._loaded, self._digest = parameters, None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether personal parameters are in use."""
+        return self._loaded is not None
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the personal parameters in use (:meth:`ParameterSpec.tensors_digest`); ``None``: static model."""
+        if self._digest is None and self._loaded is not None:
+            self._digest = self.bundle.spec.tensors_digest(self._loaded)
+        return self._digest
 
     def _frames(self, features: np.ndarray) -> dict[str, np.ndarray]:
         if features.ndim != 2 or features.shape[1] != self.manifest.frames.features:
@@ -145,23 +189,18 @@ class DeviceSession:
         Raises:
             UserError: If the bundle does not answer questions of this kind.
         """
-        task = self.manifest.task
-        if task == "retrieval":
+        task = find_task(self.manifest.task)
+        if self.searches:
             raise UserError(f"{self.bundle.path} finds clips, it answers no questions; use 'lit-mmpg search'")
-        if (task == "multiple_choice") != bool(options):
-            wanted = (
-                "needs options to choose from" if task == "multiple_choice" else "answers freely; leave options out"
-            )
+        if task.takes_options != bool(options):
+            wanted = "needs options to choose from" if task.takes_options else "answers freely; leave options out"
             raise UserError(f"{self.bundle.path}: its model {wanted}")
-        texts = [f"{question} {option}" for option in options] or [question]
+        asked = Question("", question, "", "", options=tuple(options))
+        texts = task.candidates(asked)
         inputs = {**self._frames(features), "text": self._tokens(texts)[None]}
         scores = self._open("model").infer(inputs)["scores"][0].astype(np.float64)
-        likely = np.exp(scores - scores.max())
-        likely /= likely.sum()
-        names = list(options) or list(self.manifest.answers)
-        best = np.argsort(-likely, kind="stable")[:5]
-        ranking = tuple((names[i], float(likely[i])) for i in best)
-        return Answer(ranking[0][0], ranking[0][1], ranking)
+        ranking = tuple(task.decode(scores, options, self.manifest.answers)[:5])
+        return Answer(ranking[0][0], ranking[0][1], ranking, tuple(scores.tolist()), self.digest or STATIC)
 
     def embed_video(self, features: np.ndarray) -> np.ndarray:
         """Unit-length embedding ``[H]`` of one clip (retrieval)."""
@@ -189,5 +228,5 @@ class DeviceSession:
         return next(iter(self._open("model").infer(inputs).values()))
 
     def _require_retrieval(self) -> None:
-        if self.manifest.task != "retrieval":
+        if not self.searches:
             raise UserError(f"{self.bundle.path} answers questions, it does not search; use 'lit-mmpg answer'")

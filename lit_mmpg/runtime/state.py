@@ -92,6 +92,8 @@ class DeviceState:
     pending: list[dict[str, Any]] = field(default_factory=list)
     device_id: str | None = None
     latest: deque[np.ndarray] = field(default_factory=deque)
+    former: ContextClip | None = None
+    """The clip that left the context last; not kept on the disk."""
     aside: bool = False
     """Whether the file in the folder is not this state, and is kept under another name when this one is written."""
 
@@ -124,10 +126,29 @@ class DeviceState:
             used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
             self.latest.append(used)
         if own is not None and used is not None:
-            moments = np.stack([used.mean(0), used.var(0)]).astype(np.float32)
-            clip = replace(clip, moments=moments, counted=len(used))
+            moments, counted = self._moments(used)
+            clip = replace(clip, moments=moments, counted=counted)
+        if len(self.clips) == self.clips.maxlen:
+            self.former = self.clips[0]
         self.clips.append(clip)
         self.since += 1
+
+    def _moments(self, features: np.ndarray) -> tuple[np.ndarray, int]:
+        """``[2, D]`` mean and variance of the frames ``[T, D]`` that the model takes, and their number."""
+        used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
+        return np.stack([used.mean(0), used.var(0)]).astype(np.float32), len(used)
+
+    def uploads_with(self, codec: str | None, noise: float) -> None:
+        """Choose :attr:`codec` and :attr:`noise`.
+
+        Raises:
+            UserError: If the bundle cannot use the codec, or the noise is none.
+        """
+        if not 0 <= noise < float("inf"):
+            raise UserError(f"the noise on the anchors is {noise}; it must be 0 or more")
+        if codec is not None:
+            self.bundle.upload_codec(codec)
+        self.codec, self.noise = codec, noise
 
     def statistics_text(self) -> str | None:
         """By how many clips features are standardised, for people; ``None`` where the bundle does not ask for it."""
@@ -138,12 +159,25 @@ class DeviceState:
             f"standardised by {count} clip{'s' if count != 1 else ''}" if count else "as they are, no clip came before"
         )
 
-    def alignment(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Scale and shift ``[D]`` by which features are standardised; ``None`` where the bundle does not ask for it."""
+    def alignment(self, asked: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+        """Scale and shift ``[D]`` by which features are standardised; ``None`` where the bundle does not ask for it.
+
+        Args:
+            asked: ``[T, D]`` features of the clip that is asked about. As in training, the latest clips but this one
+                count; or it alone, where each clip is its own context. ``None``: the whole context counts.
+        """
         own, training = self.bundle.manifest.own_statistics, self.bundle.training
         if own is None or training is None:
             return None
-        known = [(clip.moments, clip.counted) for clip in self.clips if clip.moments is not None]
+        clips = [clip for clip in (self.former, *self.clips) if clip is not None]
+        known = [(clip.moments, clip.counted) for clip in clips if clip.moments is not None]
+        if asked is not None:
+            moments, counted = self._moments(asked)
+            if own.context == "clip":
+                known = [(moments, counted)]
+            else:
+                known = [each for each in known if each[1] != counted or not np.array_equal(each[0], moments)]
+        known = known[-own.context_clips :]
         count = sum(counted for _, counted in known)
         if not count:
             return np.ones_like(training.mean), np.zeros_like(training.mean)

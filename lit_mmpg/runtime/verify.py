@@ -15,6 +15,7 @@ import numpy as np
 
 from lit_mmpg.runtime.bundle import STATIC_CASE, Arrays, Bundle, Reference
 from lit_mmpg.runtime.engines.base import Engine
+from lit_mmpg.tasks import find_task
 
 ABSENT_BELOW = -9e3
 """Scores below this belong to options that are padding."""
@@ -150,10 +151,8 @@ def pool(figures: Sequence[Figures]) -> Figures:
 
 def gallery_of(role: str, task: str, reference: Reference) -> np.ndarray | None:
     """Reference embeddings that the embeddings of a role are compared by; ``None`` where there are none."""
-    if task != "retrieval" or role not in ("model", "text"):
-        return None
-    other = reference.roles["text" if role == "model" else "model"]
-    return other.outputs[STATIC_CASE]["embedding"]
+    other = find_task(task).paired_roles.get(role)
+    return None if other is None else reference.roles[other].outputs[STATIC_CASE]["embedding"]
 
 
 def verify(engine: Engine, bundle: Bundle | None = None) -> Verdict:

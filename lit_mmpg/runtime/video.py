@@ -132,11 +132,6 @@ class Sample:
     shots: int
 
 
-def sample_frames(path: str | Path, count: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Frames of a video, spread evenly over its length: :attr:`Sample.pixels` of :func:`sample_video`."""
-    return sample_video(path, count, size).pixels
-
-
 def sample_video(path: str | Path, count: int, size: tuple[int, int] | None = None, rule: str = "uniform") -> Sample:
     """Choose frames of a video.
 
@@ -172,6 +167,19 @@ def sample_video(path: str | Path, count: int, size: tuple[int, int] | None = No
         if not pixels:
             raise UserError(f"{printable(path)}: holds no pictures; is it a video, and complete?")
         return Sample(np.stack(pixels), wanted, times[wanted], len(times), len(cuts) + 1)
+
+
+def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pictures ``[T, 3, H, W]`` uint8 RGB at another height and width, resized as those of a video file are.
+
+    Raises:
+        UserError: If they have another size and PyAV is not installed.
+    """
+    if frames.shape[2:] == size:
+        return frames
+    av, screen = require_decoder(), _Screen(size)
+    rows = np.ascontiguousarray(frames.transpose(0, 2, 3, 1))
+    return np.stack([screen.show(av.VideoFrame.from_ndarray(row, format="rgb24")) for row in rows])
 
 
 def picture_at(path: str | Path, index: int, width: int) -> np.ndarray:

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import Dim
 
+from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_network, network_factory
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import WEIGHTS, Arrays, Bundle
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
 from lit_mmpg.runtime.manifest import OWN_ENCODER
+from lit_mmpg.settings import to_plain
 
 NETWORK = "network.json"
 """File of the sizes of the device model, beside its weights."""
@@ -47,7 +49,7 @@ def network_json(network: DeviceModel, dynamic: DynamicConfig | None) -> str:
     """Sizes of a device model as text."""
     plain = {
         "shapes": asdict(network.shapes),
-        "config": asdict(network.config),
+        "config": to_plain(network.factory, "network"),
         "dynamic": asdict(dynamic) if dynamic else None,
     }
     return json.dumps(plain, indent=1)
@@ -67,7 +69,9 @@ def load_network(bundle: Bundle) -> DeviceModel:
         dynamic = plain["dynamic"]
         if dynamic is not None:
             dynamic = DynamicConfig(**dynamic | {"layers": tuple(dynamic["layers"])})
-        network = DeviceModel(shapes, DeviceModelConfig(**plain["config"]), dynamic)
+        config = plain["config"]
+        factory = network_factory(config) if "class_path" in config else DeviceModelConfig(**config)
+        network = build_network(factory, shapes, dynamic)
         network.load_state_dict(load_file(bundle.path / WEIGHTS))
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lit_mmpg.data.observer import room
 from lit_mmpg.report import check_output, escape, json_alone, rows_text, wide_console, write_rows
+from lit_mmpg.tasks import find_task
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.run import check_data
 
@@ -78,7 +79,7 @@ def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
     table = Table(title=f"{type(data).__name__}, task {data.task}, data {data.fingerprint[:12]}")
     for name in ("group", "device"):
         table.add_column(name, no_wrap=True)
-    for name in ("clips", "frames", "captions" if data.task == "retrieval" else "questions"):
+    for name in ("clips", "frames", find_task(data.task).items):
         table.add_column(name, justify="right")
     table.add_column("shift")
     groups = {group: [row for row in rows if row["group"] == group] for group in data.device_table.timelines}
@@ -103,7 +104,7 @@ def room_lines(data: DeviceData) -> tuple[list[str], float | None]:
     """The computed room for adaptation, where the data's generative model is known: text, and points of accuracy."""
     from lit_mmpg.data.datamodule import PersonalClipsData
 
-    if not isinstance(data, PersonalClipsData) or data.task != "open_ended":
+    if not isinstance(data, PersonalClipsData) or not find_task(data.task).answer_list:
         return [], None
     result = room(data.clips)
     accuracy = {name: 100 * values["overall"] for name, values in result["accuracy"].items()}

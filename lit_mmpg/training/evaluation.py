@@ -83,7 +83,9 @@ def restore(checkpoint: str | Path, flags: Sequence[str] = ()) -> tuple[Answerin
     request = read_request("test", ["--ckpt_path", str(checkpoint), *flags, "--trainer.logger=false"])
     cli, path = _restore(request)
     cli.datamodule.setup(None)
-    cli.model.load_state_dict(read_checkpoint(path)["state_dict"])
+    checkpoint = read_checkpoint(path)
+    cli.model.on_load_checkpoint(checkpoint)
+    cli.model.load_state_dict(checkpoint["state_dict"])
     return cli.model.eval(), cli.datamodule
 
 
@@ -96,9 +98,7 @@ def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[C
     request.config = merge(kept, {key: value for key, value in request.config.items() if value is not None})
     cli = CLI(request)
     _check_model(cli.record["model"], kept["model"], path)
-    cli.build(_run(request, cli, ours, tags or {}))
-    cli.datamodule.use_meta(ours["data"])
-    cli.model.on_load_checkpoint(checkpoint)  # builds the networks as trained, before the data is looked at
+    cli.build(_run(request, cli, ours, tags or {}), trained=ours["data"])
     return cli, path
 
 

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,15 +27,14 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_mmpg.data.datamodule import DeviceData
+from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.errors import UserError, closest, find_user_error
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import MLflowLogger, Tracking
 from lit_mmpg.training.callbacks import Best, ExactResume, Last, RunRecord, Watch
 from lit_mmpg.training.config import DEMO, FLAGS, OPTIONS, Request
 from lit_mmpg.training.console import Bar, Lines, speak
-
-if TYPE_CHECKING:
-    from lit_mmpg.data.datamodule import DeviceData
 
 CLASSES = (
     "lit_mmpg.data.datamodule",
@@ -124,6 +124,7 @@ class CLI(LightningCLI):
 
     Attributes:
         record: The complete configuration as plain data, without the verb's own options.
+        half: Which half the model is.
         model: The LightningModule, after :meth:`build`.
         datamodule: The LightningDataModule, after :meth:`build`.
         trainer: The Trainer, after :meth:`build`.
@@ -142,6 +143,7 @@ class CLI(LightningCLI):
             import_module(module)
         self.verb = request.verb
         self.run = Run()
+        self._trained: dict[str, Any] | None = None
         try:
             super().__init__(
                 LightningModule,
@@ -174,6 +176,8 @@ class CLI(LightningCLI):
             path = str(self.record[part]["class_path"])
             kind = getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
             lacking = [name for name in names if not hasattr(kind, name)]
+            if part == "model":
+                self.half = str(getattr(kind, "half_name", kind.__name__))
             if lacking:
                 raise UserError(f"{part} {path} lacks {', '.join(lacking)}; derive it from {base}, which has them")
         trainer = self.record["trainer"]
@@ -186,6 +190,8 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the tracking group and, for the help text, the verb's own options."""
+        # The data describes itself to a model that is built from it.
+        parser.link_arguments("data", "model.init_args.data", compute_fn=self._describe, apply_on="instantiate")
         parser.add_class_arguments(Tracking, "tracking")
         for option, text in OPTIONS[self.verb].items():
             parser.add_argument(
@@ -217,21 +223,40 @@ class CLI(LightningCLI):
 
     def data(self) -> DeviceData:
         """The configured data module alone, not set up."""
-        return self.parser.instantiate(self.config).data  # type: ignore[no-any-return]
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        return parser.instantiate(Namespace(data=self.config.data)).data  # type: ignore[no-any-return]
+
+    def _describe(self, data: DeviceData) -> dict[str, Any]:
+        """Description of the data, for a model that is built from it: that of the checkpoint, or of training data."""
+        if self._trained is not None:
+            return self._trained
+        data.setup("fit")
+        return data.meta
 
     def instantiate_classes(self) -> None:
         """Nothing yet: which run goes on decides how the trainer is made."""
 
-    def build(self, run: Run) -> None:
-        """Make data, model and trainer.
+    def build(self, run: Run, trained: dict[str, Any] | None = None) -> None:
+        """Make data, model and trainer, the model ready for what the verb says.
+
+        Args:
+            run: How the run is recorded.
+            trained: Description of the data with which a checkpoint was trained; ``None`` where a training begins.
 
         Raises:
             UserError: If Lightning refuses the trainer's settings.
         """
-        self.run = run
+        self.run, self._trained = run, trained
         seed_everything(self.config["seed_everything"], workers=True, verbose=False)
         with _refusals():
             super().instantiate_classes()
+        if trained is not None:
+            self.datamodule.use_meta(trained)
+        if isinstance(self.datamodule, DeviceData):
+            self.datamodule.bring(getattr(self.model, "needs_context", True), getattr(self.model, "needs_clean", False))
+        if trained is None and isinstance(self.model, AnsweringModule):
+            self.model.prepare(self.datamodule)
 
     def start(self, **arguments: Any) -> Any:
         """Let the trainer do what the verb says with model and data.

@@ -101,14 +101,13 @@ class _Stage:
             checkpoint, run_id = (found["checkpoint"], found["run_id"]) if found else (None, None)
         if checkpoint is not None:
             read_checkpoint(checkpoint)
+        _log.info("%s half: preparing the data", self.cli.half)
         self.cli.build(Run(tags=self.tags, run_id=run_id))
         trainer = self.cli.trainer
-        _log.info("%s half: preparing the data", getattr(self.cli.model, "half_name", self.name))
         self.cli.start(ckpt_path=checkpoint, weights_only=True)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             if trainer.is_global_zero:
-                half = getattr(self.cli.model, "half_name", self.name)
-                print(f"fast_dev_run: the {half} half has trained; nothing is kept", flush=True)
+                print(f"fast_dev_run: the {self.cli.half} half has trained; nothing is kept", flush=True)
             return hand_on(self.cli.model) if self.name == "device" else ""
         found = product_of(trainer)
         product = str(trainer.strategy.broadcast(portable(found) if found else ""))

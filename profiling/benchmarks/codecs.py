@@ -25,7 +25,7 @@ from torch import nn
 
 from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
-from lit_mmpg.device.evaluation import PRIMARY, Evaluation
+from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Download, Upload
@@ -34,6 +34,7 @@ from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, Traffic
+from lit_mmpg.tasks import find_task
 
 PLAIN = ("fp32", "fp16", "int8", "int7", "int6", "int4")
 REFERENCE = LinkConfig("fp32", "fp32")
@@ -80,7 +81,7 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
         for pair in chosen
     }
     names = ["static", *map(str, chosen)]
-    evaluation = Evaluation.over(data, [group], names)
+    evaluation = Evaluation.of([data.group(group)], names)
     batches = data.eval_batches(group)
     if not len(batches):
         raise UserError(f"the data has no devices in group {group}")
@@ -99,7 +100,7 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
                 evaluation.update(group, str(pair), batch, answer_batch(module.network, batch, features, parameters))
         assert first is not None
         wires = {pair: wire(trained, pair, *first, digest) for pair in chosen}
-    metric = PRIMARY[data.task]
+    metric = find_task(data.task).primary.name
     items = {name: evaluation.items(group, name) for name in names}
     exact = items["fp32/fp32"]
     rows = []

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lit_mmpg.device.dynamic import DynamicLinear
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
 from lit_mmpg.parameters import ParameterEntry
 from lit_mmpg.profiling.benchmarks.timing import interleave
 
@@ -115,11 +115,11 @@ def model_problem(devices: int, frames: int = 16, words: int = 7) -> Problem:
     """The device model in the sizes of the demo on encoded frames: one clip and one question per device."""
     shapes = Shapes(task="open_ended", frame=(128,), words=71, answers=22, max_words=20)
     config = DeviceModelConfig()
-    dynamic = DeviceModel(shapes, config, DynamicConfig())
+    dynamic = DeviceNetwork(shapes, config, DynamicConfig())
     with torch.no_grad():
         for parameter in dynamic.parameters():  # some layers start at zero, which would hide differences
             parameter.add_(0.05 * torch.randn_like(parameter))
-    static = DeviceModel(shapes, config)
+    static = DeviceNetwork(shapes, config)
     static.load_state_dict(dynamic.state_dict())
     inputs = (
         torch.randn(devices, frames, 128),

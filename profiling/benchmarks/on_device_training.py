@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lit_mmpg.device.graphs import AnswerGraph
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.inputs import role_inputs
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.tasks import find_task
+from lit_mmpg.tasks.graphs import AnswerGraph
 from lit_mmpg.torch_engines.base import load_network
 
 
@@ -35,7 +36,8 @@ class OnDeviceTraining:
     """
 
     def __init__(self, bundle: Bundle, steps: int, batch: int, lr: float, threads: int = 1) -> None:
-        if bundle.manifest.task == "retrieval":
+        task = find_task(bundle.manifest.task)
+        if task.searches:
             raise UserError("scenario finetune is for questions; retrieval has no labelled clips here")
         if threads:
             torch.set_num_threads(threads)
@@ -45,7 +47,7 @@ class OnDeviceTraining:
         self._inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
         static = bundle.static_parameters()
         self._parameters = tuple(torch.from_numpy(static[entry.name]) for entry in bundle.spec)
-        choices = inputs["text"].shape[1] if bundle.manifest.task == "multiple_choice" else len(bundle.manifest.answers)
+        choices = inputs["text"].shape[1] if task.takes_options else len(bundle.manifest.answers)
         self._labels = torch.randint(choices, (batch,), generator=torch.Generator().manual_seed(0))
 
     def adapt(self) -> float:

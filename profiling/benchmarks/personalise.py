@@ -303,7 +303,7 @@ def make_bundle(form: str, folder: Path, complete: bool = False) -> Bundle:
     from safetensors.torch import save_file
 
     from lit_mmpg.device.graphs import graph_specs
-    from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+    from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
     from lit_mmpg.export.graphs import export_graph
     from lit_mmpg.export.reference import make_reference, static_parameters
     from lit_mmpg.export.samples import DeviceSample
@@ -317,7 +317,9 @@ def make_bundle(form: str, folder: Path, complete: bool = False) -> Bundle:
     frames, words = 8, 16
     config = DeviceModelConfig(width=128, heads=1, temporal=False)
     dynamic = DynamicConfig(("frame_projection", "head"), form, 8)  # type: ignore[arg-type]
-    network = DeviceModel(Shapes("open_ended", (512,), 5000, 500, words), config, dynamic).eval().requires_grad_(False)
+    network = (
+        DeviceNetwork(Shapes("open_ended", (512,), 5000, 500, words), config, dynamic).eval().requires_grad_(False)
+    )
     specs = graph_specs(network, frames, 1)[: None if complete else 1]
     rng = np.random.default_rng(0)
     inputs = {

@@ -31,12 +31,13 @@ from torch import Tensor, nn
 from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors, Exchange, state_digest
 from lit_mmpg.data.batches import Query
-from lit_mmpg.device.evaluation import PRIMARY, Evaluation
+from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.codecs import decode, encode
 from lit_mmpg.link.product import PQ
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
+from lit_mmpg.tasks import find_task
 
 NOISES = (0.0, 0.25, 0.5, 1.0, 2.0)
 CODECS = ("fp32", "int8", "int4")
@@ -171,7 +172,7 @@ def accuracy(trained: Trained, group: str, codec: str, noise: float) -> dict[str
     module, data = trained.module, trained.data
     link = resolve(replace(module.link, upload_codec=codec), module.quantiser)
     exchange = Exchange(link, module.network.spec, state_digest(module.network))
-    evaluation = Evaluation.over(data, [group], ["own", "static"])
+    evaluation = Evaluation.of([data.group(group)], ["own", "static"])
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         for batch in data.eval_batches(group):
@@ -185,7 +186,7 @@ def accuracy(trained: Trained, group: str, codec: str, noise: float) -> dict[str
             parameters = exchange(noisy, [trained.name(int(d)) for d in batch.device], module.generate)
             evaluation.update(group, "own", batch, answer_batch(module.network, batch, features, parameters))
             evaluation.update(group, "static", batch, answer_batch(module.network, batch, features))
-    metric = PRIMARY[data.task]
+    metric = find_task(data.task).primary.name
     return {name: float(evaluation.items(group, name).values[metric].mean()) for name in ("own", "static")}
 
 
@@ -205,7 +206,7 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
         row |= reidentify(train, known.device, attack, seen)
         rows.append(row)
     facts = {"train_anchors": len(known.anchors), "attacked_anchors": len(seen.anchors)}
-    return {"group": group, "metric": PRIMARY[trained.data.task], **facts, "rows": rows}
+    return {"group": group, "metric": find_task(trained.data.task).primary.name, **facts, "rows": rows}
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.trained import Trained, context_anchors
 from lit_mmpg.runtime.policies import RECENT, Policy, Situation, drift
+from lit_mmpg.tasks import find_task
 
 MOST_AT_ONCE = 64
 """Parameter sets with which one clip is answered at once."""
@@ -86,7 +87,7 @@ def streams(trained: Trained, group: str, told: Callable[[str], None] = lambda t
     Raises:
         UserError: If the task has no single right answers, or the group has fewer than two devices.
     """
-    if trained.data.task == "retrieval":
+    if find_task(trained.data.task).searches:
         raise UserError("streams need questions with right answers; name the checkpoint of a question answering model")
     timelines = _timelines(trained, group)
     if len(timelines) < 2:

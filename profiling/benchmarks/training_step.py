@@ -31,7 +31,6 @@ import platform
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -48,6 +47,7 @@ from torch import Tensor
 
 from lit_mmpg import sysfs
 from lit_mmpg.batch import Batch
+from lit_mmpg.checkpoint import hand_on
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.data.batches import TrainBatches
 from lit_mmpg.data.datamodule import DeviceData
@@ -82,7 +82,6 @@ class _Runner(L.Fabric):
 
     def __init__(self, module: AnsweringModule, data: DeviceData) -> None:
         super().__init__(accelerator="cpu", devices=1)
-        self.lightning_module, self.datamodule = module, data
         self.estimated_stepping_batches = 1000
         module.fabric = self
         data.trainer = self  # type: ignore[assignment]
@@ -92,16 +91,19 @@ class Stage:
     """One training stage: its module, its data and its optimiser.
 
     Args:
-        module: Module of the stage.
+        module: Class and settings of the stage's module.
         data: Data of its own (a cloud stage makes it hand out encoded frames).
     """
 
-    def __init__(self, module: AnsweringModule, data: DeviceData) -> None:
-        self.module, self.data = module, data
-        self.runner = _Runner(module, data)  # the module refers to it weakly
+    def __init__(self, module: dict[str, Any], data: DeviceData) -> None:
         data.setup("fit")
-        module.setup("fit")
-        configured = module.configure_optimizers()
+        settings = {"data": data.meta} | module.get("init_args", {})
+        self.module: AnsweringModule = _instance(AnsweringModule, module | {"init_args": settings})
+        self.data = data
+        self.runner = _Runner(self.module, data)  # the module refers to it weakly
+        self.module.prepare(data)
+        self.module.setup("fit")
+        configured = self.module.configure_optimizers()
         self.optimiser, self.scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
 
     def loader(self) -> TrainBatches:
@@ -151,15 +153,10 @@ def build_stages(configs: Mapping[str, dict[str, Any]]) -> Stages:
         configs: ``data``, ``device`` and ``cloud`` as class_path and init_args.
     """
     torch.manual_seed(0)
-    static = Stage(_instance(AnsweringModule, configs["device"]), _instance(DeviceData, configs["data"]))
-    module = _instance(AnsweringModule, configs["cloud"])
-    assert isinstance(module, CloudModule)
-    with tempfile.TemporaryDirectory() as folder:
-        module.device_ckpt = str(Path(folder) / "device.ckpt")
-        checkpoint: dict[str, Any] = {"state_dict": static.module.state_dict()}
-        static.module.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, module.device_ckpt)
-        cloud = Stage(module, _instance(DeviceData, configs["data"]))
+    static = Stage(configs["device"], _instance(DeviceData, configs["data"]))
+    settings = configs["cloud"].get("init_args", {}) | {"device_ckpt": hand_on(static.module)}
+    cloud = Stage(configs["cloud"] | {"init_args": settings}, _instance(DeviceData, configs["data"]))
+    module = cloud.module
     cloud.data.encode_once(None)
     pixels = _first(cloud.loader())
     module.setup("fit")  # encoded frames again

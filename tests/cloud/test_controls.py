@@ -143,10 +143,12 @@ def test_the_oracle_is_told_the_camera_and_nothing_else(pixel_world: Loaded) -> 
     data = pixel_world.data
     conditions = data.device_conditions()
     assert conditions is not None and len(conditions) == len(data.device_table.devices)
-    module = CloudModule(cloud=CloudConfig(context="conditions", latent=4, reasoner_hidden=16, adaptor_hidden=16))
-    module.network_config = pixel_world.subject.network.config
-    module.know_conditions(data)
-    module.build(data.meta, None)
+    module = CloudModule(
+        data.meta,
+        network=pixel_world.subject.network.config,
+        cloud=CloudConfig(context="conditions", latent=4, reasoner_hidden=16, adaptor_hidden=16),
+    )
+    module.know_conditions(conditions)
     with torch.no_grad():
         for layer in module.adaptor.layers.values():
             layer.generators[0].weight.normal_()
@@ -160,19 +162,13 @@ def test_the_oracle_is_told_the_camera_and_nothing_else(pixel_world: Loaded) -> 
     assert not torch.equal(own[0][0], own[0][-1])
     assert subject.upload_bytes == 0
     assert device_costs(module, data)["cdc_mmpg"]["adapt_flops"] == 0
-    checkpoint = {"state_dict": module.state_dict()}
-    again = CloudModule(cloud=replace(module.cloud_config))
-    again.network_config = module.network_config
-    from lit_mmpg.cloud.controls import stored_conditions
-
-    again._condition_count = stored_conditions(checkpoint)
-    again.build(data.meta, None)
-    again.load_state_dict(checkpoint["state_dict"])
+    again = CloudModule(data.meta, network=module.network.config, cloud=replace(module.cloud_config))
+    again.load_state_dict(module.state_dict())
 
 
 def test_the_oracle_needs_data_that_knows_the_cameras(trained: Callable[[str], Trained], tmp_path: Path) -> None:
     run = trained("open_ended")
     loaded = load(run.cloud)
-    module = CloudModule(cloud=CloudConfig(context="conditions"))
+    module = CloudModule(loaded.data.meta, str(run.device), cloud=CloudConfig(context="conditions"))
     with pytest.raises(UserError, match="does not know the cameras"):
-        module.know_conditions(loaded.data)
+        module.prepare(loaded.data)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lit_mmpg.data.batches import BatchShape
-from lit_mmpg.data.datamodule import Annotation, PersonalClipsData, Task, VideoData
+from lit_mmpg.data.datamodule import Annotation, PersonalClipsData, VideoData
 from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.device.base import AnsweringModule
@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_root(tmp_path_factory.mktemp("tiny"))
 
 
-def make_data(root: Path, task: Task = "open_ended", **over: Any) -> VideoData:
+def make_data(root: Path, task: str = "open_ended", **over: Any) -> VideoData:
     arguments: dict[str, Any] = {
         "clips": "clips.csv",
         "features": "features.h5",

@@ -10,13 +10,13 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from lit_mmpg.data.datamodule import Annotation, Task, VideoData
+from lit_mmpg.data.datamodule import Annotation, VideoData
 from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.vocabulary import Vocabulary, tokenize, word_vectors
 from lit_mmpg.device.base import shapes_of
 from lit_mmpg.device.closed_form import CaptionInitialisation, caption_initialisation, fit_ridge, fit_tfidf
 from lit_mmpg.device.initialise import InitialisationConfig, initialise
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork
 from lit_mmpg.errors import UserError
 from tests.integration.tiny import build_root
 
@@ -135,7 +135,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_root(tmp_path_factory.mktemp("tiny"))
 
 
-def make_data(root: Path, task: Task = "retrieval", captions: bool = True) -> VideoData:
+def make_data(root: Path, task: str = "retrieval", captions: bool = True) -> VideoData:
     data = VideoData(
         str(root),
         "features.h5",
@@ -150,9 +150,9 @@ def make_data(root: Path, task: Task = "retrieval", captions: bool = True) -> Vi
     return data
 
 
-def make_model(data: VideoData, width: int = 6) -> DeviceModel:
+def make_model(data: VideoData, width: int = 6) -> DeviceNetwork:
     torch.manual_seed(0)
-    return DeviceModel(shapes_of(data.meta), DeviceModelConfig(width, heads=1, temporal=False)).eval()
+    return DeviceNetwork(shapes_of(data.meta), DeviceModelConfig(width, heads=1, temporal=False)).eval()
 
 
 def test_the_model_starts_with_the_ranking_of_the_ridge(root: Path) -> None:

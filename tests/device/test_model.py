@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_mmpg.batch import frame_positions
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, Shapes
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
 from lit_mmpg.errors import UserError
 
 LAYERS = {
@@ -17,11 +17,11 @@ LAYERS = {
 TASKS = list(LAYERS)
 
 
-def build(task: str, form: str = "low_rank", frame: tuple[int, ...] = (6,)) -> DeviceModel:
+def build(task: str, form: str = "low_rank", frame: tuple[int, ...] = (6,)) -> DeviceNetwork:
     torch.manual_seed(0)
     shapes = Shapes(task, frame, words=11, answers=5)  # type: ignore[arg-type]
     config = DeviceModelConfig(width=16, encoder_features=8, encoder_channels=4, heads=2)
-    return DeviceModel(shapes, config, DynamicConfig(LAYERS[task], form, rank=2)).eval()  # type: ignore[arg-type]
+    return DeviceNetwork(shapes, config, DynamicConfig(LAYERS[task], form, rank=2)).eval()  # type: ignore[arg-type]
 
 
 def inputs(task: str, lead: tuple[int, ...], frames: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -31,7 +31,7 @@ def inputs(task: str, lead: tuple[int, ...], frames: int = 5) -> tuple[torch.Ten
     return torch.randn(*lead, frames, 6), mask, torch.randint(1, 11, (*lead, options, 4))
 
 
-def parameters(model: DeviceModel, lead: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+def parameters(model: DeviceNetwork, lead: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
     return tuple(0.5 * torch.randn(*lead, *entry.shape) for entry in model.spec)
 
 
@@ -90,14 +90,14 @@ def test_the_order_of_frames_matters() -> None:
 
 def test_the_blind_model_ignores_the_frames() -> None:
     shapes = Shapes("open_ended", (6,), words=11, answers=5)
-    model = DeviceModel(shapes, DeviceModelConfig(width=16, heads=2, blind=True)).eval()
+    model = DeviceNetwork(shapes, DeviceModelConfig(width=16, heads=2, blind=True)).eval()
     frames, mask, text = inputs("open_ended", (2,))
     torch.testing.assert_close(model(frames, mask, text), model(torch.randn_like(frames), mask, text))
 
 
 def test_a_dynamic_layer_that_the_task_lacks_is_refused() -> None:
     with pytest.raises(UserError, match=r"fusion.*retrieval"):
-        DeviceModel(Shapes("retrieval", (6,), 11), DeviceModelConfig(width=16), DynamicConfig(("fusion",)))
+        DeviceNetwork(Shapes("retrieval", (6,), 11), DeviceModelConfig(width=16), DynamicConfig(("fusion",)))
 
 
 def test_positions_run_from_zero_to_one() -> None:
@@ -105,11 +105,11 @@ def test_positions_run_from_zero_to_one() -> None:
     assert frame_positions(mask).tolist() == [[0.0, 0.5, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]]
 
 
-def corrected(context_width: int = 0) -> DeviceModel:
+def corrected(context_width: int = 0) -> DeviceNetwork:
     torch.manual_seed(0)
     config = DeviceModelConfig(width=16, heads=2, correction=7, context_width=context_width)
     layers = ("correction", "frame_projection")
-    return DeviceModel(Shapes("retrieval", (6,), words=11), config, DynamicConfig(layers, "low_rank", rank=2)).eval()
+    return DeviceNetwork(Shapes("retrieval", (6,), words=11), config, DynamicConfig(layers, "low_rank", rank=2)).eval()
 
 
 def test_a_correction_starts_as_the_identity_and_then_changes_what_is_projected() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, Shapes, Task
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, Shapes
 from lit_mmpg.device.module import random_frames
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.errors import UserError
@@ -20,9 +20,9 @@ from lit_mmpg.errors import UserError
 WORDS, ANSWERS, D, WIDTH = 20, 7, 5, 8
 
 
-def make_model(task: Task) -> DeviceModel:
+def make_model(task: str) -> DeviceNetwork:
     torch.manual_seed(0)
-    return DeviceModel(Shapes(task, (D,), WORDS, ANSWERS, 6), DeviceModelConfig(WIDTH, heads=2)).eval()
+    return DeviceNetwork(Shapes(task, (D,), WORDS, ANSWERS, 6), DeviceModelConfig(WIDTH, heads=2)).eval()
 
 
 def make_batch(clip: list[list[int]], text_clip: list[list[int]], answer: list[list[int]], options: int = 1) -> Batch:
@@ -71,7 +71,7 @@ def test_cross_entropy_ignores_padding_and_unknown_answers(smoothing: float) -> 
 
 
 @pytest.mark.parametrize("task", ["open_ended", "multiple_choice"])
-def test_questions_without_a_usable_answer_teach_nothing(task: Task) -> None:
+def test_questions_without_a_usable_answer_teach_nothing(task: str) -> None:
     batch = make_batch([[3]], [[0, 0]], [[-1, -1]])
     logits = torch.randn(1, 2, ANSWERS, requires_grad=True)
     loss = task_loss(make_model(task), batch, Outputs(logits), 0.1)
@@ -95,7 +95,7 @@ def test_absent_options_are_never_chosen_and_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize(("task", "options"), [("open_ended", 1), ("multiple_choice", 3)])
-def test_questions_are_asked_about_their_own_clip(task: Task, options: int) -> None:
+def test_questions_are_asked_about_their_own_clip(task: str, options: int) -> None:
     model = make_model(task)
     batch = make_batch([[3, 5], [9, 7]], [[1, 0, 1], [0, 1, 0]], [[0, 0, 0], [0, 0, 0]], options)
     with torch.no_grad():
@@ -137,7 +137,7 @@ CASES = {
 }
 
 
-def retrieval_case(name: str) -> tuple[DeviceModel, Batch, Outputs, float]:
+def retrieval_case(name: str) -> tuple[DeviceNetwork, Batch, Outputs, float]:
     model = make_model("retrieval")
     clip, text_clip = CASES[name]
     batch = make_batch(clip, text_clip, np.zeros_like(text_clip).tolist())

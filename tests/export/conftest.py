@@ -16,7 +16,7 @@ import torch
 from lit_mmpg.cli import main
 from lit_mmpg.device.dynamic import Form
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig, DynamicLayer, Shapes, Task
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
 from lit_mmpg.export.graphs import export_graph
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data, write_experiment
@@ -28,7 +28,7 @@ MAX_FRAMES, OPTIONS = 5, 3
 class Exported:
     """A device model and its graphs."""
 
-    network: DeviceModel
+    network: DeviceNetwork
     specs: dict[str, GraphSpec]
     graphs: dict[str, onnx.ModelProto]
 
@@ -38,18 +38,18 @@ class Exported:
 
 
 def device_model(
-    task: Task,
+    task: str,
     form: Form | None = "low_rank",
     frame: tuple[int, ...] = (24,),
     words: int = 9,
-    layers: tuple[DynamicLayer, ...] = ("frame_projection", "head"),
+    layers: tuple[...] = ("frame_projection", "head"),
     **options: object,
-) -> DeviceModel:
+) -> DeviceNetwork:
     """A device model with random weights; what starts at zero is given values, so that nothing is left out."""
     torch.manual_seed(0)
     config = DeviceModelConfig(**{"width": 16, "heads": 2, "encoder_features": 20, "encoder_channels": 4} | options)
     dynamic = DynamicConfig(layers, form, 4) if form else None
-    network = DeviceModel(Shapes(task, frame, 40, 18, words), config, dynamic).eval().requires_grad_(False)
+    network = DeviceNetwork(Shapes(task, frame, 40, 18, words), config, dynamic).eval().requires_grad_(False)
     for parameter in network.parameters():
         if not parameter.any():
             parameter.normal_(std=0.2)
@@ -57,7 +57,7 @@ def device_model(
 
 
 @cache
-def exported(task: Task, form: Form | None, frame: tuple[int, ...] = (24,)) -> Exported:
+def exported(task: str, form: Form | None, frame: tuple[int, ...] = (24,)) -> Exported:
     network = device_model(task, form, frame)
     specs = {spec.role: spec for spec in graph_specs(network, MAX_FRAMES, OPTIONS)}
     return Exported(network, specs, {role: export_graph(spec, network) for role, spec in specs.items()})

@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from lit_mmpg.cli import main
 from lit_mmpg.data.features import open_features
 from lit_mmpg.data.vision import open_graph, run_graph
-from lit_mmpg.runtime.video import sample_frames
+from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
 from tests.runtime.cloud_server import odd_entries
@@ -144,7 +144,7 @@ def test_bad_files_are_named_and_the_rest_is_there(
     bad[0].rmdir()
     # What they hold is what the graph makes of the frames that a device would look at.
     graph = next(Path("outputs/cache/encoders").glob("*.onnx"))
-    expected = run_graph(open_graph(graph), sample_frames(folder / "clip000.mp4", 4, (SIZE, SIZE)))
+    expected = run_graph(open_graph(graph), sample_video(folder / "clip000.mp4", 4, (SIZE, SIZE)).pixels)
     np.testing.assert_array_equal(open_features("f.h5").frames("clip000"), expected.astype(np.float16))
 
     # A mended file and a new one are added; what was there stays as it is.

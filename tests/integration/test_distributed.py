@@ -14,9 +14,7 @@ import pytest
 import torch
 
 from lit_mmpg.batch import Batch, Frames
-from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
-from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
 from tests.integration import tiny
@@ -80,9 +78,8 @@ def test_gradients_with_gathered_negatives_equal_one_process_on_the_whole_batch(
     lit_mmpg(tmp_path, "fit", "--config", str(config), *DDP)
     first = [torch.load(tmp_path / "first" / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
-    module = DeviceModule(DeviceModelConfig(**still))
     (path,) = tmp_path.glob("outputs/*/*/checkpoints/best.ckpt")
-    module.on_load_checkpoint(read_checkpoint(path))  # makes the network
+    module = DeviceModule.load_from_checkpoint(path)
     module.load_state_dict(first[0]["weights"])
     batches, outputs = [], []
     for saved in first:

@@ -15,9 +15,7 @@ from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import Annotation, PersonalClipsData, VideoData
 from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.device.base import shapes_of
-from lit_mmpg.device.initialise import InitialisationConfig, initialise
-from lit_mmpg.device.model import DeviceModel, DeviceModelConfig, DynamicConfig
+from lit_mmpg.device.model import DeviceModelConfig, DynamicConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.methods.adapted import Loaded
 from lit_mmpg.methods.base import Subject
@@ -50,9 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         if task not in known:
             data = make_data(root, task)
             torch.manual_seed(0)
-            module = DeviceModule(DeviceModelConfig(width=16, heads=2))
-            module.network = DeviceModel(shapes_of(data.meta), module.network_config)
-            initialise(module.network, data, InitialisationConfig())
+            module = DeviceModule.for_data(data, network=DeviceModelConfig(width=16, heads=2))
             names = [device.id for device in data.device_table.devices]
             known[task] = Loaded(Subject(module, names), data, "none.ckpt")
         return known[task]
@@ -70,12 +66,12 @@ def cloud_world(world: World) -> World:
             static = world("open_ended")
             torch.manual_seed(1)
             module = CloudModule(
+                static.data.meta,
+                network=DeviceModelConfig(width=16, heads=2),
                 dynamic=DynamicConfig(("frame_projection", "head"), form, 2),
                 cloud=CloudConfig(latent=4, reasoner_hidden=16, embedding=8, adaptor_hidden=16),
                 link=LinkConfig("fp32", "fp32"),
             )
-            module.network_config = DeviceModelConfig(width=16, heads=2)
-            module.build(static.data.meta, None)
             module.network.load_state_dict(static.subject.network.state_dict(), strict=False)
             with torch.no_grad():
                 for generator in module.adaptor.layers.values():
@@ -99,8 +95,7 @@ def pixel_world(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     )
     data.setup(None)
     torch.manual_seed(0)
-    module = DeviceModule(DeviceModelConfig(**PIXEL_NETWORK))
-    module.network = DeviceModel(shapes_of(data.meta), module.network_config)
+    module = DeviceModule(data.meta, DeviceModelConfig(**PIXEL_NETWORK))
     return Loaded(Subject(module, [device.id for device in data.device_table.devices]), data, "none.ckpt")
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from lit_mmpg.cli import main
-from lit_mmpg.device.evaluation import PRIMARY
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.adapted import _Runner, evaluate_adapted, load
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options
-from lit_mmpg.methods.registry import METHODS, TASKS, applicability
+from lit_mmpg.methods.registry import METHODS, applicability
+from lit_mmpg.tasks import find_task, task_names
 from tests.integration.conftest import Trained
 from tests.methods.conftest import World
 
@@ -90,7 +90,7 @@ def test_online_methods_answer_each_device_by_its_own_stream(
 ) -> None:
     """All items once, labels hidden, and no device changed by others."""
     kind, loaded = METHODS[method], world(task)
-    if kind.not_for_task(task) is not None:
+    if kind.not_for_task(find_task(task)) is not None:
         return
     plain = kind.respond
     asked: list[bool] = []
@@ -110,7 +110,8 @@ def test_online_methods_answer_each_device_by_its_own_stream(
         found = evaluate_adapted(loaded, method, options=options, groups=["test_unseen"])
         assert found.setting == "online" and found.cost is not None and found.cost.answer_flops > 0
         items = found.evaluation.items("test_unseen", method)  # type: ignore[union-attr]
-        return dict(zip(zip(items.device, items.item, strict=True), items.values[PRIMARY[task]], strict=True))
+        values = items.values[find_task(task).primary.name]
+        return dict(zip(zip(items.device, items.item, strict=True), values, strict=True))
 
     answers: list[torch.Tensor] = []
     together = measure(8)
@@ -136,7 +137,7 @@ def test_unknown_methods_and_options_are_named(world: World) -> None:
 
 def test_every_method_says_why_it_does_not_apply(world: World) -> None:
     for row in applicability():
-        assert row["paper"] and row["setting"] and all(row[task] for task in TASKS)
+        assert row["paper"] and row["setting"] and all(row[task] for task in task_names())
         for task in ("open_ended", "retrieval"):
             loaded = world(task)
             reason = METHODS[row["method"]].not_for(loaded.subject, loaded.data)

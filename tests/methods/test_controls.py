@@ -11,7 +11,8 @@ import torch
 from lit_mmpg.methods.adapted import evaluate_adapted
 from lit_mmpg.methods.base import Episode, own_parameters, rows
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise, fixed_layers, materialised
-from lit_mmpg.methods.episodes import Episodes, query_view
+from lit_mmpg.methods.episodes import Episodes
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World, make_data
 
 FORMS = ["full", "low_rank", "core", "film"]
@@ -23,7 +24,7 @@ def first_group(world: World, form: str):
     parameters = loaded.subject.personal(group.support.context, group.support.device)
     batch, index = group.queries[0]
     own = tuple(tensor[index] for tensor in parameters)
-    return loaded, Episode(group.support, parameters), Episode(query_view(batch, "open_ended"), own), index
+    return loaded, Episode(group.support, parameters), Episode(find_task("open_ended").query_view(batch), own), index
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_mmpg.methods.episodes import Episodes, all_items, query_view
+from lit_mmpg.methods.episodes import Episodes, all_items
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World
 
 TASKS = ["open_ended", "retrieval"]
@@ -26,7 +27,7 @@ def test_labels_are_seen_by_supervised_methods_only(world: World, task: str, lab
         else:
             assert labelled == bool(support.text_clip.any())
         for batch, _ in group.queries:
-            seen = query_view(batch, task)
+            seen = find_task(task).query_view(batch)
             assert bool((seen.answer == -1).all())
             assert task != "retrieval" or not seen.text_clip.any()
 

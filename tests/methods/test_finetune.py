@@ -13,9 +13,10 @@ from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.methods import adapted
 from lit_mmpg.methods.adapted import Loaded, evaluate_adapted
 from lit_mmpg.methods.base import Episode, rows
-from lit_mmpg.methods.episodes import Episodes, query_view
+from lit_mmpg.methods.episodes import Episodes
 from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank, FineTuning, Sampler
 from lit_mmpg.methods.objectives import device_loss
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World, take
 
 KINDS = [FineTuneAll, FineTuneHead, FineTuneLowRank]
@@ -30,7 +31,7 @@ def first_group(world: World, task: str):
     loaded = world(task)
     group = next(iter(Episodes(loaded.data, "test_unseen", labelled=True)))
     batch, index = group.queries[0]
-    return loaded, Episode(group.support), Episode(query_view(batch, task)), index
+    return loaded, Episode(group.support), Episode(find_task(task).query_view(batch)), index
 
 
 @pytest.mark.parametrize("task", TASKS)

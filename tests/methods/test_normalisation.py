@@ -10,9 +10,10 @@ import torch
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.methods.base import Episode, rows
-from lit_mmpg.methods.episodes import Episodes, query_view
+from lit_mmpg.methods.episodes import Episodes
 from lit_mmpg.methods.normalisation import FeatureStatistics, Tent, moments
 from lit_mmpg.methods.objectives import entropy
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World, take
 
 
@@ -20,7 +21,7 @@ def first_group(world: World, task: str):
     loaded = world(task)
     group = next(iter(Episodes(loaded.data, "test_unseen")))
     batch, index = group.queries[0]
-    return loaded, Episode(group.support), Episode(query_view(batch, task)), index
+    return loaded, Episode(group.support), Episode(find_task(task).query_view(batch)), index
 
 
 def shifted(episode: Episode, gain: float, offset: float) -> Episode:

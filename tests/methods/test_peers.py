@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from lit_mmpg.methods.base import Episode, rows
-from lit_mmpg.methods.episodes import Episodes, query_view
+from lit_mmpg.methods.episodes import Episodes
 from lit_mmpg.methods.evolution import SeparableCmaEs
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame, laplacian_assignment, neighbours
 from lit_mmpg.methods.prototypes import T3A, entropy_of, ranks_within_class
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World, take
 
 
@@ -19,7 +20,7 @@ def first_group(world: World, task: str = "open_ended"):
     loaded = world(task)
     group = next(iter(Episodes(loaded.data, "test_unseen")))
     batch, index = group.queries[0]
-    return loaded, Episode(group.support), Episode(query_view(batch, task)), index
+    return loaded, Episode(group.support), Episode(find_task(task).query_view(batch)), index
 
 
 def test_ranks_within_a_class() -> None:

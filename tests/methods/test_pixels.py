@@ -13,16 +13,17 @@ from PIL import Image
 from lit_mmpg.batch import Frames
 from lit_mmpg.methods.adapted import Loaded, evaluate_adapted
 from lit_mmpg.methods.base import Episode, rows
-from lit_mmpg.methods.episodes import Episodes, query_view
+from lit_mmpg.methods.episodes import Episodes
 from lit_mmpg.methods.finetune import FineTuneAll
 from lit_mmpg.methods.pixels import AnchorJpegUpload, PixelColourAlignment, channel_moments
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World
 
 
 def first_group(loaded: Loaded):
     group = next(iter(Episodes(loaded.data, "test_unseen")))
     batch, index = group.queries[0]
-    return Episode(group.support), Episode(query_view(batch, "open_ended")), index
+    return Episode(group.support), Episode(find_task("open_ended").query_view(batch)), index
 
 
 def dimmed(episode: Episode, gain: tuple[float, float, float], offset: float) -> Episode:

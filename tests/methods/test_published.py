@@ -22,6 +22,7 @@ from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import laplacian_assignment, neighbours
 from lit_mmpg.methods.normalisation import FeatureStatistics, OnlineTent, Tent
 from lit_mmpg.methods.prototypes import T3A, DynamicCache, OnlineCache, OnlineT3A, OpenEndedMethod
+from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World
 
 DEVICES, ITEMS, ANSWERS, WIDTH = 3, 40, 5, 6
@@ -205,7 +206,7 @@ def test_tent_by_hand() -> None:
 
     def method(kind: type[Tent]) -> Any:
         tent: Any = kind.__new__(kind)
-        tent.network = SimpleNamespace(frame_norm=norm)
+        tent.network = SimpleNamespace(frame_norm=norm, task=find_task("open_ended"))
         tent.subject = SimpleNamespace(features=lambda batch: batch.features)
         head = torch.from_numpy(toy.weight)
 

@@ -1,3 +1,3 @@
-from tests.export.conftest import made
+from tests.export.conftest import encoder_folder, made
 
-__all__ = ["made"]
+__all__ = ["encoder_folder", "made"]

@@ -23,7 +23,7 @@ from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
-from lit_mmpg.runtime.video import list_videos, sample_frames, uniform_indices
+from lit_mmpg.runtime.video import list_videos, sample_video, uniform_indices
 from tests.runtime.cloud_server import parameters_of, serving, write_video
 
 RNG = np.random.default_rng(0)
@@ -51,20 +51,20 @@ def test_anchors_are_those_of_training(rule: str, count: int, frames: int) -> No
 
 def test_frames_are_decoded_in_order_spread_evenly_and_resized(tmp_path: Path) -> None:
     video = write_video(tmp_path / "clip.mp4")
-    frames = sample_frames(video, 4, (24, 32))
+    frames = sample_video(video, 4, (24, 32)).pixels
     assert frames.shape == (4, 3, 24, 32) and frames.dtype == np.uint8
     wanted = 16 * uniform_indices(12, 4)
     np.testing.assert_allclose(frames.mean((1, 2, 3)), wanted, atol=6)
-    assert len(sample_frames(video, 99)) == 12
+    assert len(sample_video(video, 99).pixels) == 12
     assert uniform_indices(12, 4).tolist() == [1, 4, 7, 10]
 
 
 def test_what_is_no_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.mp4").write_bytes(write_video(tmp_path / "clip.mp4").read_bytes()[:400])
     with pytest.raises(UserError, match=r"torn\.mp4: is cut off"):
-        sample_frames(tmp_path / "torn.mp4", 2)
+        sample_video(tmp_path / "torn.mp4", 2)
     with pytest.raises(UserError, match=r"does not exist.*clip\.mp4"):
-        sample_frames(tmp_path / "clap.mp4", 2)
+        sample_video(tmp_path / "clap.mp4", 2)
     with pytest.raises(UserError, match="holds no video files"):
         (tmp_path / "empty").mkdir()
         list_videos(tmp_path / "empty")

@@ -21,7 +21,7 @@ from lit_mmpg.profiling.benchmarks.trained import load
 from lit_mmpg.runtime.adaptation import judge
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
 from lit_mmpg.runtime.client import CloudClient
-from lit_mmpg.runtime.guard import figures, odd_outputs
+from lit_mmpg.runtime.guard import odd_outputs
 from lit_mmpg.runtime.journal import Journal
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.loop import Device, StateFolder
@@ -31,6 +31,7 @@ from lit_mmpg.runtime.questions import Question, Questions
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.summary import print_line, summarise
+from lit_mmpg.tasks import find_task
 from tests.runtime.cloud_server import parameters_of, serving, write_video
 
 ASKED = Questions([Question("what is mine")])
@@ -148,11 +149,11 @@ def test_the_benchmark_of_the_guard_judges_good_and_spoilt_parameters(made) -> N
 
 def test_figures_are_what_they_are_called() -> None:
     static = np.array([[2.0, 0.0, -1e4], [0.0, 2.0, -1e4]])
-    same = figures(static, static, "multiple_choice")
+    same = find_task("multiple_choice").output_figures(static, static)
     assert same["agreement"] == 1 and same["divergence"] == 0 and same["confidence"] == pytest.approx(0.8808, abs=1e-4)
-    other = figures(static, static[::-1], "open_ended")
+    other = find_task("open_ended").output_figures(static, static[::-1])
     assert other["agreement"] == 0 and 0 < other["divergence"] < np.log(2)
-    assert figures(np.eye(2), np.eye(2)[::-1], "retrieval") == {"cosine": 0.0}
+    assert find_task("retrieval").output_figures(np.eye(2), np.eye(2)[::-1]) == {"cosine": 0.0}
     guard = Guard(8, (1, 4), 0.5, [], {}, {1: {"cosine": (0.2, 1.0)}, 4: {"cosine": (0.8, 1.0)}})
     half = np.array([[1.0, 0.0]]), np.array([[0.6, 0.8]])
     assert odd_outputs(guard, *half, 3, "retrieval") is None and odd_outputs(None, *half, 9, "retrieval") is None

@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lit_mmpg
 from lit_mmpg.cli import main
+from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.looking import Eye
-from lit_mmpg.runtime.search import rank
+from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data
 from tests.runtime.cloud_server import odd_entries, parameters_of, serving, write_video
@@ -63,21 +67,50 @@ def test_scores_are_cosines_of_the_embeddings_and_order_the_clips(bundle: Bundle
     with DeviceSession(bundle) as session:
         eye = Eye(session, memory=tmp_path)
         looks = [eye.look(path) for path in sorted(clips.glob("long*"))]
-        found = rank(session, looks, QUERY)
+        device = PersonalDevice(session, DeviceState.open(bundle, None, "kitchen", ""))
+        features = [look.features for look in looks]
+        found = device.search(QUERY, features)
         text = session.embed_text(QUERY)
         for hit in found:
-            video = session.embed_video(hit.look.features)
+            video = session.embed_video(features[hit.number])
             assert hit.score == pytest.approx(
                 float(video @ text / np.linalg.norm(video) / np.linalg.norm(text)), abs=1e-5
             )
-            alone = [float(session.embed_video(frame[None]) @ text) for frame in hit.look.features]
-            assert hit.best == int(np.argmax(alone))
+            alone = [float(session.embed_video(frame[None]) @ text) for frame in features[hit.number]]
+            assert hit.frame == int(np.argmax(alone))
         assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
         again = [eye.look(path) for path in sorted(clips.glob("long*"))]
         assert all(look.known for look in again) and not any(look.known for look in looks)
-        assert [h.score for h in rank(session, again, QUERY)] == [h.score for h in found]
+        known = [look.features for look in again]
+        assert device.search(QUERY, known) == found
         session.swap(parameters_of(bundle, 3))
-        assert [h.score for h in rank(session, again, QUERY)] != [h.score for h in found]
+        assert [h.score for h in device.search(QUERY, known)] != [h.score for h in found]
+
+
+def test_a_program_searches_what_its_device_observed(bundle: Bundle, clips: Path) -> None:
+    """The same from a checkpoint, in process, as from its bundle."""
+    checkpoint, paths = best_checkpoint(bundle.path.parent, "cloud"), sorted(clips.glob("long*"))
+    found = {}
+    for source in (checkpoint, bundle.path):
+        device = lit_mmpg.load(source).new_device("kitchen")
+        with pytest.raises(UserError, match="there is no clip to search in"):
+            device.search(QUERY)
+        frames = sample_video(paths[2], 99).pixels
+        for clip in (paths[0], str(paths[1]), frames):
+            device.observe(clip)
+        named = {(match.number, match.clip) for match in device.search(QUERY)}
+        assert named == {(0, paths[0]), (1, str(paths[1])), (2, None)}
+        assert [(match.number, match.clip) for match in device.search(QUERY, [frames])] == [(0, None)]
+        with pytest.raises(UserError, match="finds clips, it answers no questions"):
+            device.answer(paths[0], QUERY)
+        with pytest.raises(UserError, match="the query is empty"):
+            device.search("")
+        found[source] = device.search(QUERY)
+        assert [match.score for match in found[source]] == sorted((m.score for m in found[source]), reverse=True)
+        assert all(0 <= match.frame < 12 and match.parameters == "static" for match in found[source])
+    assert [match.number for match in found[checkpoint]] == [match.number for match in found[bundle.path]]
+    scores = [[match.score for match in each] for each in found.values()]
+    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 def test_damaged_memory_is_looked_at_again(bundle: Bundle, clips: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised, lower_is_better
 from lit_mmpg.methods.comparison.view import SHOWN_REUSE
 from lit_mmpg.report import format_row
+from lit_mmpg.tasks import metric_of
 
 BARS = 3
 """Rows in the plot of devices."""
@@ -36,11 +37,12 @@ def _points(results: Results, cost: dict[str, float | None]) -> list[svg.Point]:
 
 
 def _scale(results: Results) -> float:
-    return 100.0 if results.primary == "accuracy" else 1.0
+    return 100.0 if metric_of(results.primary).percent else 1.0
 
 
 def _unit(results: Results) -> str:
-    return "accuracy, %" if results.primary == "accuracy" else "mean log-rank (lower is better)"
+    known = metric_of(results.primary)
+    return f"{known.title} (lower is better)" if known.lower_is_better else known.title
 
 
 def _bytes(results: Results) -> tuple[str, str, str] | None:
@@ -102,7 +104,9 @@ def _differences(results: Results) -> tuple[str, str, str] | None:
     if not ranges:
         return None
     ranges.sort(key=lambda entry: -entry.value)
-    unit = "points of accuracy" if results.primary == "accuracy" else "mean log-rank, turned so that right is better"
+    known = metric_of(results.primary)
+    unit = f"points of {known.title.removesuffix(', %')}" if known.percent else known.title
+    unit += ", turned so that right is better" if known.lower_is_better else ""
     return (
         f"Differences from {reference}",
         "Right of the line is better. Bars are 95 % intervals of the difference, item by item; grey where they hold 0. "

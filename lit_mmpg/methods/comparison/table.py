@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.device.evaluation import PRIMARY, interval_fields
+from lit_mmpg.device.evaluation import interval_fields
 from lit_mmpg.methods.comparison.cells import Cell
 from lit_mmpg.methods.comparison.plan import Comparison
 from lit_mmpg.metrics.statistics import Interval, cluster_bootstrap, clustered_mean
+from lit_mmpg.tasks import all_tasks
 
 WORST_SHARE = 10
 """One in how many devices counts as the worst: the worst decile."""
@@ -109,7 +110,8 @@ class Pooled:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of a metric is the better one."""
-    return any(part in metric for part in LOWER_IS_BETTER)
+    own = (task.primary.name for task in all_tasks() if task.primary.lower_is_better)
+    return any(part in metric for part in (*LOWER_IS_BETTER, *own))
 
 
 def amortised(cost: Mapping[str, Any], unit: str, reuse: float) -> float | None:
@@ -204,7 +206,7 @@ def _labels(world: str, index: np.ndarray) -> np.ndarray:
 def primary_metric(rows: Mapping[str, Row]) -> str:
     """The primary metric of the comparison's task."""
     names = {str(row["metric"]) for entry in rows.values() for row in entry.cells[0].rows}
-    return next(metric for metric in dict.fromkeys(PRIMARY.values()) if metric in names)
+    return next(metric for metric in (task.primary.name for task in all_tasks()) if metric in names)
 
 
 def splits_of(rows: Mapping[str, Row]) -> list[str]:

@@ -9,17 +9,13 @@ from typing import Any
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised, lower_is_better
 from lit_mmpg.report import FEW_EXPLAINED, FEW_MARK, format_bytes, format_row
+from lit_mmpg.tasks import all_tasks, metric_of
 
 REUSE = (1, 16, 256)
 """Clips that are answered with one adaptation, for the amortised costs."""
 SHOWN_REUSE = 16
 """The one of them that stands in the main table and in the plots."""
 
-METRICS = {
-    "accuracy": "Accuracy: share of questions that are answered right; higher is better.",
-    "t2v/mean_log_rank": "Mean log-rank: mean natural logarithm of the place at which the right clip stands when all "
-    "test clips are ranked for a sentence; 0 is perfect, lower is better.",
-}
 SPLITS = {
     "test_unseen": "devices that no training has seen",
     "test_seen": "training devices, with new clips",
@@ -73,11 +69,11 @@ def columns(results: Results) -> list[Column]:
 
     reference = results.comparison.reference
     found = [
-        Column(_title(primary), metric(primary), METRICS.get(primary, "")),
+        Column(_title(primary), metric(primary), metric_of(primary).explain),
         Column(f"minus {reference}", metric(f"{primary}_minus_{reference}"), "Difference from that row, item by item."),
         Column("mean over devices", value(f"{primary}_macro"), "Each device weighs the same."),
         Column("worst tenth", metric(f"{primary}_worst_decile"), "Mean over the worst tenth of the devices."),
-        *(Column(_title(name), metric(name)) for name in ("t2v/R@1", "t2v/R@10", "t2v/MedR") if primary != "accuracy"),
+        *(Column(_title(name), metric(name)) for name in ("t2v/R@1", "t2v/R@10", "t2v/MedR")),
         Column("up", cost(lambda c: format_sent(c.get("upload_bytes"))), "Bytes of the messages of one adaptation."),
         Column("down", cost(lambda c: format_sent(c.get("download_bytes"))), "Bytes back to the device."),
         Column("device FLOPs", share("flops", format_flops), "Per answered clip, from pixels to answer."),
@@ -90,7 +86,7 @@ def columns(results: Results) -> list[Column]:
 
 
 def _title(metric: str) -> str:
-    titles = {"accuracy": "accuracy, %", "t2v/mean_log_rank": "mean log-rank", "t2v/MedR": "median rank"}
+    titles = {"t2v/MedR": "median rank"} | {task.primary.name: task.primary.title for task in all_tasks()}
     return titles.get(metric, metric.removeprefix("t2v/") + (", %" if "R@" in metric else ""))
 
 
@@ -139,7 +135,7 @@ def introduction(results: Results) -> list[str]:
     lines.append(
         f"{len(results.names)} rows are compared on {where}: all get the same clips, questions, training budget and "
         "rule of selection. "
-        + METRICS.get(results.primary, results.primary)
+        + metric_of(results.primary).explain
         + f" Every number is the mean over {seeds} seed{'s' if seeds != 1 else ''}."
     )
     fewer = [

@@ -209,8 +209,9 @@ class Work:
         cell.run_id, cell.uri = ours.get("run_id"), ours.get("tracking_uri")
         logger = next((logger for logger in module.trainer.loggers if isinstance(logger, MLflowLogger)), None)
         cell.test_run_id = logger.run_id if logger is not None else None
-        _identify(cell, module.data)
-        cell.costs = device_costs(module, module.data, frame_encoder(self.comparison.frame_encoder))
+        data = module.trainer.datamodule  # type: ignore[attr-defined]
+        _identify(cell, data)
+        cell.costs = device_costs(module, data, frame_encoder(self.comparison.frame_encoder))
 
     def _adapted(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         from lit_mmpg.methods.adapted import evaluate_adapted

@@ -1,0 +1,98 @@
+"""``save_pretrained`` and ``from_pretrained``: ``config.json`` and ``model.safetensors`` in a folder, without pickle.
+
+The files and names are those of huggingface_hub's ``ModelHubMixin``, so that a folder can be uploaded to a hub as it
+is; a name that is no folder is looked up there, where that package is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lit_mmpg.checkpoint import rebuild
+from lit_mmpg.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from lit_mmpg.device.base import AnsweringModule
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_CODEBOOK = "lit_mmpg.codebooks."
+
+Module = TypeVar("Module", bound="AnsweringModule")
+
+
+def save(module: AnsweringModule, folder: str | Path) -> None:
+    """Write a module.
+
+    Args:
+        module: A module of either half.
+        folder: Folder, made where it is missing.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    ours = checkpoint["lit_mmpg"]
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+    tensors |= {f"{_CODEBOOK}{i}": book for i, book in enumerate(ours.pop("codebooks", []))}
+    config = {"library_name": "lit-mmpg", "half": ours["half"], "hyper_parameters": dict(module.hparams)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load(kind: type[Module], name: str | Path, **hub: Any) -> Module:
+    """Read a module.
+
+    Args:
+        kind: Class of the module, or a base of it.
+        name: A folder, or the name of a repository on the hub.
+        **hub: Options of the download.
+
+    Raises:
+        UserError: If there is no such folder or repository, or it does not hold such a module.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(name), hub)
+    return rebuild(read_folder(folder), str(folder), kind).eval()
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """A folder that :func:`save` wrote, in the form of a checkpoint.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings, half = config["hyper_parameters"], config["half"]
+        data = settings["data"]
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}; save_pretrained writes it") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder} does not hold what save_pretrained wrote ({error}); save it again") from error
+    books = sorted((name for name in tensors if name.startswith(_CODEBOOK)), key=lambda n: int(n.rsplit(".", 1)[1]))
+    ours = {"half": half, "data": data, "codebooks": [tensors.pop(name) for name in books]}
+    return {"hyper_parameters": settings, "state_dict": tensors, "lit_mmpg": ours}
+
+
+def _download(name: str, options: dict[str, Any]) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"folder {name} does not exist{nearest(Path(name))}; for a repository on a hub, pip install huggingface_hub"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
+    except (OSError, ValueError) as error:  # what its own errors are, too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} is neither a folder{nearest(Path(name))} nor a repository ({reason})") from error

@@ -1,0 +1,232 @@
+"""A device in the hands of a program: it observes clips, is personalised, answers, and is reset. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
+from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, KEY_VARIABLE, Cloud, CloudClient
+from lit_mmpg.runtime.looking import Eye
+from lit_mmpg.runtime.session import STATIC, Answer, DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.video import resize, uniform_indices
+
+Clip = Union[str, "os.PathLike[str]", np.ndarray, Any]
+"""The path of a video; its frames ``[T, 3, H, W]`` uint8 RGB; or features ``[T, D]`` of its frames. Whatever NumPy
+takes for an array will do."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A clip that a search found.
+
+    Attributes:
+        number: Which of the clips that were given or observed, from 0.
+        clip: Its path as it was given; ``None`` for an array.
+        score: Similarity of its embedding to the query's, -1 to 1.
+        frame: Which of the frames of the clip, of those that the model looked at, fits best alone.
+        parameters: Digest of the personal parameters in use, or ``static``.
+    """
+
+    number: int
+    clip: str | os.PathLike[str] | None
+    score: float
+    frame: int
+    parameters: str
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of a clip: its path, features ``[T, D]``, and which of its frames ``[T]`` they are."""
+
+    clip: str | os.PathLike[str] | None
+    features: np.ndarray
+    indices: np.ndarray
+
+
+class PersonalDevice:
+    """One device: what it observed, its personal parameters, and answers with them.
+
+    What is uploaded, how features are standardised and which parameters are refused is the same for a program as for
+    ``lit-mmpg device``, ``answer`` and ``search``. Close it, or use it as a context manager.
+
+    Args:
+        session: Its model; closed with the device.
+        state: What it remembers.
+        cloud: Who personalises it where :meth:`personalise` names nobody; ``None``: nobody.
+
+    Attributes:
+        session: Its model.
+        state: What it remembers.
+        name: Its id, as the messages of the link carry it.
+        source: With which parameters it began: those of before, or none.
+    """
+
+    def __init__(self, session: DeviceSession, state: DeviceState, cloud: Cloud | None = None) -> None:
+        self.session, self.state, self.name, self._cloud = session, state, str(state.device_id), cloud
+        self._eye: Eye | None = None
+        self._observed: list[_Seen] = []
+        self.source = restore(session, state)
+
+    def __enter__(self) -> PersonalDevice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.session.close()
+
+    def __repr__(self) -> str:
+        return f"<device '{self.name}': {len(self.state.clips)} clips in its context, parameters {self.parameters}>"
+
+    @property
+    def parameters(self) -> str:
+        """Digest of the personal parameters in use, or ``static``."""
+        return self.session.digest or STATIC
+
+    def _look(self, clip: Clip) -> _Seen:
+        frames = self.session.manifest.frames
+        if isinstance(clip, (str, os.PathLike)):
+            if self._eye is None:
+                self._eye = Eye(self.session)
+            look = self._eye.look(Path(clip))
+            return _Seen(clip, look.features, look.indices)
+        try:
+            array = np.asarray(clip)
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
+            raise UserError(f"a clip is a path, frames or features, not {type(clip).__name__} ({error})") from error
+        if array.ndim == 4 and array.dtype == np.uint8 and array.shape[1] == 3 and array.size:
+            indices = uniform_indices(len(array), frames.max_frames)
+            features = self.session.encode(resize(array[indices], self.session.picture_size))
+            return _Seen(None, features, indices)
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != frames.features or not len(array):
+            raise UserError(
+                f"a clip has shape {list(array.shape)} and type {array.dtype}; give the path of a video, frames "
+                f"[T, 3, H, W] of type uint8, or features [T, {frames.features}]"
+            )
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise UserError("the features of a clip hold NaN or infinity; extract them again")
+        return _Seen(None, array, np.arange(len(array)))
+
+    def features(self, clip: Clip) -> np.ndarray:
+        """Features ``[T, D]`` of the frames of a clip that the model looks at: a clip as well, that costs no decoding.
+
+        Raises:
+            UserError: If a video cannot be read, or an array is neither frames nor features that fit the model.
+        """
+        return self._look(clip).features
+
+    def observe(self, clip: Clip) -> None:
+        """Take a clip into the context, which holds as many of the latest clips as the model was trained with.
+
+        A retrieval model keeps the features of all its clips, to search in.
+
+        Raises:
+            UserError: If a video cannot be read, or an array is neither frames nor features that fit the model; the
+                context stays as it was.
+        """
+        seen = self._look(clip)
+        if self.session.bundle.remembers:
+            take_in(self.session, self.state, seen.features)
+        if self.session.searches:
+            self._observed.append(seen)
+
+    def personalise(self, cloud: str | Cloud | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> Adaptation:
+        """Send the context to the cloud, and load the parameters that it answers with.
+
+        Args:
+            cloud: Address of a service (its key is taken from the environment variable ``LIT_MMPG_API_KEY``);
+                ``None``: the cloud half of the system's own checkpoint, in this process.
+            timeout_s: Longest time of a request to a service, seconds.
+
+        Returns:
+            Bytes up and down, times, and the digest of the parameters.
+
+        Raises:
+            UserError: If there is nothing to send, or nobody to send it to, or the cloud gave no usable parameters: the
+                device then goes on with those of before.
+        """
+        bundle = self.session.bundle
+        if not len(bundle.spec):
+            raise UserError(f"{bundle.path} holds a static model, which no cloud can adapt")
+        if not self.state.clips:
+            raise UserError(f"device '{self.name}' has observed no clip; call observe(clip) before personalise()")
+        cloud = self._cloud if cloud is None else cloud
+        if cloud is None:
+            raise UserError(f"{bundle.path} holds the device half alone; call personalise(cloud='http://...')")
+        if not isinstance(cloud, str):
+            outcome = self.adapt(cloud)
+        else:
+            with CloudClient(cloud, os.environ.get(KEY_VARIABLE), timeout_s) as client:
+                outcome = self.adapt(client)
+        if outcome.error is not None:
+            raise UserError(outcome.error)
+        return outcome
+
+    def adapt(self, cloud: Cloud) -> Adaptation:
+        """As :meth:`personalise`, for callers that go on whatever the cloud does: the outcome says what went wrong."""
+        return adapt(self.session, self.state, cloud, self.name)
+
+    def answer(self, clip: Clip, question: str, options: Sequence[str] = ()) -> Answer:
+        """Answer a question about a clip, observed before or not.
+
+        Args:
+            clip: The clip.
+            question: The question.
+            options: Candidate answers; for a multiple-choice model only, which needs at least two.
+
+        Raises:
+            UserError: If the question is empty, the clip is none, or the model does not answer questions of this kind.
+        """
+        if not isinstance(question, str) or not question.strip():
+            raise UserError("the question is empty; ask one in words")
+        features = self.features(clip)
+        self.session.alignment = self.state.alignment(features)
+        return self.session.answer(features, question, options)
+
+    def search(self, query: str, clips: Sequence[Clip] | None = None) -> list[Match]:
+        """Clips by how well they fit a sentence, best first; for a retrieval model.
+
+        Args:
+            query: The sentence.
+            clips: Where to search; ``None``: in all clips that were observed.
+
+        Raises:
+            UserError: If the query is empty, there is no clip, or the model does not search.
+        """
+        if not isinstance(query, str) or not query.strip():
+            raise UserError("the query is empty; search for something in words")
+        text = self.session.embed_text(query)
+        seen = self._observed if clips is None else [self._look(clip) for clip in clips]
+        if not seen:
+            raise UserError("there is no clip to search in; observe some, or give search(query, clips)")
+        own = self.session.manifest.own_statistics
+        alone = own is not None and own.context == "clip"
+        found = []
+        for number, each in enumerate(seen):
+            self.session.alignment = self.state.alignment(each.features if alone else None)
+            score, *frames = (
+                float(self.session.embed_video(frames) @ text)
+                for frames in (each.features, *(frame[None] for frame in each.features))
+            )
+            best = int(each.indices[np.argmax(frames)])
+            found.append(Match(number, each.clip, score, best, self.parameters))
+        return sorted(found, key=lambda match: -match.score)
+
+    def reset(self) -> None:
+        """The static model again, and nothing observed: as a new device."""
+        former = self.state
+        self.state, self._observed = DeviceState.open(former.bundle, None, self.name, self.name), []
+        self.state.uploads_with(former.codec, former.noise)
+        self.state.sequence = max(self.state.sequence, former.sequence)  # numbers of requests only grow
+        self.source = restore(self.session, self.state)

@@ -1,0 +1,88 @@
+"""What an object was built with, as plain data: what checkpoints and ``config.json`` keep of it. No torch here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_mmpg.errors import UserError
+
+
+def class_path(kind: type) -> str:
+    """Dotted name under which a class is imported again."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def to_plain(value: Any, name: str = "value") -> Any:
+    """Settings as JSON has them: dataclasses become mappings, factories of classes ``class_path`` and ``init_args``.
+
+    Args:
+        value: A number, text, path, dataclass, class, partial of a class, or a list or mapping of these.
+        name: What it is called in messages.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: to_plain(getattr(value, entry.name), f"{name}.{entry.name}") for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(entry, f"{name}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(entry, name) for entry in value]
+    if isinstance(value, type):
+        return {"class_path": class_path(value)}
+    if isinstance(value, functools.partial):
+        # The parser of the command line hands over a partial of its own function, with the class as an argument.
+        kinds = [part for part in (value.func, *value.args) if isinstance(part, type)]
+        if len(kinds) == 1:
+            init_args = to_plain(value.keywords, name)
+            return {"class_path": class_path(kinds[0]), "init_args": init_args}
+    raise UserError(
+        f"{name} is {value!r}, which a checkpoint cannot keep; give plain values, a dataclass, a class, or "
+        "functools.partial(CLASS, keyword=value)"
+    )
+
+
+class Remembering:
+    """Mixin for classes that are rebuilt from what they were built with.
+
+    Attributes:
+        given: Arguments of ``__init__`` by name, defaults included.
+    """
+
+    given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Note the arguments; a subclass of somebody else's need not do anything for that."""
+        self = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        except TypeError:  # a copy, which has no arguments, or a wrong call, which __init__ refuses
+            return self
+        bound.apply_defaults()
+        named = list(bound.arguments.items())[1:]
+        self.__dict__["given"] = {key: value for key, value in named if not isinstance(value, dict) or key != "kwargs"}
+        return self
+
+    def settings(self, **resolved: Any) -> dict[str, Any]:
+        """Plain data from which Lightning (and :func:`lit_mmpg.checkpoint.rebuild`) make an equal object.
+
+        Args:
+            **resolved: Values that replace what was given.
+
+        Raises:
+            UserError: If a value cannot be kept.
+        """
+        plain = {name: to_plain(value, name) for name, value in {**self.given, **resolved}.items()}
+        return plain | {
+            "_class_path": class_path(type(self)),
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
