@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.device.evaluation import PRIMARY
+from lit_mmpg.heartbeat import working
 from lit_mmpg.methods.comparison.table import lower_is_better
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.report import format_row
@@ -90,6 +91,7 @@ def _shown(row: dict[str, Any]) -> list[str]:
     ]
 
 
+@working("own statistics", bar=False)
 def main(args: Sequence[str] | None = None) -> None:
     """Train, validate and write one JSON file."""
     parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.own_statistics", description=__doc__)
