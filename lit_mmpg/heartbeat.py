@@ -53,8 +53,10 @@ class Work:
     def line(self, now_s: float) -> str:
         """How far it is."""
         spent = now_s - self.begun_s
-        part = f", {self.done} of {self.total} {self.unit}".rstrip() if self.total else ""
-        left = f", about {duration(spent / self.done * (self.total - self.done))} to go" if part and self.done else ""
+        part = left = ""
+        if self.total:
+            part = f", {self.done} of {self.total} {self.unit}".rstrip()
+            left = f", about {duration(spent / self.done * (self.total - self.done))} to go" if self.done else ""
         return f"... {self.what}{part}, {duration(spent)} so far{left}"
 
 
