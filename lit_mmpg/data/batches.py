@@ -42,7 +42,7 @@ class BatchShape:
         eval_clips: Query clips per device in an evaluation batch.
         own_statistics: Standardise the features of query frames by the moments of the device's context clips, in
             training and test alike; the training moments count as this many further frames. 0: features as they are,
-            which validation devices prefer where no camera shifts them (``docs/results/own_statistics.json``).
+            since validation does not gain by it where no camera shifts them (``docs/results/own_statistics.json``).
             Anchors are taken from the context as it is.
     """
 
