@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import NamedTuple
 
 from lit_mmpg import __version__
 from lit_mmpg.errors import UserError, closest, find_user_error, install_hint
 from lit_mmpg.files import expand_home
+from lit_mmpg.heartbeat import working
 from lit_mmpg.texts import printable_lines
 from lit_mmpg.writing import FULL, give_up_output
 
@@ -53,6 +55,9 @@ VERBS = {
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }
 
+LONG = {"fit", "validate", "test", "predict", "devices", "extract", "export", "compare", "profile", "search"}
+"""Verbs that may take long, and then give signs of life."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb.
@@ -79,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"there is no verb '{name}'{closest(name, VERBS) or '; see lit-mmpg --help'}")
     module, function = VERBS[name].target.split(":")
     try:
-        return _run(getattr(import_module(module), function), arguments[1:])
+        with working(name, bar=False) if name in LONG else nullcontext():
+            return _run(getattr(import_module(module), function), arguments[1:])
     except KeyboardInterrupt as error:
         hint = str(error) or VERBS[name].again
         print(f"interrupted; {hint}", file=sys.stderr)

@@ -38,5 +38,12 @@ def masked(text: str, mask: str = "***@") -> str:
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(rf"\1{mask}", text))
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")

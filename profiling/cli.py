@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.files import find_config
+from lit_mmpg.heartbeat import tell
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling import recording
@@ -216,7 +217,11 @@ def _measure(harness: Harness, plan: Sequence[Cell], profile: documents.Document
 
 
 def _sayer(progress: Progress, task: TaskID, title: str) -> Callable[[str], None]:
-    return lambda text: progress.update(task, description=f"{title}: {text}")
+    def say(text: str) -> None:
+        progress.update(task, description=f"{title}: {text}")
+        tell(f"{title}: {text}", int(progress.tasks[0].completed), int(progress.tasks[0].total or 0), "rows")
+
+    return say
 
 
 @contextmanager

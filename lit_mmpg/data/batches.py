@@ -43,7 +43,8 @@ class BatchShape:
         eval_devices: Devices per evaluation batch.
         eval_clips: Query clips per device in an evaluation batch.
         own_statistics: Standardise the features of query frames by the moments of the device's context clips, in
-            training and test alike; the training moments count as this many further frames. 0: features as they are.
+            training and test alike; the training moments count as this many further frames. 0: features as they are,
+            since validation does not gain by it where no camera shifts them (``docs/results/own_statistics.json``).
             Anchors are taken from the context as it is.
     """
 

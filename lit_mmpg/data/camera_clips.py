@@ -119,7 +119,11 @@ class CameraPopulation:
         return sample_camera(rng, 1 + index % self.max_severity, chosen)
 
     def scenes(self, clips: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Training clips that are mirrored before training cameras, and those that are mirrored before all others."""
+        """Clips that are mirrored before training cameras, and those that are mirrored before all others.
+
+        Args:
+            clips: The training clips.
+        """
         order = np.random.default_rng([self.seed, zlib.crc32(b"scenes")]).permutation(sorted(clips))
         return order[: len(order) // 2], order[len(order) // 2 :]
 
@@ -136,6 +140,13 @@ class CameraPopulation:
         rng = np.random.default_rng([self.seed, zlib.crc32(f"reflection {group}".encode()), index])
         return Reflection(str(rng.choice(scenes)), STRENGTHS[index % self.reflections])
 
+    def recipe(self) -> dict[str, Any]:
+        """The settings, as a device table and a checkpoint keep them."""
+        recipe: dict[str, Any] = {"kind": "cameras", **asdict(self)}
+        if not self.reflections:
+            del recipe["reflections"]  # a population without glass is the one that it was before there was any
+        return recipe
+
     def _is_clean(self, group: str, index: int) -> bool:
         return bool(group == "train" and self.clean_every and index % self.clean_every == self.clean_every - 1)
 
@@ -148,17 +159,35 @@ class _Plan:
     shots: dict[int, Shot]
 
 
-def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
+def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: bool = True) -> _Plan:
     """Deal clips to cameras.
+
+    Where there are no training clips, glass mirrors validation clips, or where there are none of these test clips; a
+    camera that mirrors a clip does not film it. Without validation clips, what a test camera has seen before are other
+    test clips.
+
+    Args:
+        clips: All clips.
+        population: The cameras.
+        training: Whether there are training cameras; ``False`` for other data than a checkpoint was trained on.
 
     Raises:
         UserError: If a setting is out of range, or a split has too few clips.
     """
     population.check()
     names = {split: [clip.id for clip in clips if clip.split == split] for split in ("train", "val", "test")}
+    scenes_of_train, scenes_of_others = population.scenes(names["train"])
+    if not training:
+        names["train"] = []
+        names["val"] = names["val"] if len(names["val"]) > 1 else []  # too few to be asked and known
+    if len(scenes_of_others) == 0:
+        scenes_of_others = np.array(sorted(names["val"] or names["test"]))
+    if population.reflections and (len(scenes_of_others) < 2 or (training and len(scenes_of_train) == 0)):
+        raise UserError(
+            f"data.cameras.reflections needs {'training' if training else 'at least two'} clips as scenes; add some"
+            + (", or set it to 0" if training else "")
+        )
     needed = {"train": population.clips_per_camera, "val": 2}
-    if population.reflections and len(names["train"]) < 2:
-        raise UserError("data.cameras.reflections needs training clips as scenes; add some, or set it to 0")
     for split, count in needed.items():
         if names[split] and len(names[split]) < count:
             raise UserError(
@@ -173,14 +202,17 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
     def rng_of(*key: str | int) -> np.random.Generator:
         return np.random.default_rng([population.seed, *(zlib.crc32(str(part).encode()) for part in key)])
 
-    scenes_of_train, scenes_of_others = population.scenes(names["train"])
+    def reflection_of(group: str, index: int) -> Reflection | None:
+        return population.reflection(group, index, scenes_of_train if group == "train" else scenes_of_others)
+
+    def without_scene(group: str, index: int, films: Sequence[str]) -> tuple[str, ...]:
+        mirrored = None if group == "clean" else reflection_of(group, index)
+        return tuple(clip for clip in films if mirrored is None or clip != mirrored.clip)
 
     def add(name: str, group: str, films: Sequence[str], index: int) -> int:
         camera, reflection = CLEAN, None
         if group != "clean":
-            camera = population.camera(group, index)
-            scenes = scenes_of_train if group == "train" else scenes_of_others
-            reflection = population.reflection(group, index, scenes)
+            camera, reflection = population.camera(group, index), reflection_of(group, index)
         shot = Shot(camera, population.seed, tuple(films), reflection)
         devices.append(Device(name, shot.describe(), -1 if shot.clean else index))
         shots[len(devices) - 1] = shot
@@ -211,25 +243,23 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation) -> _Plan:
         seen, asked = shuffled[:half], shuffled[half:]
         timelines["val"], histories["val"] = {}, {}
         for i in range(population.val):
-            device = add(f"val{i:03d}", "val", [*seen, *asked], i)
-            timelines["val"][device] = tuple(asked)
-            histories["val"][device] = tuple(rng_of("val", i).permutation(seen)[: population.history].tolist())
+            own, known = (without_scene("val", i, part) for part in (asked, seen))
+            device = add(f"val{i:03d}", "val", [*known, *own], i)
+            timelines["val"][device] = own
+            histories["val"][device] = tuple(rng_of("val", i).permutation(known)[: population.history].tolist())
     if names["test"]:
-        before = names["val"] or names["test"]
         for group, prefix, count in (
             ("test_unseen", "test", population.test),
             ("test_clean", "clean", population.clean),
         ):
             for i in range(count):
-                history = tuple(rng_of(prefix, i).permutation(before)[: population.history].tolist())
-                films = list(dict.fromkeys([*names["test"], *history]))
-                device = add(f"{prefix}{i:03d}", prefix, films, i)
-                timelines.setdefault(group, {})[device] = tuple(names["test"])
-                histories.setdefault(group, {})[device] = history
-    recipe: dict[str, Any] = {"kind": "cameras", **asdict(population)}
-    if not population.reflections:
-        del recipe["reflections"]  # a population without glass is the one that it was before there was any
-    return _Plan(DeviceTable(tuple(devices), timelines, recipe, histories), shots)
+                own, known = (without_scene(prefix, i, names[split]) for split in ("test", "val"))
+                history = tuple(rng_of(prefix, i).permutation(known)[: population.history].tolist())
+                device = add(f"{prefix}{i:03d}", prefix, [*own, *history], i)
+                timelines.setdefault(group, {})[device] = own
+                if names["val"]:
+                    histories.setdefault(group, {})[device] = history
+    return _Plan(DeviceTable(tuple(devices), timelines, population.recipe(), histories), shots)
 
 
 def _draw_training(population: CameraPopulation) -> set[int]:
@@ -291,10 +321,16 @@ class CameraClipsData(VideoData):
         archive = self.files.at(self.features)
         images = ImageFrames(archive, self.batch.max_frames)
         encoder = FrameEncoder(self.encoder, self.image_size, self.cache_dir)
-        records = self.files.read(images)
+        records = self.files.read(images, self._needed())
         clips = [clip for clip in records.clips if clip.id not in self.exclude]
         kept = {clip.id for clip in clips}
-        plan = plan_cameras(clips, self._population())
+        population = self._population()
+        fingerprint = self._fingerprint(records.files | {archive}, encoder, population)
+        # Other data than a checkpoint was trained on have none of its training cameras, so nothing is filmed by them.
+        training = self._trained is None or self._trained["fingerprint"] == fingerprint
+        plan = plan_cameras(clips, population, training)
+        if population.reflections and not any(clip.split == "train" for clip in clips):
+            _log.info("no training clips: what the glass mirrors are clips of this data")
         content = fingerprint_files([archive])
         every = {-1: Shot(CLEAN, 0, tuple(sorted(kept)))}
         shifted = {device: shot for device, shot in plan.shots.items() if not shot.clean}
@@ -306,7 +342,7 @@ class CameraClipsData(VideoData):
             questions=[q for q in records.questions if q.clip in kept],
             captions=[c for c in records.captions if c.clip in kept],
             devices=plan.table,
-            fingerprint=self._fingerprint(records.files | {archive}, encoder, plan.table),
+            fingerprint=fingerprint,
             clean=clean,
             filmed=FilmedFeatures(plan.shots, paths, lengths, clean),
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
@@ -325,9 +361,9 @@ class CameraClipsData(VideoData):
             )
         return CameraPopulation(**recipe)
 
-    def _fingerprint(self, files: set[Path], encoder: FrameEncoder, table: DeviceTable) -> str:
+    def _fingerprint(self, files: set[Path], encoder: FrameEncoder, population: CameraPopulation) -> str:
         # The clean-trained rivals are measured on the very same test devices: their training is no other data.
-        recipe = {key: value for key, value in table.recipe.items() if key not in ("shifted_training", "draw")}
+        recipe = {key: value for key, value in population.recipe().items() if key not in ("shifted_training", "draw")}
         content = [fingerprint_files(files), encoder.digest, sorted(self.exclude), recipe]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

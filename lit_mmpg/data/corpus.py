@@ -31,6 +31,16 @@ STAGE_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 """Stage -> split -> groups of devices of which one must have something to ask."""
 
 
+def needed_splits(stage: str | None, trained: bool) -> tuple[str, ...]:
+    """Splits that a stage needs whole: all of them in training; a checkpoint is measured on those that are asked.
+
+    Args:
+        stage: The stage; ``None``: work outside a trainer, on test devices.
+        trained: Whether a checkpoint says what training clips taught.
+    """
+    return tuple(STAGE_GROUPS.get(stage or "test", ())) if trained and stage != "fit" else SPLITS
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One device.
@@ -57,12 +67,14 @@ class DeviceTable:
         recipe: The settings that dealt the clips; enough to deal another data set in the same way.
         histories: For a group whose context does not come from its timeline: device index -> ids of the clips that the
             device has seen before, oldest first.
+        learnt: What the dealing learnt of its clips, as plain data that a checkpoint keeps: other data are dealt by it.
     """
 
     devices: tuple[Device, ...]
     timelines: dict[str, dict[int, tuple[str, ...]]]
     recipe: dict[str, Any] = field(default_factory=dict)
     histories: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)
+    learnt: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         ids = [device.id for device in self.devices]

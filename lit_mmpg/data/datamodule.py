@@ -29,7 +29,7 @@ from lit_mmpg.data.batches import (
     Items,
     TrainBatches,
 )
-from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choose_texts
+from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choose_texts, needed_splits
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
@@ -74,6 +74,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         self.max_answers, self.min_count, self.max_vocabulary = max_answers, min_count, max_vocabulary
         self._corpus: Corpus | None = None
         self._trained: dict[str, Any] | None = None
+        self._stage: str | None = None
         self._texts: dict[str, Texts] = {}
         self._items: dict[str, Items] = {}
         self.predict_device: str | None = None
@@ -85,9 +86,10 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     # -- what a checkpoint restores ------------------------------------------------------------------------------
 
     def use_meta(self, meta: dict[str, Any]) -> None:
-        """Take vocabulary, answers, question types and dealing recipe as a checkpoint was trained with.
+        """Take vocabulary, answers, question types, dealing recipe and clusters as a checkpoint was trained with.
 
-        Call it before :meth:`setup`. The data at hand may be another root: unknown answers then count as wrong.
+        Call it before :meth:`setup`. The data at hand may be another root, which needs test clips alone: unknown
+        answers then count as wrong.
         """
         self._trained = meta
 
@@ -104,6 +106,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             "max_words": self.batch.max_words,
             "kinds": self.kinds,
             "recipe": self.corpus.devices.recipe,
+            "learnt": self.corpus.devices.learnt,
             "fingerprint": self.corpus.fingerprint,
             "conditions": 0 if self.corpus.conditions is None else int(self.corpus.conditions.shape[1]),
             **({"own_statistics": self._statistics} if self._statistics else {}),
@@ -141,6 +144,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         if self._items:
             return
         self.batch.check()
+        self._stage = stage
         corpus = self.corpus
         self.clip_ids = [clip.id for clip in corpus.clips]
         self._clip_index = {name: i for i, name in enumerate(self.clip_ids)}
@@ -544,9 +548,10 @@ class VideoData(DeviceData):
         _log.info("reading clips, annotations and features from %s", self.root)
         with readers.recording() as read:
             listed = FeatureFile(self.files.at(self.features))
-            records = self.files.read(listed)
+            records = self.files.read(listed, self._needed())
             source = listed.load({clip.id for clip in records.clips})
-        table = deal(records.clips, self._recipe(), lambda: _mean_features(source, records.clips))
+        learnt = (self._trained or {}).get("learnt")
+        table = deal(records.clips, self._recipe(), lambda: _mean_features(source, records.clips), learnt)
         return Corpus(
             clips=records.clips,
             frames=source,
@@ -555,6 +560,9 @@ class VideoData(DeviceData):
             devices=table,
             fingerprint=readers.fingerprint_files(read | records.files),
         )
+
+    def _needed(self) -> tuple[str, ...]:
+        return needed_splits(self._stage, self._trained is not None)
 
     def _recipe(self) -> Dealing:
         """The recipe as trained, where a checkpoint gave one."""

@@ -55,37 +55,57 @@ class Dealing:
     seed: int = 0
 
 
-def cluster_values(features: np.ndarray, fit: np.ndarray, clusters: int, seed: int) -> list[str]:
-    """Name of the k-means cluster of each clip.
+def cluster_centres(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Centres of k-means clusters, ``[clusters, D]`` float32.
 
     Args:
-        features: ``[clips, D]`` mean frame features.
-        fit: ``[clips]`` bool, the clips on which the clusters are fitted (training clips only).
-        clusters: Number of clusters.
+        features: ``[clips, D]`` mean frame features of training clips.
+        clusters: Number of clusters; fewer where there are fewer clips.
         seed: Seed of k-means.
-
-    Returns:
-        ``cluster00`` ... per clip.
     """
     from sklearn.cluster import KMeans
 
-    count = min(clusters, int(fit.sum()))
-    model = KMeans(count, n_init=3, random_state=seed).fit(features[fit].astype(np.float32))
-    return [f"cluster{label:02d}" for label in model.predict(features.astype(np.float32))]
+    model = KMeans(min(clusters, len(features)), n_init=3, random_state=seed).fit(features.astype(np.float32))
+    centres: np.ndarray = model.cluster_centers_.astype(np.float32)
+    return centres
 
 
-def _values(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]) -> list[str]:
+def cluster_values(features: np.ndarray, centres: np.ndarray) -> list[str]:
+    """Name of the cluster whose centre is nearest to each clip: ``cluster00`` and so on.
+
+    Args:
+        features: ``[clips, D]`` mean frame features.
+        centres: ``[clusters, D]``.
+    """
+    own = centres.astype(np.float64)
+    distance = np.square(own).sum(1) - 2 * features.astype(np.float64) @ own.T  # but for the clip's own square
+    return [f"cluster{label:02d}" for label in distance.argmin(1)]
+
+
+def _values(
+    clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray], learnt: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Value of each clip, and what was learnt to tell it; as it was learnt before, where something was."""
     if dealing.kind == "clusters" or dealing.column == "clusters":
-        train = np.array([clip.split == "train" for clip in clips])
-        fit = train if train.any() else np.ones(len(clips), bool)
-        return cluster_values(mean_features(), fit, dealing.clusters, dealing.seed)
+        features = mean_features()
+        if "centres" in learnt:
+            centres = np.asarray(learnt["centres"], np.float32)
+            if centres.shape[1] != features.shape[1]:
+                raise UserError(
+                    f"the features have dimension {features.shape[1]}, the checkpoint was trained on "
+                    f"{centres.shape[1]}; extract features with the same encoder (data.features)"
+                )
+        else:
+            train = np.array([clip.split == "train" for clip in clips])
+            centres = cluster_centres(features[train] if train.any() else features, dealing.clusters, dealing.seed)
+        return cluster_values(features, centres), {"centres": centres.tolist()}
     known = sorted({name for clip in clips for name in clip.columns})
     if dealing.column not in known:
         raise UserError(
-            f"data.dealing.column: the clip list has no column '{dealing.column}' "
-            f"(it has {', '.join(known) or 'none'}); name one of them, or deal by 'clusters'"
+            f"data.dealing.column: the clip list has no column '{dealing.column}' (it has {', '.join(known) or 'none'}"
+            f"); {'add it: the checkpoint deals by it' if learnt else 'name one of them, or deal by clusters'}"
         )
-    return [clip.columns.get(dealing.column, "") for clip in clips]
+    return [clip.columns.get(dealing.column, "") for clip in clips], {}
 
 
 def _check(dealing: Dealing) -> None:
@@ -109,8 +129,9 @@ def _describe(mixture: np.ndarray, values: Sequence[str]) -> dict[str, str]:
     return {"mixture": ", ".join(f"{values[i]} {mixture[i]:.0%}" for i in top) or "even"}
 
 
-def _deal_dirichlet(clips: Sequence[Clip], values: Sequence[str], dealing: Dealing, splits: set[str]) -> DeviceTable:
-    names = sorted(set(values) - {""})
+def _deal_dirichlet(
+    clips: Sequence[Clip], values: Sequence[str], names: Sequence[str], dealing: Dealing, splits: set[str]
+) -> DeviceTable:
     column = {name: i for i, name in enumerate(names)}
     groups = [
         ("train", "train", "train", dealing.train_devices),
@@ -230,13 +251,20 @@ def _tell_unused(clips: Sequence[Clip], timelines: Mapping[str, Mapping[int, Seq
             )
 
 
-def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np.ndarray]) -> DeviceTable:
+def deal(
+    clips: Sequence[Clip],
+    dealing: Dealing,
+    mean_features: Callable[[], np.ndarray],
+    learnt: Mapping[str, Any] | None = None,
+) -> DeviceTable:
     """Deal clips to devices.
 
     Args:
         clips: All clips.
         dealing: The recipe.
         mean_features: Returns ``[clips, D]`` mean frame features; called only where clusters are needed.
+        learnt: ``learnt`` of the table that a checkpoint was trained with: the same test clips are then dealt to the
+            same unseen devices, with or without training clips beside them.
 
     Returns:
         The device table, with the recipe inside. The same clips and recipe always give the same table.
@@ -246,8 +274,11 @@ def deal(clips: Sequence[Clip], dealing: Dealing, mean_features: Callable[[], np
     """
     _check(dealing)
     splits = {clip.split for clip in clips} & set(SPLITS)
-    values = _values(clips, dealing, mean_features)
-    dealer = _deal_dirichlet if dealing.kind == "dirichlet" else _deal_column
-    table = dealer(clips, values, dealing, splits)
-    recipe: dict[str, Any] = asdict(dealing)
-    return DeviceTable(table.devices, table.timelines, recipe, table.histories)
+    values, found = _values(clips, dealing, mean_features, learnt or {})
+    before = list((learnt or {}).get("values", ()))
+    names = [*before, *sorted(set(values) - {"", *before})]
+    if dealing.kind == "dirichlet":
+        table = _deal_dirichlet(clips, values, names, dealing, splits)
+    else:
+        table = _deal_column(clips, values, dealing, splits)
+    return DeviceTable(table.devices, table.timelines, asdict(dealing), table.histories, {"values": names, **found})

@@ -25,6 +25,7 @@ from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.records import FrameSource
 from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
+from lit_mmpg.heartbeat import working
 from lit_mmpg.writing import write_bytes
 
 _log = logging.getLogger(__name__)
@@ -162,37 +163,28 @@ def _unpack(images: ImageFrames, clips: Sequence[str], cache_dir: Path, fingerpr
         _log.info("decoding the frames of %d clips once", len(clips))
         partial = path.with_suffix(f".{os.getpid()}")
         array: Any = None
-        for clip in clips:
-            frames = images.pixels(clip)
-            if array is None:
-                shape = (ends[-1], *frames.shape[1:])
-                array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-            start, end = rows[clip]
-            array[start:end] = frames
+        with working("decoding frames", len(clips), "clips") as work:
+            for clip in clips:
+                frames = images.pixels(clip)
+                if array is None:
+                    shape = (ends[-1], *frames.shape[1:])
+                    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+                start, end = rows[clip]
+                array[start:end] = frames
+                work.advance()
         array.flush()
         partial.replace(path)
     return _Pixels(str(path), rows)
 
 
 def _work(jobs: Sequence[tuple[Shot, Path]], pixels: _Pixels, graph: str, workers: int) -> None:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("filming and encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("cameras, elapsed"))
     with (
-        Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as progress,
+        working("filming and encoding", len(jobs), "cameras") as work,
         ProcessPoolExecutor(workers, get_context("spawn"), _begin, (pixels, graph)) as pool,
     ):
-        bar = progress.add_task("", total=len(jobs))
         for future in as_completed([pool.submit(_film_one, shot, str(path)) for shot, path in jobs]):
             future.result()
-            progress.advance(bar)
+            work.advance()
 
 
 _STATE: dict[str, Any] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ from lit_mmpg.data import readers
 from lit_mmpg.data.corpus import DeviceTable, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile, check_coverage
-from lit_mmpg.data.records import Caption, Clip, ClipIndex, Place, Question
+from lit_mmpg.data.records import SPLITS, Caption, Clip, ClipIndex, Place, Question
 from lit_mmpg.errors import UserError, collected, fault
+
+_log = logging.getLogger(__name__)
 
 CHECKED_BYTES = 1 << 28
 """Features of at most this size are read before a training starts, to find values that are not finite."""
@@ -73,11 +76,14 @@ class VideoFiles:
         """A path of the configuration: relative to the root, unless it begins with ``/`` or ``~``."""
         return self.root / os.path.expanduser(path)
 
-    def read(self, source: ClipIndex | None) -> Records:
+    def read(self, source: ClipIndex | None, needed: Collection[str] = SPLITS) -> Records:
         """Read all files.
 
         Args:
             source: Which clips have frames; ``None``: that cannot be told, and the files alone are checked.
+            needed: Splits that must be whole. Where that is not all of them, a checkpoint knows what the others teach:
+                their clips without frames are left out, and so are annotation files that are not there, and annotations
+                of clips that the clip list does not have.
 
         Raises:
             UserError: One report of everything that is wrong.
@@ -85,9 +91,11 @@ class VideoFiles:
         records: tuple[list[Clip], list[Question], list[Caption]] = [], [], []
         with readers.recording() as files, collected() as faults:
             before, faults.broken = faults.broken, False
-            questions, aliases = self._read_questions()
+            lenient = not set(SPLITS) <= set(needed)
+            # Without a clip list, the questions are what says which clips there are.
+            questions, aliases = self._read_questions(self._there(self.questions, lenient and bool(self.clips)))
             captions: list[Caption] = []
-            for annotation in self.captions:
+            for annotation in self._there(self.captions, lenient):
                 with collected():
                     captions += readers.read_captions(annotation.layout, self.at(annotation.path))
             listed: list[Clip] | None = None
@@ -95,14 +103,24 @@ class VideoFiles:
                 with collected():
                     listed = readers.read_clips(self.at(self.clips))
             if not faults.broken:
-                records = self._together(source, questions, captions, listed, aliases)
+                records = self._together(source, questions, captions, listed, aliases, needed)
             faults.broken |= before
         return Records(*records, files)
 
-    def _read_questions(self) -> tuple[dict[str, list[Question]], dict[str, str]]:
+    def _there(self, annotations: Sequence[Annotation], lenient: bool) -> list[Annotation]:
+        """The annotations that are to be read: those that are there, unless all of them must be."""
+        if not lenient:
+            return list(annotations)
+        found = [annotation for annotation in annotations if self.at(annotation.path).exists()]
+        for annotation in annotations:
+            if annotation not in found:
+                _log.warning("%s does not exist: measured without it", self.at(annotation.path))
+        return found
+
+    def _read_questions(self, annotations: Sequence[Annotation]) -> tuple[dict[str, list[Question]], dict[str, str]]:
         questions: dict[str, list[Question]] = {}
         aliases: dict[str, str] = {}
-        for annotation in self.questions:
+        for annotation in annotations:
             with collected():
                 path = self.at(annotation.path)
                 for split, found in readers.read_questions(annotation.layout, path).items():
@@ -117,6 +135,7 @@ class VideoFiles:
         captions: Sequence[Caption],
         listed: list[Clip] | None,
         aliases: Mapping[str, str],
+        needed: Collection[str],
     ) -> tuple[list[Clip], list[Question], list[Caption]]:
         framed = set(source.ids()) if source else set()
         names = readers.Names(framed or {clip.id for clip in listed or ()}, aliases)
@@ -135,8 +154,15 @@ class VideoFiles:
         texts: list[Question | Caption] = [*asked, *told]
         for record in texts:
             places.setdefault(record.clip, record.place)
-        kept = check_coverage(places, source, self.drop_missing, places) if source else set(places)
-        self._check_listed(kept - listed_ids, places)
+        split_of = {clip.id: clip.split for clip in clips}
+        lenient = not set(SPLITS) <= set(needed)
+        wanted = {clip for clip in places if split_of.get(clip) in needed} if lenient else set(places)
+        kept = check_coverage(wanted, source, self.drop_missing, places) if source else set(places)
+        if lenient:
+            kept |= framed & listed_ids
+            _tell_left_out(split_of, kept)
+        else:
+            self._check_listed(kept - listed_ids, places)
         kept &= listed_ids
         return (
             [clip for clip in clips if clip.id in kept],
@@ -160,6 +186,13 @@ class VideoFiles:
                 f"{self.at(self.clips)}: {len(unlisted)} videos in the annotations are not in the clip list, first "
                 f"{first}; add them, or leave them out with --data.drop_missing true"
             )
+
+
+def _tell_left_out(split_of: Mapping[str, str], kept: Collection[str]) -> None:
+    lost = Counter(split for clip, split in split_of.items() if clip not in kept)
+    if lost:
+        said = ", ".join(f"{count} of split '{split}'" for split, count in lost.items())
+        _log.info("clips without frames are left out: %s", said)
 
 
 def _once(clips: Sequence[Clip], listed: Sequence[Clip], form: Callable[[str], str]) -> list[Clip]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.write import check_target
+from lit_mmpg.heartbeat import tell
 from lit_mmpg.report import format_bytes, wide_console
 from lit_mmpg.runtime.bundle import MANIFEST
 from lit_mmpg.runtime.manifest import PRECISIONS, Manifest
@@ -44,8 +45,10 @@ def main(argv: Sequence[str]) -> int:
     from lit_mmpg.export.source import open_source
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True, console=wide_console()) as progress:
+    console = wide_console()
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("loading the checkpoint", total=None)
+        tell("loading the checkpoint")
         source = open_source(checkpoint, flags)
         chosen = Options(
             tuple(options.precisions),
@@ -55,7 +58,12 @@ def main(argv: Sequence[str]) -> int:
             options.frame_encoder,
             options.frames,
         )
-        variants = write_bundle(source, output, chosen, lambda text: progress.update(task, description=text))
+
+        def say(text: str) -> None:
+            progress.update(task, description=text)
+            tell(text)
+
+        variants = write_bundle(source, output, chosen, say)
     _print(variants, output)
     _print_guard(Manifest.from_json(json.loads((output / MANIFEST).read_text(encoding="utf-8"))))
     return 0 if all(variant.written for variant in variants) else 1

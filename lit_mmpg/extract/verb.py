@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.heartbeat import working
 from lit_mmpg.report import escape, format_bytes, wide_console
 from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_video, video_digest
 from lit_mmpg.texts import printable
@@ -45,12 +44,13 @@ def main(argv: Sequence[str]) -> int:
     folder = encoder_folder(options.encoder)
     digest = encoder_digest(folder)
     console = wide_console()
-    with console.status("exporting the encoder, once"):
+    with working("exporting the encoder, once", console=console):
         graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
     store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
     sources: dict[str, str] = {}
-    with console.status("reading the videos, to tell which are known"):
+    with working("reading the videos, to tell which are known", len(videos), "clips", console=console) as work:
         for clip, path in videos.items():
+            work.advance()
             try:
                 sources[clip] = video_digest(path)
             except UserError as error:
@@ -73,17 +73,13 @@ def main(argv: Sequence[str]) -> int:
         return 1 if problems else 0
     failed: list[Done] = []
     frames, start = 0, time.perf_counter()
-    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TextColumn("clips, elapsed"))
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
-        bar = progress.add_task("", total=len(sources), completed=known)
+    with working("extracting", len(jobs), "clips", console=console) as work:
         for done in run_jobs(jobs, graph, store.settings, min(options.workers, max(1, len(jobs)))):
             frames += done.frames
-            progress.advance(bar)
+            work.advance()
             if done.error is not None:
                 failed.append(done)
-                progress.console.print(f"[yellow]left out[/yellow] {escape(done.error)}")
+                console.print(f"[yellow]left out[/yellow] {escape(done.error)}")
     lost = {done.job.clip for done in failed}
     finished = {clip: source for clip, source in sources.items() if clip not in lost}
     if not finished:

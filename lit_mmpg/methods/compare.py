@@ -116,6 +116,7 @@ def _run(
     work: Work, seeds: tuple[int, ...], store: CellStore, output: Path, apart: Callable[[], None] | None = None
 ) -> int:
     """Compute what is missing (``apart`` first, where other processes do it), then print and write the report."""
+    from lit_mmpg.methods.comparison.code import code_lines
     from lit_mmpg.methods.comparison.results import collect
     from lit_mmpg.methods.comparison.writing import write_report
 
@@ -128,6 +129,8 @@ def _run(
         results = collect(comparison, cells, store.reads(), work.run)
         print_rows(results.rows, title=comparison.title)
         for line in (*_room(work.data(seeds[0]), comparison, results.rows), *results.verdict_lines()):
+            print(line)
+        for line in code_lines(results.code):
             print(line)
         files = write_report(results, output)
     except BaseException:

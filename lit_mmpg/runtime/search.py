@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import working
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
@@ -103,13 +103,13 @@ def _check_page(path: Path) -> None:
 
 def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[Look], list[str]]:
     looks, problems = [], []
-    columns = (TextColumn("looking at the clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        for video in progress.track(videos):
+    with working("looking at the clips", len(videos), "clips", console=console) as work:
+        for video in videos:
             try:
                 looks.append(eye.look(video))
             except UserError as error:
                 problems.append(f"left out: {error}")
+            work.advance()
     if not looks:
         raise UserError(f"none of the {len(videos)} videos could be read; the first: {problems[0]}")
     return looks, problems

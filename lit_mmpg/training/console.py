@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_mmpg.heartbeat import tell
 from lit_mmpg.report import SHOWN, format_row
 
 _CHATTER = (
@@ -80,7 +83,7 @@ class Bar(RichProgressBar):
 
 
 class Lines(Callback):
-    """What is trained, and then one line per validation."""
+    """What is trained, then one line per validation; between them the heartbeat is told how far the work is."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the size of what is trained, and of an epoch."""
@@ -93,6 +96,58 @@ class Lines(Callback):
             f"{trainer.num_training_batches} steps an epoch",
             flush=True,
         )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell how far the epoch is."""
+        epoch = f"{_half(pl_module)}: {_epoch(trainer.current_epoch, trainer)}"
+        tell(epoch, batch_idx + 1, _count(trainer.num_training_batches), "steps")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Tell how far the validation is."""
+        self._measured("validation", trainer.num_val_batches, pl_module, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Tell how far the test is."""
+        self._measured("test", trainer.num_test_batches, pl_module, batch_idx, dataloader_idx)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Tell how many answers there are."""
+        self._measured("answers", trainer.num_predict_batches, pl_module, batch_idx, dataloader_idx)
+
+    @staticmethod
+    def _measured(what: str, counts: Sequence[Any], pl_module: LightningModule, batch: int, loader: int) -> None:
+        group = f" {loader + 1}/{len(counts)}" if len(counts) > 1 else ""
+        tell(f"{_half(pl_module)}: {what}{group}", batch + 1, _count(counts[loader]), "batches")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what comes after the last batch."""
+        tell(f"{_half(pl_module)}: computing results and intervals")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print epoch, step and the headline metrics of the validation."""
@@ -112,6 +167,11 @@ class Lines(Callback):
             f"step {trainer.global_step}{loss}  validation: {values}",
             flush=True,
         )
+
+
+def _count(batches: float) -> int | None:
+    """A number of batches; None where a loader does not know its own."""
+    return int(batches) if math.isfinite(batches) else None
 
 
 def _half(pl_module: LightningModule) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
 from rich.table import Table
 
 from lit_mmpg.data.observer import room
+from lit_mmpg.heartbeat import working
 from lit_mmpg.report import check_output, escape, json_alone, rows_text, wide_console, write_rows
 from lit_mmpg.tasks import find_task
 from lit_mmpg.training.config import read_request
@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> int:
         from lit_mmpg.training.lightning_cli import CLI
 
         data = CLI(request).data()
-        with Progress(transient=True) as progress:
-            progress.add_task("reading or rendering the clips", total=None)
+        with working("reading or rendering the clips"):
             data.setup("devices")
         rows = device_rows(data)
         _print(rows, data)

@@ -28,6 +28,7 @@ from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import working
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.link.product import PQ
 from lit_mmpg.metrics.statistics import clustered_mean
@@ -221,6 +222,7 @@ def screen_table(result: dict[str, Any]) -> Table:
     return table
 
 
+@working("codecs", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``NAME.json`` and ``NAME.md``."""
 

@@ -23,6 +23,7 @@ from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.guard import LEAST_DEVICES, Life, choose_guard, lives, runner
 from lit_mmpg.export.source import Source
+from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.guard import CLIPS, odd_outputs, odd_size, outputs, questions_of
@@ -122,6 +123,7 @@ def screen_table(result: dict[str, Any]) -> Table:
     return table
 
 
+@working("guard", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``guard.json`` and ``guard.md``."""
     return command("guard", __doc__, measure, markdown, screen_table, argv)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from scipy.special import stdtrit
 
+from lit_mmpg.heartbeat import working
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.report import FEW_CLUSTERS
 from lit_mmpg.results import result, write_result
@@ -225,6 +225,7 @@ def _range(entry: dict[str, Any]) -> str:
     return f"{entry['lowest_coverage']:.3f} to {entry['highest_coverage']:.3f}"
 
 
+@working("interval coverage", bar=False)
 def main(args: Sequence[str] | None = None) -> None:
     """Run all cases and write one JSON file."""
     parser = argparse.ArgumentParser(
@@ -234,7 +235,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=10_000, help="simulated runs of each case")
     options = parser.parse_args(args)
     commit = git_commit()
-    rows = [measure(case, options.runs, seed) for seed, case in enumerate(track(CASES, "simulating"))]
+    rows = []
+    with working("simulating", len(CASES), "cases") as work:
+        for seed, case in enumerate(CASES):
+            rows.append(measure(case, options.runs, seed))
+            work.advance()
     found = summary(rows)
     columns = ["case", "clusters", *(f"{name}: coverage / power" for name in METHODS)]
     shown = [

@@ -26,6 +26,7 @@ import numpy as np
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.inputs import adapted_parameters, role_inputs
 from lit_mmpg.profiling.meters import latency
 from lit_mmpg.report import wide_console
@@ -127,6 +128,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@working("latency meter", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison.
 

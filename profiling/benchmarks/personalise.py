@@ -37,6 +37,7 @@ import numpy as np
 from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.heartbeat import working
 from lit_mmpg.link.messages import Download, Upload
 from lit_mmpg.profiling.benchmarks.timing import Ratio
 from lit_mmpg.profiling.meters.memory import status_bytes
@@ -443,6 +444,7 @@ def print_rows(rows: Sequence[Row]) -> None:
         console.print(escape(f"{what}: {reason}"), soft_wrap=True)
 
 
+@working("personalise", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from lit_mmpg.heartbeat import working
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.profiling.benchmarks.streams import Stream, Walk, follow, static, streams
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
@@ -202,6 +203,7 @@ def screen_table(result: dict[str, Any]) -> Table:
     return table
 
 
+@working("policies", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``policies.json`` and ``policies.md``."""
 

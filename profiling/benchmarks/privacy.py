@@ -34,6 +34,7 @@ from lit_mmpg.data.batches import Query
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import working
 from lit_mmpg.link.codecs import decode, encode
 from lit_mmpg.link.product import PQ
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
@@ -237,6 +238,7 @@ def screen_table(result: dict[str, Any]) -> Table:
     return table
 
 
+@working("privacy", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``privacy.json`` and ``privacy.md``."""
     return command(

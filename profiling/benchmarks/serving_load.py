@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.profiling.benchmarks.load import Offer, Outcome, offer
 from lit_mmpg.profiling.benchmarks.services import Service, free_port, litserve, running
 from lit_mmpg.profiling.benchmarks.serving_page import page
@@ -253,13 +254,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         result["throughput"] = {}
         for name, uploads in workloads.items():
             print(f"throughput, contexts {name}", flush=True)
+            tell(f"throughput, contexts {name}")
             row = throughput(half, services, send, uploads, options.rounds, options.seconds)
             result["throughput"][name] = row | {"target": TARGETS[name]}
         print("latency against offered load", flush=True)
+        tell("latency against offered load")
         saturated = statistics.median(result["throughput"]["as trained"]["per_s"]["service"])
         bodies = [upload.to_bytes() for upload in workloads["as trained"]]
         result["latency"] = latency(service.url, send, bodies, saturated, options.seconds)
         print(f"{options.devices} devices at once", flush=True)
+        tell(f"{options.devices} devices at once")
         many = make_uploads(half, options.devices, *shapes["as trained"], anchors, seed=1)
         result["devices"] = devices(half, service.url, send, many)
     result["memory"] = memory
@@ -286,6 +290,7 @@ def sampled(read: Callable[[], int], every_s: float = 1.0) -> Iterator[dict[str,
         thread.join()
 
 
+@working("serving load", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and write ``report.json`` and ``report.html``."""
     parser = argparse.ArgumentParser(

@@ -55,6 +55,7 @@ from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.benchmarks import layers
 from lit_mmpg.profiling.benchmarks.timing import interleave
 from lit_mmpg.report import wide_console
@@ -417,6 +418,7 @@ def _target(row: Mapping[str, Any]) -> str:
     return f"{row['target']} {'met' if row['target_met'] else 'missed'}" if row["target"] else ""
 
 
+@working("training step", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(

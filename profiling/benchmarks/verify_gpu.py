@@ -44,6 +44,7 @@ import numpy as np
 from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling import environment
 from lit_mmpg.profiling.meters import nvml
 from lit_mmpg.profiling.meters.sources import Unavailable, first_line
@@ -513,6 +514,7 @@ def print_results(results: Sequence[Result]) -> None:
     wide_console().print(table)
 
 
+@working("verify gpu", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, print the table and write the file."""
     given = list(sys.argv[1:] if argv is None else argv)

@@ -115,7 +115,7 @@ class ColourEncoder:
                     return torch.cat([x.mean((2, 3)), x.square().mean((2, 3))], 1)
 
             example = torch.zeros(2, 3, 12, 16, dtype=torch.uint8)
-            axes = ({0: torch.export.Dim("n", min=1, max=64)},)
+            axes = ({i: torch.export.Dim(name, min=1, max=128) for i, name in ((0, "n"), (2, "h"), (3, "w"))},)
             torch.onnx.export(
                 Colours().eval(), (example,), str(self.path), input_names=["pixels"], dynamic_shapes=axes, verbose=False
             )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_mmpg.data.corpus import DeviceTable
-from lit_mmpg.data.devices import Dealing, cluster_values, deal, device_name
+from lit_mmpg.data.devices import Dealing, cluster_centres, cluster_values, deal, device_name
 from lit_mmpg.data.records import Clip
 from lit_mmpg.errors import UserError
 
@@ -180,19 +180,39 @@ def test_data_with_a_test_split_only_makes_every_value_an_unseen_device() -> Non
     assert set(mixed.timelines) == {"test_unseen"}
 
 
-def test_clusters_are_found_on_training_clips_only() -> None:
+def test_clips_are_named_by_the_nearest_centre() -> None:
     rng = np.random.default_rng(0)
     centre = 20 * np.eye(4)[np.arange(60) % 4]
     features = centre + rng.standard_normal((60, 4))
-    fit = np.arange(60) < 40
-    names = cluster_values(features, fit, 4, seed=0)
+    centres = cluster_centres(features[:40], 4, seed=0)
+    names = cluster_values(features, centres)
     assert len(set(names)) == 4
     for k in range(4):
         assert len(set(names[k::4])) == 1
-    far = features.copy()
-    far[~fit] += 1e3  # clips that are not fitted on may lie anywhere: the centres stay
-    assert cluster_values(far, fit, 4, seed=0)[:40] == names[:40]
-    assert len(set(cluster_values(features[:3], np.array([True, True, False]), 4, 0))) <= 2
+    distance = np.linalg.norm(features[:, None] - centres[None], axis=2)
+    assert names == [f"cluster{k:02d}" for k in distance.argmin(1)]
+    assert len(cluster_centres(features[:2], 4, 0)) == 2
+
+
+def test_clusters_are_found_on_training_clips_only_and_kept_for_other_data() -> None:
+    clips = make_clips({"train": 40, "val": 10, "test": 10})
+    features = np.random.default_rng(1).standard_normal((60, 5))
+    far = features + np.where(np.arange(60) < 40, 0.0, 1e3)[:, None]
+    dealing = replace(SMALL, column="clusters")
+    table = deal(clips, dealing, lambda: features)
+    assert deal(clips, dealing, lambda: far).learnt["centres"] == table.learnt["centres"]
+    test = [i for i, clip in enumerate(clips) if clip.split == "test"]
+    alone = deal([clips[i] for i in test], dealing, lambda: features[test], table.learnt)
+
+    def unseen(of: DeviceTable) -> list[tuple[str, ...]]:
+        return [*of.timelines["test_unseen"].values()]
+
+    assert unseen(alone) == unseen(table)
+    assert unseen(deal([clips[i] for i in test], dealing, lambda: features[test])) != unseen(table)
+    with pytest.raises(UserError, match="features have dimension 3, the checkpoint was trained on 5"):
+        deal(clips, dealing, lambda: features[:, :3], table.learnt)
+    with pytest.raises(UserError, match=r"no column 'topik'.*add it: the checkpoint deals by it"):
+        deal(clips, replace(SMALL, column="topik"), no_features, table.learnt)
 
 
 @pytest.mark.parametrize("dealing", [Dealing(kind="clusters", clusters=10), replace(SMALL, column="clusters")])

@@ -77,6 +77,27 @@ def test_other_data_is_tested_with_vocabulary_and_answers_as_trained(
     assert prints - {None, parent.data.tags["lit_mmpg.data_fingerprint"]}
 
 
+def test_test_clips_alone_are_tested_as_in_the_data_that_they_come_from(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("retrieval")
+    clips = [clip.id for clip in tiny.tiny_clips() if clip.split == "test"]
+    cut = tiny.cut_root(run.root, tmp_path / "cut", clips)
+    assert not (cut / "shots.csv").exists() and [p.name for p in (cut / "qa").iterdir()] == ["test.csv"]
+    monkeypatch.chdir(tmp_path)
+    argv = ["test", "--ckpt_path", str(run.cloud), "--trainer.logger=false", "--output"]
+    assert main([*argv, "all.json"]) == 0
+    capsys.readouterr()
+    assert main([*argv, "cut.json", f"--data.root={cut}"]) == 0
+    assert "shots.csv does not exist: measured without it" in capsys.readouterr().err
+    keys = ("method", "metric", "value", "low", "high", "clusters")
+    whole, alone = (
+        [[row[key] for key in keys] for row in rows_of(Path(name)) if row["split"] == "test_unseen"]
+        for name in ("all.json", "cut.json")
+    )
+    assert alone == whole and alone and len(alone) == len(rows_of(Path("cut.json")))
+
+
 def test_words_and_answers_that_training_never_saw_change_no_index(
     trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import shutil
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,36 @@ def build_root(
     shots = [(c.id, n, f"close view number {n} of the {SHAPES[c.shape]}") for c in clips for n in range(2)]
     write_rows(root / "shots.csv", ("video", "shot", "description"), shots)
     return root
+
+
+def cut_root(root: Path, target: Path, clips: Collection[str]) -> Path:
+    """A root with some clips alone: no file and no row of others, and nothing that only teaches.
+
+    Args:
+        root: A data set in any of the public layouts.
+        target: Folder to write.
+        clips: Names of the clips that stay; what other files call them is not looked at.
+    """
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        out = target / path.relative_to(root)
+        if path.name.lower().startswith(("train", "val", "shot")):
+            continue
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".h5":
+            with h5py.File(path) as file:
+                write_features(out, {name: file[name][()] for name in file if name in clips})
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, "w") as kept:
+                for name in archive.namelist():
+                    if name.split("/")[0] in clips:
+                        kept.writestr(name, archive.read(name))
+        elif path.suffix == ".csv" and path.parent == root and path.read_text().startswith("video,"):
+            with path.open(encoding="utf-8", newline="") as file:
+                header, *rows = csv.reader(file)
+            write_rows(out, header, [row for row in rows if row[0] in clips])
+        else:
+            shutil.copy(path, out)
+    return target
 
 
 def data_config(root: str | Path, task: str = "open_ended", **over: Any) -> dict[str, Any]:

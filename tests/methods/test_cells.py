@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lit_mmpg
 from lit_mmpg.cli import main
 from lit_mmpg.methods.comparison.cells import CellStore
-from lit_mmpg.tracking.store import open_store
+from lit_mmpg.methods.comparison.code import code_here, code_lines, sources
+from lit_mmpg.tracking.store import git_commit, open_store
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
 from tests.methods.synthetic import answers, cell
@@ -65,6 +67,31 @@ def test_readings_of_the_test_split_are_counted_before_they_happen(tmp_path: Pat
     store.count_read("row", 0, "digest", "test")
     store.count_read("row", 0, "digest", "clean")
     assert [entry["split"] for entry in store.reads()] == ["test", "clean"]
+
+
+def test_the_code_of_a_cell_is_noted_and_differences_are_said(tmp_path: Path) -> None:
+    here = code_here()
+    assert len(here["digest"]) == 64 and here["commit"] == (git_commit() or "")
+    store, old, new = CellStore(tmp_path), {"commit": "c" * 40, "digest": "a" * 64}, {"commit": "", "digest": "b" * 64}
+    store.save("row", "digest", cell({"m": answers(0.5, 0)}, code=old))
+    found = store.load("row", 0, "digest")
+    assert found is not None and found.code == old  # other code throws no finished cell away
+    assert code_lines({"static": {0: old, 1: old}, "cdc": {0: old | {"commit": "d" * 40}}}) == []
+    assert code_lines({"static": {0: old}}, always=True) == [
+        f"All cells were made by code {'a' * 12} (commit {'c' * 12})."
+    ]
+    (line,) = code_lines({"static": {0: old, 1: new}, "adabn": {1: new, 2: {}}})
+    assert "different code; --fresh makes them anew" in line
+    assert f"by code {'a' * 12} (commit {'c' * 12}): static (0)" in line
+    assert f"by code {'b' * 12}: static (1), adabn (1)" in line and "by code that was not noted: adabn (2)" in line
+
+
+def test_code_that_makes_numbers_counts_and_code_that_draws_tables_does_not() -> None:
+    package = Path(lit_mmpg.__file__).parent
+    files = {path.relative_to(package).as_posix() for path in sources(package)}
+    assert {"device/model.py", "cloud/module.py", "link/codecs.py", "data/readers/files.py", "statistics.py"} <= files
+    assert {"methods/finetune.py", "methods/comparison/work.py", "training/stages.py", "metrics/accuracy.py"} <= files
+    assert not {"methods/comparison/html.py", "serving/app.py", "runtime/device.py"} & files
 
 
 def started_trainings(folder: Path) -> dict[str, list[str]]:

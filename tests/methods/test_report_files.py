@@ -18,11 +18,12 @@ from lit_mmpg.methods.comparison import svg
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.plan import AdaptedRow, Claim, Comparison, TrainedRun
 from lit_mmpg.methods.comparison.plots import plots
-from lit_mmpg.methods.comparison.progress import Progress, duration
+from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.comparison.results import Results, collect
 from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
 from lit_mmpg.methods.comparison.writing import finite, write_report
 from lit_mmpg.results import markdown as small_table
+from lit_mmpg.texts import duration
 from tests.methods.synthetic import cell, merged, seeds
 
 COST = {"answer_flops": 2e6, "adapt_flops": 8e6, "answer_s": 1e-3, "adapt_s": 4e-3, "answer_j": 0.02, "adapt_j": 0.08}

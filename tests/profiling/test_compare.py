@@ -74,7 +74,7 @@ def test_a_slower_profile_fails_by_name_and_the_page_says_so(profile, capsys: py
     told = capsys.readouterr().out
     assert "FAILED: onnxruntime fp32 answer" in told and "p50_ms" in told
     page = (folder / "slow/comparison.html").read_text()
-    assert 'class="badge worse">FAILED' in page and page.count("<circle") == len(documents.load(folder / "a.json")["rows"])
+    assert 'class="badge worse">FAILED' in page and page.count("<circle") == len(document["rows"])
     assert main(["compare", *reversed(files), "--fail-on", "p50_ms=5%", "--output", str(folder / "fast")]) == 0
 
 
@@ -161,7 +161,7 @@ def test_the_interval_of_a_median_has_its_coverage() -> None:
 def test_two_bundles_in_turns(profile) -> None:
     """Twice the work is found, whatever the machine does meanwhile; the same bundle differs by far less."""
     folder, path, _ = profile
-    config = load_config(folder / "test.yaml", ["encoder="without""])
+    config = load_config(folder / "test.yaml", ["encoder=without"])
     harness = Harness(Bundle.open(path), config, Instruments(*[object(), [], []]))  # type: ignore[arg-type]
 
     def twice(harness: Harness, cell: object) -> object:

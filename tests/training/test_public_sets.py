@@ -15,7 +15,8 @@ from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.plan import read_comparison
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
-from tests.integration.tiny import write_features
+from tests.integration.tiny import cut_root, write_features
+from tests.training.test_other_roots import assert_same_test
 
 COUNTS = {"train": 60, "val": 30, "test": 30}
 COLOURS = ("red", "green", "blue")
@@ -151,6 +152,8 @@ def test_a_public_set_runs_unchanged(name: str, tmp_path: Path, monkeypatch: pyt
     data.setup("fit")
     assert {len(data.texts(split)) > 0 for split in COUNTS} == {True}
     assert data.test_groups == ["test_unseen", "test_seen"]
+    test_clips = [clip.id for clip in data.corpus.clips if clip.split == "test"]
+    assert_same_test(data, cut_root(tmp_path / root, tmp_path / "cut", test_clips))
     batches = list(data.eval_batches("test_unseen"))
     assert all(batch.frames.mask.any() and batch.text_mask.any() for batch in batches)
     assert any(batch.context.mask.any() for batch in batches)  # so few clips that some devices have but one

@@ -6,6 +6,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+from lit_mmpg.heartbeat import tell
+from lit_mmpg.texts import duration
+
 
 class Progress:
     """One line before each cell.
@@ -30,6 +33,7 @@ class Progress:
         if left is not None:
             text += f"   ({duration(time.monotonic() - self.begun)} so far, about {duration(left)} to go)"
         print(text, flush=True)
+        tell(f"{name}, seed {seed}")
 
     def done(self, name: str, seconds: float) -> None:
         """Note how long a cell took when it was computed."""
@@ -43,10 +47,3 @@ class Progress:
         mean = sum(known) / len(known)
         own = {name: sum(values) / len(values) for name, values in self.seconds.items() if values}
         return sum(own.get(name, mean) for name in self.names[self.count :])
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

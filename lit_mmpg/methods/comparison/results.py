@@ -54,6 +54,7 @@ class Results:
         reads: Readings of the test split.
         environment: What it ran on.
         store: Where the MLflow runs are; empty without tracking.
+        code: Row -> seed -> which code made the cell.
     """
 
     comparison: Comparison
@@ -71,6 +72,7 @@ class Results:
     reads: list[dict[str, Any]]
     environment: dict[str, Any]
     store: dict[str, str]
+    code: dict[str, dict[int, dict[str, str]]]
 
     def find(self, method: str, split: str, metric: str) -> dict[str, Any] | None:
         """One row of the table."""
@@ -125,6 +127,7 @@ class Results:
             "test_reads": self.reads,
             "environment": self.environment,
             "store": self.store,
+            "code": self.code,
         }
 
 
@@ -180,6 +183,7 @@ def collect(
         reads=[dict(entry) for entry in reads],
         environment=environment(),
         store={} if run is None else {"uri": masked(run.uri), "experiment_id": run.experiment_id, "run_id": run.run_id},
+        code={name: {c.seed: dict(c.code) for c in own} for name, own in cells.items()},
     )
 
 

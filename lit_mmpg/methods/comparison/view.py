@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lit_mmpg.methods.comparison.code import code_lines
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised, lower_is_better
 from lit_mmpg.report import FEW_EXPLAINED, FEW_MARK, format_bytes, format_row
@@ -190,6 +191,7 @@ def method_lines(results: Results) -> list[str]:
         "Models, epochs and settings are selected on validation devices alone.",
         f"The test split was read {len(reads)} times for {measured} cells of this table ({again}). A control is "
         "measured in the reading of the row that it belongs to.",
+        *code_lines(results.code, always=True),
     ]
     return lines
 

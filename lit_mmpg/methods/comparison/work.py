@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cell, CellStore, item_values, own_rows
+from lit_mmpg.methods.comparison.code import code_here
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
@@ -48,6 +49,7 @@ class Work:
     ) -> None:
         self.comparison, self.store, self.flags, self.fresh = comparison, store, list(flags), fresh
         self.finished_only = finished_only
+        self.code = code_here()
         self.run: ComparisonRun | None = None
         self._data: dict[str, DeviceData] = {}
         self._loaded: tuple[str, Loaded] | None = None
@@ -188,7 +190,7 @@ class Work:
         tags = self._tags(name, seed)
         request = read_request("fit", [*arguments, *self._tracking(f"{name} seed {seed}"), "--ckpt_path=last"])
         checkpoint = train(request, tags, since_ms=began)
-        cell = Cell([], checkpoint=checkpoint, seed=seed, notes=_selection(checkpoint))
+        cell = Cell([], checkpoint=checkpoint, seed=seed, notes=_selection(checkpoint), code=self.code)
         for split, flags in self._test_passes(run, seed).items():
             self.store.count_read(name, seed, digest, split or "test")
             title = " ".join([name, f"seed {seed} test", split]).strip()
@@ -235,7 +237,7 @@ class Work:
         if kept is not None or self.finished_only:
             return kept
         begun = time.monotonic()
-        cell = Cell([], seed=seed)
+        cell = Cell([], seed=seed, code=self.code)
         options = dict(row.options)
         for split, more in passes.items():
             loaded = self._load(checkpoint, [*flags, *more])
@@ -281,7 +283,9 @@ class Work:
         ridge = RidgeBaseline(data)
         self.store.count_read(name, seed, digest, "test")
         evaluation = ridge.evaluate(data.test_groups)
-        cell = Cell(own_rows(evaluation.rows({}), "ridge"), item_values(evaluation, ["ridge"]), seed=seed)
+        cell = Cell(
+            own_rows(evaluation.rows({}), "ridge"), item_values(evaluation, ["ridge"]), seed=seed, code=self.code
+        )
         cell.notes = {"selection": {"split": "val", "options": {"strength": ridge.strength}}}
         _identify(cell, data)
         if self.run is not None:

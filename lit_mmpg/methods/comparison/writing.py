@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lit_mmpg.methods.comparison.code import code_lines
 from lit_mmpg.methods.comparison.html import render
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
@@ -65,6 +66,7 @@ def small_result(results: Results) -> dict[str, Any]:
     shown = [column for column in columns(results) if column.title not in MEASURED]
     seeds = sorted({seed for runs in results.links.values() for seed in runs})
     judged = [claim_text(results, i)[:2] for i in range(len(results.verdicts))]
+    claims = ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else []
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
     return result(
         results.comparison.title,
@@ -72,7 +74,7 @@ def small_result(results: Results) -> dict[str, Any]:
         ["row", *(column.title for column in shown)],
         [[name, *(column.cell(name) for column in shown)] for name in results.names],
         results.environment.get("commit"),
-        ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else [],
+        [*claims, *code_lines(results.code)],
         seeds=seeds,
         test_reads=len(results.reads),
         values=[row for row in results.rows if str(row["metric"]).startswith(results.primary)],
