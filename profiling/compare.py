@@ -292,10 +292,10 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
         return Change(estimate, low, high)
     if name.startswith("energy"):
         key = "bound_j_per_unit" if name == "energy_j" else "net_bound_j_per_unit"
-        bounds = [(measured_energy(row) or {}).get(key) for row in (a, b)]
-        if None in bounds or bounds[0] >= x:
+        bound_a, bound_b = ((measured_energy(row) or {}).get(key) for row in (a, b))
+        if bound_a is None or bound_b is None or bound_a >= x:
             return Change(estimate, None, None)
-        return Change(estimate, (y - bounds[1]) / (x + bounds[0]) - 1, (y + bounds[1]) / (x - bounds[0]) - 1)
+        return Change(estimate, (y - bound_b) / (x + bound_a) - 1, (y + bound_b) / (x - bound_a) - 1)
     if name.endswith("_bytes") and name not in ("peak_rss_bytes", "device_bytes"):
         return Change(estimate, estimate, estimate)
     return Change(estimate, None, None)

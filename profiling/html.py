@@ -107,10 +107,10 @@ def _change_chart(comparison: Mapping[str, Any]) -> str:
         limited = [name for name, figure in row["figures"].items() if figure["verdict"]]
         for name in dict.fromkeys([*limited, *(n for n in ("p50_ms",) if n in row["figures"])]):
             figure = row["figures"][name]
-            ends = (None if figure[key] is None else figure[key] * 100 for key in ("low", "high"))
+            low, high = (None if figure[key] is None else figure[key] * 100 for key in ("low", "high"))
             bad = figure["verdict"] == "worse"
             label = f"{row['title']}, {name}"
-            items.append(svg.Interval(label, figure["change"] * 100, *ends, describe_change(figure), bad))
+            items.append(svg.Interval(label, figure["change"] * 100, low, high, describe_change(figure), bad))
     return _scroll(svg.intervals(items, "change from A to B, %", "Changes from A to B"))
 
 
