@@ -203,7 +203,7 @@ def test_pretrained_folders_hold_json_and_safetensors(notebook: Notebook, tmp_pa
     (tmp_path / "cloud" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="save it again"):
         CloudModule.from_pretrained(tmp_path / "cloud")
-    with pytest.raises(UserError, match="neither a folder|does not exist"):
+    with pytest.raises(UserError, match=r"neither a folder|does not exist"):
         CloudModule.from_pretrained(tmp_path / "nowhere")
 
 
@@ -225,7 +225,7 @@ def test_checkpoints_of_older_versions_are_refused_in_one_line(notebook: Noteboo
     del checkpoint["hyper_parameters"]
     checkpoint["lit_mmpg"] |= {"network": {"width": 16}, "config": "{}"}
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    with pytest.raises(UserError, match="another version of lit-mmpg.*train again"):
+    with pytest.raises(UserError, match=r"another version of lit-mmpg.*train again"):
         load_cloud_module(tmp_path / "old.ckpt")
     assert main(["test", "--ckpt_path", str(tmp_path / "old.ckpt")]) != 0
 
