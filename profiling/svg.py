@@ -147,7 +147,8 @@ def intervals(items: Sequence[Interval], unit: str, title: str) -> str:
     for i, item in enumerate(items):
         y = _TOP + i * _ROW + 13
         colour = COLOURS[4] if item.bad else COLOURS[0]
-        x, low, high = (None if v is None else left + (v - marks[0]) * scale for v in (item.value, item.low, item.high))
+        x = left + (item.value - marks[0]) * scale
+        low, high = (None if v is None else left + (v - marks[0]) * scale for v in (item.low, item.high))
         parts.append(f'<text x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">{escape(item.label)}</text>')
         if low is not None and high is not None:
             parts.append(

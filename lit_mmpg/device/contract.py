@@ -102,7 +102,7 @@ class DeviceModel(nn.Module, ABC):
         self.factory: NetworkFactory | None = None
         self.spec = ParameterSpec(())
         self._parts: dict[str, int] = {}
-        needed = ("embed_video", "embed_text") if self.task.searches else ("answer",)
+        needed: tuple[str, ...] = ("embed_video", "embed_text") if self.task.searches else ("answer",)
         needed += ("encode_frames", "feature_width") if shapes.pixels else ()
         lacking = [name for name in needed if getattr(type(self), name) is getattr(DeviceModel, name)]
         if lacking:

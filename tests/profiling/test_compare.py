@@ -78,7 +78,7 @@ def test_a_slower_profile_fails_by_name_and_the_page_says_so(profile, capsys: py
     assert main(["compare", *reversed(files), "--fail-on", "p50_ms=5%", "--output", str(folder / "fast")]) == 0
 
 
-def test_the_interval_holds_the_true_change(profile) -> None:
+def test_the_interval_holds_the_true_change(profile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Correlated samples: an interval that took them as independent would hold it far less often."""
     document = profile[2]
     rng = np.random.default_rng(5)
@@ -91,6 +91,7 @@ def test_the_interval_holds_the_true_change(profile) -> None:
         return np.array(found)
 
     held = 0
+    monkeypatch.setattr("lit_mmpg.profiling.compare.RESAMPLES", 200)
     for _ in range(40):
         a, b = with_samples(document, correlated()), with_samples(document, 1.03 * correlated())
         figure = compare_profiles(a, b, [])["rows"][0]["figures"]["p50_ms"]
