@@ -47,6 +47,7 @@ class Cell:
         seconds: Wall time of the whole cell.
         costs: What one device pays (:mod:`lit_mmpg.methods.costs`), by method of the test.
         notes: How the model was selected, and whatever else the report should say.
+        commit: Commit of the code that computed it.
     """
 
     rows: list[dict[str, Any]]
@@ -62,6 +63,7 @@ class Cell:
     seconds: float = 0.0
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
 
     def method(self, wanted: str | None) -> str | None:
         """Name within the cell of a control, or (``None``) of the row's own method."""

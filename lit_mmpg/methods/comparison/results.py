@@ -52,6 +52,7 @@ class Results:
         not_applicable: Row -> why it does not apply here.
         applicability: Matrix of methods and tasks.
         reads: Readings of the test split.
+        commits: Commits of the code that computed the cells, where they say so.
         environment: What it ran on.
         store: Where the MLflow runs are; empty without tracking.
     """
@@ -69,6 +70,7 @@ class Results:
     not_applicable: dict[str, str]
     applicability: list[dict[str, str]]
     reads: list[dict[str, Any]]
+    commits: list[str]
     environment: dict[str, Any]
     store: dict[str, str]
 
@@ -123,6 +125,7 @@ class Results:
             "not_applicable": self.not_applicable,
             "applicability": self.applicability,
             "test_reads": self.reads,
+            "commits": self.commits,
             "environment": self.environment,
             "store": self.store,
         }
@@ -178,6 +181,7 @@ def collect(
         not_applicable=reasons,
         applicability=_applicability(comparison),
         reads=[dict(entry) for entry in reads],
+        commits=sorted({cell.commit for own in present.values() for cell in own if cell.commit}),
         environment=environment(),
         store={} if run is None else {"uri": masked(run.uri), "experiment_id": run.experiment_id, "run_id": run.run_id},
     )
