@@ -4,14 +4,13 @@
 
 For every result in ``docs/results/earlier`` whose comparison was computed again (``docs/results/NAME.json``), each
 interval that was published is set beside today's. Where the cells of the new computation are at hand
-(``outputs/compare/NAME``), the interval that the earlier method, the two-way bootstrap, gives for the very same scores is
-shown, too: it tells a change of method from one of training.
+(``outputs/compare/NAME``), the interval that the earlier method, the two-way bootstrap, gives for the very same scores
+is shown, too: it tells a change of method from one of training.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.comparison.cells import CellStore
+from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison, read_comparison
 from lit_mmpg.methods.comparison.table import Row, lower_is_better, pool, rows_of
 from lit_mmpg.profiling.benchmarks.interval_coverage import pigeonhole
@@ -50,13 +49,13 @@ def sign(low: float, high: float, metric: str) -> str:
 
 def cells_of(folder: Path, comparison: Comparison) -> dict[str, Row]:
     """Rows from the finished cells of a comparison, whatever computed them; none where there are no cells."""
-    store, cells = CellStore(folder), {}
+    store = CellStore(folder)
+    cells: dict[str, list[Cell]] = {}
     for name in (*comparison.runs, *comparison.adapted, *comparison.baselines):
         for path in sorted(folder.glob(f"{name}-seed*.json")):
-            seed = int(path.stem.rpartition("-seed")[2])
-            cell = store.load(name, seed, json.loads(path.read_text(encoding="utf-8"))["digest"])
-            if cell is not None:
-                cells.setdefault(name, []).append(cell)
+            stored = store.read(name, int(path.stem.rpartition("-seed")[2]))
+            if stored is not None:
+                cells.setdefault(name, []).append(stored[1])
     return rows_of(comparison, cells)
 
 
@@ -114,9 +113,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         UserError: If nothing was computed again.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m lit_mmpg.profiling.benchmarks.verdict_changes", description=__doc__
-    )
+    command = "python -m lit_mmpg.profiling.benchmarks.verdict_changes"
+    parser = argparse.ArgumentParser(prog=command, description=__doc__)
     parser.add_argument("--output", type=Path, default=FOLDER / "verdict_changes.json", metavar="FILE.json")
     parser.add_argument("--cells", type=Path, default=Path("outputs/compare"), metavar="FOLDER")
     options = parser.parse_args(args)
@@ -136,13 +134,12 @@ def main(args: Sequence[str] | None = None) -> None:
     columns = ["comparison", "row", "quantity", "published", "same scores as now, two-way bootstrap", "now"]
     columns += ["verdict published", "verdict now", "changed"]
     notes = [
-        f"{len(changed)} of {counted} verdicts changed. A verdict on a row is whether its 95 % interval of the difference "
-        "from the static model holds 0. Of what was published only rounded figures were kept, no scores of single items, "
-        "and the models were trained again by later code: the column in the middle gives the earlier intervals of the "
-        "same scores as now, where those are at hand."
+        f"{len(changed)} of {counted} verdicts changed. A verdict on a row is whether its 95 % interval of the "
+        "difference from the static model holds 0. Of what was published only rounded figures were kept, no scores of "
+        "single items, and the models were trained again by later code: the column in the middle gives the earlier "
+        "intervals of the same scores as now, where those are at hand."
     ]
     title = "Verdicts that changed with the intervals"
-    command = "python -m lit_mmpg.profiling.benchmarks.verdict_changes"
     sources = {name: today[name]["commit"] for name in dict.fromkeys(row[0] for row in shown)}
     write_result(options.output, result(title, command, columns, shown, git_commit(), notes, results=sources))
     print(notes[0])

@@ -34,7 +34,7 @@ def test_published_intervals_stand_beside_those_of_today() -> None:
     }
     found = list(changes(earlier, {"values": [value, seen], "verdicts": [claim]}, rows))
     assert [line[0] for line in found] == ["ours", "Ours beats."] and found[1][-2:] == ["undecided", "holds"]
-    name, quantity, published, same, now, before, after = found[0]
+    _, quantity, published, same, now, before, after = found[0]
     assert (quantity, published) == ("minus static, points", "+10.0 [-1.0, +21.0]")
     assert (before, after) == ("undecided", sign(interval.low, interval.high, "accuracy"))
     assert f"{100 * interval.low:+.1f}, {100 * interval.high:+.1f}" in now
