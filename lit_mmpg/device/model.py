@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_mmpg.batch import frame_positions
-from lit_mmpg.device.dynamic import DynamicLinear, Form
+from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.encoders import PixelEncoder, StandardiseFeatures, TextEncoder
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
@@ -34,12 +34,12 @@ class DynamicConfig:
 
     Attributes:
         layers: Names of the dynamic layers.
-        form: Form of their parameters (see :mod:`lit_mmpg.device.dynamic`).
+        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`).
         rank: Rank of the forms that have one.
     """
 
     layers: tuple[DynamicLayer, ...] = ("frame_projection", "head")
-    form: Form = "low_rank"
+    form: str = "low_rank"
     rank: int = 8
 
 

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_mmpg.batch import Batch, Frames
-from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.model import DeviceModel
 from lit_mmpg.device.outputs import Outputs, answer_batch
+from lit_mmpg.forms.layers import LinearLayer
+from lit_mmpg.forms.registry import find_form
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import output_replaced, over
 from lit_mmpg.methods.objectives import device_loss
@@ -231,12 +232,9 @@ class FineTuneLowRank(FineTuning):
         state: State = {}
         for name in self.layers:
             layer: nn.Linear = getattr(self.network, name)
-            form = DynamicLinear(layer.in_features, layer.out_features, "low_rank", int(options["rank"]))
-            for entry in form.entries(name):
-                values = torch.zeros(entry.shape)
-                if entry.name.endswith(".v"):
-                    values = torch.randn(entry.shape, generator=generator) * layer.in_features**-0.5
-                state[entry.name] = values.to(layer.weight.device).repeat(devices, *(1 for _ in entry.shape))
+            for part in find_form("low_rank").parts(LinearLayer(layer), int(options["rank"])):
+                values = part.start.draw(part.shape, generator).to(layer.weight.device)
+                state[f"{name}.{part.name}"] = values.repeat(devices, *(1 for _ in part.shape))
         return state
 
     @contextmanager
