@@ -25,7 +25,8 @@ def found(group: str) -> dict[str, EntryPoint]:
         other = points.setdefault(point.name, point)
         if other.value != point.value:
             raise UserError(
-                f"the packages '{package(other)}' and '{package(point)}' both offer '{point.name}' in {group}; uninstall one"
+                f"the packages '{package(other)}' and '{package(point)}' both offer '{point.name}' in {group}; "
+                "uninstall one of them"
             )
     return points
 

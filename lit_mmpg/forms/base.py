@@ -5,16 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.parameters import ParameterEntry
-
-if TYPE_CHECKING:
-    from lit_mmpg.forms.layers import Layer
+from lit_mmpg.forms.layers import Layer
+from lit_mmpg.parameters import MODEL, ParameterEntry
 
 
 class Start(ABC):
@@ -108,7 +106,7 @@ class Part:
     start: Start
 
 
-def entries(name: str, parts: Sequence[Part], graph: str = "model") -> tuple[ParameterEntry, ...]:
+def entries(name: str, parts: Sequence[Part], graph: str = MODEL) -> tuple[ParameterEntry, ...]:
     """Entries of the ParameterSpec for the parts of the layer ``name``."""
     return tuple(ParameterEntry(f"{name}.{part.name}", part.shape, graph=graph) for part in parts)
 

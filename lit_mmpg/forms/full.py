@@ -28,7 +28,7 @@ class Full(Form):
             raise UserError(f"form 'full' replaces a weight, {layer.what} has none; use film or shift")
         if layer.depthwise:
             raise UserError(
-                f"form 'full' on the depthwise {layer.what} makes one convolution per device and channel of it; use film"
+                f"form 'full' on the depthwise {layer.what} leaves nothing that devices share; use film"
             )
         if weight.numel() > FULL_LIMIT:
             raise UserError(
