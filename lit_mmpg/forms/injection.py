@@ -482,6 +482,7 @@ def adaptable(
     Args:
         module: Any module.
         targets: Its layers: a list of names, last parts of names and globs; or one regular expression, or ``all-linear``.
+            The empty name is the module itself.
         form: Name of a form, or glob of layer names -> form (the first that matches).
         rank: Rank of the forms that have one.
         input_layer: Generated parameters in front of the module, or of one within it.
@@ -493,7 +494,7 @@ def adaptable(
     """
     if any(hasattr(type(m), "_of_lit_mmpg") for m in module.modules()):
         raise UserError("this module is adaptable already; name all targets in one call")
-    layers = chosen_layers(module, targets) if targets else {}
+    layers = chosen_layers(module, targets) if targets or targets == "" else {}
     if not layers and input_layer is None:
         raise UserError("adaptable: neither targets nor an input layer were given")
     holder = Holder()
