@@ -8,7 +8,7 @@ __version__ = "0.1.0.dev0"
 _WHERE = {"InputLayer": "lit_mmpg.forms.input_layer", "adaptable": "lit_mmpg.forms.injection"}
 """Public name -> module that holds it, imported when the name is asked for."""
 
-__all__ = ["InputLayer", "__version__", "adaptable"]  # noqa: F822 - see __getattr__
+__all__ = ["InputLayer", "__version__", "adaptable"]
 
 
 def __getattr__(name: str) -> Any:

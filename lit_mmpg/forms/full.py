@@ -27,9 +27,7 @@ class Full(Form):
         if weight is None:
             raise UserError(f"form 'full' replaces a weight, {layer.what} has none; use film or shift")
         if layer.depthwise:
-            raise UserError(
-                f"form 'full' on the depthwise {layer.what} leaves nothing that devices share; use film"
-            )
+            raise UserError(f"form 'full' on the depthwise {layer.what} leaves nothing that devices share; use film")
         if weight.numel() > FULL_LIMIT:
             raise UserError(
                 f"dynamic form 'full' on {layer.what} generates {weight.numel()} weights, more than {FULL_LIMIT}; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -167,7 +167,7 @@ def _blank(original: type[nn.Module], mixins: tuple[type, ...]) -> Any:
     return kind.__new__(kind)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _swapped(kind: type[nn.Module], mixin: type) -> type[nn.Module]:
     return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "_of_lit_mmpg": True})
 

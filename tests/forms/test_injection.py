@@ -84,9 +84,9 @@ def weights_of(net: Adaptable, own: dict[str, torch.Tensor], form: str, name: st
         return p["weight"], p["bias"]
     if form == "film":
         scale = 1 + p["scale"]
-        return (scale[:, None] * matrix if matrix.dim() > 1 else scale * matrix).reshape(weight.shape), scale * bias + p[
-            "shift"
-        ]
+        return (scale[:, None] * matrix if matrix.dim() > 1 else scale * matrix).reshape(
+            weight.shape
+        ), scale * bias + p["shift"]
     if form == "shift":
         return weight, bias + p["shift"]
     if form == "low_rank":

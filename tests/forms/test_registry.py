@@ -67,7 +67,9 @@ def test_a_form_that_cannot_be_used_names_its_package(installed: None) -> None:
 
 
 def test_unknown_forms_are_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"there is no form 'lowrank'; known are full, low_rank.*did you mean 'low_rank'"):
+    with pytest.raises(
+        UserError, match=r"there is no form 'lowrank'; known are full, low_rank.*did you mean 'low_rank'"
+    ):
         find_form("lowrank")
 
 
