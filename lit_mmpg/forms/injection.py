@@ -1,8 +1,8 @@
 """Dynamic layers injected into any module: ``lit_mmpg.adaptable``.
 
 The classes of the chosen layers are swapped in place for subclasses made on the spot, so that keys of the state dict,
-hooks and reads of ``layer.weight`` stay what they are. Generated parameters wait in a plain holder while the module runs
-and are taken away in ``finally``; without them a layer runs the forward of its own class, bit for bit.
+hooks and reads of ``layer.weight`` stay what they are. Generated parameters wait in a plain holder while the module
+runs and are taken away in ``finally``; without them a layer runs the forward of its own class, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -307,10 +307,10 @@ class Adaptable(nn.Module):
                     "BatchNorm computes with the statistics of the batch, which mixes devices and writes shared ones; "
                     "call eval() on the module (its other layers may train) before giving it parameters"
                 )
-        for m in self._checkpointing:
-            if m.training and m.gradient_checkpointing:
+        for module in self._checkpointing:
+            if module.training and module.gradient_checkpointing:
                 raise UserError(
-                    f"gradient checkpointing of {type(m).__name__} computes layers again when their parameters are "
+                    f"gradient checkpointing of {type(module).__name__} computes layers again when parameters are "
                     "gone; call gradient_checkpointing_disable()"
                 )
 
@@ -346,7 +346,7 @@ class Adaptable(nn.Module):
     def _looped(self, values: Sequence[Tensor], devices: int, inputs: Any, named: Any) -> Any:
         outputs = []
         for g in range(devices):
-            own_inputs, own_named = pytree.tree_map_only(Tensor, lambda t, g=g: t[g], (inputs, named))
+            own_inputs, own_named = pytree.tree_map_only(Tensor, partial(_row, g), (inputs, named))
             outputs.append(self._run([v[g] for v in values], None, own_inputs, own_named))
         leaves = [pytree.tree_flatten(output) for output in outputs]
         joined = [
@@ -447,6 +447,10 @@ class Adaptable(nn.Module):
         return Verification(devices, self._verified, reason, difference, moved)
 
 
+def _row(g: int, tensor: Tensor) -> Tensor:
+    return tensor[g]
+
+
 def _difference(found: Any, expected: Any) -> tuple[float | None, str]:
     """Largest difference as a share of the largest value, and a reason where outputs cannot be compared."""
     pairs = list(zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True))
@@ -481,8 +485,8 @@ def adaptable(
 
     Args:
         module: Any module.
-        targets: Its layers: a list of names, last parts of names and globs; or one regular expression, or ``all-linear``.
-            The empty name is the module itself.
+        targets: Its layers: a list of names, last parts of names and globs; or one regular expression, or
+            ``all-linear``. The empty name is the module itself.
         form: Name of a form, or glob of layer names -> form (the first that matches).
         rank: Rank of the forms that have one.
         input_layer: Generated parameters in front of the module, or of one within it.
@@ -528,12 +532,12 @@ def adaptable(
         swaps.append((m, site, layer))
     # Nothing was changed so far, so that a refusal leaves the module as it was.
     for m, site, layer in swaps:
-        m.__class__ = _swapped(type(m), _Injected)
+        m.__class__ = _swapped(type(m), _Injected)  # type: ignore[arg-type]
         object.__setattr__(m, "_site", site)
         object.__setattr__(m, "_layer", layer)
-        layer.static = m._static_forward
+        layer.static = m._static_forward  # type: ignore[assignment]
     if entered is not None:
-        entered.__class__ = _swapped(type(entered), _InputInjected)
+        entered.__class__ = _swapped(type(entered), _InputInjected)  # type: ignore[arg-type]
         object.__setattr__(entered, "_input_site", sites[0])
     return Adaptable(module, sites, holder, graph, devices)
 

@@ -1,9 +1,9 @@
 """The input layer: generated parameters in front of everything, where pixels become numbers.
 
 A frozen encoder mixes what a camera did with what it saw; nothing behind it undoes that. For a picture x the layer
-computes ``(1 + gain) * mix(x) + bias``, where ``mix`` is one small convolution: each channel by its own kernel (identity
-plus ``kernel``), then channels by ``identity + colour``. Gain and bias are small pictures that are enlarged to the
-size of x. All parts are zero at first, which leaves x as it is.
+computes ``(1 + gain) * mix(x) + bias``, where ``mix`` is one small convolution: each channel by its own kernel
+(identity plus ``kernel``), then channels by ``identity + colour``. Gain and bias are small pictures that are
+enlarged to the size of x. All parts are zero at first, which leaves x as it is.
 """
 
 from __future__ import annotations

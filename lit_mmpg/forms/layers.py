@@ -148,7 +148,7 @@ class Conv2dLayer(Layer):
         return self._convolve(x, weight, bias, devices, self.module.groups)
 
     def delta(self, x: Tensor, factors: Sequence[Tensor], devices: int | None, offset: Tensor | None = None) -> Tensor:
-        """One device: a convolution into r channels and one of 1 x 1 behind it, so that the static weights stay constant.
+        """One device: a convolution into r channels, and one of 1 x 1 behind it; the static weights stay constant.
 
         For several devices, and for groups, where each of the r channels would be needed once for each group, the
         product is made and added to the weight: measured faster.

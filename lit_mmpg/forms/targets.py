@@ -14,9 +14,9 @@ from lit_mmpg.forms.layers import kind_of
 ALL_LINEAR = "all-linear"
 
 Targets = str | re.Pattern[str] | Sequence[str | re.Pattern[str]]
-"""A text alone is ``all-linear`` or a regular expression of whole names, as in peft. In a list, a text is a name, the last
-part of names (``q_proj``), or a glob (``blocks.*.pwl``, whose ``*`` matches dots too); a compiled pattern matches whole
-names."""
+"""A text alone is ``all-linear`` or a regular expression of whole names, as in peft. In a list, a text is a name, the
+last part of names (``q_proj``), or a glob (``blocks.*.pwl``, whose ``*`` matches dots too); a compiled pattern matches
+whole names."""
 
 
 def chosen_layers(module: nn.Module, targets: Targets) -> dict[str, nn.Module]:

@@ -188,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for name, part in parts.items() if arguments.only in (None, name) for row in part()]
     found = result(
         "What injected layers cost",
-        f"python -m lit_mmpg.profiling.benchmarks.adaptable --rounds {arguments.rounds} --sessions {arguments.sessions}",
+        "python -m lit_mmpg.profiling.benchmarks.adaptable "
+        f"--rounds {arguments.rounds} --sessions {arguments.sessions}",
         ["comparison", "case", "ratio, median", "10th to 90th percentile", "target"],
         rows,
         commit,

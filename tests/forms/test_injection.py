@@ -99,7 +99,7 @@ def weights_of(net: Adaptable, own: dict[str, torch.Tensor], form: str, name: st
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_form_on_every_kind_of_layer(kind: str, form: str) -> None:
-    """One device equals a copy with the weights that the form stands for; a batch equals the loop; static is bit for bit."""
+    """One device equals a copy with the weights of the form, a batch equals the loop, static is bit for bit."""
     network = residual()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     static = network(PICTURES)
@@ -108,7 +108,7 @@ def test_every_form_on_every_kind_of_layer(kind: str, form: str) -> None:
             adaptable(network, KINDS[kind], form)
         return
     if "norm" in kind and form in ("low_rank", "core", "basis"):
-        with pytest.raises(UserError, match="needs a weight matrix.*use film, shift or full"):
+        with pytest.raises(UserError, match=r"needs a weight matrix.*use film, shift or full"):
             adaptable(network, KINDS[kind], form)
         assert type(network.stem) is nn.Conv2d, "a refusal leaves the module as it was"
         return
@@ -164,7 +164,7 @@ def test_the_input_layer_acts_where_pixels_become_numbers() -> None:
     named = adaptable(residual(), ["stem"], "shift", input_layer=InputLayer(at="stem", use=("gain",)))
     assert named.verify(pixels=PICTURES).batch
     assert named.spec.names == ("input.gain", "stem.shift")
-    with pytest.raises(UserError, match="floating point are needed, not torch.uint8"):
+    with pytest.raises(UserError, match=r"floating point are needed, not torch\.uint8"):
         only(PICTURES.to(torch.uint8), parameters=[colour])
     with pytest.raises(UserError, match="has no centre"):
         adaptable(residual(), input_layer=InputLayer(kernel=2))
@@ -270,7 +270,7 @@ def test_targets_that_are_not_called_or_do_nothing_are_named() -> None:
             return self.used(x) + 0 * self.lost(x)
 
     net = adaptable(Idle(), ["used", "unused"])
-    with pytest.raises(UserError, match="targets were not called.*: unused; leave them out"):
+    with pytest.raises(UserError, match=r"targets were not called.*: unused; leave them out"):
         net(torch.randn(2, 4), parameters=net.random_parameters())
     with pytest.raises(UserError, match="do not change the output: lost"):
         adaptable(Idle(), ["used", "lost"]).verify(torch.randn(2, 4))
@@ -279,7 +279,7 @@ def test_targets_that_are_not_called_or_do_nothing_are_named() -> None:
 def test_fused_paths_are_named() -> None:
     torch.manual_seed(0)
     network = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    with pytest.raises(UserError, match="nn.MultiheadAttention, which reads its weights"):
+    with pytest.raises(UserError, match=r"nn\.MultiheadAttention, which reads its weights"):
         adaptable(network, ["self_attn.out_proj"])
     net = adaptable(network, "all-linear", rank=2)
     assert list(net.layers) == ["linear1", "linear2"]

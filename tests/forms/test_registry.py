@@ -40,7 +40,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-forms\nVersion: 1.2\n")
     (info / "entry_points.txt").write_text(
-        "[lit_mmpg.forms]\nrotate = foreign_forms:Rotate\nbroken = foreign_forms.gone:Gone\nnone = foreign_forms:torch\n"
+        "[lit_mmpg.forms]\nrotate = foreign_forms:Rotate\n"
+        "broken = foreign_forms.gone:Gone\nnone = foreign_forms:torch\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     plugins.found.cache_clear()
