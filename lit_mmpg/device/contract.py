@@ -11,7 +11,9 @@ and any settings after them, and is named in a configuration (no file of this pa
 It must offer :meth:`DeviceModel.project`, :attr:`DeviceModel.anchor_width`, and for questions
 :meth:`DeviceModel.answer`, for retrieval :meth:`DeviceModel.embed_video` and :meth:`DeviceModel.embed_text`; for pixels
 :meth:`DeviceModel.encode_frames` and :attr:`DeviceModel.feature_width` too. Personal parameters are arguments of these,
-never attributes. Which layers take them is said by :class:`~lit_mmpg.device.dynamic.DynamicLinear` layers that
+never attributes. Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear
+layer), ``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it); they are left out of a comparison with
+their reason where there is none. Which layers take them is said by :class:`~lit_mmpg.device.dynamic.DynamicLinear` layers that
 :meth:`DeviceModel.linear` makes.
 """
 
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_mmpg.device.dynamic import DynamicLinear, Form
+from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.tasks import find_task
@@ -43,12 +45,12 @@ class DynamicConfig:
 
     Attributes:
         layers: Names of the dynamic layers.
-        form: Form of their parameters (see :mod:`lit_mmpg.device.dynamic`).
+        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`).
         rank: Rank of the forms that have one.
     """
 
     layers: tuple[str, ...] = ("frame_projection", "head")
-    form: Form = "low_rank"
+    form: str = "low_rank"
     rank: int = 8
 
 
@@ -89,12 +91,18 @@ class DeviceModel(nn.Module, ABC):
         factory: What made it, by which it is made again; ``None`` where nobody said.
         spec: The personal parameters, in order; made by :func:`build_network` once all layers are there.
         blind: Whether it ignores the frames: the question-only floor.
+        head: The last linear layer, where a network has one; so for the other two.
+        frame_projection: The first layer of frame features.
+        frame_norm: The norm behind it.
 
     Raises:
         UserError: If the class lacks what the task needs.
     """
 
     blind = False
+    head: nn.Linear
+    frame_projection: nn.Linear
+    frame_norm: nn.LayerNorm
 
     def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None = None) -> None:
         super().__init__()

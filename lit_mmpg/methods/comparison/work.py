@@ -17,7 +17,7 @@ from lit_mmpg.methods.comparison.code import code_here
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
-from lit_mmpg.tracking.store import git_commit, store_uri
+from lit_mmpg.tracking.store import store_uri
 from lit_mmpg.training.config import Request, find_config, read_request
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ def adapted_notes(found: Adapted) -> dict[str, Any]:
 
 
 def _identify(cell: Cell, data: DeviceData) -> None:
-    cell.corpus, cell.commit = data.fingerprint, git_commit()
+    cell.corpus = data.fingerprint
     cell.data = _sha([data.fingerprint, data.device_table.digest()])
     cell.devices = [device.id for device in data.device_table.devices]
 
