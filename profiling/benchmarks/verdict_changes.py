@@ -167,8 +167,8 @@ def main(args: Sequence[str] | None = None) -> None:
     notes = [
         f"{changed} of {counted} verdicts changed. A verdict on a row is whether its 95 % interval of the difference "
         "from the static model holds 0; it changed when it is not the published one, or not that of the two-way "
-        "bootstrap (the earlier kind of interval) on the same scores as now. Of what was published only rounded figures "
-        "were kept, no scores of single items, and the models were trained again by later code."
+        "bootstrap (the earlier kind of interval) on the same scores as now. Of what was published only rounded "
+        "figures were kept, no scores of single items, and the models were trained again by later code."
     ]
     columns, cells = ["comparison", *COLUMNS], [list(line.values()) for line in shown]
     title = "Verdicts that changed with the intervals"
