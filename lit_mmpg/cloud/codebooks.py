@@ -16,7 +16,7 @@ from lit_mmpg.link.product import PQ, ProductQuantiser, learn
 
 
 def learn_codebooks(anchors: Iterable[np.ndarray], link: LinkConfig) -> ProductQuantiser | None:
-    """Product quantisation of anchors, made known to the link; ``None`` where no codebooks are wanted or there are no anchors.
+    """Product quantisation of anchors, made known to the link; ``None`` where none is wanted or there are no anchors.
 
     Args:
         anchors: ``[n, H]`` anchors that training devices would upload.

@@ -47,14 +47,13 @@ class ProductQuantiser:
         self.width = sum(book.shape[1] for book in self.codebooks)
         if [book.shape[1] for book in self.codebooks] != part_widths(self.width, len(self.codebooks)):
             raise ValueError(f"codebooks of widths {[b.shape[1] for b in self.codebooks]} are no even cut")
-        # float64, so that turning a word there and back moves it by less than rounding to float32 does
-        self.mean, self.rotation = (np.ascontiguousarray(array, np.float64) for array in (mean, rotation))
+        self.mean, self.rotation = (np.ascontiguousarray(array, np.float32) for array in (mean, rotation))
         if self.mean.shape != (self.width,) or not np.isfinite(self.mean).all():
             raise ValueError(f"a mean of shape {self.mean.shape} is none of {self.width} finite values")
         square = self.rotation.shape == (self.width, self.width)
         # Larger entries could not be orthonormal, and their products could overflow; NaN is not below 2 either.
         if not (square and (np.abs(self.rotation) < 2).all()) or not np.allclose(
-            self.rotation.T @ self.rotation, np.eye(self.width), rtol=0, atol=1e-9
+            self.rotation.T @ self.rotation, np.eye(self.width), rtol=0, atol=1e-5
         ):
             raise ValueError(f"a rotation of shape {self.rotation.shape} is no orthonormal one of {self.width} values")
         digest = hashlib.sha256()
@@ -93,7 +92,7 @@ class ProductQuantiser:
         """
         if not array.ndim or array.shape[-1] != self.width:
             raise ValueError(f"has the shape {array.shape}; this codebook is for vectors of {self.width} values")
-        flat = (array.reshape(-1, self.width) - self.mean) @ self.rotation
+        flat = (array.reshape(-1, self.width).astype(np.float64) - self.mean) @ self.rotation
         codes = np.empty((len(flat), len(self.codebooks)), np.uint8)
         start = 0
         for m, book in enumerate(self.codebooks):
@@ -120,7 +119,7 @@ class ProductQuantiser:
             block = flat_codes[start : start + _BLOCK]
             words = np.concatenate([book[block[:, m]] for m, book in enumerate(self.codebooks)], axis=1)
             with np.errstate(over="ignore"):  # the receiver refuses what is infinite
-                flat[start : start + _BLOCK] = words @ self.rotation.T + self.mean
+                flat[start : start + _BLOCK] = words.astype(np.float64) @ self.rotation.T + self.mean
         return vectors
 
 
@@ -191,11 +190,11 @@ def principal_axes(vectors: np.ndarray, parts: int, least: float) -> np.ndarray:
 def _grid_step(vectors: np.ndarray) -> float:
     """Distance of the values that words may have.
 
-    Words nearer to one another than a vector is to itself rounded to float32 (2^-24 of its length) could be mistaken
-    for each other when a decoded vector is encoded again. A power of two, so that float32 holds each word exactly.
+    A word that is decoded and turned again has moved by about 2^-23 of its length: the vector and the rotation are
+    rounded to float32. It must not come nearer to another word. A power of two, so that float32 holds words exactly.
     """
     longest = float(np.sqrt(np.square(vectors).sum(axis=1).max()))
-    return float(2.0 ** (np.ceil(np.log2(longest)) - 22)) if longest > 0 else 1.0
+    return float(2.0 ** (np.ceil(np.log2(longest)) - 21)) if longest > 0 else 1.0
 
 
 def k_means(points: np.ndarray, words: int, rounds: int, rng: np.random.Generator) -> np.ndarray:

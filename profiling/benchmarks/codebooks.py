@@ -177,7 +177,7 @@ def main(args: Sequence[str] | None = None) -> None:
         runs.setdefault(measured.data, []).append(measured)
     rows = [row for same in runs.values() for row in summarise(same)]
     counts = "; ".join(
-        f"{same[0].title}: {len(same)} checkpoints, {same[0].anchors[0]} anchors learnt on, {same[0].anchors[1]} held out"
+        f"{same[0].title}: {len(same)} checkpoints, {' + '.join(map(str, same[0].anchors))} anchors (learnt, held out)"
         for same in runs.values()
     )
     notes = [
