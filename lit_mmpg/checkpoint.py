@@ -72,12 +72,15 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
     ours = checkpoint.get("lit_mmpg") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or not {"half", "data"} <= set(ours):
         raise UserError(f"checkpoint '{path}' was not written by lit-mmpg; name one that 'lit-mmpg fit' wrote")
-    if half is not None and ours["half"] != half:
-        raise UserError(
-            f"checkpoint '{path}' holds the {ours['half']} half, expected the {half} half; "
-            f"name a checkpoint of the {half} half"
-        )
+    _expect(half, ours["half"], f"checkpoint '{path}'")
     return checkpoint
+
+
+def _expect(half: str | None, found: str, name: str) -> None:
+    if half is not None and found != half:
+        raise UserError(
+            f"{name} holds the {found} half, expected the {half} half; name a checkpoint of the {half} half"
+        )
 
 
 def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed: Any) -> Module:
@@ -101,6 +104,7 @@ def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed
     again = "was written by another version of lit-mmpg"
     if "_class_path" not in settings:
         raise UserError(f"{name} {again}, which kept no settings of the model in it; train again")
+    _expect(getattr(kind, "half_name", None), checkpoint["lit_mmpg"]["half"], name)
     given = {key: value for key, value in settings.items() if not key.startswith("_")} | changed
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "module")

@@ -18,6 +18,9 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 
+MODEL = "model"
+"""The graph that takes generated parameters where an entry names no other."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterEntry:
@@ -27,11 +30,14 @@ class ParameterEntry:
         name: ``<layer>.<part>``, for example ``frame_projection.u``.
         shape: Shape for one device, without a batch dimension.
         dtype: NumPy name of the type in which the device computes.
+        graph: Graph of a bundle that takes it. Written only where it is not ``model``, so that specifications, and
+            their digests, of models with that one graph stay what they are.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    graph: str = MODEL
 
     @property
     def size(self) -> int:
@@ -68,7 +74,11 @@ class ParameterSpec:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data for a manifest or a message header."""
-        return [{"name": e.name, "shape": list(e.shape), "dtype": e.dtype} for e in self.entries]
+        return [
+            {"name": e.name, "shape": list(e.shape), "dtype": e.dtype}
+            | ({} if e.graph == MODEL else {"graph": e.graph})
+            for e in self.entries
+        ]
 
     @classmethod
     def from_json(cls, data: Sequence[Mapping[str, Any]]) -> ParameterSpec:
@@ -79,7 +89,12 @@ class ParameterSpec:
         """
         try:
             return cls(
-                tuple(ParameterEntry(str(d["name"]), tuple(int(n) for n in d["shape"]), str(d["dtype"])) for d in data)
+                tuple(
+                    ParameterEntry(
+                        str(d["name"]), tuple(int(n) for n in d["shape"]), str(d["dtype"]), str(d.get("graph", MODEL))
+                    )
+                    for d in data
+                )
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"parameter specification is malformed ({error}); export the bundle again") from error

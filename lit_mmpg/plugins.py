@@ -26,7 +26,7 @@ def found(group: str) -> dict[str, EntryPoint]:
         if other.value != point.value:
             raise UserError(
                 f"the packages '{package(other)}' and '{package(point)}' both offer '{point.name}' in {group}; "
-                "uninstall one"
+                "uninstall one of them"
             )
     return points
 

@@ -20,6 +20,11 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.writing import write_text
 
 FOLDER = Path("docs/results")
+TABLE = re.compile(r"^\|.*\n\|[ :|-]+\|\n(?:\|.*\n)+", re.MULTILINE)
+INTERVAL = re.compile(r"\[[+-]?\d*\.\d+, ?[+-]?\d*\.\d+\]")
+MEASURED = re.compile(  # an interval, or a cell that is a decimal number or a percentage
+    r"\[[+-]?\d[\d.]*, ?[+-]?\d[\d.]*\]|\| *\**[+-]?(?:[\d,]*\.\d+(?: ?[%A-Za-z]+)?|[\d.]+ ?%)\** *(?=\|)"
+)
 PART = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
 
 
@@ -101,7 +106,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page of all results."""
     parts = ["# Results", "Made from the files beside this page by `make results`."]
     for name, found in results.items():
-        parts += [f"## {found['title']}", f"[{name}.json]({name}.json)", markdown(found)]
+        parts += [f'<a id="{name}"></a>\n\n## {found["title"]}', f"[{name}.json]({name}.json)", markdown(found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -121,12 +126,26 @@ def fill(text: str, results: Mapping[str, Mapping[str, Any]], where: str = "READ
     return PART.sub(replace, text)
 
 
+def typed_results(text: str) -> list[str]:
+    """Lines of a document that hold results and are made from no file: sentences with an interval, headings of tables.
+
+    A table holds results when a cell has an interval, or is a decimal number or a percentage.
+    """
+    text = PART.sub("", text)
+    tables = [match[0] for match in TABLE.finditer(text) if MEASURED.search(match[0])]
+    sentences = [line for line in TABLE.sub("", text).splitlines() if INTERVAL.search(line)]
+    return [table.partition("\n")[0] for table in tables] + sentences
+
+
 def main() -> int:
     """Make the Markdown of all results anew."""
     try:
         results, readme = load(), Path("README.md")
+        text = fill(readme.read_text(encoding="utf-8"), results)
         write_text(FOLDER / "README.md", page(results))
-        write_text(readme, fill(readme.read_text(encoding="utf-8"), results))
+        write_text(readme, text)
+        for line in typed_results(text):
+            raise UserError(f"{readme}: the results in '{line}' are made from no file; put them into {FOLDER}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -85,10 +85,14 @@ def compare_bundles(
         if absent is not None:
             rows.append(_lost(empty, f"B: {absent}", limits))
             continue
-        rows.append(_measure(a, b, cell, limits, rounds, lambda text, t=title: say(f"{t}: {text}"), open_b))
+        rows.append(_measure(a, b, cell, limits, rounds, _sayer(say, title), open_b))
     remarks = [f"measured in turns, {rounds} rounds with fresh sessions each"]
     starts = [side(harness.start()) for harness in (a, b)]
     return finish("interleaved", starts[0], starts[1], rows, limits, remarks)
+
+
+def _sayer(say: Callable[[str], None], title: str) -> Callable[[str], None]:
+    return lambda text: say(f"{title}: {text}")
 
 
 def _measure(

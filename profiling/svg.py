@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_mmpg.texts import escape_html as escape
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 
 _ROW, _TOP, _AXIS = 26, 6, 34
+_LONGEST_WHISKER = 2.0
+"""Of the longest bar."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Bar:
     Attributes:
         label: Text to its left.
         value: Its length.
-        high: End of the whisker; None for no whisker.
+        high: End of the whisker, which ``text`` tells, too; None for no whisker.
         text: Text at its end.
         group: Bars of one group share a colour.
         estimate: Drawn hatched.
@@ -80,6 +82,9 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
         return ""
     left = 14 + 6.6 * max(len(item.label) for item in items)
     width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
+    # A whisker far longer than every bar would hide them on a common axis: left out, its end stands in the text.
+    most = _LONGEST_WHISKER * max(max(item.value for item in items), 1e-12)
+    items = [replace(item, high=None) if item.high is not None and item.high > most else item for item in items]
     marks = ticks(max(max(item.value, item.high or 0.0) for item in items))
     scale = (width - left) / marks[-1]
     height = _TOP + _ROW * len(items) + _AXIS
@@ -142,7 +147,8 @@ def intervals(items: Sequence[Interval], unit: str, title: str) -> str:
     for i, item in enumerate(items):
         y = _TOP + i * _ROW + 13
         colour = COLOURS[4] if item.bad else COLOURS[0]
-        x, low, high = (None if v is None else left + (v - marks[0]) * scale for v in (item.value, item.low, item.high))
+        x = left + (item.value - marks[0]) * scale
+        low, high = (None if v is None else left + (v - marks[0]) * scale for v in (item.low, item.high))
         parts.append(f'<text x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">{escape(item.label)}</text>')
         if low is not None and high is not None:
             parts.append(

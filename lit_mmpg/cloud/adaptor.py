@@ -6,12 +6,22 @@ features over the device's recent clips; each dynamic layer has its own encoder 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from lit_mmpg.cloud.reasoner import Reconstruction
-from lit_mmpg.device.dynamic import ZERO_INITIALISED, DynamicLinear
-from lit_mmpg.parameters import ParameterEntry
+from lit_mmpg.forms.base import Part
+
+
+class Generated(Protocol):
+    """A layer for which parameters are generated."""
+
+    def parts(self) -> Sequence[Part]:
+        """What is generated, in order."""
 
 
 class ContextPool(nn.Module):
@@ -57,27 +67,15 @@ class ContextPool(nn.Module):
 class _LayerGenerator(nn.Module):
     """Encoder and generators of one dynamic layer."""
 
-    def __init__(self, layer: DynamicLinear, entries: tuple[ParameterEntry, ...], context: int, hidden: int) -> None:
+    def __init__(self, parts: Sequence[Part], context: int, hidden: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(context, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
+        self.shapes = [part.shape for part in parts]
         # A ModuleList, not a list: generators outside parameters() would never be trained.
-        self.generators = nn.ModuleList(nn.Linear(hidden, entry.size) for entry in entries)
-        self.shapes = [entry.shape for entry in entries]
-        for generator, entry in zip(self.generators, entries, strict=True):
-            part = entry.name.rsplit(".", 1)[-1]
-            assert isinstance(generator, nn.Linear)
-            if part in ZERO_INITIALISED:
-                nn.init.zeros_(generator.weight)
-                nn.init.zeros_(generator.bias)
-            elif part == "v":
-                # At the scale of the layer that it feeds; the context moves it gently around a learned direction.
-                nn.init.normal_(generator.bias, std=layer.in_features**-0.5)
-                nn.init.normal_(generator.weight, std=0.3 * (layer.in_features * hidden) ** -0.5)
-            else:  # full: start from the static layer that the generated one replaces
-                static = layer.weight if part == "weight" else layer.bias
-                with torch.no_grad():
-                    generator.bias.copy_(static.flatten())
-                nn.init.zeros_(generator.weight)
+        generators = [nn.Linear(hidden, math.prod(shape)) for shape in self.shapes]
+        self.generators = nn.ModuleList(generators)
+        for generator, part in zip(generators, parts, strict=True):
+            part.start.begin(generator)
 
     def forward(self, context: Tensor) -> list[Tensor]:
         code = self.encoder(context)
@@ -90,17 +88,18 @@ class FastDomainAdaptor(nn.Module):
     Untrained it generates parameters with which every dynamic layer computes exactly what it computes without them.
 
     Args:
-        layers: The dynamic layers of the device model by name (:meth:`DeviceModel.dynamic_layers`), already holding the
-            static weights.
+        layers: The dynamic layers by name, already holding the static weights: ``DeviceModel.dynamic_layers()``, or
+            ``layers`` of what :func:`lit_mmpg.adaptable` returns.
         context: Width of the context vector.
         hidden: Width of the encoders.
     """
 
-    def __init__(self, layers: dict[str, DynamicLinear], context: int, hidden: int = 128) -> None:
+    def __init__(self, layers: Mapping[str, Generated], context: int, hidden: int = 128) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(context)
+        # No dots: a ModuleDict refuses them in its keys.
         self.layers = nn.ModuleDict(
-            {name: _LayerGenerator(layer, layer.entries(name), context, hidden) for name, layer in layers.items()}
+            {name.replace(".", "/"): _LayerGenerator(layer.parts(), context, hidden) for name, layer in layers.items()}
         )
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:

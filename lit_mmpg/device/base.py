@@ -368,4 +368,4 @@ def _groups(loaders: Any) -> list[Group]:
             "the loaders do not say whom they ask what; take those of a data module of lit_mmpg.data, or give them a "
             "'group' (lit_mmpg.data.batches.Group)"
         )
-    return groups
+    return [group for group in groups if group is not None]

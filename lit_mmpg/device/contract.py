@@ -13,6 +13,10 @@ It must offer :meth:`DeviceModel.project`, :attr:`DeviceModel.anchor_width`, and
 :meth:`DeviceModel.encode_frames` and :attr:`DeviceModel.feature_width` too. Personal parameters are arguments of these,
 never attributes. Which layers take them is said by :class:`~lit_mmpg.device.dynamic.DynamicLinear` layers that
 :meth:`DeviceModel.linear` makes.
+
+Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear layer),
+``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it). Where there is none, a comparison leaves them
+out and says why.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_mmpg.device.dynamic import DynamicLinear, Form
+from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.tasks import find_task
@@ -43,12 +47,12 @@ class DynamicConfig:
 
     Attributes:
         layers: Names of the dynamic layers.
-        form: Form of their parameters (see :mod:`lit_mmpg.device.dynamic`).
+        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`).
         rank: Rank of the forms that have one.
     """
 
     layers: tuple[str, ...] = ("frame_projection", "head")
-    form: Form = "low_rank"
+    form: str = "low_rank"
     rank: int = 8
 
 
@@ -89,12 +93,18 @@ class DeviceModel(nn.Module, ABC):
         factory: What made it, by which it is made again; ``None`` where nobody said.
         spec: The personal parameters, in order; made by :func:`build_network` once all layers are there.
         blind: Whether it ignores the frames: the question-only floor.
+        head: The last linear layer, where a network has one; so for the other two.
+        frame_projection: The first layer of frame features.
+        frame_norm: The norm behind it.
 
     Raises:
         UserError: If the class lacks what the task needs.
     """
 
     blind = False
+    head: nn.Linear
+    frame_projection: nn.Linear
+    frame_norm: nn.LayerNorm
 
     def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None = None) -> None:
         super().__init__()
@@ -102,7 +112,7 @@ class DeviceModel(nn.Module, ABC):
         self.factory: NetworkFactory | None = None
         self.spec = ParameterSpec(())
         self._parts: dict[str, int] = {}
-        needed = ("embed_video", "embed_text") if self.task.searches else ("answer",)
+        needed: tuple[str, ...] = ("embed_video", "embed_text") if self.task.searches else ("answer",)
         needed += ("encode_frames", "feature_width") if shapes.pixels else ()
         lacking = [name for name in needed if getattr(type(self), name) is getattr(DeviceModel, name)]
         if lacking:

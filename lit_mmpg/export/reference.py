@@ -10,6 +10,7 @@ import torch
 from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec
 from lit_mmpg.export.samples import DeviceSample
+from lit_mmpg.forms.base import Direction
 from lit_mmpg.runtime.bundle import STATIC_CASE, Arrays, Reference, RoleReference
 from lit_mmpg.runtime.verify import ABSENT_BELOW
 
@@ -27,13 +28,11 @@ PROBE_EFFECT = 0.5
 
 def static_parameters(network: DeviceModel) -> Arrays:
     """Personal parameters with which the model computes what it computes without any."""
-    layers = network.dynamic_layers()
-    values: Arrays = {}
-    for entry in network.spec:
-        layer, part = entry.name.rsplit(".", 1)
-        own = {"weight": layers[layer].weight, "bias": layers[layer].bias} if layers[layer].form == "full" else {}
-        values[entry.name] = own[part].detach().numpy().copy() if part in own else np.zeros(entry.shape, entry.dtype)
-    return values
+    return {
+        f"{name}.{part.name}": part.start.neutral(part.shape).numpy()
+        for name, layer in network.dynamic_layers().items()
+        for part in layer.parts()
+    }
 
 
 @torch.inference_mode()
@@ -86,21 +85,27 @@ def probe_parameters(spec: GraphSpec, network: DeviceModel, inputs: Arrays, own:
         spec: The graph that takes them.
         network: The device model.
         inputs: Inputs of its role.
-        own: Parameters of some device, for the parts that are a basis rather than a size (``v``).
+        own: Parameters of some device, for the parts that give a direction rather than a size (``v``).
     """
     rng = np.random.default_rng(0)
     static = static_parameters(network)
     target = expected_outputs(spec, network, inputs, {})[spec.output]
     present = target > ABSENT_BELOW
     spread = target[present].std()
-    direction = {
+    directions = {
+        f"{name}.{part.name}"
+        for name, layer in network.dynamic_layers().items()
+        for part in layer.parts()
+        if isinstance(part.start, Direction)
+    }
+    moves = {
         e.name: rng.standard_normal(e.shape).astype(e.dtype) * max(float(static[e.name].std()), 0.1)
         for e in network.spec
-        if not e.name.endswith(".v")
+        if e.name not in directions
     }
 
     def at(size: float) -> Arrays:
-        moved = {name: (static[name] + size * d).astype(d.dtype) for name, d in direction.items()}
+        moved = {name: (static[name] + size * d).astype(d.dtype) for name, d in moves.items()}
         return {e.name: moved.get(e.name, own[e.name]) for e in network.spec}
 
     def effect(size: float) -> float:

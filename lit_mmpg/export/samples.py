@@ -157,8 +157,11 @@ def _synthetic(source: Source, number: int, rng: np.random.Generator) -> DeviceS
             tint = rng.uniform(40, 215, (1, 1, 3, 1, 1))
             values: np.ndarray = np.clip(tint + rng.normal(0, 40, size), 0, 255).astype(np.uint8)
         else:
-            state = source.network.encoder.state_dict()
-            mean, std = (state[name].numpy() for name in ("mean", "std"))
+            known = dict(
+                source.network.named_buffers()
+            )  # where the network standardises features by training's moments
+            mean = known.get("encoder.mean", torch.zeros(shapes.frame)).numpy()
+            std = known.get("encoder.std", torch.ones(shapes.frame)).numpy()
             scale = std * (0.5 + rng.random(shapes.frame))
             values = (mean + std * rng.normal(0, 0.5, shapes.frame) + scale * rng.standard_normal(size)).astype(
                 "float32"

@@ -140,6 +140,7 @@ class AdaptationMethod(ABC):
         grid: Option -> values among which the validation devices choose.
         backward: Whether a device needs a backward pass.
         needs: What a task must not lack (:attr:`lit_mmpg.tasks.Task.lacks`).
+        parts: Parts of the network that it works on (:mod:`lit_mmpg.device.contract`).
         needs_pixels: Whether it works on pixels, so that features will not do.
         needs_clean: Whether it is shown the clean twins of the earlier clips (an oracle).
         encode_once: Whether the encoder stays as it is, so that pixels may be encoded once for all steps.
@@ -153,6 +154,7 @@ class AdaptationMethod(ABC):
     grid: ClassVar[dict[str, tuple[Any, ...]]] = {}
     backward: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[tuple[str, ...]] = ()
     needs_pixels: ClassVar[bool] = False
     needs_clean: ClassVar[bool] = False
     encode_once: ClassVar[bool] = True
@@ -170,6 +172,9 @@ class AdaptationMethod(ABC):
     def not_for(cls, subject: Subject, data: DeviceData) -> str | None:
         """Why the method cannot be run on a checkpoint and data; ``None`` where it can."""
         reason = cls.not_for_task(subject.task)
+        lacking = [part for part in cls.parts if not hasattr(subject.network, part)]
+        if reason is None and lacking:
+            return f"the network {type(subject.network).__name__} has no {' and no '.join(lacking)}"
         if reason is None and cls.needs_pixels and not subject.pixels:
             return "the data has frame features, no pixels"
         if reason is None and cls.needs_clean and data.clean_frames() is None:

@@ -126,25 +126,9 @@ class SameNormNoise(CloudControl):
                 generator = torch.Generator().manual_seed(self.seed + len(state) + len(drawn))
                 # The same draw for every device, so that a result does not depend on who is beside it.
                 drawn.append(torch.randn(entry.shape, generator=generator).expand_as(tensor))
-            for entry, tensor in zip(entries, self._scaled(layer, own, drawn), strict=True):
+            for entry, tensor in zip(entries, layer.noise(own, drawn), strict=True):
                 state[entry.name] = tensor
         return state
-
-    def _scaled(self, layer: DynamicLinear, own: tuple[Tensor, ...], drawn: list[Tensor]) -> list[Tensor]:
-        def like(noise: Tensor, wanted: Tensor) -> Tensor:
-            sizes = wanted.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-            return noise * sizes.reshape(-1, *(1 for _ in noise.shape[1:]))
-
-        if layer.form == "full":
-            static = (layer.weight, layer.bias)
-            return [s + like(n, o - s) for s, n, o in zip(static, drawn, own, strict=True)]
-        if layer.form != "low_rank":
-            return [like(n, o) for n, o in zip(drawn, own, strict=True)]
-        u, v, c = own
-        noise_u, noise_v, noise_c = drawn
-        wanted = (u @ v.transpose(1, 2)).flatten(1).norm(dim=1)
-        found = (noise_u @ noise_v.transpose(1, 2)).flatten(1).norm(dim=1)
-        return [noise_u * (wanted / found)[:, None, None], noise_v, like(noise_c, c)]
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the random parameters."""

@@ -23,8 +23,9 @@ from torch.func import functional_call
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.contract import DeviceModel
-from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.outputs import Outputs, answer_batch
+from lit_mmpg.forms.layers import LinearLayer
+from lit_mmpg.forms.registry import find_form
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import output_replaced, over
 from lit_mmpg.methods.objectives import device_loss
@@ -180,6 +181,7 @@ class FineTuneHead(FineTuning):
     """Fine-tuning of the last linear layer alone, weight and bias."""
 
     name = "finetune_head"
+    parts = ("head",)
     paper = "fine-tuning (last layer)"
 
     def start(self, devices: int, options: Options) -> State:
@@ -217,13 +219,14 @@ class FineTuneLowRank(FineTuning):
     """
 
     name = "finetune_lora"
+    parts = ("frame_projection", "head")
     paper = "Hu et al. 2022"
     grid: ClassVar = {"learning_rate": (1e-4, 1e-3, 3e-3, 1e-2), "rank": (8,), "steps": STEPS}
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers that get a delta."""
-        return [*(["correction"] if self.network.config.correction else []), "frame_projection", "head"]
+        return [*(["correction"] if self.network.correction_layers() else []), "frame_projection", "head"]
 
     def start(self, devices: int, options: Options) -> State:
         """V random, U and the bias zero."""
@@ -231,12 +234,9 @@ class FineTuneLowRank(FineTuning):
         state: State = {}
         for name in self.layers:
             layer: nn.Linear = getattr(self.network, name)
-            form = DynamicLinear(layer.in_features, layer.out_features, "low_rank", int(options["rank"]))
-            for entry in form.entries(name):
-                values = torch.zeros(entry.shape)
-                if entry.name.endswith(".v"):
-                    values = torch.randn(entry.shape, generator=generator) * layer.in_features**-0.5
-                state[entry.name] = values.to(layer.weight.device).repeat(devices, *(1 for _ in entry.shape))
+            for part in find_form("low_rank").parts(LinearLayer(layer), int(options["rank"])):
+                values = part.start.draw(part.shape, generator).to(layer.weight.device)
+                state[f"{name}.{part.name}"] = values.repeat(devices, *(1 for _ in part.shape))
         return state
 
     @contextmanager

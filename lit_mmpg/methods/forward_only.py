@@ -50,6 +50,7 @@ class ForwardOnly(AdaptationMethod):
 
     name = "foa"
     paper = "Niu et al. 2024"
+    parts = ("frame_norm", "head")
     setting = "episodic"
     grid: ClassVar = {"balance": (0.4, 4.0), "activation": (0.0, 1.0), "generations": (0, 12), "sigma": (0.1,)}
     population = 16
@@ -87,7 +88,10 @@ class ForwardOnly(AdaptationMethod):
         distance = torch.stack(
             [(own - wanted).norm(dim=-1) for own, wanted in zip(moments, self.source, strict=True)]
         ).sum(0)
-        return entropy(self.network, episode.batch, outputs) + balance * distance / self.network.config.width**0.5
+        return (
+            entropy(self.network, episode.batch, outputs)
+            + balance * distance / self.network.frame_norm.normalized_shape[0] ** 0.5
+        )
 
     def adapt(self, support: Episode, options: Options) -> State:
         """Shift before the norm and at the head, ``[G, H]`` each."""

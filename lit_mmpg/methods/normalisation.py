@@ -78,6 +78,7 @@ class FeatureStatistics(AdaptationMethod):
 
     name = "adabn"
     paper = "Li et al. 2017; Schneider et al. 2020"
+    parts = ("frame_norm",)
     setting = "episodic"
     grid: ClassVar = {"where": ("features", "projected"), "prior": (0.0, 16.0, 64.0, 256.0, 1024.0)}
 
@@ -126,6 +127,7 @@ class Tent(AdaptationMethod):
 
     name = "tent"
     paper = "Wang et al. 2021"
+    parts = ("frame_norm",)
     setting: ClassVar[Setting] = "episodic"
     backward = True
     grid: ClassVar = {"learning_rate": (1e-3, 1e-2), "steps": (1, 4, 16)}

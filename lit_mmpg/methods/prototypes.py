@@ -95,6 +95,7 @@ class OpenEndedMethod(AdaptationMethod):
 
     setting: ClassVar[Setting] = "episodic"
     needs = ("shared_classes",)
+    parts = ("head",)
 
     def look(self, episode: Episode) -> tuple[Tensor, Tensor]:
         """Inputs of the head ``[B, N, H]`` and logits ``[B, N, A]``."""

@@ -83,9 +83,9 @@ def restore(checkpoint: str | Path, flags: Sequence[str] = ()) -> tuple[Answerin
     request = read_request("test", ["--ckpt_path", str(checkpoint), *flags, "--trainer.logger=false"])
     cli, path = _restore(request)
     cli.datamodule.setup(None)
-    checkpoint = read_checkpoint(path)
-    cli.model.on_load_checkpoint(checkpoint)
-    cli.model.load_state_dict(checkpoint["state_dict"])
+    stored = read_checkpoint(path)
+    cli.model.on_load_checkpoint(stored)
+    cli.model.load_state_dict(stored["state_dict"])
     return cli.model.eval(), cli.datamodule
 
 

@@ -129,16 +129,16 @@ def ours(values: np.ndarray, device: np.ndarray, clip: np.ndarray) -> Intervals:
     return np.array([i.low for i in found]), np.array([i.high for i in found])
 
 
-def pigeonhole(values: np.ndarray, device: np.ndarray, clip: np.ndarray) -> Intervals:
+def pigeonhole(values: np.ndarray, device: np.ndarray, clip: np.ndarray, draws: int = DRAWS) -> Intervals:
     """Percentiles when devices and clips are drawn with replacement, independently (Owen, 2007)."""
     rng = np.random.default_rng(0)
-    weights = np.ones((DRAWS, len(device)))
+    weights = np.ones((draws, len(device)))
     for labels in (device, clip):
         count = labels.max() + 1
-        weights *= rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)[:, labels]
+        weights *= rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, labels]
     weights = weights[weights.any(axis=1)]
-    draws = values @ weights.T / weights.sum(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=1)
+    means = values @ weights.T / weights.sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
     return low, high
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.device.evaluation import PRIMARY
 from lit_mmpg.heartbeat import working
 from lit_mmpg.methods.comparison.table import lower_is_better
 from lit_mmpg.metrics.statistics import clustered_mean
@@ -56,7 +55,7 @@ def validated(
         asked = ["--ckpt_path", checkpoint, "--trainer.logger=false", f"--trainer.default_root_dir={where}"]
         module = measure(read_request("validate", asked), show=False)
         assert module.evaluation is not None
-        items, metric = module.evaluation.items("val", module.methods[0]), PRIMARY[module.data.task]
+        items, metric = module.evaluation.items("val", module.methods[0]), module.evaluation.task.primary.name
         found[half] = (metric, items.values[metric], items.device, items.clip)
     return found
 

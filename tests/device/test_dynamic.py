@@ -21,17 +21,17 @@ def numpy_reference(layer: DynamicLinear, x: np.ndarray, parts: list[np.ndarray]
     """One device, from the table in the module's docstring."""
     weight, bias = layer.weight.detach().numpy().astype(np.float64), layer.bias.detach().numpy().astype(np.float64)
     x = x.astype(np.float64)
-    if layer.form == "full":
+    if layer.form.name == "full":
         return x @ parts[0].T + parts[1]
-    if layer.form == "low_rank":
+    if layer.form.name == "low_rank":
         u, v, c = parts
         return x @ (weight + u @ v.T).T + bias + c
-    if layer.form == "film":
+    if layer.form.name == "film":
         return (1 + parts[0]) * (x @ weight.T + bias) + parts[1]
-    if layer.form == "shift":
+    if layer.form.name == "shift":
         return x @ weight.T + bias + parts[0]
     fixed_in, fixed_out = layer.fixed_in.detach().numpy(), layer.fixed_out.detach().numpy()
-    if layer.form == "core":
+    if layer.form.name == "core":
         core, c = parts
         return x @ (weight + fixed_out @ core @ fixed_in.T).T + bias + c
     (coefficients,) = parts
@@ -42,7 +42,7 @@ def numpy_reference(layer: DynamicLinear, x: np.ndarray, parts: list[np.ndarray]
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_computes_what_its_table_says(form: str) -> None:
     torch.manual_seed(0)
-    layer = DynamicLinear(7, 5, form, rank=3)  # type: ignore[arg-type]
+    layer = DynamicLinear(7, 5, form, rank=3)
     parameters = random_parameters(layer, 4)
     x = torch.randn(4, 2, 6, 7)
     y = layer(x, parameters).detach().numpy()
@@ -55,7 +55,7 @@ def test_every_form_computes_what_its_table_says(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_of_devices_equals_one_device_at_a_time(form: str) -> None:
     torch.manual_seed(1)
-    layer = DynamicLinear(7, 5, form, rank=3)  # type: ignore[arg-type]
+    layer = DynamicLinear(7, 5, form, rank=3)
     parameters = random_parameters(layer, 3)
     x = torch.randn(3, 6, 7)
     together = layer(x, parameters)
@@ -66,7 +66,7 @@ def test_a_batch_of_devices_equals_one_device_at_a_time(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_an_untrained_adaptor_equals_the_static_layer(form: str) -> None:
     torch.manual_seed(2)
-    layer = DynamicLinear(7, 5, form, rank=3)  # type: ignore[arg-type]
+    layer = DynamicLinear(7, 5, form, rank=3)
     adaptor = FastDomainAdaptor({"layer": layer}, context=9)
     parameters = adaptor(torch.randn(4, 9))
     x = torch.randn(4, 6, 7)
@@ -76,7 +76,7 @@ def test_an_untrained_adaptor_equals_the_static_layer(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_generator_is_registered_and_learns(form: str) -> None:
     torch.manual_seed(3)
-    layer = DynamicLinear(7, 5, form, rank=3)  # type: ignore[arg-type]
+    layer = DynamicLinear(7, 5, form, rank=3)
     adaptor = FastDomainAdaptor({"layer": layer}, context=9)
     optimiser = torch.optim.SGD(adaptor.parameters(), lr=0.1)
     before = {name: value.clone() for name, value in adaptor.named_parameters() if "generators" in name}

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from lit_mmpg.cli import main
-from lit_mmpg.device.dynamic import Form
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
 from lit_mmpg.export.graphs import export_graph
@@ -39,7 +38,7 @@ class Exported:
 
 def device_model(
     task: str,
-    form: Form | None = "low_rank",
+    form: str | None = "low_rank",
     frame: tuple[int, ...] = (24,),
     words: int = 9,
     layers: tuple[...] = ("frame_projection", "head"),
@@ -57,7 +56,7 @@ def device_model(
 
 
 @cache
-def exported(task: str, form: Form | None, frame: tuple[int, ...] = (24,)) -> Exported:
+def exported(task: str, form: str | None, frame: tuple[int, ...] = (24,)) -> Exported:
     network = device_model(task, form, frame)
     specs = {spec.role: spec for spec in graph_specs(network, MAX_FRAMES, OPTIONS)}
     return Exported(network, specs, {role: export_graph(spec, network) for role, spec in specs.items()})

@@ -21,7 +21,6 @@ from lit_mmpg.batch import Frames
 from lit_mmpg.cli import main
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.vision import FrameEncoder
-from lit_mmpg.device.dynamic import Form
 from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
@@ -44,7 +43,7 @@ from tests.export.test_graphs import random_inputs, session
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
 
-CASES: dict[str, tuple[str, Form, tuple[str, ...], dict[str, object]]] = {
+CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, object]]] = {
     "correction": ("retrieval", "low_rank", ("correction",), {"correction": 24, "temporal": False}),
     "context": ("open_ended", "core", ("correction", "fusion"), {"correction": 24, "context_width": 6}),
     "film": ("multiple_choice", "film", ("frame_projection", "head"), {"context_width": 6}),

@@ -40,15 +40,9 @@ def test_codecs_of_a_test(trained, monkeypatch, tmp_path):
 def test_codebooks_are_learnt_on_what_training_devices_upload(trained, monkeypatch):
     run = trained("retrieval")
     monkeypatch.chdir(run.folder)
-    from lit_mmpg.training.config import read_request
-    from lit_mmpg.training.evaluation import _restore
+    from lit_mmpg.training.evaluation import restore
 
-    request = read_request("test", ["--ckpt_path", str(run.cloud), "--trainer.logger", "false"])
-    cli, _ = _restore(request)
-    module, data = cli.model, cli.datamodule
-    module.load_state_dict(read_checkpoint(run.cloud)["state_dict"])
-    module.eval()
-    data.setup("test")
+    module, data = restore(run.cloud)
     clips = [c for timeline in data._timelines("train").values() for c in timeline]
     contexts = list(data.training_contexts())
     assert sum(frames.mask.any(-1).sum().item() for frames in contexts) == len(clips)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -21,7 +22,7 @@ from lit_mmpg.methods.comparison.plots import plots
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.comparison.results import Results, collect
 from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
-from lit_mmpg.methods.comparison.writing import finite, write_report
+from lit_mmpg.methods.comparison.writing import finite, small_result, write_report
 from lit_mmpg.results import markdown as small_table
 from lit_mmpg.texts import duration
 from tests.methods.synthetic import cell, merged, seeds
@@ -123,6 +124,15 @@ def test_all_forms_are_written_and_say_the_same(results: Results, tmp_path: Path
         assert form.count("Cost of ours") == 1  # two claims are about it
     assert chosen_rows(results) == [["tent", "steps 1", "0, 2"], ["tent", "steps 4", "1"]]
     assert "| tent | steps 1 | 0, 2 |" in markdown and "Settings chosen on validation devices" in text
+
+
+def test_a_small_result_names_the_commits_that_made_its_rows(results: Results) -> None:
+    assert not results.commits and small_result(results)["commit"] == results.environment["commit"]
+    one = small_result(dataclasses.replace(results, commits=["a" * 40]))
+    assert one["commit"] == "a" * 40
+    several = small_result(dataclasses.replace(results, commits=["a" * 40, "b" * 40]))
+    assert several["commit"] == results.environment["commit"]
+    assert all(row["low"] is not None and row["metric"].startswith("accuracy") for row in one["values"])
 
 
 def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results) -> None:

@@ -105,21 +105,25 @@ class CellStore:
         """Path of a cell, without a suffix."""
         return self.folder / f"{name}-seed{seed}"
 
-    def load(self, name: str, seed: int, digest: str) -> Cell | None:
-        """A finished cell with the same settings and data, or None."""
+    def read(self, name: str, seed: int) -> tuple[str, Cell] | None:
+        """Digest and values of a finished cell, whatever its settings; None where there is none."""
         path = self.path(name, seed)
         known = {entry.name for entry in fields(Cell)} - {"items"}
         try:
             stored = json.loads(_suffixed(path, "json").read_text(encoding="utf-8"))
-            if stored["digest"] != digest:
-                return None
             cell = Cell(**{key: value for key, value in stored.items() if key in known})
-            if cell.checkpoint and not Path(cell.checkpoint).is_file():
-                return None
             cell.items = load_file(_suffixed(path, "safetensors"))
+            return str(stored["digest"]), cell
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
-        return cell
+
+    def load(self, name: str, seed: int, digest: str) -> Cell | None:
+        """A finished cell with the same settings and data, whose checkpoint is still there, or None."""
+        found = self.read(name, seed)
+        if found is None or found[0] != digest:
+            return None
+        cell = found[1]
+        return None if cell.checkpoint and not Path(cell.checkpoint).is_file() else cell
 
     def save(self, name: str, digest: str, cell: Cell) -> None:
         """Write a finished cell."""

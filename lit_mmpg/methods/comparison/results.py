@@ -52,6 +52,7 @@ class Results:
         not_applicable: Row -> why it does not apply here.
         applicability: Matrix of methods and tasks.
         reads: Readings of the test split.
+        commits: Commits of the code that computed the cells, where they say so.
         environment: What it ran on.
         store: Where the MLflow runs are; empty without tracking.
         code: Row -> seed -> which code made the cell.
@@ -70,6 +71,7 @@ class Results:
     not_applicable: dict[str, str]
     applicability: list[dict[str, str]]
     reads: list[dict[str, Any]]
+    commits: list[str]
     environment: dict[str, Any]
     store: dict[str, str]
     code: dict[str, dict[int, dict[str, str]]]
@@ -125,6 +127,7 @@ class Results:
             "not_applicable": self.not_applicable,
             "applicability": self.applicability,
             "test_reads": self.reads,
+            "commits": self.commits,
             "environment": self.environment,
             "store": self.store,
             "code": self.code,
@@ -181,6 +184,7 @@ def collect(
         not_applicable=reasons,
         applicability=_applicability(comparison),
         reads=[dict(entry) for entry in reads],
+        commits=sorted({cell.code["commit"] for own in present.values() for cell in own if cell.code.get("commit")}),
         environment=environment(),
         store={} if run is None else {"uri": masked(run.uri), "experiment_id": run.experiment_id, "run_id": run.run_id},
         code={name: {c.seed: dict(c.code) for c in own} for name, own in cells.items()},

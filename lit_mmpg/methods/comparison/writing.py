@@ -67,17 +67,20 @@ def small_result(results: Results) -> dict[str, Any]:
     seeds = sorted({seed for runs in results.links.values() for seed in runs})
     judged = [claim_text(results, i)[:2] for i in range(len(results.verdicts))]
     claims = ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else []
+    commit = results.commits[0] if len(results.commits) == 1 else results.environment.get("commit")
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
     return result(
         results.comparison.title,
         f"lit-mmpg compare --config {config} --seeds {numbers}",
         ["row", *(column.title for column in shown)],
         [[name, *(column.cell(name) for column in shown)] for name in results.names],
-        results.environment.get("commit"),
+        commit,
         [*claims, *code_lines(results.code)],
         seeds=seeds,
         test_reads=len(results.reads),
-        values=[row for row in results.rows if str(row["metric"]).startswith(results.primary)],
+        values=[
+            row for row in results.rows if str(row["metric"]).startswith(results.primary) and row["low"] is not None
+        ],
         verdicts=[verdict.to_json() for verdict in results.verdicts],
     )
 

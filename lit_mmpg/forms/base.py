@@ -1,0 +1,182 @@
+"""The interface of a form: what is generated for a layer, how it starts, and how the layer computes with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.forms.layers import Layer
+from lit_mmpg.parameters import MODEL, ParameterEntry
+
+
+class Start(ABC):
+    """How a generated tensor starts."""
+
+    @abstractmethod
+    def begin(self, generator: nn.Linear) -> None:
+        """Set the weights of the linear layer that generates the tensor."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """A first value for a tensor that is tuned instead of generated."""
+
+    def neutral(self, shape: Sequence[int]) -> Tensor:
+        """A value with which, if all parts of a layer have theirs, the layer computes what it does without."""
+        return torch.zeros(tuple(shape))
+
+
+class Zero(Start):
+    """At zero: the layer starts as the static one."""
+
+    def begin(self, generator: nn.Linear) -> None:
+        """All weights are zero."""
+        nn.init.zeros_(generator.weight)
+        nn.init.zeros_(generator.bias)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Zeros."""
+        return torch.zeros(tuple(shape))
+
+
+@dataclass(frozen=True)
+class Direction(Start):
+    """At random, at the scale of the layer that it feeds: a factor whose partner starts at zero.
+
+    With both factors at zero neither would receive a gradient.
+
+    Attributes:
+        fan_in: Values that one row of the layer's weight sums over.
+    """
+
+    fan_in: int
+
+    def begin(self, generator: nn.Linear) -> None:
+        """A learned direction that the context moves gently."""
+        nn.init.normal_(generator.bias, std=self.fan_in**-0.5)
+        nn.init.normal_(generator.weight, std=0.3 * (self.fan_in * generator.in_features) ** -0.5)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Normal values."""
+        return torch.randn(tuple(shape), generator=generator) * self.fan_in**-0.5
+
+
+@dataclass(frozen=True)
+class Copy(Start):
+    """At the static tensor that the generated one replaces.
+
+    Attributes:
+        static: That tensor.
+    """
+
+    static: Tensor
+
+    def begin(self, generator: nn.Linear) -> None:
+        """Generates the static tensor whatever the context."""
+        with torch.no_grad():
+            generator.bias.copy_(self.static.flatten())
+        nn.init.zeros_(generator.weight)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """The static tensor."""
+        return self.neutral(shape)
+
+    def neutral(self, shape: Sequence[int]) -> Tensor:
+        """The static tensor."""
+        return self.static.detach().clone().reshape(tuple(shape))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One generated tensor of a layer.
+
+    Attributes:
+        name: Last part of its name in the specification: ``u`` of ``frame_projection.u``.
+        shape: Shape for one device.
+        start: How it starts.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: Start
+
+
+def entries(name: str, parts: Sequence[Part], graph: str = MODEL) -> tuple[ParameterEntry, ...]:
+    """Entries of the ParameterSpec for the parts of the layer ``name``."""
+    return tuple(ParameterEntry(f"{name}.{part.name}", part.shape, graph=graph) for part in parts)
+
+
+class Form(ABC):
+    """How generated parameters act on a layer.
+
+    A form holds no state. ``layer`` is the layer that is adapted, whatever its kind; ``own`` are the tensors of
+    :meth:`parts` in order, each unbatched (``devices`` is None) or with a leading dimension ``devices``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """What is downloaded and computed, in a line."""
+
+    @abstractmethod
+    def parts(self, layer: Layer, rank: int) -> tuple[Part, ...]:
+        """What is generated for a layer.
+
+        Raises:
+            UserError: If the form does not suit the layer; the message says what does.
+        """
+
+    def static_parts(self, layer: Layer, rank: int) -> dict[str, Tensor]:
+        """First values of the static tensors that the form adds to a layer.
+
+        They are trained with the cloud half and shipped with the device model, so that few numbers travel.
+        """
+        return {}
+
+    @abstractmethod
+    def apply(
+        self, layer: Layer, x: Tensor, static: Mapping[str, Tensor], own: Sequence[Tensor], devices: int | None
+    ) -> Tensor:
+        """Output of the layer.
+
+        Args:
+            layer: The layer.
+            x: Its input; its rows belong to one device after the other, equally many each.
+            static: The form's own static tensors (see :meth:`static_parts`).
+            own: Generated tensors.
+            devices: Number of devices G, or None for one whose tensors are unbatched.
+        """
+
+    def noise(self, layer: Layer, own: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
+        """Random parameters that change the layer by as much as the own ones do.
+
+        Args:
+            layer: The layer.
+            own: Generated tensors, ``[G, ...]``.
+            drawn: Standard normal values of the same shapes.
+        """
+        return [sized_like(noise, wanted) for noise, wanted in zip(drawn, own, strict=True)]
+
+    def payload_bytes(self, layer: Layer, rank: int, bytes_per_value: float = 4) -> float:
+        """Bytes that one download holds for a layer, without headers and scales of a codec."""
+        return bytes_per_value * sum(entry.size for entry in entries("", self.parts(layer, rank)))
+
+    def need_matrix(self, layer: Layer) -> tuple[int, int]:
+        """Rows and columns of the layer's weight.
+
+        Raises:
+            UserError: If it has no weight matrix.
+        """
+        if layer.matrix is None:
+            raise UserError(f"form '{self.name}' needs a weight matrix, {layer.what} has none; use film, shift or full")
+        return layer.matrix
+
+
+def sized_like(noise: Tensor, wanted: Tensor) -> Tensor:
+    """Noise ``[G, ...]`` with the norm of ``wanted``, device by device."""
+    sizes = wanted.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+    return noise * sizes.reshape(-1, *(1 for _ in noise.shape[1:]))
