@@ -17,7 +17,7 @@ from lit_mmpg.runtime.network import parse_address
 
 T = TypeVar("T")
 
-SCENARIOS = ("answer", "offline", "multistream", "server", "adapt", "stream", "finetune", "sustained")
+SCENARIOS = ("answer", "offline", "multistream", "server", "layers", "adapt", "stream", "finetune", "sustained")
 ENCODER = ("without", "with", "both")
 PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
 

@@ -66,6 +66,7 @@ def render(profile: Mapping[str, Any]) -> str:
     parts += [
         _latency(timed),
         _throughput(rows),
+        _layers(rows),
         _table(rows),
         _energy(rows, timed),
         _memory(timed),
@@ -234,6 +235,45 @@ def _throughput(rows: Sequence[Row]) -> str:
                 curves.append(svg.Line(_name(row), rates, [probe["p99_ms"] for probe in probes]))
         parts.append(_scroll(svg.lines(curves, "questions per second", "p99, ms", "Latency against the rate")))
     return f"<h2>Throughput</h2>{''.join(parts)}" if any(parts) else ""
+
+
+def _layers(rows: Sequence[Row]) -> str:
+    """The slowest layers of each graph, and the sentence what bounds it."""
+    parts = []
+    for row in rows:
+        found = row["series"].get("layers") if row["status"] == "ok" else None
+        for role, graph in (found or {}).get("graphs", {}).items():
+            parts.append(f"<h3>{escape(_name(row))}: {escape(role)}, {format_ms(graph['time_ms'])} ms</h3>")
+            roof = graph.get("roofline")
+            if roof:
+                parts.append(
+                    f"<p>Bound by <b>{roof['bound']}</b>: {roof['multiply_adds'] / 1e6:,.3g} million multiply-adds "
+                    f"alone would take {format_ms(roof['arithmetic_ms'])} ms, {format_bytes(roof['traffic_bytes'])} "
+                    f"of memory {format_ms(roof['memory_ms'])} ms.</p>"
+                )
+                items = [
+                    svg.Bar("measured", graph["time_ms"], None, f"{format_ms(graph['time_ms'])} ms", "a"),
+                    svg.Bar("arithmetic", roof["arithmetic_ms"], None, f"{format_ms(roof['arithmetic_ms'])} ms", "b"),
+                    svg.Bar("memory", roof["memory_ms"], None, f"{format_ms(roof['memory_ms'])} ms", "c"),
+                ]
+                parts.append(_scroll(svg.bars(items, "ms", f"Ceilings of {role}")))
+            layers = sorted(graph["layers"] or (), key=lambda layer: -layer["time_ms"])
+            total = sum(layer["time_ms"] for layer in layers)
+            items = [
+                svg.Bar(
+                    f"{layer['operator']} {layer['name']}"[:60],
+                    layer["time_ms"],
+                    None,
+                    f"{format_ms(layer['time_ms'])} ms, {layer['time_ms'] / total:.0%}",
+                    layer["operator"],
+                )
+                for layer in layers[:10]
+                if total > 0
+            ]
+            if items:
+                parts.append(f"<p class='muted'>The {len(items)} slowest of {len(layers)} layers.</p>")
+                parts.append(_scroll(svg.bars(items, "ms", f"Slowest layers of {role}")))
+    return f"<h2>Where the time goes</h2>{''.join(parts)}" if parts else ""
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -52,7 +52,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, documents.Document]:
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "test.yaml").write_text(CONFIG.replace("[answer,", "[answer, offline, multistream, server,"))
+    (folder / "test.yaml").write_text(CONFIG.replace("[answer,", "[answer, offline, multistream, server, layers,"))
     arguments = ["run", "--bundle", str(bundle), "--config", str(folder / "test.yaml"), "--output", str(folder)]
     assert main([*arguments, "--no-record"]) == 0
     return folder, documents.load(folder / "profile.json")
@@ -69,6 +69,10 @@ def test_every_cell_has_a_finished_row_and_the_file_follows_its_schema(finished)
 def test_rows_are_verified_and_hold_raw_samples_and_memory(finished) -> None:
     _, profile = finished
     for row in profile["rows"]:
+        if row["scenario"] == "layers":
+            graphs = row["series"]["layers"]["graphs"]
+            assert all(graph["layers"] and graph["roofline"]["bound"] for graph in graphs.values())
+            continue
         assert row["verdicts"] and all(v["ok"] for v in row["verdicts"])
         wall = row["latency"]["wall"]
         assert wall["count"] == len(wall["samples_ms"]) > 0 and min(wall["samples_ms"]) >= 0
