@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_CODEBOOK = "lit_mmpg.codebooks."
+_CODEBOOKS = "lit_mmpg.codebooks."
 
 Module = TypeVar("Module", bound="AnsweringModule")
 
@@ -38,7 +38,7 @@ def save(module: AnsweringModule, folder: str | Path) -> None:
     module.on_save_checkpoint(checkpoint)
     ours = checkpoint["lit_mmpg"]
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
-    tensors |= {f"{_CODEBOOK}{i}": book for i, book in enumerate(ours.pop("codebooks", []))}
+    tensors |= {f"{_CODEBOOKS}{name}": tensor for name, tensor in ours.pop("codebooks", {}).items()}
     config = {"library_name": "lit-mmpg", "half": ours["half"], "hyper_parameters": dict(module.hparams)}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -79,8 +79,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}; save_pretrained writes it") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold what save_pretrained wrote ({error}); save it again") from error
-    books = sorted((name for name in tensors if name.startswith(_CODEBOOK)), key=lambda n: int(n.rsplit(".", 1)[1]))
-    ours = {"half": half, "data": data, "codebooks": [tensors.pop(name) for name in books]}
+    books = [name for name in tensors if name.startswith(_CODEBOOKS)]
+    ours = {"half": half, "data": data, "codebooks": {n.removeprefix(_CODEBOOKS): tensors.pop(n) for n in books}}
     return {"hyper_parameters": settings, "state_dict": tensors, "lit_mmpg": ours}
 
 
