@@ -203,8 +203,8 @@ def test_what_a_package_adds_is_trained_compared_and_listed(
             "lit_mmpg.tasks.base.Task; mend sorry:READER",
         ),
         (
-            ["fit", "--config", "cloud.yaml", "--model.dynamic.form=bent"],
-            "the form 'bent' of the package 'sorry-parts 1.2' cannot be loaded (ModuleNotFoundError",
+            ["fit", "--config", "both.yaml", "--model.dynamic.form=bent"],
+            "model.dynamic.form: the form 'bent' of the package 'sorry-parts 1.2' cannot be loaded (ModuleNotFoundError",
         ),
         (
             ["fit", "--config", "device.yaml", '--data.questions=[{"layout": "bent", "path": "qa"}]'],
@@ -219,9 +219,7 @@ def test_what_a_package_adds_is_trained_compared_and_listed(
 def test_a_faulty_package_is_one_error_where_it_is_asked_for(
     installed: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    root = tiny.build_root(installed / "data")
-    write_experiment(installed, root, "open_ended")
-    tiny.write_config(installed / "cloud.yaml", data=tiny.data_config(root), model=tiny.cloud_config("none.ckpt"))
+    write_experiment(installed, tiny.build_root(installed / "data"), "open_ended")
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said and said.count("error: ") == 1
