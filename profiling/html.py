@@ -63,7 +63,15 @@ def render(profile: Mapping[str, Any]) -> str:
     rows: Sequence[Row] = profile["rows"]
     timed = [row for row in rows if row["status"] == "ok" and row["latency"]]
     parts = [_head(profile, rows, timed)]
-    parts += [_latency(timed), _table(rows), _energy(rows, timed), _memory(timed), _adaptation(timed), _finetune(timed)]
+    parts += [
+        _latency(timed),
+        _throughput(rows),
+        _table(rows),
+        _energy(rows, timed),
+        _memory(timed),
+        _adaptation(timed),
+        _finetune(timed),
+    ]
     parts += [_series(timed), _verdicts(rows), _absent(profile, rows), _environment(profile), _reading()]
     return _page(f"Profile of {profile['bundle']['path']} on {profile['name']}", parts)
 
@@ -195,6 +203,37 @@ def _latency(timed: Sequence[Row]) -> str:
         chart = svg.lines(lines[:8], "ms", "samples at or below, %", "Distribution of latency")
         parts.append(f"<details><summary>Distribution of the single samples</summary>{_scroll(chart)}</details>")
     return f"<h2>Latency of an answer</h2>{''.join(parts)}" if parts else ""
+
+
+def _throughput(rows: Sequence[Row]) -> str:
+    """Answers per second by mode; a curve of latency against the rate for Server."""
+    parts = []
+    for mode in ("Offline", "MultiStream", "Server"):
+        own = [row for row in rows if (row.get("throughput") or {}).get("mode") == mode]
+        known = [row for row in own if row["throughput"]["answers_per_s"] is not None]
+        items = [
+            svg.Bar(
+                _name(row) + (" pixels" if row["encoder_included"] else ""),
+                row["throughput"]["answers_per_s"],
+                None,
+                f"{row['throughput']['answers_per_s']:,.4g}",
+                row["engine"],
+            )
+            for row in known
+        ]
+        if own:
+            parts.append(f"<h3>{mode}</h3>")
+            notes = dict.fromkeys(note for row in own for note in row["notes"])
+            parts += [f"<p class='muted'>{escape(note)}.</p>" for note in notes]
+            parts.append(_scroll(svg.bars(items, "answers per second", f"Throughput, {mode}")))
+        curves = []
+        for row in own:
+            probes = sorted(row["throughput"].get("probes", ()), key=lambda probe: probe["rate_per_s"])
+            if probes:
+                rates = [probe["rate_per_s"] for probe in probes]
+                curves.append(svg.Line(_name(row), rates, [probe["p99_ms"] for probe in probes]))
+        parts.append(_scroll(svg.lines(curves, "questions per second", "p99, ms", "Latency against the rate")))
+    return f"<h2>Throughput</h2>{''.join(parts)}" if any(parts) else ""
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -11,10 +11,12 @@ and any settings after them, and is named in a configuration (no file of this pa
 It must offer :meth:`DeviceModel.project`, :attr:`DeviceModel.anchor_width`, and for questions
 :meth:`DeviceModel.answer`, for retrieval :meth:`DeviceModel.embed_video` and :meth:`DeviceModel.embed_text`; for pixels
 :meth:`DeviceModel.encode_frames` and :attr:`DeviceModel.feature_width` too. Personal parameters are arguments of these,
-never attributes. Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear
-layer), ``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it); they are left out of a comparison with
-their reason where there is none. Which layers take them is said by :class:`~lit_mmpg.device.dynamic.DynamicLinear` layers that
+never attributes. Which layers take them is said by :class:`~lit_mmpg.device.dynamic.DynamicLinear` layers that
 :meth:`DeviceModel.linear` makes.
+
+Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear layer),
+``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it). Where there is none, a comparison leaves them
+out and says why.
 """
 
 from __future__ import annotations
