@@ -132,12 +132,16 @@ def save(
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
 
 
-def load(folder: str | os.PathLike[str], spec: ParameterSpec) -> dict[str, np.ndarray]:
+def load(
+    folder: str | os.PathLike[str], spec: ParameterSpec, kernels: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, np.ndarray]:
     """One device's parameters from a LoRA adapter.
 
     Args:
         folder: Holds the files of an adapter.
         spec: What the model takes; every layer of it, and none beside, must be in the adapter.
+        kernels: As for :func:`save`; ``None``: nobody knows which layers are convolutions, so that only sizes are held
+            against the model's.
 
     Returns:
         Name -> float32 tensor, in the order of ``spec``.
@@ -166,14 +170,17 @@ def load(folder: str | os.PathLike[str], spec: ParameterSpec) -> dict[str, np.nd
                 f"with r={layer.rank}"
             )
         c = tensors.get(f"{_PREFIX}{name}.lora_B.bias", np.zeros(layer.rows, np.float32))
+        convolution = a.ndim > 2 if kernels is None else name in kernels
+        kernel = a.shape[1:] if kernels is None else kernels.get(name, ())
         for part, array, shape in (
-            ("lora_A.weight", a, (layer.rank, layer.columns)),
-            ("lora_B.weight", b, (layer.rows, layer.rank)),
+            ("lora_A.weight", a, (layer.rank, *kernel) if convolution else (layer.rank, layer.columns)),
+            ("lora_B.weight", b, (layer.rows, layer.rank, 1, 1) if convolution else (layer.rows, layer.rank)),
             ("lora_B.bias", c, (layer.rows,)),
         ):
-            if array.shape[0] != shape[0] or array.size != math.prod(shape):
+            if array.shape != shape or (part == "lora_A.weight" and array[0].size != layer.columns):
                 raise UserError(
-                    f"{weights}: {part} of layer '{name}' has shape {list(array.shape)}, expected {list(shape)}"
+                    f"{weights}: {part} of layer '{name}' has shape {list(array.shape)}, expected "
+                    f"{[layer.rank, layer.columns] if array is a and kernels is None else list(shape)}"
                 )
         parameters[f"{name}.u"] = b.reshape(layer.rows, layer.rank) * scaling
         parameters[f"{name}.v"] = np.ascontiguousarray(a.reshape(layer.rank, layer.columns).T)

@@ -179,6 +179,12 @@ def rename(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
         ({}, lambda t: t.update({f"{PREFIX}tail.lora_A.weight": torch.ones(2, 2)}), "no layer for .*tail.lora_A"),
         ({}, lambda t: t.update({f"{PREFIX}head.lora_A.weight": torch.ones(2, 7)}), r"\[2, 7\], expected \[2, 6\]"),
         ({}, lambda t: t.update({f"{PREFIX}head.lora_A.weight": torch.tensor(1.0)}), "its tensors are of rank 0"),
+        ({}, lambda t: t.update({f"{PREFIX}head.lora_B.weight": torch.tensor(1.0)}), r"shape \[\], expected \[5, 2\]"),
+        (
+            {},
+            lambda t: t.update({f"{PREFIX}stem.conv.lora_A.weight": torch.ones(2, 9, 3, 1)}),
+            r"\[2, 9, 3, 1\], expected \[2, 3, 3, 3\]",
+        ),
         ({}, lambda t: t[f"{PREFIX}head.lora_B.weight"].fill_(float("nan")), "head.u holds NaN"),
         ({}, lambda t: t.update({f"{PREFIX}head.lora_B.bias": torch.ones(5).int()}), "is of type I32"),
     ],
@@ -189,8 +195,19 @@ def test_what_does_not_fit_is_refused(
     folder = write(tmp_path, **settings)
     if change is not None:
         rename(folder, change)
+    net = made()
     with pytest.raises(UserError, match=message):
-        made().load_adapter(folder)
+        net.load_adapter(folder)
+
+
+def test_without_the_module_sizes_are_checked(tmp_path: Path) -> None:
+    """As on a device, which has a graph and no module."""
+    folder, net = write(tmp_path), made()
+    for known, unknown in zip(net.load_adapter(folder), lora.load(folder, net.spec).values(), strict=True):
+        assert (known.numpy() == unknown).all()
+    rename(folder, lambda t: t.update({f"{PREFIX}stem.conv.lora_A.weight": torch.ones(2, 3, 3, 2)}))
+    with pytest.raises(UserError, match=r"\[2, 3, 3, 2\], expected \[2, 27\]"):
+        lora.load(folder, net.spec)
 
 
 def test_damaged_missing_and_pickled_files_are_refused(tmp_path: Path) -> None:

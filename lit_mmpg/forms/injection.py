@@ -407,7 +407,22 @@ class Adaptable(nn.Module):
         values, devices = self._checked(parameters)
         if devices is not None:
             raise UserError("an adapter holds the parameters of one device; choose one of the leading dimension")
-        kernels = {}
+        arrays = {n: t.detach().cpu().float().numpy() for n, t in zip(self.spec.names, values, strict=True)}
+        lora.save(folder, self.spec, arrays, self._kernels())
+
+    def load_adapter(self, folder: str | os.PathLike[str]) -> tuple[Tensor, ...]:
+        """One device's parameters, in the order of ``spec``, from a LoRA adapter of ``module``.
+
+        Raises:
+            UserError: If it is no LoRA adapter of exactly the targets, or a layer computes otherwise than its adapter.
+        """
+        loaded = lora.load(folder, self.spec, self._kernels())
+        device = next((p.device for p in self.module.parameters()), None)
+        return tuple(torch.from_numpy(loaded[name]).to(device) for name in self.spec.names)
+
+    def _kernels(self) -> dict[str, tuple[int, ...]]:
+        """Shapes ``[in, kh, kw]`` of the kernels of the convolutions, all layers being such as LoRA adapters know."""
+        kernels: dict[str, tuple[int, ...]] = {}
         for site in self._sites:
             modules = [m for m in self.module.modules() if getattr(m, "_site", None) is site]
             if len(modules) > 1:
@@ -422,18 +437,7 @@ class Adaptable(nn.Module):
                             "LoRA adapters do not keep; leave it out of targets"
                         )
                     kernels[site.name] = tuple(m.weight.shape[1:])
-        arrays = {n: t.detach().cpu().float().numpy() for n, t in zip(self.spec.names, values, strict=True)}
-        lora.save(folder, self.spec, arrays, kernels)
-
-    def load_adapter(self, folder: str | os.PathLike[str]) -> tuple[Tensor, ...]:
-        """One device's parameters, in the order of ``spec``, from a LoRA adapter of ``module``.
-
-        Raises:
-            UserError: If it is no LoRA adapter of exactly the targets.
-        """
-        loaded = lora.load(folder, self.spec)
-        device = next((p.device for p in self.module.parameters()), None)
-        return tuple(torch.from_numpy(loaded[name]).to(device) for name in self.spec.names)
+        return kernels
 
     def verify(self, *example: Any, devices: int = 3, **named: Any) -> Verification:
         """Try the module: does every target change the output, and does a batch of devices equal the loop?

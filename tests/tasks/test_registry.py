@@ -77,6 +77,18 @@ def test_a_faulty_package_is_one_error_that_names_it(installed: Any, name: str, 
     assert "package" in str(error.value) and name in str(error.value)
 
 
+def test_two_packages_of_one_name_are_refused_where_it_is_asked_for(
+    installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = ("lit_mmpg.tasks.open_ended:OpenEnded", "no_such_module:Task")
+    points = EntryPoints(EntryPoint("twice", value, TASKS.group) for value in (*values, values[0]))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points.select(group=group))
+    plugins.found.cache_clear()
+    assert len(plugins.found(TASKS.group)["twice"]) == 2 and find_task("retrieval").searches
+    with pytest.raises(UserError, match="both offer a task 'twice'; uninstall"):
+        find_task("twice")
+
+
 def compared(tree: ast.AST, names: tuple[str, ...]) -> Iterator[int]:
     """Lines on which a name of a task decides something: comparisons, patterns, keys of tables."""
 
