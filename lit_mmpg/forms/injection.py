@@ -7,6 +7,7 @@ runs and are taken away in ``finally``; without them a layer runs the forward of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lit_mmpg import lora
 from lit_mmpg.errors import UserError
 from lit_mmpg.forms.base import Form, Part, entries
 from lit_mmpg.forms.input_layer import InputLayer
@@ -392,6 +394,51 @@ class Adaptable(nn.Module):
         return tuple(drawn)
 
     @torch.no_grad()
+    def save_adapter(self, folder: str | os.PathLike[str], parameters: Sequence[Tensor]) -> None:
+        """Write one device's parameters as a LoRA adapter of ``module`` (:mod:`lit_mmpg.lora`).
+
+        Args:
+            folder: Made where it is missing.
+            parameters: The tensors of ``spec`` in order, unbatched.
+
+        Raises:
+            UserError: If they do not fit, or a LoRA adapter cannot express what a layer computes with them.
+        """
+        values, devices = self._checked(parameters)
+        if devices is not None:
+            raise UserError("an adapter holds the parameters of one device; choose one of the leading dimension")
+        arrays = {n: t.detach().cpu().float().numpy() for n, t in zip(self.spec.names, values, strict=True)}
+        lora.save(folder, self.spec, arrays, self._kernels())
+
+    def load_adapter(self, folder: str | os.PathLike[str]) -> tuple[Tensor, ...]:
+        """One device's parameters, in the order of ``spec``, from a LoRA adapter of ``module``.
+
+        Raises:
+            UserError: If it is no LoRA adapter of exactly the targets, or a layer computes otherwise than its adapter.
+        """
+        loaded = lora.load(folder, self.spec, self._kernels())
+        device = next((p.device for p in self.module.parameters()), None)
+        return tuple(torch.from_numpy(loaded[name]).to(device) for name in self.spec.names)
+
+    def _kernels(self) -> dict[str, tuple[int, ...]]:
+        """Shapes ``[in, kh, kw]`` of the kernels of the convolutions, all layers being such as LoRA adapters know."""
+        kernels: dict[str, tuple[int, ...]] = {}
+        for site in self._sites:
+            modules = [m for m in self.module.modules() if getattr(m, "_site", None) is site]
+            if len(modules) > 1:
+                raise UserError(
+                    f"{site.name} shares its weight with another layer, of which LoRA adapters know nothing"
+                )
+            for m in modules:
+                if isinstance(m, nn.Conv2d):
+                    if m.groups > 1 or set(m.dilation) != {1} or m.padding_mode != "zeros":
+                        raise UserError(
+                            f"{site.name} is a convolution with groups, dilation or padding other than zeros, which "
+                            "LoRA adapters do not keep; leave it out of targets"
+                        )
+                    kernels[site.name] = tuple(m.weight.shape[1:])
+        return kernels
+
     def verify(self, *example: Any, devices: int = 3, **named: Any) -> Verification:
         """Try the module: does every target change the output, and does a batch of devices equal the loop?
 

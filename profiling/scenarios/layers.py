@@ -1,8 +1,8 @@
 """Where the time goes: each layer's time, and each graph against what the machine can do (roofline).
 
 The ceilings are measured in the same run: a matrix product by ONNX Runtime with as many threads as the engine has, and
-a copy in memory of as many bytes as the graph moves. A graph's arithmetic is the count of the manifest; of its traffic only weights, inputs and outputs are
-counted, once: the least there can be.
+a copy in memory of as many bytes as the graph moves. A graph's arithmetic is the count of the manifest; of its traffic
+only weights, inputs and outputs are counted, once: the least there can be.
 """
 
 from __future__ import annotations
