@@ -25,7 +25,7 @@ class HoldBack(AdaptationMethod):
 
     name, paper, setting = "hold_back", "this notebook", "episodic"
     needs = ("classes",)
-    grid = {"strength": (0.0, 0.3, 1.0)}
+    grid = {"strength": (0.0, 0.3, 1.0)}  # noqa: RUF012
 
     def adapt(self, support, options):  # G devices with their earlier clips
         shares = self.subject.answer(support).logits.softmax(-1)  # [G, N, A]

@@ -9,15 +9,19 @@ separated by commas).
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from lit_mmpg.errors import UserError
 
 VARIABLE = "LIT_MMPG_TRUST"
 _named: set[str] = set()
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def trust_own(settings: Any) -> None:
@@ -29,7 +33,8 @@ def check_classes(settings: Any, source: str) -> None:
     """Refuse settings from a file that would get a module imported which nobody trusted.
 
     Args:
-        settings: Plain data, in which classes stand under ``class_path``.
+        settings: Plain data, in which classes stand under ``class_path``; but the parser takes any text for the name of
+            a class where a setting may be one, and imports it before it knows better. So no text may be such a name.
         source: The file, for the message.
 
     Raises:
@@ -37,6 +42,9 @@ def check_classes(settings: Any, source: str) -> None:
     """
     for path in _class_paths(settings):
         check_class(path, source)
+    for text in _texts(settings):
+        if _NAME.fullmatch(text) and _importable(text):
+            check_class(text, source)
 
 
 def check_class(path: str, source: str) -> None:
@@ -51,6 +59,31 @@ def check_class(path: str, source: str) -> None:
             f"{source} names the class {path}, and to import it would run code of the module {module}; if you trust "
             f"it, import {module} before loading, or set {VARIABLE}={module}"
         )
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        for name, value in settings.items():
+            # None of these is a setting that could be a class: a file's path, the words of the data, Lightning's own.
+            yield from () if name in ("device_ckpt", "vocabulary", "answers", "_instantiator") else _texts(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _texts(value)
+    elif isinstance(settings, str):
+        yield settings
+
+
+def _importable(path: str) -> bool:
+    """Whether to import the name would run a file: folders without code are no modules worth the name."""
+    root, *rest = path.split(".")
+    try:
+        spec = find_spec(root)
+        while spec is not None and spec.origin is None and spec.submodule_search_locations and rest:
+            spec = PathFinder.find_spec(rest[0], list(spec.submodule_search_locations))
+            rest = rest[1:]
+    except (ImportError, ValueError):  # a module that was put there by hand
+        return True
+    return spec is not None and spec.origin is not None
 
 
 def _class_paths(settings: Any, key: str = "") -> Iterator[str]:

@@ -270,7 +270,9 @@ OPENED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("opened", OPENED)
-@pytest.mark.parametrize("place", ["_class_path", "network", "network by name", "optimiser", "data"])
+@pytest.mark.parametrize(
+    "place", ["_class_path", "network", "network by name", "optimiser", "optimiser by name", "data"]
+)
 def test_a_file_gets_no_module_imported(
     notebook: Notebook, tmp_path: Path, stranger: str, place: str, opened: str
 ) -> None:
@@ -279,8 +281,8 @@ def test_a_file_gets_no_module_imported(
     named = {"class_path": f"{stranger}.Own"}
     if place == "_class_path":
         settings[place] = named["class_path"]
-    elif place == "network by name":
-        settings["network"] = named["class_path"]
+    elif place.endswith(" by name"):
+        settings[place.removesuffix(" by name")] = named["class_path"]
     elif place == "data":
         settings["data"] = settings["data"] | {"extra": named}
         checkpoint["datamodule_hyper_parameters"] = checkpoint["datamodule_hyper_parameters"] | {
