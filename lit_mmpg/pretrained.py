@@ -7,6 +7,7 @@ is; a name that is no folder is looked up there, where that package is installed
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,7 +58,7 @@ def load(kind: type[Module], name: str | Path, **hub: Any) -> Module:
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _download(str(name), hub)
+        folder = download(str(name), **hub)
     return rebuild(read_folder(folder), str(folder), kind).eval()
 
 
@@ -84,7 +85,23 @@ def read_folder(folder: Path) -> dict[str, Any]:
     return {"hyper_parameters": settings, "state_dict": tensors, "lit_mmpg": ours}
 
 
-def _download(name: str, options: dict[str, Any]) -> Path:
+def is_repository(name: str) -> bool:
+    """Whether a name is that of a repository on a hub (``owner/name``), not of a file or folder here or mistyped."""
+    path = Path(name)
+    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    return named and path.suffix != ".ckpt" and not path.exists() and not path.parent.is_dir()
+
+
+def download(name: str, **options: Any) -> Path:
+    """The folder of a repository on the hub, in the hub's cache.
+
+    Args:
+        name: ``owner/name``.
+        **options: Options of ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        UserError: If there is none, it cannot be reached, or huggingface_hub is not installed.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:

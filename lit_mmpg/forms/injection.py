@@ -521,7 +521,7 @@ def _difference(found: Any, expected: Any) -> tuple[float | None, str]:
 def adaptable(
     module: nn.Module,
     targets: Targets = (),
-    form: str | Mapping[str, str] = "low_rank",
+    form: str | Form | Mapping[str, str | Form] = "low_rank",
     rank: int = 4,
     *,
     input_layer: InputLayer | None = None,
@@ -534,7 +534,7 @@ def adaptable(
         module: Any module.
         targets: Its layers: a list of names, last parts of names and globs; or one regular expression, or
             ``all-linear``. The empty name is the module itself.
-        form: Name of a form, or glob of layer names -> form (the first that matches).
+        form: A form or its name, or glob of layer names -> form (the first that matches).
         rank: Rank of the forms that have one.
         input_layer: Generated parameters in front of the module, or of one within it.
         devices: How several devices are computed. ``batch`` runs only after a successful ``verify``.
@@ -565,12 +565,17 @@ def adaptable(
         key = id(m) if layer.weight is None else id(layer.weight)
         site = shared.get(key)
         if site is None:
-            chosen = form if isinstance(form, str) else next((f for g, f in form.items() if fnmatchcase(name, g)), None)
+            chosen = (
+                form
+                if isinstance(form, str | Form)
+                else next((f for g, f in form.items() if fnmatchcase(name, g)), None)
+            )
             if chosen is None:
                 raise UserError(f"form: no glob matches the target {name}; add one, or '*' at the end")
             label = name or "module"
             try:
-                site = shared[key] = LayerSite(label, holder, len(sites), layer, find_form(chosen), rank)
+                own = chosen if isinstance(chosen, Form) else find_form(chosen)
+                site = shared[key] = LayerSite(label, holder, len(sites), layer, own, rank)
             except UserError as error:
                 raise UserError(f"target {label}: {error}") from error
             sites.append(site)

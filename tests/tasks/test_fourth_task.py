@@ -151,7 +151,7 @@ def test_a_fourth_task_from_data_to_an_answer_on_a_device(heading: Heading, tmp_
     predicted = trainer.predict(module, datamodule=data)
     assert predicted and {row["answer"] for part in predicted for row in part} <= set(NAMES)
 
-    source = Source(tmp_path / "best.ckpt", module.eval(), data, {"half": "device", "data": data.meta})
+    source = Source(tmp_path / "best.ckpt", module.eval(), {"half": "device", "data": data.meta}, data)
     write_bundle(source, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
     with DeviceSession(bundle) as session:
