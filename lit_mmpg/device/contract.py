@@ -41,7 +41,7 @@ from torch.utils import _pytree as pytree
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
 from lit_mmpg.forms.base import entries
-from lit_mmpg.forms.injection import INPUT, Holder, InputSite, Site, Unsafe, inject, not_called
+from lit_mmpg.forms.injection import INPUT, Holder, InputSite, Site, Unsafe, form_of, inject, not_called
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.targets import chosen_layers, matches
 from lit_mmpg.parameters import ENCODE, MODEL, ParameterSpec
@@ -58,14 +58,15 @@ class DynamicConfig:
 
     Attributes:
         layers: The dynamic layers: names, last parts of names, or globs.
-        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`).
+        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`); or glob of layer names -> form, of which
+            the first that matches counts: norms have no matrix, and take ``film``, ``shift`` or ``full``.
         rank: Rank of the forms that have one.
         input_layer: Parameters for the pixels themselves, in front of the encoder or of a module within it; its bias is
             in units of the whole range of a pixel.
     """
 
     layers: tuple[str, ...] = ("frame_projection", "head")
-    form: str = "low_rank"
+    form: str | dict[str, str] = "low_rank"
     rank: int = 8
     input_layer: InputLayer | None = None
 
@@ -186,7 +187,7 @@ class DeviceModel(nn.Module, ABC):
         """
         layer = DynamicLinear(inputs, outputs)
         if self.dynamic is not None and any(matches(target, name, layer) for target in self.dynamic.layers):
-            return DynamicLinear(inputs, outputs, self.dynamic.form, self.dynamic.rank)
+            return DynamicLinear(inputs, outputs, form_of(self.dynamic.form, name), self.dynamic.rank)
         return layer
 
     def index(self) -> None:
@@ -270,6 +271,11 @@ class DeviceModel(nn.Module, ABC):
             elif isinstance(layer, DynamicLinear) and layer.form is not None:
                 found[name] = layer
         return found
+
+    @property
+    def injected(self) -> bool:
+        """Whether plain layers were made dynamic."""
+        return self._holder is not None
 
     @property
     def encodes_personally(self) -> bool:

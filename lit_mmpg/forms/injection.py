@@ -577,9 +577,7 @@ def inject(
         key = id(m) if layer.weight is None else id(layer.weight)
         site = shared.get(key)
         if site is None:
-            chosen = form if isinstance(form, str) else next((f for g, f in form.items() if fnmatchcase(name, g)), None)
-            if chosen is None:
-                raise UserError(f"form: no glob matches the target {name}; add one, or '*' at the end")
+            chosen = form_of(form, name)
             label = name or "module"
             try:
                 site = shared[key] = LayerSite(label, holder, len(sites), layer, find_form(chosen), rank)
@@ -599,6 +597,22 @@ def inject(
         entered.__class__ = _swapped(type(entered), _InputInjected)  # type: ignore[arg-type]
         object.__setattr__(entered, "_input_site", sites[0])
     return sites, holder
+
+
+def form_of(form: str | Mapping[str, str], name: str) -> str:
+    """The form of a layer.
+
+    Args:
+        form: Name of a form, or glob of layer names -> form (the first that matches).
+        name: Name of the layer.
+
+    Raises:
+        UserError: If no glob matches.
+    """
+    chosen = form if isinstance(form, str) else next((f for g, f in form.items() if fnmatchcase(name, g)), None)
+    if chosen is None:
+        raise UserError(f"form: no glob matches the target {name}; add one, or '*' at the end")
+    return chosen
 
 
 def _module_at(module: nn.Module, name: str) -> nn.Module:
