@@ -263,7 +263,7 @@ class CloudModule(AnsweringModule):
         self.train(training)
 
     def setup(self, stage: str) -> None:
-        """In training a frozen pixel encoder encodes every frame once instead of once per epoch, if it is all static."""
+        """In training a frozen pixel encoder encodes every frame once, not once per epoch, if it is all static."""
         fixed = self.freeze_static and self.network.shapes.pixels and not self.network.encodes_personally
         if stage == "fit" and self._training is not None and fixed:
             self._training.encode_once(self._encode_pixels)

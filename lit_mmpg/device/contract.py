@@ -13,16 +13,16 @@ It must offer :meth:`DeviceModel.project`, :attr:`DeviceModel.anchor_width`, and
 :meth:`DeviceModel.encode_frames` and :attr:`DeviceModel.feature_width` too. Personal parameters are arguments of these,
 never attributes.
 
-Which layers take them is said by ``model.dynamic.layers``: names and globs of any ``nn.Linear``, ``nn.Conv2d`` or norm of
-the network (``stem.conv``, ``blocks.*.norm``), which are made dynamic by injection (:mod:`lit_mmpg.forms.injection`), so
-that the class itself needs nothing but plain modules. Layers of the encoder are among them: then contexts are encoded
-with the static model, and what is asked about is encoded once more, with the device's own parameters. Several devices
-at once are computed one after the other. (The network of this package makes its linear layers by
-:meth:`DeviceModel.linear`, which computes several devices in one product.)
+Which layers take them is said by ``model.dynamic.layers``: names and globs of any ``nn.Linear``, ``nn.Conv2d`` or norm
+of the network (``stem.conv``, ``blocks.*.norm``), which are made dynamic by injection
+(:mod:`lit_mmpg.forms.injection`), so that the class itself needs nothing but plain modules. Layers of the encoder are
+among them: then contexts are encoded with the static model, and what is asked about is encoded once more, with the
+device's own parameters. Several devices at once are computed one after the other. (The network of this package makes
+its linear layers by :meth:`DeviceModel.linear`, which computes several devices in one product.)
 
-Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear
-layer), ``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it); they are left out of a comparison with
-their reason where there is none.
+Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear layer),
+``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it); they are left out of a comparison with their
+reason where there is none.
 """
 
 from __future__ import annotations
@@ -191,10 +191,10 @@ class DeviceModel(nn.Module, ABC):
         return layer
 
     def index(self) -> None:
-        """Make ``spec`` from the dynamic layers, in the order in which they were added; inject into those that are plain.
+        """Make ``spec`` from the dynamic layers, in the order in which they were added; inject into plain ones.
 
         Raises:
-            UserError: If a layer is asked for that the model does not have, that no form acts on, or that has no effect.
+            UserError: If a layer is asked for that the model does not have, that no form acts on, or that is not called.
         """
         if self._holder is None and self.dynamic is not None:
             self._inject(self.dynamic)
@@ -431,9 +431,7 @@ class DeviceModel(nn.Module, ABC):
         """:meth:`contextualise`, with personal parameters."""
         if self._holder is None or not parameters:
             return self.contextualise(projected, mask)
-        return self._computed(
-            parameters, lambda own, inputs, named: self.contextualise(*inputs), (projected, mask), {}
-        )
+        return self._computed(parameters, lambda own, inputs, named: self.contextualise(*inputs), (projected, mask), {})
 
     # -- answers -------------------------------------------------------------------------------------------------
 

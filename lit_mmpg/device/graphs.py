@@ -55,5 +55,9 @@ def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[Gra
     specs.append(GraphSpec("project", ProjectGraph(network), example, {"features": {0: "N"}}, "projected"))
     if shapes.pixels:
         picture = {"pixels": torch.zeros(2, *shapes.frame, dtype=torch.uint8)}
-        specs.append(GraphSpec("encode", EncodeGraph(network), picture, {"pixels": {0: "N"}}, "features", True))
+        specs.append(
+            GraphSpec(
+                "encode", EncodeGraph(network), picture, {"pixels": {0: "N"}}, "features", network.encodes_personally
+            )
+        )
     return specs

@@ -71,9 +71,7 @@ def restore(session: DeviceSession, state: DeviceState) -> Source:
     return "cached" if state.parameters is not None else "static"
 
 
-def take_in(
-    session: DeviceSession, state: DeviceState, features: np.ndarray, pixels: np.ndarray | None = None
-) -> None:
+def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray, pixels: np.ndarray | None = None) -> None:
     """Take a clip into the context, and have it answered by the statistics of the clips before it.
 
     In training a clip that is asked about is no part of its own context, unless each clip is its own.

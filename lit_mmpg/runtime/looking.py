@@ -52,8 +52,8 @@ class Eye:
     Args:
         session: The session; its bundle has an ``encode`` graph.
         frames: Most frames per clip; ``None``: as the model was trained.
-        memory: Folder that keeps the features of videos seen before; ``None`` keeps none, and so does a personal encoder,
-            which needs the pixels again.
+        memory: Folder that keeps the features of videos seen before; ``None`` keeps none, and so does a personal
+            encoder, which needs the pixels again.
 
     Raises:
         UserError: If PyAV is not installed: no clip is at fault then.

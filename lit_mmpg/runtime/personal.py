@@ -44,7 +44,7 @@ class Match:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]`` they are, and pixels if needed."""
+    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed."""
 
     clip: str | os.PathLike[str] | None
     features: np.ndarray
@@ -130,7 +130,7 @@ class PersonalDevice:
     def features(self, clip: Clip) -> np.ndarray:
         """Features ``[T, D]`` of the frames of a clip that the model looks at: a clip as well, that costs no decoding.
 
-        They are the static encoder's; an adapted device whose encoder is personal answers about videos and frames alone.
+        They are the static encoder's; an adapted device with a personal encoder answers about videos and frames alone.
 
         Raises:
             UserError: If a video cannot be read, or an array is neither frames nor features that fit the model.

@@ -74,7 +74,8 @@ class DeviceState:
         record: What was noted of the latest clip (see :mod:`lit_mmpg.runtime.journal`).
         pending: The same of the clips before it that could not be written to the journal yet.
         device_id: Whose state it is; ``None`` in one that an older version wrote.
-        latest: ``[T, D]`` frame features (pixels where the encoder is personal) of the latest clips, oldest first, by which parameters are judged; not kept on
+        latest: ``[T, D]`` frame features of the latest clips (their pixels where the encoder is personal), oldest
+            first, by which parameters are judged; not kept on
             the disk (:mod:`lit_mmpg.runtime.guard` says why).
     """
 

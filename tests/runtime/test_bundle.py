@@ -9,8 +9,7 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle, Reference, RoleReference
-from lit_mmpg.runtime.manifest import SCHEMA
-from lit_mmpg.runtime.manifest import Manifest, digest
+from lit_mmpg.runtime.manifest import SCHEMA, Manifest, digest
 
 
 @pytest.fixture
