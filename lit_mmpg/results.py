@@ -21,9 +21,9 @@ from lit_mmpg.writing import write_text
 
 FOLDER = Path("docs/results")
 TABLE = re.compile(r"^\|.*\n\|[ :|-]+\|\n(?:\|.*\n)+", re.MULTILINE)
-MEASURED = re.compile(
-    r"\[[+-]?\d[\d.]*, ?[+-]?\d[\d.]*\]"  # an interval
-    r"|\| *\**[+-]?(?:[\d,]*\.\d+(?: ?[%A-Za-z]+)?|[\d.]+ ?%)\** *(?=\|)"  # a cell that is a decimal or a percentage
+INTERVAL = re.compile(r"\[[+-]?\d*\.\d+, ?[+-]?\d*\.\d+\]")
+MEASURED = re.compile(  # an interval, or a cell that is a decimal number or a percentage
+    r"\[[+-]?\d[\d.]*, ?[+-]?\d[\d.]*\]|\| *\**[+-]?(?:[\d,]*\.\d+(?: ?[%A-Za-z]+)?|[\d.]+ ?%)\** *(?=\|)"
 )
 PART = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
 
@@ -126,13 +126,15 @@ def fill(text: str, results: Mapping[str, Mapping[str, Any]], where: str = "READ
     return PART.sub(replace, text)
 
 
-def typed_tables(text: str) -> list[str]:
-    """First lines of the tables of a document that hold results and are not made from a file.
+def typed_results(text: str) -> list[str]:
+    """Lines of a document that hold results and are made from no file: sentences with an interval, headings of tables.
 
     A table holds results when a cell has an interval, or is a decimal number or a percentage.
     """
-    tables = [match[0] for match in TABLE.finditer(PART.sub("", text))]
-    return [table.partition("\n")[0] for table in tables if MEASURED.search(table)]
+    text = PART.sub("", text)
+    tables = [match[0] for match in TABLE.finditer(text) if MEASURED.search(match[0])]
+    sentences = [line for line in TABLE.sub("", text).splitlines() if INTERVAL.search(line)]
+    return [table.partition("\n")[0] for table in tables] + sentences
 
 
 def main() -> int:
@@ -142,8 +144,8 @@ def main() -> int:
         text = fill(readme.read_text(encoding="utf-8"), results)
         write_text(FOLDER / "README.md", page(results))
         write_text(readme, text)
-        for table in typed_tables(text):
-            raise UserError(f"{readme}: the results under '{table}' are made from no file; put them into {FOLDER}")
+        for line in typed_results(text):
+            raise UserError(f"{readme}: the results in '{line}' are made from no file; put them into {FOLDER}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

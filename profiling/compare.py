@@ -84,6 +84,7 @@ METRICS: dict[str, Metric] = {
     "energy_j": _energy("gross_j_per_unit"),
     "energy_net_j": _energy("net_j_per_unit"),
     **{key: _memory(key) for key in ("peak_rss_bytes", "device_bytes", "engine_bytes")},
+    "answers_per_s": Metric(lambda row: (row.get("throughput") or {}).get("answers_per_s"), higher_is_better=True),
     "upload_bytes": _message("upload"),
     "download_bytes": _message("download"),
 }
@@ -296,6 +297,13 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
         if bound_a is None or bound_b is None or bound_a >= x:
             return Change(estimate, None, None)
         return Change(estimate, (y - bound_b) / (x + bound_a) - 1, (y + bound_b) / (x - bound_a) - 1)
+    if name == "answers_per_s" and all("blocks_per_s" in row["throughput"] for row in (a, b)):
+        # Rates of the parts of a run; the whole is their harmonic mean, near enough their mean.
+        rng = np.random.default_rng(0)
+        rates = [np.asarray(row["throughput"]["blocks_per_s"]) for row in (a, b)]
+        means = [_bootstrap(rate, lambda blocks: blocks.mean(-1), rng) for rate in rates]
+        low, high = (float(q) for q in np.percentile(means[1] / means[0] - 1, (2.5, 97.5)))
+        return Change(estimate, low, high)
     if name.endswith("_bytes") and name not in ("peak_rss_bytes", "device_bytes"):
         return Change(estimate, estimate, estimate)
     return Change(estimate, None, None)

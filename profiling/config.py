@@ -17,7 +17,7 @@ from lit_mmpg.runtime.network import parse_address
 
 T = TypeVar("T")
 
-SCENARIOS = ("answer", "adapt", "stream", "finetune", "sustained")
+SCENARIOS = ("answer", "offline", "multistream", "server", "layers", "adapt", "stream", "finetune", "sustained")
 ENCODER = ("without", "with", "both")
 PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
 
@@ -81,6 +81,29 @@ class SustainedConfig:
 
 
 @dataclass(frozen=True)
+class ThroughputConfig:
+    """The scenarios ``offline``, ``multistream`` and ``server``.
+
+    Attributes:
+        duration_s: Length of each measurement, seconds; for ``server`` of each probe.
+        streams: Streams at once in ``multistream``.
+        p99_limit_ms: Limit of the 99th percentile in ``server``; five times the median without waiting when None.
+        probes: Steps of the bisection in ``server``.
+    """
+
+    duration_s: float = 5.0
+    streams: int = 2
+    p99_limit_ms: float | None = None
+    probes: int = 8
+
+    def __post_init__(self) -> None:
+        if self.duration_s <= 0 or self.streams < 1 or self.probes < 1:
+            raise UserError("throughput: duration_s must be positive, streams and probes at least 1")
+        if self.p99_limit_ms is not None and self.p99_limit_ms <= 0:
+            raise UserError(f"throughput: p99_limit_ms is {self.p99_limit_ms}; it must be positive")
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tuning on the device, the cost that generated parameters save.
 
@@ -127,7 +150,7 @@ class ProfileConfig:
     Attributes:
         name: Name of the board or machine, for titles and runs.
         engines: What to run.
-        batches: Batch sizes of the scenario ``answer``; all others answer one clip at a time.
+        batches: Batch sizes of the scenarios ``answer`` and ``offline``; all others answer one clip at a time.
         scenarios: From ``SCENARIOS``.
         encoder: Whether the frame encoder is in the measured path: ``without``, ``with``, or ``both`` (a row each).
         measure_memory: Run each engine in a fresh process for its memory.
@@ -136,6 +159,7 @@ class ProfileConfig:
         energy: Settings of the energy meter.
         stream: Settings of the scenario ``stream``.
         sustained: Settings of the scenario ``sustained``.
+        throughput: Settings of the scenarios ``offline``, ``multistream`` and ``server``.
         finetune: Settings of the scenario ``finetune``.
         cloud: Where the cloud's time comes from.
         links: Links whose cost is modelled.
@@ -153,6 +177,7 @@ class ProfileConfig:
     energy: EnergyConfig = EnergyConfig()
     stream: StreamConfig = StreamConfig()
     sustained: SustainedConfig = SustainedConfig()
+    throughput: ThroughputConfig = ThroughputConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     cloud: CloudConfig = CloudConfig()
     links: tuple[LinkModel, ...] = ()

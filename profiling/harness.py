@@ -136,6 +136,7 @@ class Harness:
             "energy": [],
             "network": [],
             "bytes": None,
+            "throughput": None,
             "stages": {},
             "series": {},
             "state_before": None,
@@ -299,6 +300,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "stages": {name: None if stage is None else stage.to_json() for name, stage in outcome.stages.items()},
         "series": dict(outcome.series),
         "bytes": outcome.bytes,
+        "throughput": outcome.throughput,
         "network": list(outcome.network),
         "notes": list(outcome.notes),
     }

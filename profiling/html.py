@@ -63,7 +63,16 @@ def render(profile: Mapping[str, Any]) -> str:
     rows: Sequence[Row] = profile["rows"]
     timed = [row for row in rows if row["status"] == "ok" and row["latency"]]
     parts = [_head(profile, rows, timed)]
-    parts += [_latency(timed), _table(rows), _energy(rows, timed), _memory(timed), _adaptation(timed), _finetune(timed)]
+    parts += [
+        _latency(timed),
+        _throughput(rows),
+        _layers(rows),
+        _table(rows),
+        _energy(rows, timed),
+        _memory(timed),
+        _adaptation(timed),
+        _finetune(timed),
+    ]
     parts += [_series(timed), _verdicts(rows), _absent(profile, rows), _environment(profile), _reading()]
     return _page(f"Profile of {profile['bundle']['path']} on {profile['name']}", parts)
 
@@ -195,6 +204,76 @@ def _latency(timed: Sequence[Row]) -> str:
         chart = svg.lines(lines[:8], "ms", "samples at or below, %", "Distribution of latency")
         parts.append(f"<details><summary>Distribution of the single samples</summary>{_scroll(chart)}</details>")
     return f"<h2>Latency of an answer</h2>{''.join(parts)}" if parts else ""
+
+
+def _throughput(rows: Sequence[Row]) -> str:
+    """Answers per second by mode; a curve of latency against the rate for Server."""
+    parts = []
+    for mode in ("Offline", "MultiStream", "Server"):
+        own = [row for row in rows if (row.get("throughput") or {}).get("mode") == mode]
+        known = [row for row in own if row["throughput"]["answers_per_s"] is not None]
+        items = [
+            svg.Bar(
+                _name(row) + (" pixels" if row["encoder_included"] else ""),
+                row["throughput"]["answers_per_s"],
+                None,
+                f"{row['throughput']['answers_per_s']:,.4g}",
+                row["engine"],
+            )
+            for row in known
+        ]
+        if own:
+            parts.append(f"<h3>{mode}</h3>")
+            notes = dict.fromkeys(note for row in own for note in row["notes"])
+            parts += [f"<p class='muted'>{escape(note)}.</p>" for note in notes]
+            parts.append(_scroll(svg.bars(items, "answers per second", f"Throughput, {mode}")))
+        curves = []
+        for row in own:
+            probes = sorted(row["throughput"].get("probes", ()), key=lambda probe: probe["rate_per_s"])
+            if probes:
+                rates = [probe["rate_per_s"] for probe in probes]
+                curves.append(svg.Line(_name(row), rates, [probe["p99_ms"] for probe in probes]))
+        parts.append(_scroll(svg.lines(curves, "questions per second", "p99, ms", "Latency against the rate")))
+    return f"<h2>Throughput</h2>{''.join(parts)}" if any(parts) else ""
+
+
+def _layers(rows: Sequence[Row]) -> str:
+    """The slowest layers of each graph, and the sentence what bounds it."""
+    parts = []
+    for row in rows:
+        found = row["series"].get("layers") if row["status"] == "ok" else None
+        for role, graph in (found or {}).get("graphs", {}).items():
+            parts.append(f"<h3>{escape(_name(row))}: {escape(role)}, {format_ms(graph['time_ms'])} ms</h3>")
+            roof = graph.get("roofline")
+            if roof:
+                parts.append(
+                    f"<p>Bound by <b>{roof['bound']}</b>: {roof['multiply_adds'] / 1e6:,.3g} million multiply-adds "
+                    f"alone would take {format_ms(roof['arithmetic_ms'])} ms, {format_bytes(roof['traffic_bytes'])} "
+                    f"of memory {format_ms(roof['memory_ms'])} ms.</p>"
+                )
+                items = [
+                    svg.Bar("measured", graph["time_ms"], None, f"{format_ms(graph['time_ms'])} ms", "a"),
+                    svg.Bar("arithmetic", roof["arithmetic_ms"], None, f"{format_ms(roof['arithmetic_ms'])} ms", "b"),
+                    svg.Bar("memory", roof["memory_ms"], None, f"{format_ms(roof['memory_ms'])} ms", "c"),
+                ]
+                parts.append(_scroll(svg.bars(items, "ms", f"Ceilings of {role}")))
+            layers = sorted(graph["layers"] or (), key=lambda layer: -layer["time_ms"])
+            total = sum(layer["time_ms"] for layer in layers)
+            items = [
+                svg.Bar(
+                    f"{layer['operator']} {layer['name']}"[:60],
+                    layer["time_ms"],
+                    None,
+                    f"{format_ms(layer['time_ms'])} ms, {layer['time_ms'] / total:.0%}",
+                    layer["operator"],
+                )
+                for layer in layers[:10]
+                if total > 0
+            ]
+            if items:
+                parts.append(f"<p class='muted'>The {len(items)} slowest of {len(layers)} layers.</p>")
+                parts.append(_scroll(svg.bars(items, "ms", f"Slowest layers of {role}")))
+    return f"<h2>Where the time goes</h2>{''.join(parts)}" if parts else ""
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -65,7 +65,7 @@ def make_plan(config: ProfileConfig, bundle: Bundle) -> list[Cell]:
                 if scenario == "finetune":
                     continue
                 for encoder in {"without": (False,), "with": (True,), "both": (False, True)}[config.encoder]:
-                    for batch in config.batches if scenario == "answer" else (1,):
+                    for batch in config.batches if scenario in ("answer", "offline") else (1,):
                         absent = _absent(selection, precision, scenario, encoder, rows, bundle)
                         cells.append(Cell(selection, precision, batch, scenario, encoder, absent))
     if "finetune" in config.scenarios:

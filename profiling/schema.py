@@ -111,6 +111,11 @@ _ROW = {
             "description": "upload and download: payload_bytes and message_bytes of the real serialised messages; "
             "wire_bytes, with the lines and headers of HTTP, where they crossed a network.",
         },
+        "throughput": {
+            **_OBJECT_OR_NULL,
+            "description": "mode: Offline, MultiStream or Server (MLPerf's names). answers_per_s: null where no probed "
+            "rate of Server kept p99_limit_ms; probes: each rate with its latencies.",
+        },
         "stages": {
             "type": "object",
             "description": "Distributions of the parts of a unit; a null part has its reason in notes.",

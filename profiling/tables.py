@@ -72,6 +72,11 @@ def remarks(row: Row) -> str:
     if row.get("bytes"):
         up, down = (format_bytes(row["bytes"][way]["message_bytes"]) for way in ("upload", "download"))
         found.insert(0, f"up {up}, down {down}")
+    throughput = row.get("throughput")
+    if throughput:
+        rate = throughput["answers_per_s"]
+        limit = f", p99 <= {format_ms(throughput['p99_limit_ms'])} ms" if "p99_limit_ms" in throughput else ""
+        found.insert(0, f"{throughput['mode']}{limit}: {'none' if rate is None else f'{rate:,.4g}'} answers/s")
     device = (row.get("latency") or {}).get("device")
     if device:
         found.insert(0, f"GPU alone {format_ms(device['p50_ms'])} ms")

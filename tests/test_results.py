@@ -7,7 +7,7 @@ import pytest
 
 from lit_mmpg import results
 from lit_mmpg.errors import UserError
-from lit_mmpg.results import PART, fill, load, markdown, page, result, typed_tables, write_result
+from lit_mmpg.results import PART, fill, load, markdown, page, result, typed_results, write_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,18 +27,20 @@ def test_every_table_of_the_documents_is_that_of_its_file() -> None:
             assert name in found, f"{path.name} leads to results '{name}', which have no file"
 
 
-def test_no_table_of_results_is_typed_by_hand() -> None:
+def test_no_result_is_typed_by_hand() -> None:
     documents = [*ROOT.glob("*.md"), *(ROOT / "jetson").glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     assert len(documents) > 3
     for path in documents:
         if path != ROOT / results.FOLDER / "README.md":  # made as a whole, as the test above checks
-            assert typed_tables(path.read_text(encoding="utf-8")) == [], path
+            assert typed_results(path.read_text(encoding="utf-8")) == [], path
     table = "| row | x |\n|---|---|\n| a | {} |\n"
     for cell in ("85.5", "**+0.003**", "12 %", "2.8 KiB", "97.5 [96.7, 98.3]", "gains -0.002 [-0.008, +0.003] here"):
-        assert typed_tables("before\n\n" + table.format(cell)) == ["| row | x |"], cell
+        assert typed_results("before\n\n" + table.format(cell)) == ["| row | x |"], cell
     for cell in ("JetPack 6.2 or 7.2", "4000", "`drift:0.2` asks", "10 s each"):
-        assert typed_tables(table.format(cell)) == [], cell
-    assert typed_tables(f"<!-- results: t -->\n\n{table.format('85.5')}\n<!-- end of results -->") == []
+        assert typed_results(table.format(cell)) == [], cell
+    assert typed_results("It gains.\nIt gains +1.5 [+0.4, +2.7].") == ["It gains +1.5 [+0.4, +2.7]."]
+    assert typed_results("`--seeds [0, 1]`") == []
+    assert typed_results(f"<!-- results: t -->\n\n{table.format('85.5')}\n<!-- end of results -->") == []
 
 
 def test_a_result_becomes_a_table_and_a_part_of_a_document(tmp_path: Path) -> None:

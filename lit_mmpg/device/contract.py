@@ -21,8 +21,8 @@ device's own parameters. Several devices at once are computed one after the othe
 its linear layers by :meth:`DeviceModel.linear`, which computes several devices in one product.)
 
 Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear layer),
-``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it); they are left out of a comparison with their
-reason where there is none.
+``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it). Where there is none, a comparison leaves them
+out and says why.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class DeviceModel(nn.Module, ABC):
         """Make ``spec`` from the dynamic layers, in the order in which they were added; inject into plain ones.
 
         Raises:
-            UserError: If a layer is asked for that the model does not have, that no form acts on, or that is not called.
+            UserError: If a layer is asked for that the model does not have, that no form suits, or that is not called.
         """
         if self._holder is None and self.dynamic is not None:
             self._inject(self.dynamic)

@@ -12,7 +12,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
 
 SCHEMA = 2
-"""Version of the manifest's schema: a reader takes its own alone. 2: parameters reach every graph that an entry names."""
+"""Version of the manifest's schema: a reader takes its own alone. 2: any graph may take parameters."""
 
 ROLES = ("model", "text", "project", "encode")
 """What a graph can be for: answers or clip embeddings; sentence embeddings; projected features; frame features."""

@@ -30,6 +30,19 @@ from lit_mmpg.tracking.store import git_commit
 EARLIER = FOLDER / "earlier"
 DRAWS = 2000
 """Bootstrap samples, as many as the published intervals had."""
+SAME = "same scores as now, two-way bootstrap"
+COLUMNS = (
+    "row",
+    "quantity",
+    "published",
+    SAME,
+    "now",
+    "verdict published",
+    f"verdict, {SAME}",
+    "verdict now",
+    "changed",
+)
+Fields = Mapping[str, Any]
 INTERVAL = re.compile(r"\[(?P<low>[+-]?[\d.]+), (?P<high>[+-]?[\d.]+)\]")
 METRICS = {
     "accuracy": "accuracy",
@@ -59,52 +72,74 @@ def cells_of(folder: Path, comparison: Comparison) -> dict[str, Row]:
     return rows_of(comparison, cells)
 
 
-def bootstrap_interval(rows: Mapping[str, Row], name: str, split: str, metric: str, reference: str | None) -> str:
-    """The earlier method's interval of the scores of a row, or of their difference from a reference; empty without."""
+def bootstrap(rows: Mapping[str, Row], name: str, split: str, metric: str, reference: str | None) -> Fields | None:
+    """The earlier method's interval of the scores of a row, or of their difference from a reference, as a result row.
+
+    Args:
+        rows: Rows of the cells.
+        name: The row.
+        split: Group of devices.
+        metric: Primary metric.
+        reference: Row that the difference is from; None for the row itself.
+
+    Returns:
+        ``metric, value, low, high``; None without the scores.
+    """
     if name not in rows or (reference is not None and reference not in rows):
-        return ""
+        return None
     pooled = pool(rows[name], split, metric, None if reference is None else (rows[reference], split))
     if pooled is None:
-        return ""
+        return None
     device, clip = (np.unique(labels, return_inverse=True)[1] for labels in (pooled.device, pooled.clip))
     low, high = pigeonhole(pooled.values[None], device, clip, DRAWS)
     shown = metric if reference is None else f"{metric}_minus_{reference}"
-    return format_row({"metric": shown, "value": pooled.values.mean(), "low": low[0], "high": high[0]})
+    return {"metric": shown, "value": float(pooled.values.mean()), "low": float(low[0]), "high": float(high[0])}
 
 
 def changes(
-    earlier: Mapping[str, Any], now: Mapping[str, Any], rows: Mapping[str, Row], reference: str = "static"
-) -> Iterator[list[str]]:
-    """``row, quantity, published, same scores with the bootstrap, now, verdict before, verdict now`` of each interval.
+    earlier: Fields, now: Fields, rows: Mapping[str, Row], reference: str = "static"
+) -> Iterator[dict[str, str]]:
+    """Each published row with its intervals and verdicts, then each claim.
 
     Args:
         earlier: Published result; its rows have the names of the comparison.
         now: The result that was computed again.
         rows: Rows of its cells.
         reference: Row that differences are from.
+
+    Yields:
+        Heading (:data:`COLUMNS`) -> cell, empty where nothing is known; ``changed`` is empty where no verdict is.
     """
     primary = next(METRICS[title] for title in earlier["columns"] if title in METRICS)
     found = {(v["method"], v["metric"]): v for v in reversed(now["values"])}  # the main group of devices stands first
     for cells in earlier["rows"]:
+        published = dict(zip(earlier["columns"], cells, strict=True))
         name = cells[0]
-        for title, published in zip(earlier["columns"][1:], cells[1:], strict=True):
-            interval = INTERVAL.search(published)
-            difference = title.startswith(f"minus {reference}")
-            if interval is None or (title not in METRICS and not difference):
-                continue
-            value = found.get((name, f"{primary}_minus_{reference}" if difference else primary))
+        for metric, difference in ((primary, False), (f"{primary}_minus_{reference}", True)):
+            value = found.get((name, metric))
             if value is None:
                 continue
-            before, after = "", ""
+            title = next((t for t in published if (t.startswith("minus") if difference else t in METRICS)), "")
+            text = published.get(title, "").replace("*", "")
+            same = bootstrap(rows, name, value["split"], primary, reference if difference else None)
+            line = {"row": name, "quantity": f"minus {reference}" if difference else title, "published": text}
+            line |= {SAME: format_row(same) if same else "", "now": format_row(value)}
             if difference:
-                before = sign(float(interval["low"]), float(interval["high"]), primary)
+                known = INTERVAL.search(text)
+                before = sign(float(known["low"]), float(known["high"]), primary) if known else ""
+                again = sign(same["low"], same["high"], primary) if same else ""
                 after = sign(value["low"], value["high"], primary)
-            same = bootstrap_interval(rows, name, value["split"], primary, reference if difference else None)
-            yield [name, title, published.replace("*", ""), same, format_row(value), before, after]
+                earlier_verdicts = [verdict for verdict in (before, again) if verdict]
+                line |= {"verdict published": before, f"verdict, {SAME}": again, "verdict now": after}
+                line["changed"] = "" if not earlier_verdicts else "no" if {*earlier_verdicts} == {after} else "yes"
+            yield {column: line.get(column, "") for column in COLUMNS}
     judged = {verdict["claim"]["id"]: verdict for verdict in now.get("verdicts", [])}
-    for claim, verdict in earlier.get("verdicts", {}).items():
+    for claim, before in earlier.get("verdicts", {}).items():
         if claim in judged:
-            yield [judged[claim]["claim"]["text"], "claim", "", "", "", verdict, judged[claim]["verdict"]]
+            text, after = judged[claim]["claim"]["text"], judged[claim]["verdict"]
+            line = {"row": text, "quantity": "claim", "verdict published": before, "verdict now": after}
+            line["changed"] = "no" if before == after else "yes"
+            yield {column: line.get(column, "") for column in COLUMNS}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -118,30 +153,27 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=FOLDER / "verdict_changes.json", metavar="FILE.json")
     parser.add_argument("--cells", type=Path, default=Path("outputs/compare"), metavar="FOLDER")
     options = parser.parse_args(args)
-    today, shown = load(), []
+    today: dict[str, dict[str, Any]] = load()
+    shown: list[dict[str, str]] = []
     for name, earlier in load(EARLIER).items():
-        if name not in today:
-            continue
-        comparison = read_comparison(f"configs/experiment/{name}.yaml")
-        rows = cells_of(options.cells / name, comparison)
-        shown += [[name, *row] for row in changes(earlier, today[name], rows, comparison.reference)]
+        if name in today:
+            comparison = read_comparison(f"configs/experiment/{name}.yaml")
+            rows = cells_of(options.cells / name, comparison)
+            found = changes(earlier, today[name], rows, comparison.reference)
+            shown += [{"comparison": name, **line} for line in found]
     if not shown:
         raise UserError(f"no result of {EARLIER} has one of the same name in {FOLDER}")
-    for row in shown:
-        row.append("yes" if row[-2] != row[-1] else "no" if row[-2] else "")
-    changed = [row for row in shown if row[-1] == "yes"]
-    counted = sum(bool(row[-1]) for row in shown)
-    columns = ["comparison", "row", "quantity", "published", "same scores as now, two-way bootstrap", "now"]
-    columns += ["verdict published", "verdict now", "changed"]
+    changed, counted = (sum(line["changed"] in kinds for line in shown) for kinds in (("yes",), ("yes", "no")))
     notes = [
-        f"{len(changed)} of {counted} verdicts changed. A verdict on a row is whether its 95 % interval of the "
-        "difference from the static model holds 0. Of what was published only rounded figures were kept, no scores of "
-        "single items, and the models were trained again by later code: the column in the middle gives the earlier "
-        "intervals of the same scores as now, where those are at hand."
+        f"{changed} of {counted} verdicts changed. A verdict on a row is whether its 95 % interval of the difference "
+        "from the static model holds 0; it changed when it is not the published one, or not that of the two-way "
+        "bootstrap (the earlier kind of interval) on the same scores as now. Of what was published only rounded "
+        "figures were kept, no scores of single items, and the models were trained again by later code."
     ]
+    columns, cells = ["comparison", *COLUMNS], [list(line.values()) for line in shown]
     title = "Verdicts that changed with the intervals"
-    sources = {name: today[name]["commit"] for name in dict.fromkeys(row[0] for row in shown)}
-    write_result(options.output, result(title, command, columns, shown, git_commit(), notes, results=sources))
+    sources = {name: today[name]["commit"] for name in dict.fromkeys(line["comparison"] for line in shown)}
+    write_result(options.output, result(title, command, columns, cells, git_commit(), notes, results=sources))
     print(notes[0])
     print(f"Written: {options.output}")
 

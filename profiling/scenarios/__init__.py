@@ -48,6 +48,7 @@ class Outcome:
         series: Time series.
         bytes: Sizes of the messages.
         network: Modelled costs of the messages.
+        throughput: ``mode`` by MLPerf's name, ``answers_per_s``, and how it was found.
         notes: What a reader should know.
     """
 
@@ -58,6 +59,7 @@ class Outcome:
     series: Mapping[str, Any] = field(default_factory=dict)
     bytes: Mapping[str, Any] | None = None
     network: Sequence[Mapping[str, Any]] = ()
+    throughput: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
 
 

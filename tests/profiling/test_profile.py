@@ -16,7 +16,7 @@ from lit_mmpg.cli import main as lit_mmpg
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling.cli import main
-from lit_mmpg.profiling.config import load_config, to_json
+from lit_mmpg.profiling.config import SCENARIOS, load_config, to_json
 from lit_mmpg.profiling.html import render
 from lit_mmpg.profiling.plan import make_plan
 from lit_mmpg.profiling.schema import SCHEMA, problems
@@ -28,6 +28,7 @@ CONFIG = """
 name: test
 engines: [{engine: onnxruntime, precisions: [fp32]}]
 scenarios: [answer, adapt, stream, sustained]
+throughput: {duration_s: 0.05, probes: 3, p99_limit_ms: 10000.0}
 latency: {warmup: 2, min_count: 8, min_time_s: 0.0, max_time_s: 5.0, attempts: 1}
 stream: {clips: 6, adapt_every: 3}
 sustained: {duration_s: 0.4, interval_s: 0.1}
@@ -51,7 +52,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, documents.Document]:
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "test.yaml").write_text(CONFIG)
+    (folder / "test.yaml").write_text(CONFIG.replace("[answer,", "[answer, offline, multistream, server, layers,"))
     arguments = ["run", "--bundle", str(bundle), "--config", str(folder / "test.yaml"), "--output", str(folder)]
     assert main([*arguments, "--no-record"]) == 0
     return folder, documents.load(folder / "profile.json")
@@ -60,7 +61,7 @@ def finished(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_every_cell_has_a_finished_row_and_the_file_follows_its_schema(finished) -> None:
     _, profile = finished
     cells = [(r["scenario"], r["encoder_included"], r["status"]) for r in profile["rows"]]
-    assert cells == [(s, e, "ok") for s in ("answer", "adapt", "stream", "sustained") for e in (False, True)]
+    assert cells == [(s, e, "ok") for s in SCENARIOS if s != "finetune" for e in (False, True)]
     assert problems(profile) == [] and profile["state"] == "complete"
     jsonschema.validate(profile, SCHEMA)
 
@@ -68,6 +69,10 @@ def test_every_cell_has_a_finished_row_and_the_file_follows_its_schema(finished)
 def test_rows_are_verified_and_hold_raw_samples_and_memory(finished) -> None:
     _, profile = finished
     for row in profile["rows"]:
+        if row["scenario"] == "layers":
+            graphs = row["series"]["layers"]["graphs"]
+            assert all(graph["layers"] and graph["roofline"]["bound"] for graph in graphs.values())
+            continue
         assert row["verdicts"] and all(v["ok"] for v in row["verdicts"])
         wall = row["latency"]["wall"]
         assert wall["count"] == len(wall["samples_ms"]) > 0 and min(wall["samples_ms"]) >= 0
@@ -93,6 +98,17 @@ def test_adaptation_counts_real_messages_and_names_what_it_did_not_measure(finis
     link = row["network"][0]
     bits = 8 * upload["message_bytes"] / 6e6 + 8 * download["message_bytes"] / 13e6
     assert link["time_ms"] == pytest.approx(70 + bits * 1e3) and link["energy_j"] is None and link["model"] is True
+
+
+def test_throughput_has_the_names_of_mlperf(finished) -> None:
+    found = {row["scenario"]: row["throughput"] for row in finished[1]["rows"] if row["encoder_included"]}
+    modes = {name: value["mode"] for name, value in found.items() if value}
+    assert modes == {"offline": "Offline", "multistream": "MultiStream", "server": "Server"}
+    assert len(found["offline"]["blocks_per_s"]) == 20 and len(found["multistream"]["stream_answers"]) == 2
+    assert [probe["count"] >= 200 for probe in found["server"]["probes"]] == [True] * 3
+    assert all(found[name]["answers_per_s"] > 0 for name in modes)
+    page = (finished[0] / "report.html").read_text()
+    assert all(f"<h3>{mode}</h3>" in page for mode in modes.values())
 
 
 def test_series_of_stream_and_sustained(finished) -> None:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import numpy as np
-
 from lit_mmpg.methods.comparison.table import Row, pool
-from lit_mmpg.profiling.benchmarks.verdict_changes import bootstrap_interval, changes, sign
+from lit_mmpg.profiling.benchmarks.verdict_changes import COLUMNS, SAME, bootstrap, changes, sign
 from tests.methods.synthetic import cell, seeds
 
 
@@ -33,11 +31,17 @@ def test_published_intervals_stand_beside_those_of_today() -> None:
         "verdicts": {"beats": "undecided", "absent": "holds"},
     }
     found = list(changes(earlier, {"values": [value, seen], "verdicts": [claim]}, rows))
-    assert [line[0] for line in found] == ["ours", "Ours beats."] and found[1][-2:] == ["undecided", "holds"]
-    _, quantity, published, same, now, before, after = found[0]
-    assert (quantity, published) == ("minus static, points", "+10.0 [-1.0, +21.0]")
-    assert (before, after) == ("undecided", sign(interval.low, interval.high, "accuracy"))
-    assert f"{100 * interval.low:+.1f}, {100 * interval.high:+.1f}" in now
-    assert same.startswith(now.partition(" ")[0]) and "[" in same
-    assert bootstrap_interval(rows, "gone", "test_unseen", "accuracy", "static") == ""
-    assert np.isfinite(interval.low)
+    assert [tuple(line) for line in found] == [COLUMNS] * 2
+    ours, beats = found
+    assert (ours["row"], ours["published"], ours["verdict published"]) == ("ours", "+10.0 [-1.0, +21.0]", "undecided")
+    assert ours["verdict now"] == "better" and ours["changed"] == "yes"
+    assert f"{100 * interval.low:+.1f}, {100 * interval.high:+.1f}" in ours["now"]
+    assert ours[SAME].startswith(ours["now"].partition(" ")[0]) and "[" in ours[SAME]
+    assert (beats["row"], beats["verdict published"], beats["verdict now"]) == ("Ours beats.", "undecided", "holds")
+    assert beats["changed"] == "yes"
+    unpublished = {**earlier, "columns": ["method", "accuracy, %"], "rows": [["ours", "70"]], "verdicts": {}}
+    (line,) = changes(unpublished, {"values": [value]}, rows)
+    assert line["published"] == "" and line["changed"] == ("no" if line[f"verdict, {SAME}"] == "better" else "yes")
+    (line,) = changes(unpublished, {"values": [value]}, {})
+    assert line[SAME] == "" and line["changed"] == ""
+    assert bootstrap(rows, "gone", "test_unseen", "accuracy", "static") is None

@@ -1,0 +1,123 @@
+"""Does the gate find a regression, and nothing else? ``profile compare --interleave`` with and without a planted one.
+
+    python -m lit_mmpg.profiling.benchmarks.gate --bundle BUNDLE [--runs 20] [--planted 0.1] [--limit 5]
+
+Each run compares a bundle with itself. In half of the runs every answer of B is followed by a busy wait that lasts a
+share of A's median latency: the regression. Target: planted ones fail in all runs, and 19 of 20 runs without one pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.heartbeat import working
+from lit_mmpg.profiling.compare import Limit
+from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
+from lit_mmpg.profiling.harness import Harness, Instruments
+from lit_mmpg.profiling.interleave import compare_bundles, open_pipeline
+from lit_mmpg.profiling.meters import latency
+from lit_mmpg.profiling.meters.latency import LatencyConfig
+from lit_mmpg.profiling.pipeline import Pipeline
+from lit_mmpg.profiling.plan import Cell
+from lit_mmpg.results import result, write_result
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.tracking.store import git_commit
+
+
+class Slower(Pipeline):
+    """A pipeline whose answers take longer by a fixed time."""
+
+    extra_s = 0.0
+
+    def answer(self, features: np.ndarray | None = None) -> np.ndarray:
+        """The answer, then a busy wait."""
+        found = super().answer(features)
+        end = time.perf_counter() + self.extra_s
+        while time.perf_counter() < end:
+            pass
+        return found
+
+
+def planted(share: float, median_ms: float) -> type[Slower]:
+    """A pipeline that is slower by a share of a median."""
+    return type("Planted", (Slower,), {"extra_s": share * median_ms / 1e3})
+
+
+def runs(harness: Harness, cell: Cell, count: int, share: float, limit: Limit, rounds: int) -> list[dict[str, Any]]:
+    """``count`` runs with and ``count`` without a regression, in turns.
+
+    Returns:
+        ``planted``, ``passed`` and the ``change`` of each, with the interval's ends.
+    """
+    with Pipeline(harness.bundle, cell) as pipeline:
+        median_ms = latency.measure(pipeline.answer, harness.config.latency).wall.p50_ms
+    slower = planted(share, median_ms)
+    found = []
+    for _ in range(count):
+        for opener in (open_pipeline, lambda harness, cell: slower(harness.bundle, cell)):
+            comparison = compare_bundles(harness, harness, [limit], rounds, open_b=opener)
+            figure = comparison["rows"][0]["figures"][limit.metric]
+            ends = {key: figure[key] for key in ("change", "low", "high")}
+            found.append({"planted": opener is not open_pipeline, "passed": comparison["passed"], **ends})
+    return found
+
+
+@working("gate", bar=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark.
+
+    Returns:
+        0 where the target is met, else 1.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.gate")
+    parser.add_argument("--bundle", required=True, type=Path, help="bundle that 'lit-mmpg export' wrote")
+    parser.add_argument("--runs", type=int, default=20, help="runs of each kind")
+    parser.add_argument("--planted", type=float, default=0.1, help="share by which B is slower")
+    parser.add_argument("--limit", type=float, default=5.0, help="limit on the median latency, per cent")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each run")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
+    options = parser.parse_args(argv)
+    meter = LatencyConfig(warmup=10, min_count=100, min_time_s=0.3, attempts=1)
+    config = ProfileConfig("gate", (EngineSelection("onnxruntime"),), encoder="without", latency=meter)
+    harness = Harness(Bundle.open(options.bundle), config, Instruments.open())
+    cell = Cell(config.engines[0], "fp32", 1, "answer", False)
+    limit = Limit("p50_ms", options.limit / 100, True)
+    found = runs(harness, cell, options.runs, options.planted, limit, options.rounds)
+    rows = []
+    for kind, wanted in ((True, False), (False, True)):
+        own = [run for run in found if run["planted"] == kind]
+        right = sum(run["passed"] == wanted for run in own)
+        changes = [run["change"] * 100 for run in own]
+        held = sum(run["low"] <= (options.planted if kind else 0.0) <= run["high"] for run in own)
+        rows.append(
+            [
+                f"{options.planted:.0%} slower" if kind else "the same bundle",
+                f"{right} of {len(own)} {'failed' if kind else 'passed'}",
+                f"{np.median(changes):+.1f} % ({min(changes):+.1f} to {max(changes):+.1f})",
+                f"{held} of {len(own)}",
+            ]
+        )
+    met = rows[0][1].startswith(f"{options.runs} of") and int(rows[1][1].split()[0]) >= 0.95 * options.runs
+    header = ["B", "as it should", "change found: median (least to most)", "interval holds the truth"]
+    for row in rows:
+        print(" | ".join(row))
+    if options.output:
+        command = (
+            f"python -m lit_mmpg.profiling.benchmarks.gate --bundle bundle --runs {options.runs} "
+            f"--planted {options.planted:g} --limit {options.limit:g} --rounds {options.rounds}"
+        )
+        note = f"Limit {limit}, {options.rounds} rounds with fresh sessions; target {'met' if met else 'missed'}."
+        made = result("The gate on latency", command, header, rows, git_commit(), [note], values=found)
+        write_result(options.output, made)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Where the time goes: each layer's time, and each graph against what the machine can do (roofline).
+
+The ceilings are measured in the same run: a matrix product by ONNX Runtime with as many threads as the engine has, and
+a copy in memory. A graph's arithmetic is the count of the manifest; of its traffic only weights, inputs and outputs are
+counted, once: the least there can be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.meters import latency
+from lit_mmpg.profiling.scenarios import Context, Outcome
+from lit_mmpg.runtime.engines import Engine
+
+CALLS = 50
+SIZE = 768
+"""Rows and columns of the matrix product."""
+COPY_BYTES = 64 << 20
+BOUND = 0.5
+"""A graph is bound by what alone would take at least this share of its time."""
+
+
+def ceilings(threads: int, attempts: int = 5) -> dict[str, float]:
+    """The best of several attempts: ``multiply_adds_per_s`` of a float32 product, ``bytes_per_s`` read and written."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shape = [SIZE, SIZE]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y", "z")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "y"], ["z"])], "product", ends[:2], ends[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {name: np.full(shape, 0.5, np.float32) for name in ("x", "y")}
+    source = np.ones(COPY_BYTES // 8)
+    target = np.empty_like(source)
+    products_s, copies_s = [], []
+    for _ in range(attempts):
+        start = time.perf_counter()
+        session.run(None, feeds)
+        products_s.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        np.copyto(target, source)
+        copies_s.append(time.perf_counter() - start)
+    return {"multiply_adds_per_s": SIZE**3 / min(products_s), "bytes_per_s": 2 * COPY_BYTES / min(copies_s)}
+
+
+def roofline(
+    time_ms: float, multiply_adds: float, traffic_bytes: float, machine: Mapping[str, float]
+) -> dict[str, Any]:
+    """A graph against the ceilings.
+
+    Returns:
+        ``arithmetic_ms`` and ``memory_ms``, what each alone would take, and ``bound``: ``arithmetic``, ``memory`` or
+        ``overhead``, where neither explains half of the time.
+    """
+    alone = {
+        "arithmetic": multiply_adds / machine["multiply_adds_per_s"] * 1e3,
+        "memory": traffic_bytes / machine["bytes_per_s"] * 1e3,
+    }
+    most = max(alone, key=lambda name: alone[name])
+    return {
+        "multiply_adds": multiply_adds,
+        "traffic_bytes": traffic_bytes,
+        **{f"{name}_ms": value for name, value in alone.items()},
+        "bound": most if alone[most] >= BOUND * time_ms else "overhead",
+    }
+
+
+def run(context: Context) -> Outcome:
+    """Profile the graphs of an answer one after the other."""
+    pipeline = context.pipeline
+    parameters = adapted_parameters(pipeline.bundle)
+    if parameters is not None:
+        pipeline.load(parameters)
+    found: dict[str, Any] = {}
+    notes = []
+    on_processor = pipeline.device_timer is None
+    machine = ceilings(int(getattr(pipeline.engines["model"].config, "threads", 1))) if on_processor else None
+    for role, engine in pipeline.engines.items():
+        context.say(f"layers of {role}")
+        inputs = pipeline.inputs[role]
+        time_ms = latency.measure(partial(engine.infer, inputs), context.config.latency).wall.p50_ms
+        layers = engine.layer_times(inputs, CALLS)
+        if layers is None:
+            notes.append(f"engine '{engine.name}' has no profiler of layers here")
+        entry: dict[str, Any] = {"time_ms": time_ms, "layers": layers}
+        if machine is not None:
+            counts = _multiply_adds(engine, inputs), _traffic_bytes(engine, inputs)
+            entry["roofline"] = roofline(time_ms, *counts, machine)
+        found[role] = entry
+    if machine is None:
+        notes.append("ceilings are measured on the processor, not on this engine's accelerator")
+    return Outcome(unit=pipeline.unit, series={"layers": {"graphs": found, "ceilings": machine}}, notes=notes)
+
+
+def _multiply_adds(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:
+    """The manifest's count, in proportion to the sizes here: about right where a size enters with its square."""
+    sizes: dict[str, int] = {}
+    for info in engine.inputs:
+        sizes |= {d: s for d, s in zip(info.shape, inputs[info.name].shape, strict=True) if isinstance(d, str)}
+    share = 1.0
+    for name, counted in engine.info.macs_at.items():
+        share *= sizes.get(name, counted) / counted
+    return engine.info.macs * share
+
+
+def _traffic_bytes(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:
+    arrays = [*inputs.values(), *engine.parameters.values(), *engine.infer(inputs).values()]
+    return engine.graph.stat().st_size + sum(array.nbytes for array in arrays)
