@@ -17,7 +17,10 @@ import lit_mmpg
 from lit_mmpg.cli import main
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_network
+from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.errors import UserError
+from lit_mmpg.export.guard import runner
+from lit_mmpg.export.source import open_source
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.parameters import ENCODE, MODEL
 from lit_mmpg.profiling.cli import main as profile
@@ -25,12 +28,19 @@ from lit_mmpg.profiling.config import EngineSelection
 from lit_mmpg.profiling.inputs import adapted_parameters
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell
+from lit_mmpg.runtime.adaptation import judge
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
+from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.verify import verify
+from lit_mmpg.serving.app import create_app
+from lit_mmpg.serving.cloud_half import CloudHalf
+from lit_mmpg.serving.config import ServeConfig
 from tests.integration import tiny
 from tests.integration.conftest import pixel_data
+from tests.serving.test_connections import running
 
 LAYERS = ["stem.conv", "stem.norm", "neck", "head"]
 FORM = {"*norm": "film", "time": "shift", "*": "low_rank"}
@@ -285,6 +295,48 @@ def test_a_device_with_its_bundle_answers_as_torch_does(own: Made) -> None:
         session.swap(None)
         assert session.answer(static_features, "what is it").scores == static.scores
         assert session.answer(clips[0], "what is it").scores == static.scores
+
+
+def test_the_door_personalises_from_the_bundle_by_a_service(own: Made) -> None:
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 256, (3, 3, 24, 24), dtype=np.uint8) for _ in range(2)]
+    here = lit_mmpg.load(own.ckpt).new_device("kitchen")
+    app = create_app(CloudHalf.load(str(own.ckpt), device="cpu"), ServeConfig(""))
+    state = DeviceState.open(own.bundle, None, "kitchen", "")
+    with running(app) as service, PersonalDevice(DeviceSession(own.bundle), state) as device:
+        static = device.answer(clips[0], "what is it")
+        for clip in clips:
+            device.observe(clip)
+            here.observe(clip)
+        assert [clip.shape[1:] for clip in device.state.latest] == [(3, 24, 24)] * 2  # judged by what parameters act on
+        outcome = device.personalise(cloud=service.url)
+        assert outcome.source == "cloud" and outcome.digest == here.personalise().digest
+        personal = device.answer(clips[0], "what is it")
+        assert personal.parameters == outcome.digest and personal.scores != static.scores
+        expected = here.answer(clips[0], "what is it").scores
+        np.testing.assert_allclose(personal.scores, expected, rtol=1e-3, atol=1e-4)
+        # Bad parameters of the encoder alone are refused by what they do to the answers.
+        bad = dict(device.state.parameters or {})
+        bad["input.gain"] = np.full_like(bad["input.gain"], np.inf)
+        assert judge(device.session, device.state, bad)[0] is not None
+        device.session.swap(device.state.parameters)
+        assert device.answer(clips[0], "what is it") == personal
+        device.reset()
+        assert device.answer(clips[0], "what is it") == static
+
+
+def test_bounds_of_plausible_parameters_are_chosen_by_what_devices_compute(own: Made) -> None:
+    source = open_source(own.ckpt)
+    spec = next(graph for graph in graph_specs(source.network, 4, 1) if graph.role == MODEL)
+    parameters = adapted_parameters(own.bundle)
+    assert parameters is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 24, 24), dtype=np.uint8)
+    questions = np.ones((2, 1, 3), np.int64)
+    with DeviceSession(own.bundle) as session:
+        for own_parameters in ({}, parameters):
+            session.swap(own_parameters or None)
+            found = runner(source, spec, own_parameters)(pixels, questions)
+            np.testing.assert_allclose(session.outputs(pixels, questions), found, rtol=1e-3, atol=1e-4)
 
 
 def test_it_is_profiled(own: Made, tmp_path: Path) -> None:
