@@ -208,7 +208,8 @@ class DeviceModel(nn.Module, ABC):
     def _inject(self, dynamic: DynamicConfig) -> None:
         named = list(self.named_modules(remove_duplicate=False))
         of_its_own = {id(m) for _, m in named if isinstance(m, DynamicLinear) and m.form is not None}
-        missing, chosen = [], {}
+        missing: list[str] = []
+        chosen: dict[str, nn.Module] = {}
         for target in dynamic.layers:
             meant = [m for name, m in named if matches(target, name, m)]
             if not meant:
