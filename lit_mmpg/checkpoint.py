@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.trust import check_classes
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -87,7 +88,7 @@ def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed
     """The module of a checkpoint with its weights.
 
     The class that the checkpoint names, and the class of its network, are imported by their names; the file itself
-    brings no code, and both have to be classes of the right kind.
+    brings no code, both have to be trusted (:mod:`lit_mmpg.trust`), and classes of the right kind.
 
     Args:
         checkpoint: Content of the file.
@@ -96,7 +97,7 @@ def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed
         **changed: Arguments of the class that replace those of the checkpoint.
 
     Raises:
-        UserError: If the checkpoint is of another version or class.
+        UserError: If the checkpoint is of another version or class, or names a class that is not trusted.
     """
     import jsonargparse
 
@@ -105,6 +106,7 @@ def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed
     if "_class_path" not in settings:
         raise UserError(f"{name} {again}, which kept no settings of the model in it; train again")
     _expect(getattr(kind, "half_name", None), checkpoint["lit_mmpg"]["half"], name)
+    check_classes(settings, name)
     given = {key: value for key, value in settings.items() if not key.startswith("_")} | changed
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "module")
@@ -127,7 +129,7 @@ def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, An
         checkpoint: Its content, from :func:`read_checkpoint`.
 
     Raises:
-        UserError: If it does not say.
+        UserError: If it does not say, or names a class that is not trusted (:mod:`lit_mmpg.trust`).
     """
     import yaml
 
@@ -147,7 +149,9 @@ def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, An
             f"{path} does not say with which {' and '.join(missing)} it was trained; name a checkpoint that "
             "'lit-mmpg fit' wrote, or fit with a data module (trainer.fit(module, datamodule=...))"
         )
-    return {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+    kept = {key: trained[key] for key in ("model", "data", "seed_everything") if key in trained}
+    check_classes(kept, str(path))
+    return kept
 
 
 def _section(settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ is; a name that is no folder is looked up there, where that package is installed
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_CODEBOOK = "lit_mmpg.codebooks."
+_CODEBOOKS = "lit_mmpg.codebooks."
 
 Module = TypeVar("Module", bound="AnsweringModule")
 
@@ -38,7 +39,7 @@ def save(module: AnsweringModule, folder: str | Path) -> None:
     module.on_save_checkpoint(checkpoint)
     ours = checkpoint["lit_mmpg"]
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
-    tensors |= {f"{_CODEBOOK}{i}": book for i, book in enumerate(ours.pop("codebooks", []))}
+    tensors |= {f"{_CODEBOOKS}{name}": tensor for name, tensor in ours.pop("codebooks", {}).items()}
     config = {"library_name": "lit-mmpg", "half": ours["half"], "hyper_parameters": dict(module.hparams)}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -57,7 +58,7 @@ def load(kind: type[Module], name: str | Path, **hub: Any) -> Module:
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _download(str(name), hub)
+        folder = download(str(name), **hub)
     return rebuild(read_folder(folder), str(folder), kind).eval()
 
 
@@ -79,12 +80,28 @@ def read_folder(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}; save_pretrained writes it") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold what save_pretrained wrote ({error}); save it again") from error
-    books = sorted((name for name in tensors if name.startswith(_CODEBOOK)), key=lambda n: int(n.rsplit(".", 1)[1]))
-    ours = {"half": half, "data": data, "codebooks": [tensors.pop(name) for name in books]}
+    books = [name for name in tensors if name.startswith(_CODEBOOKS)]
+    ours = {"half": half, "data": data, "codebooks": {n.removeprefix(_CODEBOOKS): tensors.pop(n) for n in books}}
     return {"hyper_parameters": settings, "state_dict": tensors, "lit_mmpg": ours}
 
 
-def _download(name: str, options: dict[str, Any]) -> Path:
+def is_repository(name: str) -> bool:
+    """Whether a name is that of a repository on a hub (``owner/name``), not of a file or folder here or mistyped."""
+    path = Path(name)
+    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+    return named and path.suffix != ".ckpt" and not path.exists() and not path.parent.is_dir()
+
+
+def download(name: str, **options: Any) -> Path:
+    """The folder of a repository on the hub, in the hub's cache.
+
+    Args:
+        name: ``owner/name``.
+        **options: Options of ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        UserError: If there is none, it cannot be reached, or huggingface_hub is not installed.
+    """
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.messages import check_device_id
+from lit_mmpg.pretrained import CONFIG, download, is_repository
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
 from lit_mmpg.runtime.client import Cloud
 from lit_mmpg.runtime.personal import PersonalDevice
@@ -68,30 +69,39 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
     """Load a finished system.
 
     Args:
-        source: A checkpoint of either half that ``lit-mmpg fit`` wrote, or a bundle that ``lit-mmpg export`` wrote,
-            which also brings bounds of plausible parameters.
+        source: A checkpoint of either half that ``lit-mmpg fit`` or a Lightning trainer wrote; a folder that
+            ``save_pretrained`` wrote, or the name of its repository on the hub (``owner/name``); or a bundle that
+            ``lit-mmpg export`` wrote, which also brings bounds of plausible parameters. A class of your own that a
+            file names is imported only if it is trusted (:mod:`lit_mmpg.trust`).
         frame_encoder: The frame encoder that made the features on which a checkpoint was trained: a folder of the
             transformers library, or a name on the hub; ``None``: the one that the checkpoint's data names, if it is
             here. Without one devices take features alone. A bundle, and a checkpoint that was trained on pixels, bring
             their own.
 
     Raises:
-        UserError: If it is not there, is neither, or the frame encoder does not fit.
+        UserError: If it is not there, is none of these, or the frame encoder does not fit.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / MANIFEST).is_file():
-            raise UserError(f"{path} is a folder without {MANIFEST}; name a checkpoint, or a folder that export wrote")
+    if (path / MANIFEST).is_file():
         if frame_encoder is not None:
             raise UserError(f"{path} is a bundle and brings its frame encoder; leave frame_encoder out")
         bundle = Bundle.open(path)
         return System(bundle, lambda: DeviceSession(bundle))
-    checkpoint = require_checkpoint(path)  # the cheap check, before torch is imported
+    if is_repository(str(source)):
+        path = download(str(source))
+    saved = path.is_dir()
+    if saved and not (path / CONFIG).is_file():
+        raise UserError(
+            f"{path} is a folder without {MANIFEST} or {CONFIG}; name a checkpoint, or a folder that export or "
+            "save_pretrained wrote"
+        )
+    if not saved:
+        require_checkpoint(path)  # the cheap check, before torch is imported
     from lit_mmpg.export.in_process import CheckpointDevices, unnoticed
-    from lit_mmpg.export.source import open_source
+    from lit_mmpg.export.source import open_folder, open_source
     from lit_mmpg.serving.in_process import CloudHere
 
     with unnoticed():
-        opened = open_source(checkpoint)
+        opened = open_folder(path) if saved else open_source(path)
         devices = CheckpointDevices(opened, None if frame_encoder is None else str(frame_encoder))
     return System(devices.bundle, devices.session, None if opened.cloud is None else CloudHere(opened.cloud))

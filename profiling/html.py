@@ -227,13 +227,13 @@ def _throughput(rows: Sequence[Row]) -> str:
             notes = dict.fromkeys(note for row in own for note in row["notes"])
             parts += [f"<p class='muted'>{escape(note)}.</p>" for note in notes]
             parts.append(_scroll(svg.bars(items, "answers per second", f"Throughput, {mode}")))
-        curves = []
         for row in own:
             probes = sorted(row["throughput"].get("probes", ()), key=lambda probe: probe["rate_per_s"])
             if probes:
                 rates = [probe["rate_per_s"] for probe in probes]
-                curves.append(svg.Line(_name(row), rates, [probe["p99_ms"] for probe in probes]))
-        parts.append(_scroll(svg.lines(curves, "questions per second", "p99, ms", "Latency against the rate")))
+                label = f"{_name(row)}, {'pixels' if row['encoder_included'] else 'features'}"
+                curve = svg.Line(label, rates, [probe["p99_ms"] for probe in probes])
+                parts.append(_scroll(svg.lines([curve], "questions per second", "p99, ms", "Latency against the rate")))
     return f"<h2>Throughput</h2>{''.join(parts)}" if any(parts) else ""
 
 
@@ -247,7 +247,7 @@ def _layers(rows: Sequence[Row]) -> str:
             roof = graph.get("roofline")
             if roof:
                 parts.append(
-                    f"<p>Bound by <b>{roof['bound']}</b>: {roof['multiply_adds'] / 1e6:,.3g} million multiply-adds "
+                    f"<p>Bound by <b>{roof['bound']}</b>: {roof['multiply_adds'] / 1e6:,.1f} million multiply-adds "
                     f"alone would take {format_ms(roof['arithmetic_ms'])} ms, {format_bytes(roof['traffic_bytes'])} "
                     f"of memory {format_ms(roof['memory_ms'])} ms.</p>"
                 )

@@ -16,7 +16,7 @@ from lit_mmpg.link.product import PQ, ProductQuantiser, learn
 
 
 def learn_codebooks(anchors: Iterable[np.ndarray], link: LinkConfig) -> ProductQuantiser | None:
-    """k-means on anchors, made known to the link; ``None`` where no codebooks are wanted or there are no anchors.
+    """Product quantisation of anchors, made known to the link; ``None`` where none is wanted or there are no anchors.
 
     Args:
         anchors: ``[n, H]`` anchors that training devices would upload.
@@ -31,9 +31,9 @@ def learn_codebooks(anchors: Iterable[np.ndarray], link: LinkConfig) -> ProductQ
     return quantiser
 
 
-def to_tensors(quantiser: ProductQuantiser) -> list[torch.Tensor]:
-    """Codebooks for a checkpoint."""
-    return [torch.from_numpy(book.copy()) for book in quantiser.codebooks]
+def to_tensors(quantiser: ProductQuantiser) -> dict[str, torch.Tensor]:
+    """Codebooks for a checkpoint, by the names that the file of a bundle has, too."""
+    return {name: torch.from_numpy(array.copy()) for name, array in quantiser.to_tensors().items()}
 
 
 def from_checkpoint(stored: Mapping[str, Any]) -> ProductQuantiser | None:
@@ -43,13 +43,16 @@ def from_checkpoint(stored: Mapping[str, Any]) -> ProductQuantiser | None:
         stored: ``checkpoint["lit_mmpg"]``.
 
     Raises:
-        UserError: If they are damaged.
+        UserError: If they are damaged, or those of an older version.
     """
-    if not stored.get("codebooks"):
+    tensors = stored.get("codebooks")
+    if not tensors:
         return None
+    if not isinstance(tensors, Mapping):
+        raise UserError("the checkpoint's codebooks are those of an older version; train the cloud half again")
     try:
-        quantiser = ProductQuantiser([book.numpy() for book in stored["codebooks"]])
-    except (AttributeError, ValueError) as error:
+        quantiser = ProductQuantiser.from_tensors({name: tensor.numpy() for name, tensor in tensors.items()})
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"the checkpoint's codebooks are damaged ({error}); train the cloud half again") from error
     register(quantiser)
     return quantiser

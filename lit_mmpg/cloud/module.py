@@ -246,12 +246,10 @@ class CloudModule(AnsweringModule):
             return
         fixed = self.freeze_static and not self.network.context_parameters()
         if self.quantiser is None or (again and not fixed):
-            self.quantiser = learn_codebooks(self._anchors_of(self._training), self.link)
+            self.quantiser = learn_codebooks(self.training_anchors(self._training), self.link)
 
-    def _anchors_of(self, data: DeviceData) -> Iterator[np.ndarray]:
+    def training_anchors(self, data: DeviceData) -> Iterator[np.ndarray]:
         """Anchors ``[n, anchor_width]`` that the training devices would upload, one array per context."""
-        if not self.link.codebooks:
-            return
         training = self.training
         self.eval()
         # The state of the random generators is afterwards what it was before.

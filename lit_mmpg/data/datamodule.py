@@ -37,7 +37,7 @@ from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Ques
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
-from lit_mmpg.settings import Remembering
+from lit_mmpg.settings import Remembering, to_plain
 from lit_mmpg.statistics import Moments, trained_moments
 from lit_mmpg.tasks import find_task
 
@@ -104,6 +104,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             "answers": self.answers.to_json(),
             "answer_count": len(self.answers),
             "max_words": self.batch.max_words,
+            "batch": to_plain(self.batch),
             "kinds": self.kinds,
             "recipe": self.corpus.devices.recipe,
             "learnt": self.corpus.devices.learnt,

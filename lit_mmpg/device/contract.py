@@ -46,6 +46,7 @@ from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.targets import chosen_layers, matches
 from lit_mmpg.parameters import ENCODE, MODEL, ParameterSpec
 from lit_mmpg.tasks import find_task
+from lit_mmpg.trust import check_class
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -503,16 +504,17 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
 def network_factory(plain: Mapping[str, Any]) -> NetworkFactory:
     """Inverse of :func:`lit_mmpg.settings.to_plain` for a network that names its class.
 
-    The class is imported by its name, and has to be a device model.
+    The class is imported by its name, and has to be a device model; its module must be trusted (:mod:`lit_mmpg.trust`).
 
     Args:
         plain: ``class_path`` and ``init_args``.
 
     Raises:
-        UserError: If there is no such device model.
+        UserError: If there is no such device model, or it is not trusted.
     """
     path = str(plain["class_path"])
     module, _, name = path.rpartition(".")
+    check_class(path, "the description of the network")
     try:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

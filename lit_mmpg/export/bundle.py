@@ -21,7 +21,7 @@ from lit_mmpg.export.guard import choose_guard
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
 from lit_mmpg.export.samples import DeviceSample, draw_samples
-from lit_mmpg.export.source import Source
+from lit_mmpg.export.source import Source, Trained
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
 from lit_mmpg.runtime.bundle import CODEBOOKS, MOMENTS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
@@ -165,7 +165,7 @@ def write_bundle(
     return variants
 
 
-def fitting_encoder(source: Source, name: str, option: str = "--frame-encoder") -> FrameEncoder:
+def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder") -> FrameEncoder:
     """The frame encoder that made the features of a checkpoint.
 
     Args:
@@ -179,7 +179,7 @@ def fitting_encoder(source: Source, name: str, option: str = "--frame-encoder") 
     frame = source.network.shapes.frame
     if len(frame) == 3:
         raise UserError(f"{option}: {source.path} takes pixels and has an encoder of its own; leave it out")
-    encoder = load_encoder(name, getattr(source.data, "image_size", None), option)
+    encoder = load_encoder(name, getattr(getattr(source, "data", None), "image_size", None), option)
     if encoder.features != frame[0]:
         raise UserError(
             f"{option} {name} gives {encoder.features} features a frame, {source.path} was trained on "
@@ -256,7 +256,7 @@ def _variant(
 
 
 def make_manifest(
-    source: Source,
+    source: Trained,
     variants: Sequence[Variant],
     files: dict[str, str],
     preprocessing: Preprocessing | None = None,
@@ -271,7 +271,7 @@ def make_manifest(
         preprocessing: What happens before the frame encoder, where the device model has none of its own.
         guard: Bounds of plausible parameters.
     """
-    network, shape, meta, cloud = source.network, source.data.batch, source.meta, source.cloud
+    network, shape, meta, cloud = source.network, source.shape, source.meta, source.cloud
     pixels = len(network.shapes.frame) == 3
     if pixels:
         _, height, width = network.shapes.frame

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.export.bundle import fitting_encoder, make_manifest
-from lit_mmpg.export.source import Source
+from lit_mmpg.export.source import Trained
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines.base import own_of
@@ -81,7 +81,7 @@ class CheckpointDevices:
     """Sessions of devices on one device model, which they share.
 
     Args:
-        source: The checkpoint.
+        source: The checkpoint, or what a saved folder holds.
         frame_encoder: Frame encoder that made its features: folder, or name on the hub; ``None``: that of the data,
             where it names one that is here. Without one devices take features, unless the device model takes pixels.
 
@@ -93,12 +93,12 @@ class CheckpointDevices:
         UserError: If the frame encoder is not the one that made the features.
     """
 
-    def __init__(self, source: Source, frame_encoder: str | None = None) -> None:
-        trained = getattr(source.data, "encoder", None)
+    def __init__(self, source: Trained, frame_encoder: str | None = None) -> None:
+        trained = getattr(getattr(source, "data", None), "encoder", None)
         if frame_encoder is None and isinstance(trained, (str, Path)) and Path(trained).is_dir():
             frame_encoder = str(trained)
         encoder = None if frame_encoder is None else fitting_encoder(source, frame_encoder, "frame_encoder")
-        graphs = graph_specs(source.network, source.data.batch.max_frames, 1)
+        graphs = graph_specs(source.network, source.shape.max_frames, 1)
         if encoder is not None:
             graphs.append(encoder.spec())
         manifest = make_manifest(source, [], {}, encoder.preprocessing if encoder else None)

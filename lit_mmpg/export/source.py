@@ -11,7 +11,10 @@ from torch import nn
 
 from lit_mmpg.checkpoint import read_checkpoint, trained_config
 from lit_mmpg.cloud.exchange import state_digest
+from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.data.batches import BatchShape
+from lit_mmpg.errors import UserError
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
 
@@ -22,20 +25,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint, ready to be exported.
+class Trained:
+    """A trained half without its data, as ``save_pretrained`` wrote it: enough for devices.
 
     Attributes:
-        path: The file.
+        path: File or folder.
         module: The half that it holds, with its weights, in evaluation mode.
-        data: The data module as configured, not set up.
-        ours: What the checkpoint says about itself (``half``, ``data``, ``run_id``, ...).
+        ours: What it says about itself (``half``, ``data``, ``run_id``, ...).
     """
 
     path: Path
     module: AnsweringModule
-    data: DeviceData
     ours: dict[str, Any]
+
+    @property
+    def shape(self) -> BatchShape:
+        """How clips and contexts were cut in training."""
+        return BatchShape(**self.meta["batch"])
 
     @property
     def network(self) -> DeviceModel:
@@ -55,6 +61,34 @@ class Source:
     def digest(self) -> str:
         """SHA-256 of the weights, as the messages of the link carry it."""
         return self.cloud.digest() if self.cloud else state_digest(nn.ModuleList([self.network]))
+
+
+@dataclass(frozen=True)
+class Source(Trained):
+    """A checkpoint, ready to be exported.
+
+    Attributes:
+        data: The data module as configured, not set up.
+    """
+
+    data: DeviceData
+
+    @property
+    def shape(self) -> BatchShape:
+        """How the data cuts clips and contexts, flags included."""
+        return self.data.batch
+
+
+def open_folder(folder: Path) -> Trained:
+    """Load what ``save_pretrained`` wrote of either half.
+
+    Raises:
+        UserError: If it is damaged, or of a version that did not say how its clips were cut.
+    """
+    module, _ = load_module(folder)
+    if "batch" not in module.meta:
+        raise UserError(f"{folder} was saved by another version of lit-mmpg; save it again")
+    return Trained(folder, module, {"half": module.half_name, "data": module.meta})
 
 
 def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
@@ -77,4 +111,4 @@ def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     module.eval().requires_grad_(False)
-    return Source(Path(path), module, cli.datamodule, ours)
+    return Source(Path(path), module, ours, cli.datamodule)

@@ -7,16 +7,18 @@ runs and are taken away in ``finally``; without them a layer runs the forward of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lit_mmpg import lora
 from lit_mmpg.errors import UserError
 from lit_mmpg.forms.base import Form, Part, entries, sized_like
 from lit_mmpg.forms.input_layer import InputLayer
@@ -422,6 +424,51 @@ class Adaptable(nn.Module):
         return tuple(drawn)
 
     @torch.no_grad()
+    def save_adapter(self, folder: str | os.PathLike[str], parameters: Sequence[Tensor]) -> None:
+        """Write one device's parameters as a LoRA adapter of ``module`` (:mod:`lit_mmpg.lora`).
+
+        Args:
+            folder: Made where it is missing.
+            parameters: The tensors of ``spec`` in order, unbatched.
+
+        Raises:
+            UserError: If they do not fit, or a LoRA adapter cannot express what a layer computes with them.
+        """
+        values, devices = self._checked(parameters)
+        if devices is not None:
+            raise UserError("an adapter holds the parameters of one device; choose one of the leading dimension")
+        arrays = {n: t.detach().cpu().float().numpy() for n, t in zip(self.spec.names, values, strict=True)}
+        lora.save(folder, self.spec, arrays, self._kernels())
+
+    def load_adapter(self, folder: str | os.PathLike[str]) -> tuple[Tensor, ...]:
+        """One device's parameters, in the order of ``spec``, from a LoRA adapter of ``module``.
+
+        Raises:
+            UserError: If it is no LoRA adapter of exactly the targets, or a layer computes otherwise than its adapter.
+        """
+        loaded = lora.load(folder, self.spec, self._kernels())
+        device = next((p.device for p in self.module.parameters()), None)
+        return tuple(torch.from_numpy(loaded[name]).to(device) for name in self.spec.names)
+
+    def _kernels(self) -> dict[str, tuple[int, ...]]:
+        """Shapes ``[in, kh, kw]`` of the kernels of the convolutions, all layers being such as LoRA adapters know."""
+        kernels: dict[str, tuple[int, ...]] = {}
+        for site in self._sites:
+            modules = [m for m in self.module.modules() if getattr(m, "_site", None) is site]
+            if len(modules) > 1:
+                raise UserError(
+                    f"{site.name} shares its weight with another layer, of which LoRA adapters know nothing"
+                )
+            for m in modules:
+                if isinstance(m, nn.Conv2d):
+                    if m.groups > 1 or set(m.dilation) != {1} or m.padding_mode != "zeros":
+                        raise UserError(
+                            f"{site.name} is a convolution with groups, dilation or padding other than zeros, which "
+                            "LoRA adapters do not keep; leave it out of targets"
+                        )
+                    kernels[site.name] = tuple(m.weight.shape[1:])
+        return kernels
+
     def verify(self, *example: Any, devices: int = 3, **named: Any) -> Verification:
         """Try the module: does every target change the output, and does a batch of devices equal the loop?
 
@@ -504,7 +551,7 @@ def _difference(found: Any, expected: Any) -> tuple[float | None, str]:
 def adaptable(
     module: nn.Module,
     targets: Targets = (),
-    form: str | Mapping[str, str] = "low_rank",
+    form: str | Form | Mapping[str, str | Form] = "low_rank",
     rank: int = 4,
     *,
     input_layer: InputLayer | None = None,
@@ -517,7 +564,7 @@ def adaptable(
         module: Any module.
         targets: Its layers: a list of names, last parts of names and globs; or one regular expression, or
             ``all-linear``. The empty name is the module itself.
-        form: Name of a form, or glob of layer names -> form (the first that matches).
+        form: A form or its name, or glob of layer names -> form (the first that matches).
         rank: Rank of the forms that have one.
         input_layer: Generated parameters in front of the module, or of one within it.
         devices: How several devices are computed. ``batch`` runs only after a successful ``verify``.
@@ -536,7 +583,7 @@ def adaptable(
 def inject(
     module: nn.Module,
     layers: Mapping[str, nn.Module],
-    form: str | Mapping[str, str],
+    form: str | Form | Mapping[str, str | Form],
     rank: int,
     input_layer: InputLayer | None = None,
     swap_whole: bool = True,
@@ -546,7 +593,7 @@ def inject(
     Args:
         module: The module.
         layers: Its layers by name, see :func:`lit_mmpg.forms.targets.chosen_layers`.
-        form: Name of a form, or glob of layer names -> form (the first that matches).
+        form: A form or its name, or glob of layer names -> form (the first that matches).
         rank: Rank of the forms that have one.
         input_layer: Generated parameters in front of the module, or of one within it.
         swap_whole: Whether an input layer in front of the whole module is applied to what its ``forward`` is given;
@@ -580,7 +627,8 @@ def inject(
             chosen = form_of(form, name)
             label = name or "module"
             try:
-                site = shared[key] = LayerSite(label, holder, len(sites), layer, find_form(chosen), rank)
+                own = chosen if isinstance(chosen, Form) else find_form(chosen)
+                site = shared[key] = LayerSite(label, holder, len(sites), layer, own, rank)
             except UserError as error:
                 raise UserError(f"target {label}: {error}") from error
             sites.append(site)
@@ -599,17 +647,22 @@ def inject(
     return sites, holder
 
 
-def form_of(form: str | Mapping[str, str], name: str) -> str:
+Named = TypeVar("Named")
+
+
+def form_of(form: Named | Mapping[str, Named], name: str) -> Named:
     """The form of a layer.
 
     Args:
-        form: Name of a form, or glob of layer names -> form (the first that matches).
+        form: A form or its name; or glob of layer names -> form (the first that matches).
         name: Name of the layer.
 
     Raises:
         UserError: If no glob matches.
     """
-    chosen = form if isinstance(form, str) else next((f for g, f in form.items() if fnmatchcase(name, g)), None)
+    if not isinstance(form, Mapping):
+        return form
+    chosen = next((f for g, f in form.items() if fnmatchcase(name, g)), None)
     if chosen is None:
         raise UserError(f"form: no glob matches the target {name}; add one, or '*' at the end")
     return chosen

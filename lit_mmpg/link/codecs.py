@@ -9,7 +9,7 @@ name      what is sent for an array ``x``                       error of one val
 ``int7``  ``x`` packed, ``x:scale``, ``x:length``               <= scale / 2; scale < max |x| / 63 * (1 + 2^-8)
 ``int6``  the same with 31 for 63                               one bit less each
 ``int4``  the same with 7 for 63
-``pq...`` the nearest words of a codebook that both sides hold  see :mod:`lit_mmpg.link.product`
+``pq...`` the nearest words of codebooks that both sides hold   see :mod:`lit_mmpg.link.product`
 ========  ====================================================  ============================================
 
 Integers are symmetric with one scale for each index of one axis ("per channel"). The scale keeps every axis, with

@@ -133,7 +133,7 @@ def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
 
 def evaluate_adapted(
     loaded: Loaded,
-    method: str,
+    method: str | type[AdaptationMethod],
     name: str | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -143,7 +143,7 @@ def evaluate_adapted(
 
     Args:
         loaded: The checkpoint and its data.
-        method: Name of the method.
+        method: Name of the method, or a class of your own.
         name: Name of the row; the method's when not given.
         options: Values that replace those of the method's grid (a list: among these the validation devices choose),
             and ``labels``: number of labelled clips of a supervised method.
@@ -157,7 +157,8 @@ def evaluate_adapted(
         UserError: If the method or an option is unknown.
     """
     start = time.perf_counter()
-    kind = find_method(method)
+    kind = find_method(method) if isinstance(method, str) else method
+    method = kind.name
     asked = dict(options or {})
     label = name or method
     labels = asked.pop("labels", 16 if kind.knows == "labelled" else None)

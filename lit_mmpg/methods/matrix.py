@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.table import Table
 
     from lit_mmpg.methods.registry import applicability, find_method
-    from lit_mmpg.tasks import task_names
+    from lit_mmpg.tasks import all_tasks
 
     with json_alone(options.json) as write:
         matrix = applicability(options.names)
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
                 table.add_column(title, overflow="fold")
             for row in matrix:
                 method = find_method(row["method"])
-                said = {task: row[task] if row[task] == "yes" else f"n/a: {row[task]}" for task in task_names()}
+                names = [task.name for task in all_tasks()]
+                said = {task: row[task] if row[task] == "yes" else f"n/a: {row[task]}" for task in names}
                 tasks = [f"{task.replace('_', ' ')} {text}" for task, text in said.items()]
                 what = [f"{row['setting']}{', backward pass' if method.backward else ''}; is given: {row['knows']}"]
                 what += [f"options: {', '.join(method.grid)}"] if method.grid else []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise
 from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank
@@ -14,6 +14,7 @@ from lit_mmpg.methods.normalisation import FeatureStatistics, OnlineTent, Tent
 from lit_mmpg.methods.pixels import AnchorJpegUpload, PixelColourAlignment
 from lit_mmpg.methods.prototypes import T3A, DynamicCache, OnlineCache, OnlineT3A
 from lit_mmpg.methods.reference import Majority, Unadapted
+from lit_mmpg.plugins import Registry, subclass_of
 from lit_mmpg.tasks import all_tasks
 
 _ALL: tuple[type[AdaptationMethod], ...] = (
@@ -38,32 +39,32 @@ _ALL: tuple[type[AdaptationMethod], ...] = (
     PixelColourAlignment,
     AnchorJpegUpload,
 )
-METHODS = {method.name: method for method in _ALL}
-"""Name -> method, in the order of tables."""
 
 
-def find_method(name: str) -> type[AdaptationMethod]:
-    """A method by its name.
+def _take(name: str, made: Any) -> type[AdaptationMethod]:
+    kind = subclass_of(AdaptationMethod, name, made)  # type: ignore[type-abstract]
+    lacking = [field for field in ("paper", "setting") if not hasattr(kind, field)]
+    if lacking:
+        raise TypeError(f"it lacks {' and '.join(lacking)}")
+    return kind
 
-    Raises:
-        UserError: If there is none of that name.
-    """
-    if name not in METHODS:
-        raise UserError(f"there is no method '{name}'; known are {', '.join(METHODS)}")
-    return METHODS[name]
+
+METHODS = Registry("lit_mmpg.methods", "method", {method.name: method for method in _ALL}, _take)
+"""In the order of tables."""
+method_names, find_method = METHODS.names, METHODS.find
 
 
 def applicability(methods: Sequence[str] = ()) -> list[dict[str, str]]:
     """The matrix of methods and tasks.
 
     Args:
-        methods: Names; all when empty.
+        methods: Names; all that can be used when empty.
 
     Returns:
         One row per method: ``method, setting, knows, paper`` and for each task ``yes`` or the reason why it is n/a.
     """
     rows = []
-    for name in methods or METHODS:
+    for name in methods or METHODS.all():
         method = find_method(name)
         row = {"method": name, "setting": method.setting, "knows": method.knows, "paper": method.paper}
         rows.append(row | {task.name: method.not_for_task(task) or "yes" for task in all_tasks()})

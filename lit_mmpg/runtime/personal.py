@@ -10,6 +10,7 @@ from typing import Any, Union
 
 import numpy as np
 
+from lit_mmpg import lora
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
 from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, KEY_VARIABLE, Cloud, CloudClient
@@ -234,6 +235,37 @@ class PersonalDevice:
             best = int(each.indices[np.argmax(frames)])
             found.append(Match(number, each.clip, score, best, self.parameters))
         return sorted(found, key=lambda match: -match.score)
+
+    def save_adapter(self, folder: str | os.PathLike[str]) -> None:
+        """Write the personal parameters in use as a LoRA adapter (:mod:`lit_mmpg.lora`).
+
+        Args:
+            folder: Made where it is missing.
+
+        Raises:
+            UserError: If there are none, they are not of the form ``low_rank``, or the folder cannot be written.
+        """
+        if self.state.parameters is None:
+            raise UserError(
+                f"device '{self.name}' has no personal parameters; call personalise() before save_adapter()"
+            )
+        lora.save(folder, self.session.bundle.spec, self.state.parameters)
+
+    def load_adapter(self, folder: str | os.PathLike[str]) -> None:
+        """Answer with the parameters of a LoRA adapter from now on.
+
+        Whoever calls this vouches for them: unlike a cloud's they are not held against the bundle's bounds.
+
+        Args:
+            folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Raises:
+            UserError: If it holds no LoRA adapter of exactly the model's dynamic layers; the parameters of before stay
+                in use.
+        """
+        parameters = lora.load(folder, self.session.bundle.spec)
+        self.session.swap(parameters)
+        self.state.adopt(parameters)
 
     def reset(self) -> None:
         """The static model again, and nothing observed: as a new device."""

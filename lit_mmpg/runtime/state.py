@@ -197,8 +197,8 @@ class DeviceState:
         self.confidences.append(confidence)
 
     def adopt(self, parameters: dict[str, np.ndarray]) -> None:
-        """Take over parameters that were made for the present context."""
-        self.parameters, self.reference = parameters, self._means().mean(0)
+        """Take over parameters that were made for the present context, if there is any."""
+        self.parameters, self.reference = parameters, self._means().mean(0) if self.clips else None
         self.since = 0
         self.confidences.clear()
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import expand_home, find_config, parse_yaml, read_yaml
+from lit_mmpg.trust import trust_own
 
 DEMO = "configs/experiment/demo.yaml"
 """A complete configuration, on the embedded data."""
@@ -149,6 +150,8 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     # An experiment file serves every verb: what concerns only another verb is no mistake.
     config = {key: value for key, value in config.items() if key not in ALL_OPTIONS}
     name = Path(known.config[-1]).stem if known.config else verb
+    classes = ("class_path", "network", *(f"--{group}" for group in GROUPS))
+    trust_own([config, *({"class_path": v} for flag, v in _pairs(flags) if flag.rpartition(".")[2] in classes)])
     return Request(verb, config, flags, options, name)
 
 

@@ -45,7 +45,7 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
         again = since_ms is not None
         stage = _Stage(request, "stage", tags, since_ms)
         return _ended(stage, stage.run(resume, reuse=again, begin=again))
-    CLI(request)  # a mistake in the cloud half's settings is answered before the device half trains
+    _check(CLI(request))  # a mistake in the cloud half's settings is answered before the device half trains
     device = _Stage(request.derive(Path(device_stage)), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
@@ -55,6 +55,16 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.
     cloud = _Stage(request, "cloud", {**(tags or {}), **source}, since_ms)
     return _ended(cloud, cloud.run(resume, reuse=since_ms is not None, begin=True))
+
+
+def _check(cli: CLI) -> None:
+    """Refuse a form of parameters that there is not; parsing does not ask other packages for theirs."""
+    form = (cli.record["model"].get("init_args", {}).get("dynamic") or {}).get("form")
+    if form is not None:
+        from lit_mmpg.forms.registry import find_form
+
+        for name in form.values() if isinstance(form, Mapping) else [form]:
+            find_form(name, "model.dynamic.form")
 
 
 def _ended(stage: _Stage, checkpoint: str) -> str:

@@ -58,7 +58,7 @@ def spoilt(life: Life, others: Sequence[Life], rng: np.random.Generator) -> Iter
 
 def measure(trained: Trained, options: argparse.Namespace, told: Callable[[str], None]) -> dict[str, Any]:
     """Share of refused parameters by group, what was done to them, and number of clips."""
-    source = Source(trained.path, trained.module, trained.data, read_checkpoint(trained.path)["lit_mmpg"])
+    source = Source(trained.path, trained.module, read_checkpoint(trained.path)["lit_mmpg"], trained.data)
     network, shape = source.network, source.data.batch
     spec = next(s for s in graph_specs(network, shape.max_frames, 2) if s.role == "model")
     told("choosing bounds on the validation devices")

@@ -1,14 +1,14 @@
 """Where the time goes: each layer's time, and each graph against what the machine can do (roofline).
 
 The ceilings are measured in the same run: a matrix product by ONNX Runtime with as many threads as the engine has, and
-a copy in memory. A graph's arithmetic is the count of the manifest; of its traffic only weights, inputs and outputs are
-counted, once: the least there can be.
+a copy in memory of as many bytes as the graph moves. A graph's arithmetic is the count of the manifest; of its traffic
+only weights, inputs and outputs are counted, once: the least there can be.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,12 @@ from lit_mmpg.runtime.engines import Engine
 CALLS = 50
 SIZE = 768
 """Rows and columns of the matrix product."""
-COPY_BYTES = 64 << 20
 BOUND = 0.5
 """A graph is bound by what alone would take at least this share of its time."""
 
 
-def ceilings(threads: int, attempts: int = 5) -> dict[str, float]:
-    """The best of several attempts: ``multiply_adds_per_s`` of a float32 product, ``bytes_per_s`` read and written."""
+def multiply_adds_per_s(threads: int, attempts: int = 5) -> float:
+    """Of a float32 matrix product; the best of several attempts."""
     import onnxruntime
     from onnx import TensorProto, helper
 
@@ -40,17 +39,23 @@ def ceilings(threads: int, attempts: int = 5) -> dict[str, float]:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {name: np.full(shape, 0.5, np.float32) for name in ("x", "y")}
-    source = np.ones(COPY_BYTES // 8)
+    return SIZE**3 / _least_s(lambda: session.run(None, feeds), attempts)
+
+
+def bytes_per_s(working_set_bytes: float, attempts: int = 20) -> float:
+    """Read and written by a copy whose two ends together are so large: what fits a cache comes from there."""
+    source = np.ones(max(512, int(working_set_bytes) // 16))
     target = np.empty_like(source)
-    products_s, copies_s = [], []
-    for _ in range(attempts):
+    return 2 * source.nbytes / _least_s(lambda: np.copyto(target, source), attempts)
+
+
+def _least_s(call: Callable[[], object], attempts: int) -> float:
+    times_s = []
+    for _ in range(1 + attempts):
         start = time.perf_counter()
-        session.run(None, feeds)
-        products_s.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        np.copyto(target, source)
-        copies_s.append(time.perf_counter() - start)
-    return {"multiply_adds_per_s": SIZE**3 / min(products_s), "bytes_per_s": 2 * COPY_BYTES / min(copies_s)}
+        call()
+        times_s.append(time.perf_counter() - start)
+    return min(times_s[1:])
 
 
 def roofline(
@@ -84,7 +89,8 @@ def run(context: Context) -> Outcome:
     found: dict[str, Any] = {}
     notes = []
     on_processor = pipeline.device_timer is None
-    machine = ceilings(int(getattr(pipeline.engines["model"].config, "threads", 1))) if on_processor else None
+    threads = int(getattr(pipeline.engines["model"].config, "threads", 1))
+    products = multiply_adds_per_s(threads) if on_processor else None
     for role, engine in pipeline.engines.items():
         context.say(f"layers of {role}")
         inputs = pipeline.inputs[role]
@@ -93,13 +99,15 @@ def run(context: Context) -> Outcome:
         if layers is None:
             notes.append(f"engine '{engine.name}' has no profiler of layers here")
         entry: dict[str, Any] = {"time_ms": time_ms, "layers": layers}
-        if machine is not None:
-            counts = _multiply_adds(engine, inputs), _traffic_bytes(engine, inputs)
-            entry["roofline"] = roofline(time_ms, *counts, machine)
+        if products is not None:
+            traffic = _traffic_bytes(engine, inputs)
+            machine = {"multiply_adds_per_s": products, "bytes_per_s": bytes_per_s(traffic)}
+            entry |= {"ceilings": machine}
+            entry["roofline"] = roofline(time_ms, _multiply_adds(engine, inputs), traffic, machine)
         found[role] = entry
-    if machine is None:
+    if products is None:
         notes.append("ceilings are measured on the processor, not on this engine's accelerator")
-    return Outcome(unit=pipeline.unit, series={"layers": {"graphs": found, "ceilings": machine}}, notes=notes)
+    return Outcome(unit=pipeline.unit, series={"layers": {"graphs": found}}, notes=notes)
 
 
 def _multiply_adds(engine: Engine, inputs: Mapping[str, np.ndarray]) -> float:

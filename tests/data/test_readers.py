@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_mmpg.data.readers import (
-    CAPTION_LAYOUTS,
-    QUESTION_LAYOUTS,
+    READERS,
     clips_of_questions,
     fingerprint_files,
     read_aliases,
@@ -351,16 +350,19 @@ def test_folder_without_the_files_of_the_layout(tmp_path: Path) -> None:
 
 
 def test_unknown_layout_suggests_a_known_one(tmp_path: Path) -> None:
-    assert "did you mean 'nextqa_mc'" in fails("is unknown", read_questions, "nextqa-mc", tmp_path)
-    fails("caption layout 'srt' is unknown", read_captions, "srt", tmp_path)
+    assert "did you mean 'nextqa_mc'" in fails("there is no layout", read_questions, "nextqa-mc", tmp_path)
+    fails("there is no layout 'srt'", read_captions, "srt", tmp_path)
+    fails("holds no questions; name it under captions", read_questions, "captions_csv", tmp_path)
+    fails("holds no captions; name it under questions", read_captions, "qa_csv", tmp_path)
 
 
 def test_layouts_on_an_empty_folder_are_user_errors(tmp_path: Path) -> None:
-    for layout in QUESTION_LAYOUTS:
-        fails("contains none of", read_questions, layout, tmp_path)
-    for layout in CAPTION_LAYOUTS:
-        with pytest.raises(UserError):
-            read_captions(layout, tmp_path)
+    for layout, reader in READERS.built_in.items():
+        if reader.questions is not None:
+            fails("contains none of", read_questions, layout, tmp_path)
+        if reader.captions is not None:
+            with pytest.raises(UserError):
+                read_captions(layout, tmp_path)
 
 
 # --- ids ---------------------------------------------------------------------------------------------------------

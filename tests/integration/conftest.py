@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,17 @@ def _half(checkpoint: dict) -> str:
     return str(checkpoint["lit_mmpg"]["half"])
 
 
-def write_experiment(folder: Path, root: Path, task: str, epochs: int = 1, **cloud: object) -> Path:
+def write_experiment(
+    folder: Path, root: Path, task: str, epochs: int = 1, data: Mapping[str, object] | None = None, **cloud: object
+) -> Path:
     """Device and cloud configuration for a task; returns the cloud half's, which names the other as its first stage."""
-    data = tiny.data_config(root, task)
+    settings = tiny.data_config(root, task, **(data or {}))
     layers = {"dynamic": {"layers": ["frame_projection", "head"], "form": "low_rank", "rank": 2}}
     trainer = tiny.trainer_config(max_epochs=epochs)
-    tiny.write_config(folder / "device.yaml", data=data, model=tiny.device_config(), trainer=trainer)
+    tiny.write_config(folder / "device.yaml", data=settings, model=tiny.device_config(), trainer=trainer)
     return tiny.write_config(
         folder / "both.yaml",
-        data=data,
+        data=settings,
         model=tiny.cloud_config(**(layers | cloud)),
         trainer=trainer,
         device_stage="device.yaml",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lit_mmpg
+from lit_mmpg import trust
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.cloud.loading import load_cloud_module, load_module
@@ -20,10 +24,12 @@ from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import PersonalClipsData
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes
+from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_network, network_factory
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.errors import UserError
+from lit_mmpg.methods import adapted
+from lit_mmpg.training.config import read_request
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, pixel_data
 
@@ -238,6 +244,123 @@ def test_a_checkpoint_names_no_class_of_another_kind(notebook: Notebook, tmp_pat
         torch.save(checkpoint, tmp_path / "other.ckpt")
         with pytest.raises(UserError, match=path.rsplit(".", 1)[1]):
             load_module(tmp_path / "other.ckpt")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module that Python finds and nobody imported; it leaves a trace when it is."""
+    (tmp_path / "stranger_networks").mkdir()
+    (tmp_path / "stranger_networks" / "__init__.py").touch()
+    (tmp_path / "stranger_networks" / "small.py").write_text(
+        f"from pathlib import Path\nfrom {__name__} import Small\nPath({str(tmp_path / 'trace')!r}).touch()\n"
+        "class Own(Small):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(trust, "_named", set())
+    yield "stranger_networks.small"
+    for name in [name for name in sys.modules if name.startswith("stranger_networks")]:
+        del sys.modules[name]
+
+
+OPENED: dict[str, Callable[[Path], object]] = {
+    "load_module": load_module,
+    "load": lit_mmpg.load,  # the data is named by the file, too
+    "test": lambda path: adapted.load(path),
+}
+
+
+@pytest.mark.parametrize("opened", OPENED)
+@pytest.mark.parametrize(
+    "place", ["_class_path", "network", "network by name", "optimiser", "optimiser by name", "data"]
+)
+def test_a_file_gets_no_module_imported(
+    notebook: Notebook, tmp_path: Path, stranger: str, place: str, opened: str
+) -> None:
+    checkpoint = read_checkpoint(notebook.device_ckpt)
+    settings = dict(checkpoint["hyper_parameters"])
+    named = {"class_path": f"{stranger}.Own"}
+    if place == "_class_path":
+        settings[place] = named["class_path"]
+    elif place.endswith(" by name"):
+        settings[place.removesuffix(" by name")] = named["class_path"]
+    elif place == "data":
+        settings["data"] = settings["data"] | {"extra": named}
+        checkpoint["datamodule_hyper_parameters"] = checkpoint["datamodule_hyper_parameters"] | {
+            "_class_path": stranger
+        }
+    else:
+        settings[place] = named
+    checkpoint["hyper_parameters"] = settings
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(
+        UserError, match=rf"other\.ckpt names the class {stranger}.*import .* before loading, or set LIT_"
+    ):
+        OPENED[opened](tmp_path / "other.ckpt")
+    assert not (tmp_path / "trace").exists() and stranger not in sys.modules
+
+
+@pytest.mark.parametrize("how", ["import", "variable", "configuration", "flag", "entry point"])
+def test_what_the_user_names_is_trusted(
+    notebook: Notebook, tmp_path: Path, stranger: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = {"class_path": f"{stranger}.Own", "init_args": {"width": 3}}
+    with pytest.raises(UserError, match="before loading"):
+        network_factory(plain)
+    import stranger_networks  # noqa: F401  # the package alone is not its modules
+
+    with pytest.raises(UserError, match="before loading"):
+        network_factory(plain)
+    assert not (tmp_path / "trace").exists()
+    if how == "import":
+        importlib.import_module(stranger)
+    elif how == "variable":
+        monkeypatch.setenv("LIT_MMPG_TRUST", "others, stranger_networks")
+    elif how == "configuration":
+        config = tiny.write_config(tmp_path / "own.yaml", model=tiny.device_config(network=plain))
+        read_request("fit", ["--config", str(config)])
+    elif how == "flag":
+        read_request("test", ["--ckpt_path", "x.ckpt", f"--model.init_args.network.class_path={stranger}.Own"])
+    else:
+        info = tmp_path / "stranger-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[lit_mmpg.networks]\nown = {stranger}:Own\n")
+    network = build_network(network_factory(plain), Shapes("open_ended", (3, 8, 8), 5, 4))
+    assert type(network).__name__ == "Own" and (tmp_path / "trace").exists()
+
+
+def test_a_saved_folder_and_a_repository_are_systems(
+    notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook.cloud.save_pretrained(tmp_path / "cloud")
+    clip = notebook.data.corpus.frames.frames(notebook.data.corpus.frames.ids()[0])
+    outcomes = []
+    for source in (notebook.cloud_ckpt, tmp_path / "cloud"):
+        system = lit_mmpg.load(source)
+        device = system.new_device("kitchen")
+        static = device.answer(clip, "what is mine")
+        device.observe(clip)
+        outcomes.append((static, device.personalise().digest, device.answer(clip, "what is mine")))
+    assert outcomes[0] == outcomes[1]
+    (tmp_path / "cloud" / "config.json").rename(tmp_path / "cloud" / "kept.json")
+    with pytest.raises(UserError, match=r"without manifest\.json or config\.json"):
+        lit_mmpg.load(tmp_path / "cloud")
+
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"^kitchens/small is neither a folder .* nor a repository \(.+\)$"):
+        lit_mmpg.load("kitchens/small")
+    # What the hub's client keeps in its cache is found without the hub.
+    commit, cached = "0" * 40, tmp_path / "cache" / "models--kitchens--small"
+    notebook.cloud.save_pretrained(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert lit_mmpg.load("kitchens/small").bundle.manifest.checkpoint_digest == system.bundle.manifest.checkpoint_digest
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint cloud/bset\.ckpt does not exist"):
+        lit_mmpg.load("cloud/bset.ckpt")
 
 
 def test_a_network_of_ones_own_is_trained_by_its_class_path(

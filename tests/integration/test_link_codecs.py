@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.cloud.codebooks import from_checkpoint
+from lit_mmpg.errors import UserError
 
 
 def measured(folder, checkpoint, *flags) -> dict:
@@ -53,8 +55,6 @@ def test_codebooks_are_learnt_on_what_training_devices_upload(trained, monkeypat
 
 
 def test_pq_without_codebooks_is_refused(trained, monkeypatch, tmp_path, capsys):
-    import torch
-
     run = trained("open_ended")
     monkeypatch.chdir(run.folder)
     checkpoint = read_checkpoint(run.cloud)
@@ -63,3 +63,15 @@ def test_pq_without_codebooks_is_refused(trained, monkeypatch, tmp_path, capsys)
     flags = ["--model.link.upload_codec", "pq", "--trainer.logger", "false"]
     assert main(["test", "--ckpt_path", str(tmp_path / "old.ckpt"), *flags]) == 2
     assert "has no codebooks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ([torch.zeros(2, 4)], "those of an older version; train the cloud half again"),
+        ({"codebook000": torch.zeros(2, 4)}, "damaged .*train the cloud half again"),
+    ],
+)
+def test_codebooks_of_an_older_version_are_refused(stored, message):
+    with pytest.raises(UserError, match=message):
+        from_checkpoint({"codebooks": stored})

@@ -41,7 +41,7 @@ assert {"lit_mmpg.link.codecs", "lit_mmpg.link.messages"} <= set(names), names
 assert {"lit_mmpg.profiling.worker", "lit_mmpg.profiling.meters.energy"} <= set(names), names
 assert {"lit_mmpg.tasks.retrieval", "lit_mmpg.tasks.registry"} <= set(names), names
 assert {"lit_mmpg.runtime.bundle", "lit_mmpg.runtime.engines.onnx_runtime"} <= set(names), names
-for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors", "lit_mmpg.plugins"]:
+for name in [*names, "lit_mmpg.parameters", "lit_mmpg.errors", "lit_mmpg.plugins", "lit_mmpg.lora"]:
     importlib.import_module(name)
 # What a board asks of a task needs no torch either.
 import numpy as np

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_mmpg.link import Download, LinkError, Upload, codecs, decode, encode, register
-from lit_mmpg.link.product import ProductQuantiser, learn, part_widths
+from lit_mmpg.link.product import ProductQuantiser, learn, part_widths, principal_axes
 from lit_mmpg.parameters import ParameterSpec
 
 RNG = np.random.default_rng(0)
@@ -25,20 +25,68 @@ def test_the_nearest_word_is_sent_and_encoding_is_stable():
     codes = encode(quantiser.name, {"x": x})
     assert codes["x"].dtype == np.uint8 and codes["x"].shape == (4, 2, 3)
     decoded = decode(quantiser.name, codes)["x"]
+    turned, found = ((y.astype(np.float64) - quantiser.mean) @ quantiser.rotation for y in (x, decoded))
     start = 0
     for m, width in enumerate(part_widths(10, 3)):
-        part, book = x[..., start : start + width], quantiser.codebooks[m]
+        part, book = turned[..., start : start + width], quantiser.codebooks[m]
         distance = np.square(part[..., None, :] - book).sum(-1)
         np.testing.assert_array_equal(codes["x"][..., m], distance.argmin(-1))
-        np.testing.assert_array_equal(decoded[..., start : start + width], book[codes["x"][..., m]])
+        np.testing.assert_allclose(found[..., start : start + width], book[codes["x"][..., m]], atol=2e-6)
         start += width
     np.testing.assert_array_equal(encode(quantiser.name, {"x": decoded})["x"], codes["x"])
 
 
-def test_k_means_is_better_than_its_start_and_repeatable():
-    def error(quantiser):
-        return float(np.square(quantiser.decode(quantiser.encode(VECTORS, None)) - VECTORS).mean())
+def error(quantiser: ProductQuantiser, vectors: np.ndarray = VECTORS) -> float:
+    """Mean squared error of what arrives."""
+    return float(np.square(quantiser.decode(quantiser.encode(vectors, None)) - vectors).mean())
 
+
+def anisotropic(seed: int, count: int = 1500, width: int = 16) -> np.ndarray:
+    """Vectors whose variance falls fast along axes that are nobody's coordinates."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    spread = 0.7 ** np.arange(width)
+    return (rng.normal(size=(count, width)) * spread @ axes.T + rng.normal(size=width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_rotation_never_costs_accuracy_on_anisotropic_vectors(seed, parts):
+    vectors = anisotropic(seed)
+    seen, unseen = vectors[:1000], vectors[1000:]
+    plain, turned = (learn(seen, parts, words=64, rounds=6, rotate=rotate) for rotate in (False, True))
+    assert error(turned, unseen) <= error(plain, unseen)
+    assert turned.encode(unseen, None)[""].nbytes == plain.encode(unseen, None)[""].nbytes == parts * len(unseen)
+
+
+def test_each_part_gets_its_share_of_the_variance():
+    vectors = anisotropic(0).astype(np.float64)
+    axes = principal_axes(vectors, 3, least=1e-12)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(16), atol=1e-12)
+    turned = vectors @ axes
+    covariance = np.cov(turned.T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-6)
+    variance = np.array_split(np.diag(covariance), 3)
+    # The three largest go to three parts, the fourth to the part whose own is the smallest of them.
+    largest = np.sort(np.concatenate(variance))[::-1]
+    owner = [next(m for m in range(3) if value in variance[m]) for value in largest[:4]]
+    assert sorted(owner[:3]) == [0, 1, 2] and owner[3] == owner[2]
+    assert [len(part) for part in variance] == part_widths(16, 3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("rank", [1, 5])
+def test_what_arrived_is_sent_as_the_same_codes(offset, rank):
+    """Vectors in few dimensions far from the origin: most parts are rounding errors, in which no word may hide."""
+    rng = np.random.default_rng(rank)
+    vectors = (rng.normal(size=(700, rank)) @ rng.normal(size=(rank, 32)) + offset).astype(np.float32)
+    quantiser = learn(vectors, 8)
+    codes = quantiser.encode(vectors, None)
+    again = quantiser.encode(quantiser.decode(codes), None)
+    np.testing.assert_array_equal(again[""], codes[""])
+
+
+def test_k_means_is_better_than_its_start_and_repeatable():
     start, learnt = learn(VECTORS, 2, words=32, rounds=0), learn(VECTORS, 2, words=32)
     assert error(learnt) < 0.8 * error(start)
     assert learn(VECTORS, 2, words=32) == learnt
@@ -48,7 +96,20 @@ def test_k_means_is_better_than_its_start_and_repeatable():
 def test_fewer_vectors_than_words_are_kept_exactly():
     few = np.repeat(VECTORS[:9], 3, axis=0)
     quantiser = learn(few, 2)
-    np.testing.assert_array_equal(quantiser.decode(quantiser.encode(few, None)), few)
+    np.testing.assert_allclose(quantiser.decode(quantiser.encode(few, None)), few, atol=1e-5)
+    assert max(map(len, quantiser.codebooks)) <= 9
+    same = learn(np.ones((3, 4), np.float32), 2)
+    np.testing.assert_array_equal(same.decode(same.encode(np.zeros((1, 4), np.float32), None)), np.ones((1, 4)))
+
+
+def test_many_vectors_are_decoded_as_one_is():
+    quantiser = learn(VECTORS, 3, words=20)
+    codes = RNG.integers(0, 20, size=(3, 3000, 3)).astype(np.uint8)
+    whole = quantiser.decode({"": codes})
+    assert whole.shape == (3, 3000, 10) and whole.dtype == np.float32
+    one = quantiser.decode({"": codes[2, 2999]})
+    np.testing.assert_allclose(whole[2, 2999], one, rtol=1e-6)
+    assert quantiser.decode({"": codes[:, :0]}).shape == (3, 0, 10)
 
 
 def test_messages_carry_the_digest_and_other_codebooks_do_not_decode():
@@ -117,7 +178,37 @@ def test_forged_codes_are_refused(parts, message):
 )  # fmt: skip
 def test_what_is_no_codebook_is_refused(books):
     with pytest.raises(ValueError, match="codebook"):
-        ProductQuantiser(books)
+        ProductQuantiser(books, np.zeros(5), np.eye(5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": np.zeros(9)}, r"mean of shape \(9,\)"),
+        ({"mean": np.full(10, np.inf)}, "mean"),
+        ({"rotation": np.eye(9)}, r"rotation of shape \(9, 9\)"),
+        ({"rotation": np.zeros(10)}, "rotation"),
+        ({"rotation": np.full((10, 10), np.nan)}, "rotation"),
+        ({"rotation": np.eye(10) * 1e30}, "orthonormal"),
+        ({"rotation": np.eye(10) * 1.001}, "orthonormal"),
+        ({"rotation": None}, "expected mean, rotation"),
+        ({"codebook001": None}, "expected mean, rotation"),
+        ({"words": np.zeros(1)}, "expected mean, rotation"),
+    ],
+)
+def test_malformed_tensors_are_refused(change, message):
+    tensors = learn(VECTORS, 3, words=20).to_tensors() | change
+    with pytest.raises(ValueError, match=message):
+        ProductQuantiser.from_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+def test_the_digest_covers_every_tensor():
+    quantiser = learn(VECTORS, 3, words=20)
+    tensors = quantiser.to_tensors()
+    assert ProductQuantiser.from_tensors(tensors) == quantiser
+    flipped = {"mean": tensors["mean"] + 1, "rotation": -tensors["rotation"], "codebook002": tensors["codebook002"] * 2}
+    names = {ProductQuantiser.from_tensors(tensors | {name: array}).name for name, array in flipped.items()}
+    assert len(names - {quantiser.name}) == 3
 
 
 def test_vectors_of_another_width_are_refused():

@@ -16,7 +16,7 @@ from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.adapted import _Runner, evaluate_adapted, load
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options
-from lit_mmpg.methods.registry import METHODS, applicability
+from lit_mmpg.methods.registry import applicability, find_method, method_names
 from lit_mmpg.tasks import find_task, task_names
 from tests.integration.conftest import Trained
 from tests.methods.conftest import World
@@ -89,7 +89,7 @@ def test_online_methods_answer_each_device_by_its_own_stream(
     world: World, monkeypatch: pytest.MonkeyPatch, method: str, task: str
 ) -> None:
     """All items once, labels hidden, and no device changed by others."""
-    kind, loaded = METHODS[method], world(task)
+    kind, loaded = find_method(method), world(task)
     if kind.not_for_task(find_task(task)) is not None:
         return
     plain = kind.respond
@@ -140,7 +140,7 @@ def test_every_method_says_why_it_does_not_apply(world: World) -> None:
         assert row["paper"] and row["setting"] and all(row[task] for task in task_names())
         for task in ("open_ended", "retrieval"):
             loaded = world(task)
-            reason = METHODS[row["method"]].not_for(loaded.subject, loaded.data)
+            reason = find_method(row["method"]).not_for(loaded.subject, loaded.data)
             if row[task] != "yes":
                 assert reason == row[task]
             if reason is not None:
@@ -154,8 +154,8 @@ def test_the_matrix_is_printed(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["methods", "--output", str(tmp_path / "matrix.json")]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in METHODS) and "Wang et al. 2021" in shown
+    assert all(name in shown for name in method_names()) and "Wang et al. 2021" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert main(["methods", "tent", "t3a", "--json"]) == 0
     assert [row["method"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["tent", "t3a"]
-    assert len(json.loads((tmp_path / "matrix.json").read_text())["rows"]) == len(METHODS)
+    assert len(json.loads((tmp_path / "matrix.json").read_text())["rows"]) == len(method_names())

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_mmpg.profiling.benchmarks import codecs, policies, privacy
+from lit_mmpg import results
+from lit_mmpg.profiling.benchmarks import codebooks, codecs, policies, privacy
 from lit_mmpg.profiling.benchmarks.policies import choose, point, skip_at_random
 from lit_mmpg.profiling.benchmarks.streams import Stream, follow, static, streams
 from lit_mmpg.profiling.benchmarks.trained import load, write_results
@@ -100,6 +101,27 @@ def test_benchmarks_write_their_files(
                     assert row[f"{d}_payload_bytes"] < row[f"{d}_message_bytes"] < row[f"{d}_wire_bytes"]
     if benchmark is privacy:
         assert [row["noise"] for row in result["rows"] if row["noise"]] == [0.25, 0.5, 1.0, 2.0]
+
+
+def test_codebooks_are_measured_on_validation_devices(checkpoint: str, tmp_path: Path) -> None:
+    file = tmp_path / "codebooks.json"
+    codebooks.main(["--ckpt", checkpoint, checkpoint, "--bytes", "1", "4", "999", "--output", str(file)])
+    result = results.load(tmp_path)["codebooks"]
+    assert result["test_reads"] == 0 and str(tmp_path) not in file.read_text()
+    assert [(row["bytes"], row["checkpoints"]) for row in result["values"]] == [(1, 2), (4, 2)]
+    for name in ("plain_error", "rotated_error", "residual_error"):
+        few, many = (row[name] for row in result["values"])
+        assert 0 < many <= few  # equal for residual ones: 24 anchors are all words of the first codebook
+
+
+def test_residual_codebooks_quantise_what_is_left() -> None:
+    rng = np.random.default_rng(0)
+    seen, unseen = rng.normal(size=(2, 2000, 8))
+    errors = codebooks.residual_errors(seen, unseen, 3)
+    assert list(errors) == [1, 2, 3]
+    assert errors[3] < errors[2] < errors[1] < np.square(unseen - seen.mean(0)).sum()
+    # Fewer vectors than words: the first codebook holds them all and leaves nothing.
+    assert codebooks.residual_errors(seen[:9], seen[:9], 1)[1] == pytest.approx(0, abs=1e-12)
 
 
 def test_an_inversion_finds_what_is_there_and_nothing_in_noise(monkeypatch: pytest.MonkeyPatch) -> None:

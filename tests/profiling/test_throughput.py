@@ -32,14 +32,16 @@ def test_waiting_is_that_of_the_queue_with_constant_service() -> None:
     service_s = 0.01
     for rho in (0.3, 0.7):
         clock = Clock()
-        found = server.probe(lambda clock=clock: clock.sleep(service_s), rho / service_s, 12_000, 0, clock, clock.sleep)
+        found = server.probe(
+            lambda clock=clock: clock.sleep(service_s), rho / service_s, 12_000, 0, clock=clock, sleep=clock.sleep
+        )
         expected_ms = 1e3 * (service_s + rho * service_s / (2 * (1 - rho)))
         assert np.mean(found) == pytest.approx(expected_ms, rel=0.08)
 
 
 def test_the_rate_that_keeps_the_limit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A made-up queue whose p99 grows with the rate: bisection ends at the rate where it meets the limit."""
-    monkeypatch.setattr(server, "probe", lambda answer, rate, count, seed: [rate / 10] * 50)
+    monkeypatch.setattr(server, "probe", lambda answer, rate, count, seed, limit_ms: [rate / 10] * 50)
     settings = ThroughputConfig(duration_s=0.01, p99_limit_ms=4.0, probes=14)
     meter = LatencyConfig(warmup=0, min_count=4, min_time_s=0.0, attempts=1)
     config = replace(ProfileConfig("t", (EngineSelection("onnxruntime"),)), throughput=settings, latency=meter)
@@ -55,6 +57,12 @@ def test_the_rate_that_keeps_the_limit_is_found(monkeypatch: pytest.MonkeyPatch)
     found = outcome.throughput["answers_per_s"]
     assert found == max(rate for rate in rates if rate <= 40) and 40 - found < 2 * rates[0] / 2**13
     assert outcome.latency is not None and outcome.latency.wall.p99_ms <= 4.0
+
+
+def test_a_probe_ends_once_its_limit_is_lost() -> None:
+    clock = Clock()
+    found = server.probe(lambda: clock.sleep(0.1), 1.0, 300, 0, 50.0, clock, clock.sleep)
+    assert len(found) == 4  # one in a hundred of 300 may take longer, the fourth may not
 
 
 @pytest.mark.parametrize("wrong", [{"streams": 0}, {"duration_s": 0.0}, {"probes": 0}, {"p99_limit_ms": -1.0}])

@@ -115,6 +115,29 @@ def test_the_example_runs_and_its_parameters_are_those_of_the_device_command(
     np.testing.assert_allclose(again.scores, after.scores, atol=1e-5)
 
 
+def test_personal_parameters_travel_as_a_lora_adapter(system: System, videos: list[Path], tmp_path: Path) -> None:
+    first, second = system.new_device("kitchen"), system.new_device("hall")
+    with pytest.raises(UserError, match=r"no personal parameters; call personalise\(\)"):
+        first.save_adapter(tmp_path / "adapter")
+    first.observe(videos[0])
+    digest = first.personalise().digest
+    first.save_adapter(tmp_path / "adapter")
+    seen = second.features(videos[0])
+    static = second.answer(seen, ASKED)
+    second.load_adapter(tmp_path / "adapter")
+    personal = second.answer(seen, ASKED)
+    assert second.parameters == personal.parameters == digest
+    assert personal.scores == first.answer(seen, ASKED).scores != static.scores
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        second.load_adapter(tmp_path / "adapter")
+    assert second.answer(seen, ASKED).scores == personal.scores
+    second.observe(videos[0])  # a context that comes later
+    assert second.personalise().digest == digest
+    second.reset()
+    assert second.answer(seen, ASKED).scores == static.scores
+
+
 @pytest.mark.parametrize("context", ["device", "clip"])
 def test_own_statistics_are_those_of_the_device_command(made, videos: list[Path], context: str) -> None:
     """Every clip is answered when it comes; more clips come than a context holds."""

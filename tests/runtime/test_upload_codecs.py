@@ -88,8 +88,6 @@ def test_codebooks_survive_their_file() -> None:
     quantiser = learn(np.random.default_rng(0).normal(size=(300, 10)).astype(np.float32), 3)
     data = safetensors_numpy.save(quantiser.to_tensors())
     assert type(quantiser).from_tensors(safetensors_numpy.load(data)) == quantiser
-    with pytest.raises(ValueError, match="expected codebook000"):
-        type(quantiser).from_tensors({"codebook001": quantiser.codebooks[0]})
 
 
 @pytest.mark.parametrize(("codec", "most"), [("int8", 2130), ("int7", 2048), ("pq", 256)])

@@ -34,7 +34,8 @@ from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.guard import odd_outputs
 from lit_mmpg.runtime.manifest import Guard
 from lit_mmpg.runtime.session import DeviceSession
-from lit_mmpg.tasks import Figure, ItemResults, Metric, QuestionTask, find_task, register, registry
+from lit_mmpg.tasks import Figure, ItemResults, Metric, QuestionTask, find_task, register
+from lit_mmpg.tasks.registry import TASKS
 
 NAMES = tuple(DIRECTIONS)
 ANGLES = np.array([np.arctan2(y, x) for x, y in DIRECTIONS.values()])
@@ -119,12 +120,12 @@ class Heading(QuestionTask):
 
 
 @pytest.fixture
-def heading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heading]:
+def heading() -> Iterator[Heading]:
     """The task, known for one test."""
-    monkeypatch.setattr(registry, "_known", dict(registry._known))
     task = Heading()
     register(task)
     yield task
+    TASKS.forget(task.name)
 
 
 def test_a_fourth_task_from_data_to_an_answer_on_a_device(heading: Heading, tmp_path: Path, capsys: Any) -> None:
@@ -150,7 +151,7 @@ def test_a_fourth_task_from_data_to_an_answer_on_a_device(heading: Heading, tmp_
     predicted = trainer.predict(module, datamodule=data)
     assert predicted and {row["answer"] for part in predicted for row in part} <= set(NAMES)
 
-    source = Source(tmp_path / "best.ckpt", module.eval(), data, {"half": "device", "data": data.meta})
+    source = Source(tmp_path / "best.ckpt", module.eval(), {"half": "device", "data": data.meta}, data)
     write_bundle(source, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
     with DeviceSession(bundle) as session:

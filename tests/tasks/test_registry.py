@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -14,7 +15,8 @@ import lit_mmpg
 from lit_mmpg import plugins
 from lit_mmpg.data.datamodule import PersonalClipsData
 from lit_mmpg.errors import UserError
-from lit_mmpg.tasks import all_tasks, find_task, registry, task_names
+from lit_mmpg.tasks import all_tasks, find_task, task_names
+from lit_mmpg.tasks.registry import TASKS
 
 PACKAGE = Path(lit_mmpg.__file__).parent
 
@@ -24,11 +26,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Make entry points known, as installed packages do."""
 
     def install(**tasks: str) -> None:
-        points = EntryPoints(EntryPoint(name, value, registry.GROUP) for name, value in tasks.items())
+        points = EntryPoints(EntryPoint(name, value, TASKS.group) for name, value in tasks.items())
         monkeypatch.setattr(plugins, "entry_points", lambda group: points.select(group=group))
         plugins.found.cache_clear()
 
-    monkeypatch.setattr(registry, "_known", dict(registry._known))
     yield install
     plugins.found.cache_clear()
 
@@ -43,32 +44,49 @@ def test_the_tasks_and_an_unknown_one() -> None:
 
 
 def test_a_task_of_another_package_is_loaded_when_it_is_asked_for(
-    installed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "foreign_tasks.py").write_text(
         "from lit_mmpg.tasks.open_ended import OpenEnded\nclass Yes(OpenEnded):\n    name = 'yes_no'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     installed(yes_no="foreign_tasks:Yes", broken="no_such_module:Task")
-    assert task_names()[3:] == ("yes_no", "broken") and "yes_no" not in registry._known
+    assert task_names()[3:] == ("yes_no", "broken")
+    assert "foreign_tasks" not in sys.modules
     assert find_task("yes_no") is find_task("yes_no") and type(find_task("yes_no")).__name__ == "Yes"
     assert find_task("retrieval").searches  # what is broken elsewhere harms nobody who does not ask for it
+    assert [task.name for task in all_tasks()] == list(task_names())[:4]
+    assert [record.message.split(" of the package")[0] for record in caplog.records] == ["left out: the task 'broken'"]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("broken", "no_such_module:Task", "cannot be loaded"),
-        ("path", "pathlib:Path", "it is no Task with name = 'path'"),
-        ("other", "lit_mmpg.tasks.retrieval:Retrieval", "it is no Task with name = 'other'"),
-        ("retrieval", "lit_mmpg.tasks.retrieval:Retrieval", "which lit-mmpg has"),
+        ("path", "pathlib:Path", "it is no subclass of lit_mmpg.tasks.base.Task"),
+        ("other", "lit_mmpg.tasks.retrieval:Retrieval", "its name is 'retrieval' instead of 'other'"),
+        ("retrieval", "lit_mmpg.tasks.retrieval:Retrieval", "'lit-mmpg' and '.' both offer a task"),
+        ("bare", "lit_mmpg.tasks.base:Task", "it lacks candidates"),
     ],
 )
 def test_a_faulty_package_is_one_error_that_names_it(installed: Any, name: str, value: str, message: str) -> None:
     installed(**{name: value})
+    assert len(all_tasks()) == 3
     with pytest.raises(UserError, match=message) as error:
-        all_tasks()
+        find_task(name)
     assert "package" in str(error.value) and name in str(error.value)
+
+
+def test_two_packages_of_one_name_are_refused_where_it_is_asked_for(
+    installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = ("lit_mmpg.tasks.open_ended:OpenEnded", "no_such_module:Task")
+    points = EntryPoints(EntryPoint("twice", value, TASKS.group) for value in (*values, values[0]))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points.select(group=group))
+    plugins.found.cache_clear()
+    assert len(plugins.found(TASKS.group)["twice"]) == 2 and find_task("retrieval").searches
+    with pytest.raises(UserError, match="both offer a task 'twice'; uninstall"):
+        find_task("twice")
 
 
 def compared(tree: ast.AST, names: tuple[str, ...]) -> Iterator[int]:
@@ -118,6 +136,6 @@ def test_no_file_but_the_tasks_compares_their_names() -> None:
     found = [
         f"{file.relative_to(PACKAGE.parent)}:{line}"
         for file in files
-        for line in compared(ast.parse(file.read_text(encoding="utf-8")), registry._BUILT_IN)
+        for line in compared(ast.parse(file.read_text(encoding="utf-8")), tuple(TASKS.built_in))
     ]
     assert not found, f"ask the task (lit_mmpg.tasks) instead: {found}"

@@ -68,7 +68,7 @@ class Work:
             path = find_config(run.config, self.comparison.path.parent)
             CLI(read_request("fit", ["--config", str(path), *run.flags, *self._seed_flags(seed), *self.flags]))
         for name, row in self.comparison.adapted.items():
-            kind = find_method(row.method)
+            kind = find_method(row.method, f"{self.comparison.path}: adapted row '{name}'")
             unknown = sorted(set(row.options) - set(kind.grid) - {"labels"})
             if unknown:
                 known = ", ".join((*kind.grid, *(("labels",) if kind.knows == "labelled" else ()))) or "none"

@@ -1,0 +1,113 @@
+"""All layouts by name: those of this package and those of other installed packages.
+
+[project.entry-points."lit_mmpg.readers"]
+my_layout = "my_package.my_layout:READER"       # a Reader
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_mmpg.data.readers.captions_csv import read_captions_csv
+from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_captions
+from lit_mmpg.data.readers.msvd_captions import read_msvd_captions
+from lit_mmpg.data.readers.nextqa import read_nextqa_mc, read_nextqa_oe
+from lit_mmpg.data.readers.qa_csv import read_qa_csv
+from lit_mmpg.data.readers.qa_json import read_msrvtt_qa, read_msvd_aliases, read_msvd_qa
+from lit_mmpg.data.readers.tgif_qa import TASKS as TGIF_TASKS
+from lit_mmpg.data.readers.tgif_qa import aliases_reader as tgif_aliases_reader
+from lit_mmpg.data.readers.tgif_qa import reader as tgif_reader
+from lit_mmpg.data.records import Caption, Question
+from lit_mmpg.errors import UserError
+from lit_mmpg.plugins import Registry
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one public layout is read; what it does not hold is ``None``.
+
+    Attributes:
+        questions: Reads its folder: split -> questions.
+        captions: Reads its file.
+        aliases: Reads second names of its clips.
+    """
+
+    questions: Callable[[Path], dict[str, list[Question]]] | None = None
+    captions: Callable[[Path], list[Caption]] | None = None
+    aliases: Callable[[Path], dict[str, str]] | None = None
+
+
+def _take(name: str, made: Any) -> Reader:
+    if not isinstance(made, Reader):
+        raise TypeError(f"it is no {Reader.__module__}.{Reader.__qualname__}")
+    if made.questions is None and made.captions is None:
+        raise TypeError("it reads neither questions nor captions")
+    return made
+
+
+READERS = Registry(
+    "lit_mmpg.readers",
+    "layout",
+    {
+        "qa_csv": Reader(read_qa_csv),
+        "msrvtt_qa": Reader(read_msrvtt_qa),
+        "msvd_qa": Reader(read_msvd_qa, aliases=read_msvd_aliases),
+        "nextqa_mc": Reader(read_nextqa_mc),
+        "nextqa_oe": Reader(read_nextqa_oe),
+        **{f"tgif_qa_{t}": Reader(tgif_reader(t), aliases=tgif_aliases_reader(t)) for t in TGIF_TASKS},
+        "captions_csv": Reader(captions=read_captions_csv),
+        "msrvtt_captions": Reader(captions=read_msrvtt_captions),
+        "msvd_captions": Reader(captions=read_msvd_captions),
+    },
+    _take,
+)
+
+
+def read(layout: str, content: str, path: str | Path) -> Any:
+    """What a layout says.
+
+    Args:
+        layout: Name of the layout.
+        content: ``questions``, ``captions`` or ``aliases``; of the last a layout may have none.
+        path: Its folder or file.
+
+    Raises:
+        UserError: If the layout is unknown, does not hold that, or cannot be read.
+    """
+    reader, path = READERS.find(layout), Path(path).expanduser()
+    function: Callable[[Path], Any] | None = getattr(reader, content)
+    if function is None:
+        if content == "aliases":
+            return {}
+        other = "captions" if content == "questions" else "questions"
+        raise UserError(f"layout '{layout}' holds no {content}; name it under {other}, or choose another layout")
+    package = READERS.package(layout)
+    if package is None:
+        return function(path)
+    try:
+        return _checked(content, function(path))
+    except (UserError, OSError):  # a mistake in the files
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the layout '{layout}' of the package '{package}' fails on {path} ({type(error).__name__}: {error}); "
+            "mend the package"
+        ) from error
+
+
+def _checked(content: str, said: Any) -> Any:
+    """What a reader of another package returned, if it is of the kind that it promises."""
+    if content == "captions":
+        said = list(said)
+        wrong = next((row for row in said if not isinstance(row, Caption)), None)
+    elif content == "questions":
+        said = {str(split): list(rows) for split, rows in said.items()}
+        wrong = next((row for rows in said.values() for row in rows if not isinstance(row, Question)), None)
+    else:
+        return {str(name): str(clip) for name, clip in said.items()}
+    if wrong is not None:
+        raise TypeError(f"a {type(wrong).__name__} is among the {content}")
+    return said
