@@ -186,10 +186,9 @@ class DeviceModel(nn.Module, ABC):
             inputs: Width of the input.
             outputs: Width of the output.
         """
-        layer = DynamicLinear(inputs, outputs)
-        if self.dynamic is not None and any(matches(target, name, layer) for target in self.dynamic.layers):
+        if self.dynamic is not None and any(matches(target, name, DynamicLinear) for target in self.dynamic.layers):
             return DynamicLinear(inputs, outputs, form_of(self.dynamic.form, name), self.dynamic.rank)
-        return layer
+        return DynamicLinear(inputs, outputs)
 
     def index(self) -> None:
         """Make ``spec`` from the dynamic layers, in the order in which they were added; inject into plain ones.
@@ -212,7 +211,7 @@ class DeviceModel(nn.Module, ABC):
         missing: list[str] = []
         chosen: dict[str, nn.Module] = {}
         for target in dynamic.layers:
-            meant = [m for name, m in named if matches(target, name, m)]
+            meant = [m for name, m in named if matches(target, name, type(m))]
             if not meant:
                 missing.append(target)
             elif any(id(m) not in of_its_own for m in meant):

@@ -198,6 +198,16 @@ def lit_network(shapes: Shapes, dynamic: DynamicConfig | None) -> DeviceModel:
     return DeviceModelConfig(width=8, heads=2)(shapes, dynamic)
 
 
+def test_what_is_dynamic_changes_no_weight_that_is_drawn() -> None:
+    for build in (Residual, lit_network):
+        drawn = []
+        for dynamic in (None, DynamicConfig(("head",), "film")):
+            torch.manual_seed(0)
+            drawn.append(build_network(build, SHAPES, dynamic).state_dict())
+        assert drawn[0].keys() == drawn[1].keys()
+        assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
 @dataclass(frozen=True)
 class Made:
     """A trained pair, and its bundle."""
