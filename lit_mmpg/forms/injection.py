@@ -624,7 +624,7 @@ def inject(
         key = id(m) if layer.weight is None else id(layer.weight)
         site = shared.get(key)
         if site is None:
-            chosen = form_of(form, name)
+            chosen: str | Form = form_of(form, name)
             label = name or "module"
             try:
                 own = chosen if isinstance(chosen, Form) else find_form(chosen)
