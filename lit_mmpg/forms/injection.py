@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -624,7 +624,7 @@ def inject(
         key = id(m) if layer.weight is None else id(layer.weight)
         site = shared.get(key)
         if site is None:
-            chosen: str | Form = form_of(form, name)
+            chosen = form_of(form, name)
             label = name or "module"
             try:
                 own = chosen if isinstance(chosen, Form) else find_form(chosen)
@@ -647,10 +647,15 @@ def inject(
     return sites, holder
 
 
-Named = TypeVar("Named")
+@overload
+def form_of(form: str | Mapping[str, str], name: str) -> str: ...
 
 
-def form_of(form: Named | Mapping[str, Named], name: str) -> Named:
+@overload
+def form_of(form: str | Form | Mapping[str, str | Form], name: str) -> str | Form: ...
+
+
+def form_of(form: str | Form | Mapping[str, str | Form], name: str) -> str | Form:
     """The form of a layer.
 
     Args:
