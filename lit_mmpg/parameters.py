@@ -18,6 +18,8 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 
+ENCODE = "encode"
+"""The graph that makes features of pixels."""
 MODEL = "model"
 """The graph that takes generated parameters where an entry names no other."""
 
@@ -71,6 +73,10 @@ class ParameterSpec:
     def size(self) -> int:
         """Total number of values for one device."""
         return sum(entry.size for entry in self.entries)
+
+    def of(self, graph: str) -> ParameterSpec:
+        """The entries that one graph of a bundle takes, in order."""
+        return ParameterSpec(tuple(entry for entry in self.entries if entry.graph == graph))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data for a manifest or a message header."""

@@ -103,8 +103,22 @@ class Pipeline:
         return [verify(engine, self.bundle) for engine in self.engines.values()]
 
     def load(self, parameters: Mapping[str, np.ndarray] | None) -> None:
-        """Swap the personal parameters of the model."""
-        self.engines["model"].load_parameters(parameters)
+        """Swap the personal parameters of every graph that takes some."""
+        for engine in self.engines.values():
+            if engine.personal:
+                engine.load_parameters(parameters)
+
+    def encode_context(self) -> np.ndarray:
+        """As :meth:`encode`, with the static encoder, as a clip that enters the context is encoded."""
+        engine = self.engines.get("encode")
+        if engine is None or not engine.personal:
+            return self.encode()
+        own = engine.parameters
+        engine.load_parameters(None)
+        try:
+            return self.encode()
+        finally:
+            engine.load_parameters(own)
 
     def encode(self) -> np.ndarray:
         """Features ``[batch, T, D]``: of the encoder where it is in the path, else as the bundle has them."""

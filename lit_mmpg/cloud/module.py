@@ -261,8 +261,9 @@ class CloudModule(AnsweringModule):
         self.train(training)
 
     def setup(self, stage: str) -> None:
-        """In training a frozen pixel encoder encodes every frame once instead of once per epoch."""
-        if stage == "fit" and self._training is not None and self.freeze_static and self.network.shapes.pixels:
+        """In training a frozen pixel encoder encodes every frame once, not once per epoch, if it is all static."""
+        fixed = self.freeze_static and self.network.shapes.pixels and not self.network.encodes_personally
+        if stage == "fit" and self._training is not None and fixed:
             self._training.encode_once(self._encode_pixels)
 
     def teardown(self, stage: str) -> None:
@@ -273,6 +274,8 @@ class CloudModule(AnsweringModule):
     def on_fit_start(self) -> None:
         """A training needs its data beside the loaders: for codebooks and for frames that are encoded once."""
         super().on_fit_start()
+        if self.freeze_static and self.network.injected:
+            self.network.eval()  # a trainer leaves the mode as it finds it, and a norm in training would mix devices
         if self._training is None:
             raise UserError("call prepare(data) with the training data before trainer.fit(module, datamodule=data)")
 
@@ -364,8 +367,9 @@ class CloudModule(AnsweringModule):
         anchors, projected = self.select(batch.context)
         reconstruction, mask = self.reconstruct(anchors, projected.detach(), batch.context.mask)
         parameters = self.adaptor(self._context(reconstruction, mask, batch.device))
-        with torch.no_grad() if self.freeze_static else torch.enable_grad():
-            features = self.network.encode(batch.frames.values)
+        fixed = self.freeze_static and not self.network.encodes_personally
+        with torch.no_grad() if fixed else torch.enable_grad():
+            features = self.network.encode(batch.frames.values, parameters)
         adapted = self.network.project(features, parameters)
         outputs = answer_batch(self.network, batch, features, parameters, adapted)
         task = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
@@ -433,6 +437,7 @@ class CloudModule(AnsweringModule):
     def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
         """Answers with the own, no, and another device's parameters."""
         features = self.network.encode(batch.frames.values)
+        anew = self.network.encodes_personally
         results = {}
         for method in methods:
             parameters: tuple[Tensor, ...] = ()
@@ -441,7 +446,8 @@ class CloudModule(AnsweringModule):
             elif method == "shuffled_device":
                 assert batch.foreign is not None
                 parameters = self.adapt(batch.foreign, batch.device)
-            results[method] = answer_batch(self.network, batch, features, parameters)
+            own = self.network.encode(batch.frames.values, parameters) if anew and parameters else features
+            results[method] = answer_batch(self.network, batch, own, parameters)
         return results
 
     def costs(self) -> dict[str, Cost]:

@@ -11,8 +11,14 @@ and any settings after them, and is named in a configuration (no file of this pa
 It must offer :meth:`DeviceModel.project`, :attr:`DeviceModel.anchor_width`, and for questions
 :meth:`DeviceModel.answer`, for retrieval :meth:`DeviceModel.embed_video` and :meth:`DeviceModel.embed_text`; for pixels
 :meth:`DeviceModel.encode_frames` and :attr:`DeviceModel.feature_width` too. Personal parameters are arguments of these,
-never attributes. Which layers take them is said by :class:`~lit_mmpg.device.dynamic.DynamicLinear` layers that
-:meth:`DeviceModel.linear` makes.
+never attributes.
+
+Which layers take them is said by ``model.dynamic.layers``: names and globs of any ``nn.Linear``, ``nn.Conv2d`` or norm
+of the network (``stem.conv``, ``blocks.*.norm``), which are made dynamic by injection
+(:mod:`lit_mmpg.forms.injection`), so that the class itself needs nothing but plain modules. Layers of the encoder are
+among them: then contexts are encoded with the static model, and what is asked about is encoded once more, with the
+device's own parameters. Several devices at once are computed one after the other. (The network of this package makes
+its linear layers by :meth:`DeviceModel.linear`, which computes several devices in one product.)
 
 Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear layer),
 ``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it). Where there is none, a comparison leaves them
@@ -24,16 +30,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
-from lit_mmpg.parameters import ParameterSpec
+from lit_mmpg.forms.base import entries
+from lit_mmpg.forms.injection import INPUT, Holder, InputSite, Site, Unsafe, form_of, inject, not_called
+from lit_mmpg.forms.input_layer import InputLayer
+from lit_mmpg.forms.targets import chosen_layers, matches
+from lit_mmpg.parameters import ENCODE, MODEL, ParameterSpec
 from lit_mmpg.tasks import find_task
 from lit_mmpg.trust import check_class
 
@@ -47,14 +58,18 @@ class DynamicConfig:
     """Which layers take generated parameters, and in which form.
 
     Attributes:
-        layers: Names of the dynamic layers.
-        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`).
+        layers: The dynamic layers: names, last parts of names, or globs.
+        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`); or glob of layer names -> form, of which
+            the first that matches counts: norms have no matrix, and take ``film``, ``shift`` or ``full``.
         rank: Rank of the forms that have one.
+        input_layer: Parameters for the pixels themselves, in front of the encoder or of a module within it; its bias is
+            in units of the whole range of a pixel.
     """
 
     layers: tuple[str, ...] = ("frame_projection", "head")
-    form: str = "low_rank"
+    form: str | dict[str, str] = "low_rank"
     rank: int = 8
+    input_layer: InputLayer | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,34 @@ class Shapes:
     def pixels(self) -> bool:
         """Whether frames are pixels, not features."""
         return len(self.frame) == 3
+
+
+DynamicLayer = DynamicLinear | Site
+"""A layer that takes personal parameters: of a class of its own, or by injection."""
+
+_PLACES = {"project": 1, "answer": 3, "embed_video": 2}
+"""Methods of a network that take personal parameters, and at which place."""
+
+
+def _holding(method: Callable[..., Tensor], place: int) -> Callable[..., Tensor]:
+    """A method during which injected layers compute with the parameters that it is given."""
+
+    @wraps(method)
+    def call(self: DeviceModel, *inputs: Any, **named: Any) -> Tensor:
+        parameters = inputs[place] if len(inputs) > place else named.get("parameters", ())
+        if self._holder is None or not parameters:
+            return method(self, *inputs, **named)
+        named.pop("parameters", None)
+        behind = inputs[place + 1 :]
+
+        def run(own: tuple[Tensor, ...], inputs: Any, named: Any) -> Tensor:
+            if behind:
+                return method(self, *inputs, own, *behind, **named)
+            return method(self, *inputs, parameters=own, **named)
+
+        return self._computed(parameters, run, inputs[:place], named)
+
+    return call
 
 
 class DeviceModel(nn.Module, ABC):
@@ -113,6 +156,8 @@ class DeviceModel(nn.Module, ABC):
         self.factory: NetworkFactory | None = None
         self.spec = ParameterSpec(())
         self._parts: dict[str, int] = {}
+        self._sites: tuple[Site, ...] = ()
+        self._holder: Holder | None = None
         needed: tuple[str, ...] = ("embed_video", "embed_text") if self.task.searches else ("answer",)
         needed += ("encode_frames", "feature_width") if shapes.pixels else ()
         lacking = [name for name in needed if getattr(type(self), name) is getattr(DeviceModel, name)]
@@ -126,6 +171,13 @@ class DeviceModel(nn.Module, ABC):
 
     # -- dynamic layers ------------------------------------------------------------------------------------------
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Injected layers find parameters while a method runs that is given some."""
+        super().__init_subclass__(**named)
+        for name, place in _PLACES.items():
+            if name in vars(cls):
+                setattr(cls, name, _holding(vars(cls)[name], place))
+
     def linear(self, name: str, inputs: int, outputs: int) -> DynamicLinear:
         """A linear layer that takes personal parameters where the configuration says so.
 
@@ -134,34 +186,145 @@ class DeviceModel(nn.Module, ABC):
             inputs: Width of the input.
             outputs: Width of the output.
         """
-        if self.dynamic is not None and name in self.dynamic.layers:
-            return DynamicLinear(inputs, outputs, self.dynamic.form, self.dynamic.rank)
+        if self.dynamic is not None and any(matches(target, name, DynamicLinear) for target in self.dynamic.layers):
+            return DynamicLinear(inputs, outputs, form_of(self.dynamic.form, name), self.dynamic.rank)
         return DynamicLinear(inputs, outputs)
 
     def index(self) -> None:
-        """Make ``spec`` from the dynamic layers, in the order in which they were added.
+        """Make ``spec`` from the dynamic layers, in the order in which they were added; inject into plain ones.
 
         Raises:
-            UserError: If a layer is asked for that the model does not have.
+            UserError: If a layer is asked for that the model does not have, that no form suits, or that is not called.
         """
+        if self._holder is None and self.dynamic is not None:
+            self._inject(self.dynamic)
         layers = self.dynamic_layers()
-        missing = [name for name in (self.dynamic.layers if self.dynamic else ()) if name not in layers]
+        self._parts = {name: len(layer.parts()) for name, layer in layers.items()}
+        graphs = self._graphs(layers) if self._holder is not None else {}
+        self.spec = ParameterSpec(
+            tuple(e for name, layer in layers.items() for e in entries(name, layer.parts(), graphs.get(name, MODEL)))
+        )
+
+    def _inject(self, dynamic: DynamicConfig) -> None:
+        named = list(self.named_modules(remove_duplicate=False))
+        of_its_own = {id(m) for _, m in named if isinstance(m, DynamicLinear) and m.form is not None}
+        missing: list[str] = []
+        chosen: dict[str, nn.Module] = {}
+        for target in dynamic.layers:
+            meant = [m for name, m in named if matches(target, name, type(m))]
+            if not meant:
+                missing.append(target)
+            elif any(id(m) not in of_its_own for m in meant):
+                chosen |= {n: m for n, m in chosen_layers(self, [target]).items() if id(m) not in of_its_own}
         if missing:
             raise UserError(
                 f"model.dynamic.layers: {missing} do not exist for task '{self.shapes.task}' in "
                 f"{type(self).__name__}; remove them"
             )
-        entries = {name: layer.entries(name) for name, layer in layers.items()}
-        self._parts = {name: len(own) for name, own in entries.items()}
-        self.spec = ParameterSpec(tuple(entry for own in entries.values() for entry in own))
+        entered = dynamic.input_layer
+        if entered is not None and not self.shapes.pixels:
+            raise UserError("model.dynamic.input_layer: this data has features, not pixels; leave it out")
+        if not chosen and entered is None:
+            return
+        in_order = {name: m for name, m in self.named_modules() if name in chosen}
+        sites, holder = inject(self, in_order, dynamic.form, dynamic.rank, entered, swap_whole=False)
+        self._sites, self._holder, self._unsafe = tuple(sites), holder, Unsafe(self)
+        self.fixed = nn.ModuleDict({s.name.replace(".", "/"): s.fixed for s in sites if len(s.fixed)})
 
-    def dynamic_layers(self) -> dict[str, DynamicLinear]:
+    def _graphs(self, layers: Mapping[str, DynamicLayer]) -> dict[str, str]:
+        """Injected layer -> graph of a bundle that takes its parameters: which calls it, in a run on nothing."""
+        assert self._holder is not None
+        like = next(self.parameters())
+        neutral = tuple(p.start.neutral(p.shape).to(like) for layer in layers.values() for p in layer.parts())
+        self.spec = ParameterSpec(tuple(e for name, layer in layers.items() for e in entries(name, layer.parts())))
+        shape = (1, 2, *self.shapes.frame)
+        frames = torch.zeros(shape, dtype=torch.uint8 if self.shapes.pixels else torch.float32, device=like.device)
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
+        text = torch.ones(1, self.task.example_options, self.shapes.max_words, dtype=torch.long, device=like.device)
+        modes = [(m, m.training) for m in self.modules()]
+        called = self._holder.called
+        try:
+            self.eval()
+            with torch.no_grad():
+                called.clear()
+                if self.shapes.pixels:
+                    frames = self.encode(frames, neutral)
+                encoding = set(called)
+                called.clear()
+                self(frames, mask, text, neutral)
+                behind = set(called)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if both := [s.name for s in self._sites if s.index in encoding & behind]:
+            raise UserError(f"model.dynamic.layers: {both} are used in the encoder and behind it; leave them out")
+        if missed := [s.name for s in self._sites if s.index not in encoding | behind]:
+            raise UserError(f"model.dynamic.layers: {not_called(self, missed)}")
+        return {s.name: ENCODE if s.index in encoding else MODEL for s in self._sites}
+
+    def dynamic_layers(self) -> dict[str, DynamicLayer]:
         """The dynamic layers by name, in the order of the specification."""
-        return {
-            name: layer
-            for name, layer in self.named_modules()
-            if isinstance(layer, DynamicLinear) and layer.form is not None
-        }
+        sites = {site.name: site for site in self._sites}
+        found: dict[str, DynamicLayer] = {INPUT: sites[INPUT]} if INPUT in sites else {}
+        for name, layer in self.named_modules():
+            if name in sites:
+                found[name] = sites[name]
+            elif isinstance(layer, DynamicLinear) and layer.form is not None:
+                found[name] = layer
+        return found
+
+    @property
+    def injected(self) -> bool:
+        """Whether plain layers were made dynamic."""
+        return self._holder is not None
+
+    @property
+    def encodes_personally(self) -> bool:
+        """Whether a dynamic layer lies in the encoder, so that features depend on whose they are."""
+        return len(self.spec.of(ENCODE)) > 0
+
+    def placed(self, parameters: Sequence[Tensor], graph: str) -> Sequence[Tensor]:
+        """The parameters of one graph at their places among all of them; others are left open.
+
+        Args:
+            parameters: Tensors of ``spec.of(graph)`` in order, or nothing.
+            graph: The graph.
+        """
+        if not parameters or len(parameters) == len(self.spec):
+            return parameters
+        own = iter(parameters)
+        return tuple(next(own) if entry.graph == graph else None for entry in self.spec)  # type: ignore[misc]
+
+    def _computed(
+        self, parameters: Sequence[Tensor], run: Callable[..., Tensor], inputs: Any, named: Mapping[str, Any]
+    ) -> Tensor:
+        """``run(parameters, inputs, named)`` while injected layers have their parameters, device by device."""
+        assert self._holder is not None
+        if self._holder.values is not None:  # within a call that gave them theirs
+            return run(parameters, inputs, named)
+        self._unsafe.refuse()
+        entry, first = next((e, p) for e, p in zip(self.spec, parameters, strict=True) if p is not None)
+        if first.dim() == len(entry.shape):
+            return self._held(parameters, run, inputs, named)
+        outputs = []
+        for g in range(len(first)):
+            own = tuple(None if p is None else p[g] for p in parameters)
+            rows, by_name = pytree.tree_map_only(Tensor, partial(_row, g), (inputs, named))
+            outputs.append(self._held(own, run, rows, by_name))  # type: ignore[arg-type]
+        return torch.stack(outputs)
+
+    def _held(
+        self, parameters: Sequence[Tensor], run: Callable[..., Tensor], inputs: Any, named: Mapping[str, Any]
+    ) -> Tensor:
+        holder = self._holder
+        assert holder is not None
+        waiting = [tuple(self.own(site.name, parameters)) for site in self._sites]
+        holder.values = [() if any(p is None for p in own) else own for own in waiting]
+        holder.backward = torch.is_grad_enabled()
+        try:
+            return run(tuple(parameters), inputs, named)
+        finally:
+            holder.values = None
 
     def own(self, name: str, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
         """The slice of ``parameters`` that belongs to one layer."""
@@ -204,17 +367,39 @@ class DeviceModel(nn.Module, ABC):
         """Width D of the raw features of a frame, as :meth:`encode` gives them."""
         return self.shapes.frame[0]
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
         """Raw features of frames, ``[..., T, D]``.
 
         Args:
             frames: ``[..., T, 3, H, W]`` uint8 pixels, or ``[..., T, D]`` features. Features given to a model of pixels
                 are taken as already encoded by it.
+            parameters: All personal parameters, or nothing: contexts are encoded without.
         """
-        return frames if self.shapes.pixels and frames.is_floating_point() else self.encode_frames(frames)
+        return frames if self.shapes.pixels and frames.is_floating_point() else self.encode_values(frames, parameters)
+
+    def encode_values(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        """As :meth:`encode`, without looking at the type: pixels may be given as floating point numbers, 0 to 255."""
+        if self._holder is None or not parameters:
+            return self.encode_frames(frames)
+
+        def run(own: tuple[Tensor, ...], inputs: Any, named: Any) -> Tensor:
+            return self.encode_frames(self._entered(inputs[0]))
+
+        return self._computed(parameters, run, (frames,), {})
+
+    def _entered(self, frames: Tensor) -> Tensor:
+        """Frames behind an input layer that stands in front of the whole encoder."""
+        site = self._sites[0]
+        if not isinstance(site, InputSite) or site.layer.at:
+            return frames
+        own = site.own()
+        if own is None:
+            return frames
+        pictures = frames.flatten(0, -4).to(own[0].dtype) / 255
+        return 255 * site.layer.apply(pictures, own, None).reshape(frames.shape)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """As :meth:`encode`, without looking at the type: ``[..., 3, H, W]`` to ``[..., D]``; features as they are."""
+        """What :meth:`encode` computes: ``[..., 3, H, W]`` pixels, 0 to 255, to ``[..., D]``; features as they are."""
         return frames
 
     @abstractmethod
@@ -242,6 +427,12 @@ class DeviceModel(nn.Module, ABC):
     def contextualise(self, projected: Tensor, mask: Tensor) -> Tensor:
         """Mix each frame with its time, ``[..., T, H]`` to ``[..., T, H]``; nothing unless a network does."""
         return projected
+
+    def mix(self, projected: Tensor, mask: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        """:meth:`contextualise`, with personal parameters."""
+        if self._holder is None or not parameters:
+            return self.contextualise(projected, mask)
+        return self._computed(parameters, lambda own, inputs, named: self.contextualise(*inputs), (projected, mask), {})
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -280,8 +471,12 @@ class DeviceModel(nn.Module, ABC):
         Returns:
             Open-ended: ``[..., A]`` logits. Multiple choice: ``[..., O]`` logits. Retrieval: ``[...]`` cosine.
         """
-        x = self.contextualise(self.project(self.encode(frames), parameters), frame_mask)
+        x = self.mix(self.project(self.encode(frames, parameters), parameters), frame_mask, parameters)
         return self.task.scores(self, x, frame_mask, text, parameters)
+
+
+def _row(g: int, tensor: Tensor) -> Tensor:
+    return tensor[g]
 
 
 NetworkFactory = Callable[[Shapes, DynamicConfig | None], DeviceModel]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mmpg.device.contract import DeviceModel
+from lit_mmpg.parameters import ENCODE
 from lit_mmpg.tasks.graphs import GraphSpec
 
 
@@ -22,16 +23,16 @@ class ProjectGraph(nn.Module):
 
 
 class EncodeGraph(nn.Module):
-    """Role ``encode`` of a pixel model: ``pixels -> features``."""
+    """Role ``encode`` of a pixel model: ``pixels, parameters -> features``."""
 
     def __init__(self, network: DeviceModel) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, parameters: tuple[Tensor, ...] = ()) -> Tensor:
         """``[N, 3, h, w]`` uint8 ``-> [N, D]``."""
         # A type first: uint8 is for inputs only in TensorRT.
-        return self.network.encode_frames(pixels.to(torch.float32))
+        return self.network.encode_values(pixels.to(torch.float32), self.network.placed(parameters, ENCODE))
 
 
 def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[GraphSpec]:
@@ -54,5 +55,9 @@ def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[Gra
     specs.append(GraphSpec("project", ProjectGraph(network), example, {"features": {0: "N"}}, "projected"))
     if shapes.pixels:
         picture = {"pixels": torch.zeros(2, *shapes.frame, dtype=torch.uint8)}
-        specs.append(GraphSpec("encode", EncodeGraph(network), picture, {"pixels": {0: "N"}}, "features"))
+        specs.append(
+            GraphSpec(
+                "encode", EncodeGraph(network), picture, {"pixels": {0: "N"}}, "features", network.encodes_personally
+            )
+        )
     return specs

@@ -35,7 +35,7 @@ def answer_batch(
     mask = batch.frames.mask
     if projected is None:
         projected = model.project(features, parameters)
-    return model.task.respond(model, batch, model.contextualise(projected, mask), parameters)
+    return model.task.respond(model, batch, model.mix(projected, mask, parameters), parameters)
 
 
 def task_loss(

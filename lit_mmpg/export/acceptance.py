@@ -47,19 +47,18 @@ def accept(
     found: list[Figures] = []
     for device in devices:
         inputs = device.inputs[spec.role]
-        own = device.parameters if spec.personal else {}
+        own = {entry.name: device.parameters[entry.name] for entry in spec.entries(network.spec)}
         expected = expected_outputs(spec, network, inputs, own)[spec.output]
         (got,) = session.run([spec.output], {**inputs, **own})
         gallery = None
         if others is not None:
-            theirs = device.parameters if others.personal else {}
-            gallery = expected_outputs(others, network, device.inputs[others.role], theirs)[others.output]
+            gallery = expected_outputs(others, network, device.inputs[others.role], device.parameters)[others.output]
         found.append(compare(got, expected, gallery, choice=spec.output == "scores"))
     figures = pool(found)
     problems = figures.problems(LIMITS[precision])
     accepted = Acceptance(
         source=kind,
-        devices=len(devices) if spec.personal and len(network.spec) else 0,
+        devices=len(devices) if len(spec.entries(network.spec)) else 0,
         accepted=not problems,
         **asdict(figures),
     )

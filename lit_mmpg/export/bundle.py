@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors_numpy
 from safetensors import torch as safetensors_torch
 
 import lit_mmpg
+from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
@@ -123,7 +124,7 @@ def write_bundle(
             macs = count_macs(graph, sizes)
             for precision in dict.fromkeys(["fp32", *options.precisions]):
                 step(f"{spec.role}: {precision}")
-                calibration = [_inputs(device, spec) for device in drawn.calibration]
+                calibration = [_inputs(device, spec, network) for device in drawn.calibration]
                 model = convert(graph, precision, calibration)
                 kind = drawn.source
                 if encoder is not None and spec.role == "encode":
@@ -201,8 +202,9 @@ def show_pictures(devices: Sequence[DeviceSample], encoder: FrameEncoder, path: 
         device.inputs["encode"] = {"pixels": found[PICTURES * i : PICTURES * (i + 1)]}
 
 
-def _inputs(device: DeviceSample, spec: GraphSpec) -> Arrays:
-    return {**device.inputs[spec.role], **(device.parameters if spec.personal else {})}
+def _inputs(device: DeviceSample, spec: GraphSpec, network: DeviceModel) -> Arrays:
+    own = {entry.name: device.parameters[entry.name] for entry in spec.entries(network.spec)}
+    return {**device.inputs[spec.role], **own}
 
 
 def _other(spec: GraphSpec, specs: Sequence[GraphSpec]) -> GraphSpec | None:

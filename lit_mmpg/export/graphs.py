@@ -37,10 +37,10 @@ def export_graph(spec: GraphSpec, network: DeviceModel | None = None) -> onnx.Mo
     }
     arguments: dict[str, Any] = dict(spec.example)
     names = list(spec.example)
-    if spec.personal and network is not None and len(network.spec):
-        arguments["parameters"] = tuple(torch.zeros(entry.shape) for entry in network.spec)
-        shapes["parameters"] = tuple({} for _ in network.spec)
-        names += network.spec.names
+    if network is not None and len(own := spec.entries(network.spec)):
+        arguments["parameters"] = tuple(torch.zeros(entry.shape) for entry in own)
+        shapes["parameters"] = tuple({} for _ in own)
+        names += own.names
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             spec.module.eval(),

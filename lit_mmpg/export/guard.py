@@ -80,7 +80,9 @@ def lives(source: Source, group: str, most: int = DEVICES) -> Iterator[Life]:
                 used = context
                 if training is not None:
                     used = standardised(context, context, training, shape.own_statistics)
-                values = network.encode(used.values[0]) if len(network.shapes.frame) == 3 else used.values[0]
+                values = used.values[0]
+                if network.shapes.pixels and not network.encodes_personally:
+                    values = network.encode(values)
                 clips = [v[m].numpy() for v, m in zip(values, mask[0], strict=True) if m.any()]
                 yield Life(device, generate(source, context), clips, batch.text[b][batch.text_mask[b]].numpy())
             if len(seen) >= most:
@@ -92,6 +94,10 @@ def runner(source: Source, spec: GraphSpec, parameters: Arrays) -> Run:
 
     def run(features: np.ndarray, questions: np.ndarray | None) -> np.ndarray:
         rows = 1 if questions is None else len(questions)
+        if source.network.encodes_personally:
+            own = tuple(torch.from_numpy(parameters[e.name]) for e in source.network.spec) if parameters else ()
+            with torch.inference_mode():
+                features = source.network.encode(torch.from_numpy(features), own).numpy()
         frames = np.repeat(features[None], rows, 0)
         inputs = {"frames": frames, "frame_mask": np.ones(frames.shape[:2], bool)}
         inputs |= {} if questions is None else {"text": questions}

@@ -18,6 +18,7 @@ from lit_mmpg.export.bundle import fitting_encoder, make_manifest
 from lit_mmpg.export.source import Trained
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.bundle import Arrays, Bundle
+from lit_mmpg.runtime.engines.base import own_of
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.statistics import trained_moments
 
@@ -46,18 +47,18 @@ class TorchRunner:
 
     Args:
         graph: The graph.
-        spec: Personal parameters that it takes, where it takes any.
+        spec: Personal parameters of the whole model.
     """
 
     def __init__(self, graph: GraphSpec, spec: ParameterSpec) -> None:
-        self._graph, self._spec = graph, spec
+        self._graph, self._spec, self._entries = graph, spec, graph.entries(spec)
         self._parameters: tuple[Tensor, ...] = ()
 
     @torch.inference_mode()
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Outputs by name."""
         arguments: dict[str, Tensor | tuple[Tensor, ...]] = {n: torch.tensor(a) for n, a in inputs.items()}
-        if self._graph.personal:
+        if len(self._entries):
             arguments["parameters"] = self._parameters
         return {self._graph.output: self._graph.module(**arguments).numpy()}
 
@@ -67,10 +68,10 @@ class TorchRunner:
         Raises:
             ValueError: If they do not match the specification; the former ones then stay in use.
         """
+        own = own_of(self._spec, self._graph.role, parameters or {})
         if parameters is not None:
-            self._spec.validate(parameters)
-        own = parameters or {}
-        self._parameters = tuple(torch.tensor(own[entry.name]) for entry in self._spec) if own else ()
+            self._entries.validate(own)
+        self._parameters = tuple(torch.tensor(own[entry.name]) for entry in self._entries) if own else ()
 
     def deactivate(self) -> None:
         """Nothing is held: all devices of a checkpoint share its weights."""

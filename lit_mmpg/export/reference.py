@@ -46,8 +46,8 @@ def expected_outputs(spec: GraphSpec, network: DeviceModel, inputs: Mapping[str,
         own: Personal parameters; empty for the static model.
     """
     arguments: dict[str, object] = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    if spec.personal:
-        arguments["parameters"] = tuple(torch.from_numpy(own[e.name]) for e in network.spec) if own else ()
+    if own and len(taken := spec.entries(network.spec)):
+        arguments["parameters"] = tuple(torch.from_numpy(own[e.name]) for e in taken)
     return {spec.output: spec.module(**arguments).numpy()}
 
 
@@ -64,12 +64,14 @@ def make_reference(specs: Sequence[GraphSpec], network: DeviceModel, devices: Se
     parameters[STATIC_CASE] = static_parameters(network)
     roles = {}
     mixed = {spec.role: mixed_rows([d.inputs[spec.role] for d in devices[: CASES + 1]], ROWS) for spec in specs}
-    personal = next((spec for spec in specs if spec.personal and chosen), None)
-    if personal:
-        parameters[PROBE] = probe_parameters(personal, network, mixed[personal.role], chosen[0].parameters)
+    if chosen:
+        parameters[PROBE] = {}
+        for spec in specs:
+            if len(spec.entries(network.spec)):
+                parameters[PROBE] |= probe_parameters(spec, network, mixed[spec.role], chosen[0].parameters)
     for spec in specs:
         inputs = mixed[spec.role]
-        cases = parameters if spec.personal else {STATIC_CASE: parameters[STATIC_CASE]}
+        cases = parameters if len(spec.entries(network.spec)) else {STATIC_CASE: parameters[STATIC_CASE]}
         outputs = {
             case: expected_outputs(spec, network, inputs, {} if case == STATIC_CASE else own)
             for case, own in cases.items()
@@ -79,7 +81,7 @@ def make_reference(specs: Sequence[GraphSpec], network: DeviceModel, devices: Se
 
 
 def probe_parameters(spec: GraphSpec, network: DeviceModel, inputs: Arrays, own: Arrays) -> Arrays:
-    """Random parameters of such a size that they move the outputs by ``PROBE_EFFECT`` of their spread.
+    """Random parameters of a graph, of such a size that they move its outputs by ``PROBE_EFFECT`` of their spread.
 
     Args:
         spec: The graph that takes them.
@@ -100,13 +102,13 @@ def probe_parameters(spec: GraphSpec, network: DeviceModel, inputs: Arrays, own:
     }
     moves = {
         e.name: rng.standard_normal(e.shape).astype(e.dtype) * max(float(static[e.name].std()), 0.1)
-        for e in network.spec
+        for e in spec.entries(network.spec)
         if e.name not in directions
     }
 
     def at(size: float) -> Arrays:
         moved = {name: (static[name] + size * d).astype(d.dtype) for name, d in moves.items()}
-        return {e.name: moved.get(e.name, own[e.name]) for e in network.spec}
+        return {e.name: moved.get(e.name, own[e.name]) for e in spec.entries(network.spec)}
 
     def effect(size: float) -> float:
         outputs = expected_outputs(spec, network, inputs, at(size))[spec.output]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lit_mmpg import lora
 from lit_mmpg.errors import UserError
-from lit_mmpg.forms.base import Form, Part, entries
+from lit_mmpg.forms.base import Form, Part, entries, sized_like
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.layers import Layer, kind_of
 from lit_mmpg.forms.registry import find_form
@@ -67,6 +67,14 @@ class Site:
         """What is generated."""
         raise NotImplementedError
 
+    def noise(self, own: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`lit_mmpg.forms.base.Form.noise`."""
+        return [sized_like(noise, wanted) for noise, wanted in zip(drawn, own, strict=True)]
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The static parts that only exist for the form."""
+        return list(self.fixed.parameters())
+
     def own(self) -> tuple[Tensor, ...] | None:
         """The parameters of the call that is running; None where there are none."""
         holder = self.holder
@@ -79,7 +87,7 @@ class Site:
                 )
             return None
         holder.called.add(self.index)
-        return holder.values[self.index]
+        return holder.values[self.index] or None
 
 
 class LayerSite(Site):
@@ -96,6 +104,10 @@ class LayerSite(Site):
     def parts(self) -> tuple[Part, ...]:
         """What is generated."""
         return self.form.parts(self.layer, self.rank)
+
+    def noise(self, own: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
+        """As the form has it."""
+        return self.form.noise(self.layer, own, drawn)
 
     def compute(self, layer: Layer, x: Tensor) -> Tensor:
         """Output of one of the layers that share this site."""
@@ -199,6 +211,51 @@ TOLERANCE = 1e-3
 1e-6 of it in float32; devices that were mixed up differ by the effect of their parameters."""
 
 
+class Unsafe:
+    """Layers of a module that do not go with generated parameters in some of their states.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        self._batch_norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._checkpointing = [m for m in modules if hasattr(m, "gradient_checkpointing")]
+
+    def refuse(self) -> None:
+        """Look at their states.
+
+        Raises:
+            UserError: If a layer computes with the statistics of the batch, or would be computed again.
+        """
+        for m in self._batch_norms:
+            if m.training or m.running_mean is None:
+                raise UserError(
+                    "BatchNorm computes with the statistics of the batch, which mixes devices and writes shared ones; "
+                    "call eval() on the module (its other layers may train) before giving it parameters"
+                )
+        for module in self._checkpointing:
+            if module.training and module.gradient_checkpointing:
+                raise UserError(
+                    f"gradient checkpointing of {type(module).__name__} computes layers again when parameters are "
+                    "gone; call gradient_checkpointing_disable()"
+                )
+
+
+def not_called(module: nn.Module, missed: Sequence[str]) -> str:
+    """What to tell about targets that were not reached."""
+    fused = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
+    remedy = "leave them out of targets"
+    for name, m in module.named_modules():
+        if isinstance(m, fused) and any(n.startswith(f"{name}." if name else "") for n in missed):
+            remedy = (
+                f"{type(m).__name__} takes a fused path in eval mode that calls no layer of it: "
+                "torch.backends.mha.set_fastpath_enabled(False)"
+            )
+    return f"targets were not called, so that their parameters have no effect: {', '.join(missed)}; {remedy}"
+
+
 class Adaptable(nn.Module):
     """A module some of whose layers take generated parameters. Made by :func:`adaptable`.
 
@@ -218,9 +275,7 @@ class Adaptable(nn.Module):
         self._counts = [len(site.parts()) for site in sites]
         self._verified = False
         self._devices: Devices = devices
-        modules = list(module.modules())
-        self._batch_norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._checkpointing = [m for m in modules if hasattr(m, "gradient_checkpointing")]
+        self._unsafe = Unsafe(module)
 
     @property
     def layers(self) -> dict[str, Site]:
@@ -269,7 +324,7 @@ class Adaptable(nn.Module):
             self._holder.backward = False
             return self.module(*inputs, **named)
         values, devices = self._checked(parameters)
-        self._refuse()
+        self._unsafe.refuse()
         if devices is None:
             return self._run(values, None, inputs, named)
         for tensor in pytree.tree_leaves((inputs, named)):
@@ -302,20 +357,6 @@ class Adaptable(nn.Module):
                 )
         return list(parameters), devices
 
-    def _refuse(self) -> None:
-        for m in self._batch_norms:
-            if m.training or m.running_mean is None:
-                raise UserError(
-                    "BatchNorm computes with the statistics of the batch, which mixes devices and writes shared ones; "
-                    "call eval() on the module (its other layers may train) before giving it parameters"
-                )
-        for module in self._checkpointing:
-            if module.training and module.gradient_checkpointing:
-                raise UserError(
-                    f"gradient checkpointing of {type(module).__name__} computes layers again when parameters are "
-                    "gone; call gradient_checkpointing_disable()"
-                )
-
     def _run(self, values: Sequence[Tensor], devices: int | None, inputs: Any, named: Any) -> Any:
         holder, start = self._holder, 0
         groups = []
@@ -331,19 +372,8 @@ class Adaptable(nn.Module):
             holder.values, holder.devices = None, None
         missed = [site.name for site in self._sites if site.index not in holder.called]
         if missed:
-            raise UserError(f"targets were not called, so that their parameters have no effect: {self._why(missed)}")
+            raise UserError(not_called(self.module, missed))
         return output
-
-    def _why(self, missed: Sequence[str]) -> str:
-        fused = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
-        hint = ""
-        for name, m in self.module.named_modules():
-            if isinstance(m, fused) and any(n.startswith(f"{name}." if name else "") for n in missed):
-                hint = (
-                    f"; {type(m).__name__} takes a fused path in eval mode that calls no layer of it: "
-                    "torch.backends.mha.set_fastpath_enabled(False)"
-                )
-        return ", ".join(missed) + (hint or "; leave them out of targets")
 
     def _looped(self, values: Sequence[Tensor], devices: int, inputs: Any, named: Any) -> Any:
         outputs = []
@@ -474,7 +504,7 @@ class Adaptable(nn.Module):
         for site, count in zip(self._sites, self._counts, strict=True):
             alone = neutral[:start] + unbatched[start : start + count] + neutral[start + count :]
             start += count
-            self._refuse()
+            self._unsafe.refuse()
             moved[site.name] = _difference(self._run(alone, None, example, named), static)[0] or 0.0
         still = [name for name, distance in moved.items() if distance < 1e-9]
         if still:
@@ -543,14 +573,43 @@ def adaptable(
     Raises:
         UserError: If a target names no layer, a form does not suit one, or the module is adaptable already.
     """
-    if any(hasattr(type(m), "_of_lit_mmpg") for m in module.modules()):
-        raise UserError("this module is adaptable already; name all targets in one call")
     layers = chosen_layers(module, targets) if targets or targets == "" else {}
     if not layers and input_layer is None:
         raise UserError("adaptable: neither targets nor an input layer were given")
+    sites, holder = inject(module, layers, form, rank, input_layer)
+    return Adaptable(module, sites, holder, graph, devices)
+
+
+def inject(
+    module: nn.Module,
+    layers: Mapping[str, nn.Module],
+    form: str | Form | Mapping[str, str | Form],
+    rank: int,
+    input_layer: InputLayer | None = None,
+    swap_whole: bool = True,
+) -> tuple[list[Site], Holder]:
+    """Swap the classes of layers, so that they compute with what waits in a holder.
+
+    Args:
+        module: The module.
+        layers: Its layers by name, see :func:`lit_mmpg.forms.targets.chosen_layers`.
+        form: A form or its name, or glob of layer names -> form (the first that matches).
+        rank: Rank of the forms that have one.
+        input_layer: Generated parameters in front of the module, or of one within it.
+        swap_whole: Whether an input layer in front of the whole module is applied to what its ``forward`` is given;
+            else whoever calls the module applies it.
+
+    Returns:
+        Where parameters enter, the input layer first, and the holder; still empty.
+
+    Raises:
+        UserError: If a form does not suit a layer, or the module was injected into already; it is then as before.
+    """
+    if any(hasattr(type(m), "_of_lit_mmpg") for m in module.modules()):
+        raise UserError("this module is adaptable already; name all targets in one call")
     holder = Holder()
     sites: list[Site] = []
-    entered = _module_at(module, input_layer.at) if input_layer else None
+    entered = _module_at(module, input_layer.at) if input_layer and (input_layer.at or swap_whole) else None
     if input_layer:
         if INPUT in layers:
             raise UserError(f"a layer is called '{INPUT}' as the input layer is; leave one of them out")
@@ -565,13 +624,7 @@ def adaptable(
         key = id(m) if layer.weight is None else id(layer.weight)
         site = shared.get(key)
         if site is None:
-            chosen = (
-                form
-                if isinstance(form, str | Form)
-                else next((f for g, f in form.items() if fnmatchcase(name, g)), None)
-            )
-            if chosen is None:
-                raise UserError(f"form: no glob matches the target {name}; add one, or '*' at the end")
+            chosen = form_of(form, name)
             label = name or "module"
             try:
                 own = chosen if isinstance(chosen, Form) else find_form(chosen)
@@ -591,7 +644,33 @@ def adaptable(
     if entered is not None:
         entered.__class__ = _swapped(type(entered), _InputInjected)  # type: ignore[arg-type]
         object.__setattr__(entered, "_input_site", sites[0])
-    return Adaptable(module, sites, holder, graph, devices)
+    return sites, holder
+
+
+@overload
+def form_of(form: str | Mapping[str, str], name: str) -> str: ...
+
+
+@overload
+def form_of(form: str | Form | Mapping[str, str | Form], name: str) -> str | Form: ...
+
+
+def form_of(form: str | Form | Mapping[str, str | Form], name: str) -> str | Form:
+    """The form of a layer.
+
+    Args:
+        form: A form or its name; or glob of layer names -> form (the first that matches).
+        name: Name of the layer.
+
+    Raises:
+        UserError: If no glob matches.
+    """
+    if not isinstance(form, Mapping):
+        return form
+    chosen = next((f for g, f in form.items() if fnmatchcase(name, g)), None)
+    if chosen is None:
+        raise UserError(f"form: no glob matches the target {name}; add one, or '*' at the end")
+    return chosen
 
 
 def _module_at(module: nn.Module, name: str) -> nn.Module:

@@ -30,7 +30,7 @@ def chosen_layers(module: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     wanted: set[int] = set()
     for target in [targets] if isinstance(targets, str | re.Pattern) else targets:
         alone = isinstance(targets, str)
-        named = [(name, m) for name, m in every if _matches(target, name, m, alone)]
+        named = [(name, m) for name, m in every if matches(target, name, type(m), alone)]
         layers = [m for name, m in named if kind_of(m) is not None]
         if not layers:
             shown = target if isinstance(target, str) else target.pattern
@@ -53,11 +53,12 @@ def chosen_layers(module: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     return {name: m for name, m in module.named_modules() if id(m) in wanted}
 
 
-def _matches(target: str | re.Pattern[str], name: str, module: nn.Module, alone: bool) -> bool:
+def matches(target: str | re.Pattern[str], name: str, kind: type[nn.Module], alone: bool = False) -> bool:
+    """Whether a target means a module of this name; ``alone``: it is no entry of a list, but a text of its own."""
     if isinstance(target, re.Pattern):
         return target.fullmatch(name) is not None
     if target == ALL_LINEAR:
-        return isinstance(module, nn.Linear)
+        return issubclass(kind, nn.Linear)
     if alone:
         try:
             return re.fullmatch(target, name) is not None

@@ -119,8 +119,10 @@ class Subject:
         return self.network.encode(batch.frames.values)
 
     def answer(self, episode: Episode, features: Tensor | None = None) -> Outputs:
-        """Answers of the checkpoint as it is."""
-        encoded = self.features(episode.batch) if features is None else features
+        """Answers of the checkpoint as it is; frames are encoded again where the encoder is personal."""
+        encoded = features
+        if encoded is None or (episode.parameters and self.network.encodes_personally):
+            encoded = self.network.encode(episode.batch.frames.values, episode.parameters)
         return answer_batch(self.network, episode.batch, encoded, episode.parameters)
 
 

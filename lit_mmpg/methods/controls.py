@@ -22,6 +22,7 @@ from lit_mmpg.methods.episodes import Episodes
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.contract import DeviceModel
 
 
 def materialised(layer: DynamicLinear, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -71,6 +72,14 @@ class MeanDevice(CloudControl):
     name = "mean_device"
     knows = "nothing"
 
+    @classmethod
+    def not_for(cls, subject: Subject, data: DeviceData) -> str | None:
+        """Needs layers whose weight and bias can be told."""
+        others = [name for name, m in subject.network.dynamic_layers().items() if not isinstance(m, DynamicLinear)]
+        if others:
+            return f"no mean is defined for injected layers ({', '.join(others)})"
+        return super().not_for(subject, data)
+
     def __init__(self, subject: Subject, data: DeviceData, seed: int = 0) -> None:
         super().__init__(subject, data, seed)
         total: dict[str, tuple[Tensor, Tensor]] = {}
@@ -79,7 +88,7 @@ class MeanDevice(CloudControl):
             for group in Episodes(data, "train"):
                 parameters = subject.personal(group.support.context, group.support.device)
                 devices += len(group.support)
-                for name, layer in self.network.dynamic_layers().items():
+                for name, layer in linear_layers(self.network).items():
                     weight, bias = materialised(layer, own_parameters(self.network, name, parameters))
                     old = total.get(name, (torch.zeros(()), torch.zeros(())))
                     total[name] = old[0] + weight.sum(0), old[1] + bias.sum(0)
@@ -87,8 +96,13 @@ class MeanDevice(CloudControl):
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the mean layers."""
-        with fixed_layers(self.network.dynamic_layers(), self.layers):
+        with fixed_layers(linear_layers(self.network), self.layers):
             return self.subject.answer(Episode(query.batch))
+
+
+def linear_layers(network: DeviceModel) -> dict[str, DynamicLinear]:
+    """Those dynamic layers of a network that are linear layers of their own class."""
+    return {name: layer for name, layer in network.dynamic_layers().items() if isinstance(layer, DynamicLinear)}
 
 
 @contextmanager
@@ -119,7 +133,7 @@ class SameNormNoise(CloudControl):
         """Random parameters; of a low-rank delta the product has the norm of the own one."""
         state: State = {}
         for name, layer in self.network.dynamic_layers().items():
-            entries = layer.entries(name)
+            entries = [entry for entry in self.network.spec if entry.name.rsplit(".", 1)[0] == name]
             own = own_parameters(self.network, name, support.parameters)
             drawn: list[Tensor] = []
             for entry, tensor in zip(entries, own, strict=True):

@@ -269,7 +269,7 @@ def device_costs(
                 adapt, encoded = Measured(0.0, 0.0, 0), 0  # the device sends and computes nothing
         answers = {
             name: measured(
-                lambda p=parameters: answer_batch(network, batch, network.encode(batch.frames.values), p)  # type: ignore[misc]
+                lambda p=parameters: answer_batch(network, batch, network.encode(batch.frames.values, p), p)  # type: ignore[misc]
             )
             for name, parameters in {"own": personal, "static": ()}.items()
         }

@@ -288,7 +288,9 @@ class CleanTwins(FineTuneLowRank):
         with torch.no_grad():
             clean = self.network.project(self.network.encode(batch.clean.values), corrected=False)
         with self.personal(state):
-            projected = self.network.project(self.network.encode(batch.frames.values), episode.parameters)
+            projected = self.network.project(
+                self.network.encode(batch.frames.values, episode.parameters), episode.parameters
+            )
         weight = batch.frames.mask.unsqueeze(-1).to(clean.dtype).expand_as(clean)
         return ((projected - clean).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
 
@@ -301,7 +303,7 @@ class _Whole(nn.Module):
         self.network = network
 
     def forward(self, batch: Batch, parameters: tuple[Tensor, ...]) -> Outputs:
-        return answer_batch(self.network, batch, self.network.encode(batch.frames.values), parameters)
+        return answer_batch(self.network, batch, self.network.encode(batch.frames.values, parameters), parameters)
 
 
 class FineTuneAll(FineTuning):

@@ -71,7 +71,7 @@ def restore(session: DeviceSession, state: DeviceState) -> Source:
     return "cached" if state.parameters is not None else "static"
 
 
-def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray) -> None:
+def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray, pixels: np.ndarray | None = None) -> None:
     """Take a clip into the context, and have it answered by the statistics of the clips before it.
 
     In training a clip that is asked about is no part of its own context, unless each clip is its own.
@@ -80,10 +80,12 @@ def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray) ->
         session: The device's model.
         state: What it remembers.
         features: ``[T, D]`` frame features of the clip; of more frames than the model takes, as many are used.
+        pixels: ``[T, 3, H, W]`` the frames, where the encoder is personal: parameters are judged by them.
     """
-    features = features[subsample(len(features), session.manifest.frames.max_frames)]
+    used = subsample(len(features), session.manifest.frames.max_frames)
+    features, pixels = features[used], None if pixels is None else pixels[used]
     session.alignment = state.alignment(features)
-    state.see(session.project(features) if len(session.bundle.spec) else None, features)
+    state.see(session.project(features) if len(session.bundle.spec) else None, features, pixels)
 
 
 def adapt(session: DeviceSession, state: DeviceState, client: Cloud, device_id: str) -> Adaptation:

@@ -54,14 +54,14 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
         times |= {"decode": look.decode_ms, "encode": look.encode_ms}
         start, outcome = time.perf_counter(), Adaptation(device.source)
         if client is not None or bundle.manifest.own_statistics is not None:
-            device.observe(look.features)
+            device.observe(look)
         if client is not None:
             if visit.alone:
                 outcome = device.adapt(client)
             client.close()
             timed("cloud", start)
         start = time.perf_counter()
-        answer = device.answer(look.features, options.question, options.options or ())
+        answer = device.answer(look, options.question, options.options or ())
         timed("answer", start)
         unknown = session.unknown_words(options.question)
         visit.keep()

@@ -3,7 +3,7 @@
     manifest.json              what a device must know (:mod:`lit_mmpg.runtime.manifest`)
     ROLE.onnx                  one graph per role in fp32
     ROLE.PRECISION.onnx        the same in another precision
-    static.safetensors         personal parameters with which ``model`` equals the static model
+    static.safetensors         personal parameters with which every graph equals that of the static model
     reference.safetensors      sample inputs, parameters of several devices, and the outputs to expect
     codebooks.safetensors      words of the product quantiser for anchors, where the checkpoint has one
     moments.safetensors        mean and variance of the training features, where devices standardise by their own
@@ -190,7 +190,7 @@ class Bundle:
 
     @property
     def spec(self) -> ParameterSpec:
-        """The personal parameters that ``model`` takes."""
+        """The personal parameters; each names the graph that takes it."""
         return self.manifest.spec
 
     @property

@@ -28,6 +28,7 @@ class Look:
         decode_ms: Time to decode and resize, milliseconds; 0 where the features were known.
         encode_ms: Time of the frame encoder, milliseconds; likewise.
         known: Whether the features were there already.
+        pixels: ``[T, 3, H, W]`` the frames themselves, where the encoder is personal and features do not suffice.
     """
 
     video: Path
@@ -37,6 +38,12 @@ class Look:
     decode_ms: float = 0.0
     encode_ms: float = 0.0
     known: bool = False
+    pixels: np.ndarray | None = None
+
+    @property
+    def asked(self) -> np.ndarray:
+        """What a question is asked about: the pixels where they are needed, else the features."""
+        return self.features if self.pixels is None else self.pixels
 
 
 class Eye:
@@ -45,7 +52,8 @@ class Eye:
     Args:
         session: The session; its bundle has an ``encode`` graph.
         frames: Most frames per clip; ``None``: as the model was trained.
-        memory: Folder that keeps the features of videos seen before; ``None`` keeps none.
+        memory: Folder that keeps the features of videos seen before; ``None`` keeps none, and so does a personal
+            encoder, which needs the pixels again.
 
     Raises:
         UserError: If PyAV is not installed: no clip is at fault then.
@@ -53,10 +61,10 @@ class Eye:
 
     def __init__(self, session: DeviceSession, frames: int | None = None, memory: Path | None = None) -> None:
         require_decoder()
-        self.session, self.memory = session, memory
+        self.session, self.memory = session, None if session.encodes_personally else memory
         self.frames = frames or session.manifest.frames.max_frames
         self._size = session.picture_size
-        self._encoder = "" if memory is None else session.bundle.info("encode").sha256[:16]
+        self._encoder = "" if self.memory is None else session.bundle.info("encode").sha256[:16]
 
     def look(self, video: Path) -> Look:
         """Decode and encode a video, or remember it.
@@ -78,7 +86,9 @@ class Eye:
             encoded = time.perf_counter()
         if entry is not None:
             _write(entry, features=features, indices=sample.indices, times_s=sample.times_s)
-        return Look(video, features, sample.indices, sample.times_s, 1e3 * (decoded - start), 1e3 * (encoded - decoded))
+        pixels = sample.pixels if self.session.encodes_personally else None
+        times_ms = 1e3 * (decoded - start), 1e3 * (encoded - decoded)
+        return Look(video, features, sample.indices, sample.times_s, *times_ms, pixels=pixels)
 
 
 def _read(entry: Path, video: Path) -> Look | None:

@@ -121,7 +121,7 @@ class Device:
         times = {"decode": look.decode_ms, "encode": look.encode_ms}
         asked, outcome, situation = False, Adaptation(self.source), self.state.situation()
         if self.session.bundle.remembers:
-            take_in(self.session, self.state, look.features)
+            take_in(self.session, self.state, look.features, look.pixels)
             situation = self.state.situation()
         if self.client is not None and self.clock() >= self._not_before:
             asked = self.policy.asks(situation)
@@ -164,13 +164,13 @@ class Device:
         task = find_task(self.session.manifest.task)
         if not task.searches:
             return tuple(self._reply(look, question) for question in questions)
-        video = self.session.embed_video(look.features)
+        video = self.session.embed_video(look.asked)
         scores = np.array([video @ self.session.embed_text(question.text) for question in questions])
         found = task.decode(scores, [question.text for question in questions], ())
         return tuple(Reply(text, text, score, similarity=True) for text, score in found)
 
     def _reply(self, look: Look, question: Question) -> Reply:
-        answer = self.session.answer(look.features, question.text, question.options)
+        answer = self.session.answer(look.asked, question.text, question.options)
         self.state.answered(answer.confidence)
         right = None if question.answer is None else answer.text == question.answer
         return Reply(question.text, answer.text, answer.confidence, right)

@@ -11,8 +11,8 @@ from typing import Any
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
 
-SCHEMA = 1
-"""Version of the manifest's schema. A reader refuses a newer one."""
+SCHEMA = 2
+"""Version of the manifest's schema: a reader takes its own alone. 2: any graph may take parameters."""
 
 ROLES = ("model", "text", "project", "encode")
 """What a graph can be for: answers or clip embeddings; sentence embeddings; projected features; frame features."""

@@ -14,12 +14,12 @@ from lit_mmpg import lora
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
 from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, KEY_VARIABLE, Cloud, CloudClient
-from lit_mmpg.runtime.looking import Eye
+from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.session import STATIC, Answer, DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import resize, uniform_indices
 
-Clip = Union[str, "os.PathLike[str]", np.ndarray, Any]
+Clip = Union[str, "os.PathLike[str]", np.ndarray, Look, Any]
 """The path of a video; its frames ``[T, 3, H, W]`` uint8 RGB; or features ``[T, D]`` of its frames. Whatever NumPy
 takes for an array will do."""
 
@@ -45,11 +45,17 @@ class Match:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a clip: its path, features ``[T, D]``, and which of its frames ``[T]`` they are."""
+    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed."""
 
     clip: str | os.PathLike[str] | None
     features: np.ndarray
     indices: np.ndarray
+    pixels: np.ndarray | None = None
+
+    @property
+    def asked(self) -> np.ndarray:
+        """As :attr:`Look.asked`."""
+        return self.features if self.pixels is None else self.pixels
 
 
 class PersonalDevice:
@@ -96,19 +102,22 @@ class PersonalDevice:
 
     def _look(self, clip: Clip) -> _Seen:
         frames = self.session.manifest.frames
+        if isinstance(clip, Look):
+            return _Seen(clip.video, clip.features, np.arange(len(clip.features)), clip.pixels)
         if isinstance(clip, (str, os.PathLike)):
             if self._eye is None:
                 self._eye = Eye(self.session)
             look = self._eye.look(Path(clip))
-            return _Seen(clip, look.features, look.indices)
+            return _Seen(clip, look.features, look.indices, look.pixels)
         try:
             array = np.asarray(clip)
         except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU or with gradients
             raise UserError(f"a clip is a path, frames or features, not {type(clip).__name__} ({error})") from error
         if array.ndim == 4 and array.dtype == np.uint8 and array.shape[1] == 3 and array.size:
             indices = uniform_indices(len(array), frames.max_frames)
-            features = self.session.encode(resize(array[indices], self.session.picture_size))
-            return _Seen(None, features, indices)
+            pixels = resize(array[indices], self.session.picture_size)
+            features = self.session.encode(pixels)
+            return _Seen(None, features, indices, pixels if self.session.encodes_personally else None)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != frames.features or not len(array):
             raise UserError(
                 f"a clip has shape {list(array.shape)} and type {array.dtype}; give the path of a video, frames "
@@ -121,6 +130,8 @@ class PersonalDevice:
 
     def features(self, clip: Clip) -> np.ndarray:
         """Features ``[T, D]`` of the frames of a clip that the model looks at: a clip as well, that costs no decoding.
+
+        They are the static encoder's; an adapted device with a personal encoder answers about videos and frames alone.
 
         Raises:
             UserError: If a video cannot be read, or an array is neither frames nor features that fit the model.
@@ -138,7 +149,7 @@ class PersonalDevice:
         """
         seen = self._look(clip)
         if self.session.bundle.remembers:
-            take_in(self.session, self.state, seen.features)
+            take_in(self.session, self.state, seen.features, seen.pixels)
         if self.session.searches:
             self._observed.append(seen)
 
@@ -191,9 +202,9 @@ class PersonalDevice:
         """
         if not isinstance(question, str) or not question.strip():
             raise UserError("the question is empty; ask one in words")
-        features = self.features(clip)
-        self.session.alignment = self.state.alignment(features)
-        return self.session.answer(features, question, options)
+        seen = self._look(clip)
+        self.session.alignment = self.state.alignment(seen.features)
+        return self.session.answer(seen.asked, question, options)
 
     def search(self, query: str, clips: Sequence[Clip] | None = None) -> list[Match]:
         """Clips by how well they fit a sentence, best first; for a retrieval model.
@@ -216,9 +227,10 @@ class PersonalDevice:
         found = []
         for number, each in enumerate(seen):
             self.session.alignment = self.state.alignment(each.features if alone else None)
+            features = self.session.asked(each.asked)
             score, *frames = (
-                float(self.session.embed_video(frames) @ text)
-                for frames in (each.features, *(frame[None] for frame in each.features))
+                float(self.session.embed_features(frames) @ text)
+                for frames in (features, *(frame[None] for frame in features))
             )
             best = int(each.indices[np.argmax(frames)])
             found.append(Match(number, each.clip, score, best, self.parameters))

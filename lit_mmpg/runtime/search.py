@@ -59,13 +59,13 @@ def main(argv: Sequence[str]) -> int:
         remembers = client is not None or bundle.manifest.own_statistics is not None
         if remembers:
             for look in looks[-(state.clips.maxlen or 1) :]:
-                device.observe(look.features)
+                device.observe(look)
         if client is not None:
             if visit.alone:
                 outcome = device.adapt(client)
             client.close()
         start = time.perf_counter()
-        found = device.search(options.query, [look.features for look in looks])
+        found = device.search(options.query, looks)
         rank_ms = 1e3 * (time.perf_counter() - start)
         unknown = session.unknown_words(options.query)
         if remembers:

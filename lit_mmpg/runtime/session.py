@@ -11,6 +11,7 @@ import numpy as np
 from lit_mmpg.data.records import Question, subsample
 from lit_mmpg.data.vocabulary import Vocabulary
 from lit_mmpg.errors import UserError
+from lit_mmpg.parameters import ENCODE, MODEL
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.tasks import find_task
@@ -75,6 +76,7 @@ class DeviceSession:
         self._vocabulary = Vocabulary.from_json(self.manifest.vocabulary)
         self._open("model", precision)
         self._loaded: Mapping[str, np.ndarray] | None = None
+        self._encoding: Mapping[str, np.ndarray] | None = None
         self._digest: str | None = None
         self.alignment: tuple[np.ndarray, np.ndarray] | None = None
         """Scale and shift ``[D]`` of the features of clips that are asked about; see :meth:`DeviceState.alignment`."""
@@ -89,7 +91,7 @@ class DeviceSession:
         """Free the engines."""
         for engine in self._engines.values():
             engine.deactivate()
-        self._engines, self._loaded, self._digest = {}, None, None
+        self._engines, self._loaded, self._encoding, self._digest = {}, None, None, None
 
     def _open(self, role: str, precision: str = "fp32") -> Runner:
         if role not in self._engines:
@@ -117,9 +119,40 @@ class DeviceSession:
             )
         return self.manifest.preprocessing.height, self.manifest.preprocessing.width
 
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Frame features ``[T, D]`` of ``[T, 3, H, W]`` uint8 RGB pictures of :attr:`picture_size`."""
-        return self._open("encode").infer({"pixels": np.ascontiguousarray(pixels)})["features"]
+    @property
+    def encodes_personally(self) -> bool:
+        """Whether the frame encoder takes personal parameters, so that features depend on whose they are."""
+        return len(self.bundle.spec.of(ENCODE)) > 0
+
+    def encode(self, pixels: np.ndarray, personal: bool = False) -> np.ndarray:
+        """Frame features ``[T, D]`` of ``[T, 3, H, W]`` uint8 RGB pictures of :attr:`picture_size`.
+
+        Args:
+            pixels: The pictures.
+            personal: With the personal parameters in use, as for a clip that is asked about; else as the static model
+                does, which is how contexts are encoded.
+        """
+        engine = self._open("encode")
+        wanted = self._loaded if personal else None
+        if self.encodes_personally and wanted is not self._encoding:
+            engine.load_parameters(wanted)
+            self._encoding = wanted
+        return engine.infer({"pixels": np.ascontiguousarray(pixels)})["features"]
+
+    def asked(self, clip: np.ndarray) -> np.ndarray:
+        """Features ``[T, D]`` of a clip that is asked about, which is given as such or as pixels ``[T, 3, H, W]``.
+
+        Raises:
+            UserError: If the encoder is personal, and what it is given are features of the static one.
+        """
+        if clip.ndim == 4:
+            return self.encode(clip[subsample(len(clip), self.manifest.frames.max_frames)], personal=True)
+        if self.encodes_personally and self.adapted:
+            raise UserError(
+                f"{self.bundle.path}: the frame encoder is personal, so features do not tell what was seen; give the "
+                "video or its frames"
+            )
+        return clip
 
     def project(self, features: np.ndarray) -> np.ndarray:
         """What may be uploaded of each frame: ``[T, D]`` to ``[T, H]``."""
@@ -138,8 +171,12 @@ class DeviceSession:
         Raises:
             ValueError: If they do not match the specification; the former ones stay in use.
         """
-        self._open("model").load_parameters(parameters)
-        self._loaded, self._digest = parameters, None
+        spec, model = self.bundle.spec, self._open("model")
+        if parameters is not None and len(spec):
+            spec.validate(parameters)  # before any graph has new ones
+        if parameters is None or not len(spec) or len(spec.of(MODEL)):
+            model.load_parameters(parameters)
+        self._loaded, self._digest = parameters, None  # the encoder gets its own when it is asked next
 
     @property
     def adapted(self) -> bool:
@@ -153,7 +190,7 @@ class DeviceSession:
             self._digest = self.bundle.spec.tensors_digest(self._loaded)
         return self._digest
 
-    def _frames(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    def _clip(self, features: np.ndarray) -> dict[str, np.ndarray]:
         if features.ndim != 2 or features.shape[1] != self.manifest.frames.features:
             raise UserError(
                 f"frame features have shape {features.shape}, the bundle takes [T, {self.manifest.frames.features}]"
@@ -182,7 +219,7 @@ class DeviceSession:
         """Answer one question about one clip.
 
         Args:
-            features: ``[T, D]`` frame features.
+            features: ``[T, D]`` frame features, or pixels as :meth:`encode` takes them; so for the other methods.
             question: The question.
             options: Candidate answers; for a multiple-choice model only, which needs at least two.
 
@@ -197,15 +234,19 @@ class DeviceSession:
             raise UserError(f"{self.bundle.path}: its model {wanted}")
         asked = Question("", question, "", "", options=tuple(options))
         texts = task.candidates(asked)
-        inputs = {**self._frames(features), "text": self._tokens(texts)[None]}
+        inputs = {**self._clip(self.asked(features)), "text": self._tokens(texts)[None]}
         scores = self._open("model").infer(inputs)["scores"][0].astype(np.float64)
         ranking = tuple(task.decode(scores, options, self.manifest.answers)[:5])
         return Answer(ranking[0][0], ranking[0][1], ranking, tuple(scores.tolist()), self.digest or STATIC)
 
     def embed_video(self, features: np.ndarray) -> np.ndarray:
         """Unit-length embedding ``[H]`` of one clip (retrieval)."""
+        return self.embed_features(self.asked(features))
+
+    def embed_features(self, features: np.ndarray) -> np.ndarray:
+        """As :meth:`embed_video`, of what :meth:`asked` gave."""
         self._require_retrieval()
-        return self._open("model").infer(self._frames(features))["embedding"][0]
+        return self._open("model").infer(self._clip(features))["embedding"][0]
 
     def embed_text(self, text: str) -> np.ndarray:
         """Unit-length embedding ``[H]`` of one sentence (retrieval)."""
@@ -222,7 +263,7 @@ class DeviceSession:
         Returns:
             Scores ``[Q, A]``, or the embedding ``[1, H]``.
         """
-        inputs = self._frames(features)
+        inputs = self._clip(self.asked(features))
         if questions is not None:
             inputs = {name: np.repeat(array, len(questions), 0) for name, array in inputs.items()} | {"text": questions}
         return next(iter(self._open("model").infer(inputs).values()))

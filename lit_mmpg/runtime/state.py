@@ -74,7 +74,8 @@ class DeviceState:
         record: What was noted of the latest clip (see :mod:`lit_mmpg.runtime.journal`).
         pending: The same of the clips before it that could not be written to the journal yet.
         device_id: Whose state it is; ``None`` in one that an older version wrote.
-        latest: ``[T, D]`` frame features of the latest clips, oldest first, by which parameters are judged; not kept on
+        latest: ``[T, D]`` frame features of the latest clips (their pixels where the encoder is personal), oldest
+            first, by which parameters are judged; not kept on
             the disk (:mod:`lit_mmpg.runtime.guard` says why).
     """
 
@@ -103,12 +104,15 @@ class DeviceState:
         self.clips = deque(self.clips, maxlen=rule.context_clips if rule else 1)
         self.latest = deque(self.latest, maxlen=min(CLIPS, rule.context_clips if rule else 1))
 
-    def see(self, projected: np.ndarray | None, features: np.ndarray | None = None) -> None:
+    def see(
+        self, projected: np.ndarray | None, features: np.ndarray | None = None, pixels: np.ndarray | None = None
+    ) -> None:
         """Take a clip into the context.
 
         Args:
             projected: ``[T, H]`` what may be uploaded of its frames; ``None`` for a static model.
             features: ``[T, D]`` its frame features.
+            pixels: ``[T, 3, H, W]`` its frames, where parameters act on them.
         """
         rule, own = self.bundle.manifest.anchors, self.bundle.manifest.own_statistics
         if rule is None and own is None:
@@ -124,7 +128,7 @@ class DeviceState:
         used = None
         if features is not None:
             used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
-            self.latest.append(used)
+            self.latest.append(used if pixels is None else pixels)
         if own is not None and used is not None:
             moments, counted = self._moments(used)
             clip = replace(clip, moments=moments, counted=counted)

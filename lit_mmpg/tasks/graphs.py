@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_mmpg.parameters import MODEL, ParameterSpec
+
 ABSENT = -1e4
 """Score of an option that is padding."""
 
@@ -20,7 +22,8 @@ class AnswerGraph(nn.Module):
 
     def forward(self, frames: Tensor, frame_mask: Tensor, text: Tensor, parameters: tuple[Tensor, ...] = ()) -> Tensor:
         """``[B, T, D], [B, T], [B, O, L] -> [B, A]``, or ``[B, O]`` for multiple choice."""
-        return self.network.task.masked(self.network(frames, frame_mask, text, parameters), text)
+        own = self.network.placed(parameters, MODEL)
+        return self.network.task.masked(self.network(frames, frame_mask, text, own), text)
 
 
 class VideoGraph(nn.Module):
@@ -32,8 +35,9 @@ class VideoGraph(nn.Module):
 
     def forward(self, frames: Tensor, frame_mask: Tensor, parameters: tuple[Tensor, ...] = ()) -> Tensor:
         """``[B, T, D], [B, T] -> [B, H]``, of unit length."""
-        projected = self.network.project(self.network.encode(frames), parameters)
-        return self.network.embed_video(self.network.contextualise(projected, frame_mask), frame_mask, parameters)
+        own = self.network.placed(parameters, MODEL)
+        projected = self.network.project(self.network.encode(frames, own), own)
+        return self.network.embed_video(self.network.mix(projected, frame_mask, own), frame_mask, own)
 
 
 class TextGraph(nn.Module):
@@ -58,7 +62,7 @@ class GraphSpec:
         example: Example inputs by name, without personal parameters, with two rows.
         dims: Input -> names of its varying dimensions.
         output: Name of its output.
-        personal: Whether it takes personal parameters.
+        personal: Whether it takes personal parameters, where the specification has any for its role.
     """
 
     role: str
@@ -67,3 +71,7 @@ class GraphSpec:
     dims: dict[str, dict[int, str]]
     output: str
     personal: bool = False
+
+    def entries(self, spec: ParameterSpec) -> ParameterSpec:
+        """Those of a network's parameters that the graph takes, in order."""
+        return spec.of(self.role) if self.personal else ParameterSpec(())

@@ -17,6 +17,7 @@ from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_n
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.errors import UserError
+from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.runtime.bundle import WEIGHTS, Arrays, Bundle
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
 from lit_mmpg.runtime.manifest import OWN_ENCODER
@@ -68,7 +69,10 @@ def load_network(bundle: Bundle) -> DeviceModel:
         shapes = Shapes(**plain["shapes"] | {"frame": tuple(plain["shapes"]["frame"])})
         dynamic = plain["dynamic"]
         if dynamic is not None:
-            dynamic = DynamicConfig(**dynamic | {"layers": tuple(dynamic["layers"])})
+            entered = dynamic.get("input_layer")
+            if entered is not None:
+                entered = InputLayer(**entered | {"grid": tuple(entered["grid"])})
+            dynamic = DynamicConfig(**dynamic | {"layers": tuple(dynamic["layers"]), "input_layer": entered})
         config = plain["config"]
         factory = network_factory(config) if "class_path" in config else DeviceModelConfig(**config)
         network = build_network(factory, shapes, dynamic)
@@ -135,7 +139,7 @@ class TorchModuleEngine(Engine):
         return {self._spec.output: output.cpu().numpy()}
 
     def _load_parameters(self, parameters: Arrays) -> None:
-        self._personal = tuple(self._tensor(parameters[e.name]) for e in self.bundle.spec) if self.personal else ()
+        self._personal = tuple(self._tensor(parameters[e.name]) for e in self.entries) if self.personal else ()
 
     def _deactivate(self) -> None:
         for made in ("_module", "_spec", "_personal"):
@@ -164,8 +168,9 @@ def exported_program(spec: GraphSpec, network: nn.Module, personal: bool) -> tor
     shapes: dict[str, Any] = {n: {axis: named[d] for axis, d in spec.dims[n].items()} for n in spec.example}
     arguments: dict[str, Any] = dict(spec.example)
     if personal:
-        arguments["parameters"] = tuple(torch.zeros(entry.shape) for entry in network.spec)
-        shapes["parameters"] = tuple({} for _ in network.spec)
+        own = spec.entries(network.spec)
+        arguments["parameters"] = tuple(torch.zeros(entry.shape) for entry in own)
+        shapes["parameters"] = tuple({} for _ in own)
     device = next(network.parameters()).device
     arguments = {
         name: tuple(t.to(device) for t in value) if isinstance(value, tuple) else value.to(device)

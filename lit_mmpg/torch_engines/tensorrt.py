@@ -66,7 +66,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
             )
         arguments: dict[str, Any] = dict(zip((info.name for info in self.inputs), inputs, strict=True))
         if self.personal and by_input:
-            arguments["parameters"] = tuple(torch_tensorrt.Input(shape=entry.shape) for entry in self.bundle.spec)
+            arguments["parameters"] = tuple(torch_tensorrt.Input(shape=entry.shape) for entry in self.entries)
         compiled = torch_tensorrt.dynamo.compile(
             program,
             arg_inputs=(),
@@ -84,7 +84,7 @@ class TorchTensorRTEngine(TorchModuleEngine):
         network = spec.module.to("cuda").get_submodule("network")
         if not self.personal or self.config.personalise == "inputs":
             return exported_program(spec, network, self.personal)
-        baked = GraphSpec(spec.role, Baked(spec.module, self.bundle.spec.names, parameters), *_rest(spec))
+        baked = GraphSpec(spec.role, Baked(spec.module, self.entries.names, parameters), *_rest(spec))
         return exported_program(baked, network, False)
 
     def arguments(self, inputs: Any) -> dict[str, Any]:

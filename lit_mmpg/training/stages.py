@@ -63,7 +63,8 @@ def _check(cli: CLI) -> None:
     if form is not None:
         from lit_mmpg.forms.registry import find_form
 
-        find_form(form, "model.dynamic.form")
+        for name in form.values() if isinstance(form, Mapping) else [form]:
+            find_form(name, "model.dynamic.form")
 
 
 def _ended(stage: _Stage, checkpoint: str) -> str:

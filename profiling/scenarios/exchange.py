@@ -45,13 +45,14 @@ class DeviceSide:
         """Take one clip into the context: features (encoded where the encoder is in the path), projected, anchors."""
         row = self._clip % len(self._frames)
         self._clip += 1
-        self._features = self.pipeline.encode() if self.pipeline.cell.encoder else self._frames[row : row + 1]
+        self._features = self.pipeline.encode_context() if self.pipeline.cell.encoder else self._frames[row : row + 1]
         frames = self._features[0][self._masks[row]]
         self._state.see(self.pipeline.engines["project"].infer({"features": frames})["projected"], frames)
 
     def answer(self) -> np.ndarray:
-        """Answer about the clip that was taken last: it is encoded already."""
-        return self.pipeline.answer(self._features)
+        """Answer about the clip that was taken last: it is encoded already, unless parameters act in the encoder."""
+        encoder = self.pipeline.engines.get("encode")
+        return self.pipeline.answer(None if encoder is not None and encoder.personal else self._features)
 
     def upload(self) -> Upload:
         """The message up, from the whole context."""

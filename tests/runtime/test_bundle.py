@@ -9,7 +9,7 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle, Reference, RoleReference
-from lit_mmpg.runtime.manifest import Manifest, digest
+from lit_mmpg.runtime.manifest import SCHEMA, Manifest, digest
 
 
 @pytest.fixture
@@ -58,9 +58,11 @@ def test_manifest_that_cannot_be_trusted_is_refused(copy):
     with pytest.raises(UserError, match=r"edited after it was written"):
         Bundle.open(copy)
     (copy / "manifest.json").write_text(whole)
-    edit(copy, schema=2)
-    with pytest.raises(UserError, match="schema 2, this version reads 1; update lit-mmpg"):
-        Bundle.open(copy)
+    for schema, remedy in ((SCHEMA + 1, "update lit-mmpg"), (SCHEMA - 1, "export the bundle again")):
+        edit(copy, schema=schema)
+        with pytest.raises(UserError, match=f"schema {schema}, this version reads {SCHEMA}; {remedy}"):
+            Bundle.open(copy)
+        (copy / "manifest.json").write_text(whole)
     (copy / "manifest.json").write_text(whole)
     edit(copy, frames={"features": 3})
     with pytest.raises(UserError, match="malformed"):

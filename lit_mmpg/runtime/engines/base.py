@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.manifest import TensorInfo
 
@@ -76,14 +77,16 @@ class Engine(ABC):
             raise UserError(
                 f"engine '{self.name}' personalises by {', '.join(self.ways)}, not by '{self.config.personalise}'"
             )
-        names = set(bundle.spec.names)
+        self.entries = bundle.spec.of(role)
+        """Personal parameters that the graph takes."""
+        names = set(self.entries.names)
         self.inputs = tuple(info for info in self.info.inputs if info.name not in names)
         """Inputs that :meth:`infer` takes."""
         self.personal = len(self.inputs) < len(self.info.inputs)
         """Whether the graph takes personal parameters."""
         self.active = False
         self._accepted: list[tuple[np.dtype, tuple[int, ...]]] = []
-        self._static = bundle.static_parameters() if self.personal else {}
+        self._static = own_of(bundle.spec, role, bundle.static_parameters()) if self.personal else {}
         self.parameters: Arrays = dict(self._static)
         """Personal parameters in use."""
 
@@ -180,7 +183,8 @@ class Engine(ABC):
         """Swap the personal parameters.
 
         Args:
-            parameters: One array for each entry of the ParameterSpec; ``None`` goes back to the static model.
+            parameters: One array for each entry of the ParameterSpec, those of other graphs at will; ``None`` goes back
+                to the static model.
 
         Raises:
             ValueError: If they do not match the specification; the former ones then stay in use.
@@ -190,9 +194,9 @@ class Engine(ABC):
             if parameters:
                 raise UserError(f"'{self.role}' of {self.bundle.path} takes no personal parameters")
             return
-        chosen = self._static if parameters is None else parameters
-        self.bundle.spec.validate(chosen)
-        arrays = {e.name: np.ascontiguousarray(chosen[e.name], dtype=e.dtype) for e in self.bundle.spec}
+        chosen = self._static if parameters is None else own_of(self.bundle.spec, self.role, parameters)
+        self.entries.validate(chosen)
+        arrays = {e.name: np.ascontiguousarray(chosen[e.name], dtype=e.dtype) for e in self.entries}
         if self.active:
             self._load_parameters(arrays)
         self.parameters = arrays
@@ -245,3 +249,9 @@ class Engine(ABC):
     @abstractmethod
     def _deactivate(self) -> None:
         """Free what there is: after a failed activation, that is a part."""
+
+
+def own_of(spec: ParameterSpec, role: str, parameters: Mapping[str, np.ndarray]) -> Arrays:
+    """Parameters without those that other graphs take."""
+    others = {entry.name for entry in spec if entry.graph != role}
+    return {name: array for name, array in parameters.items() if name not in others}

@@ -1,0 +1,373 @@
+"""A residual network that this file defines, of plain modules: adaptable, trained, exported, profiled, personalised."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lit_mmpg
+from lit_mmpg.cli import main
+from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_network
+from lit_mmpg.device.graphs import graph_specs
+from lit_mmpg.errors import UserError
+from lit_mmpg.export.guard import runner
+from lit_mmpg.export.source import open_source
+from lit_mmpg.forms.input_layer import InputLayer
+from lit_mmpg.parameters import ENCODE, MODEL
+from lit_mmpg.profiling.cli import main as profile
+from lit_mmpg.profiling.config import EngineSelection
+from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.pipeline import Pipeline
+from lit_mmpg.profiling.plan import Cell
+from lit_mmpg.runtime.adaptation import judge
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.engines import create_engine
+from lit_mmpg.runtime.personal import PersonalDevice
+from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.verify import verify
+from lit_mmpg.serving.app import create_app
+from lit_mmpg.serving.cloud_half import CloudHalf
+from lit_mmpg.serving.config import ServeConfig
+from tests.integration import tiny
+from tests.integration.conftest import pixel_data
+from tests.serving.test_connections import running
+
+LAYERS = ["stem.conv", "stem.norm", "neck", "head"]
+FORM = {"*norm": "film", "time": "shift", "*": "low_rank"}
+
+
+PROFILE = """
+name: quick
+engines: [{engine: onnxruntime, precisions: [fp32]}]
+scenarios: [answer, adapt]
+encoder: with
+latency: {warmup: 1, min_count: 4, min_time_s: 0.0, max_time_s: 2.0, attempts: 1}
+measure_memory: false
+measure_energy: false
+links: []
+"""
+
+
+class Block(nn.Module):
+    """Two convolutions with a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
+
+
+class Stem(nn.Module):
+    """From pixels to a quarter of their size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, width, 4, stride=4), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+class Residual(DeviceModel):
+    """Stem, one block, a mean over places; a bag of words; one linear layer for the answers."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None, width: int = 8) -> None:
+        super().__init__(shapes, dynamic)
+        self.width = width
+        self.stem, self.block, self.neck = Stem(width), Block(width), nn.Linear(width, width)
+        self.time = nn.LayerNorm(width)
+        self.words = nn.Embedding(shapes.words, width, padding_idx=0)
+        self.head = nn.Linear(2 * width, shapes.answers)
+
+    @property
+    def feature_width(self) -> int:
+        return self.width
+
+    @property
+    def anchor_width(self) -> int:
+        return self.width
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        pictures = frames.flatten(0, -4).float() / 255
+        return self.block(self.stem(pictures)).mean((-1, -2)).unflatten(0, frames.shape[:-3])
+
+    def project(self, features: Tensor, parameters: Sequence[Tensor] = (), corrected: bool = True) -> Tensor:
+        return self.neck(features).tanh()
+
+    def contextualise(self, projected: Tensor, mask: Tensor) -> Tensor:
+        return self.time(projected)
+
+    def answer(self, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        weight = mask.unsqueeze(-1).to(frames.dtype)
+        seen = (frames * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+        return self.head(torch.cat([seen, self.words(text.squeeze(-2)).sum(-2)], -1))
+
+
+SHAPES = Shapes("open_ended", (3, 24, 24), 10, 5, 6)
+
+
+def made(**dynamic: object) -> Residual:
+    settings = {"layers": tuple(LAYERS), "form": FORM, "rank": 2} | dynamic
+    network = build_network(Residual, SHAPES, DynamicConfig(**settings))  # type: ignore[arg-type]
+    return network.eval()  # type: ignore[return-value]
+
+
+def random_parameters(network: DeviceModel, devices: int, size: float = 0.3) -> tuple[Tensor, ...]:
+    parts = [part for layer in network.dynamic_layers().values() for part in layer.parts()]
+    return tuple(
+        torch.stack([part.start.draw(part.shape) + size * torch.randn(part.shape) for _ in range(devices)])
+        for part in parts
+    )
+
+
+def test_layers_of_plain_modules_are_named_by_globs_and_know_their_graph() -> None:
+    network = made(layers=("stem.*", "neck", "time", "head"))
+    graphs = {entry.name.rsplit(".", 1)[0]: entry.graph for entry in network.spec}
+    assert graphs == {"stem.conv": ENCODE, "stem.norm": ENCODE, "neck": MODEL, "time": MODEL, "head": MODEL}
+    assert network.encodes_personally and not made(layers=("head",)).encodes_personally
+    assert list(network.state_dict()) == list(Residual(SHAPES, None).state_dict())
+
+
+@pytest.mark.parametrize("form", [FORM, "full", FORM | {"*": "basis"}])
+def test_several_devices_equal_each_alone_and_none_equals_the_static_network(form: str | dict[str, str]) -> None:
+    torch.manual_seed(0)
+    network, plain = made(form=form, input_layer=InputLayer(grid=(2, 2))), Residual(SHAPES, None).eval()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("fixed.")})
+    frames = torch.randint(0, 256, (3, 2, 4, 3, 24, 24), dtype=torch.uint8)
+    mask, text = torch.ones(3, 2, 4, dtype=torch.bool), torch.randint(1, 10, (3, 2, 1, 6))
+    assert torch.equal(network(frames, mask, text), plain(frames, mask, text))
+    parameters = random_parameters(network, 3)
+    together = network(frames, mask, text, parameters)
+    assert not torch.allclose(together, plain(frames, mask, text), atol=1e-3)
+    for g in range(3):
+        alone = network(frames[g], mask[g], text[g], tuple(p[g] for p in parameters))
+        torch.testing.assert_close(together[g], alone)
+    # Every layer moves the answers on its own, the pixels' included.
+    neutral = [p.start.neutral(p.shape) for layer in network.dynamic_layers().values() for p in layer.parts()]
+    for name in network.dynamic_layers():
+        own = [
+            p[0] if entry.name.rsplit(".", 1)[0] == name else n
+            for entry, p, n in zip(network.spec, parameters, neutral, strict=True)
+        ]
+        moved = network(frames[0], mask[0], text[0], own)
+        assert not torch.allclose(moved, plain(frames[0], mask[0], text[0]), atol=1e-4), name
+
+
+def test_parameters_are_gone_after_a_call_that_fails() -> None:
+    network = made()
+    parameters = tuple(p[0] for p in random_parameters(network, 1))
+    with pytest.raises(RuntimeError):
+        network.encode(torch.zeros(2, 4, 24, 24, dtype=torch.uint8), parameters)
+    frames = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    assert torch.equal(network.encode(frames), network.encode(frames))
+    assert network._holder is not None and network._holder.values is None
+
+
+def test_what_cannot_be_dynamic_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'nek'.*do not exist"):
+        made(layers=("nek",))
+    with pytest.raises(UserError, match="forms act on Linear"):
+        made(layers=("words",))
+    network = made().train()
+    with pytest.raises(UserError, match="BatchNorm"):
+        network.encode(torch.zeros(2, 3, 24, 24, dtype=torch.uint8), tuple(p[0] for p in random_parameters(network, 1)))
+    with pytest.raises(UserError, match="not pixels"):
+        build_network(
+            lambda shapes, dynamic: lit_network(shapes, dynamic),
+            Shapes("open_ended", (12,), 10, 5, 6),
+            DynamicConfig(("head",), input_layer=InputLayer()),
+        )
+
+
+def lit_network(shapes: Shapes, dynamic: DynamicConfig | None) -> DeviceModel:
+    from lit_mmpg.device.model import DeviceModelConfig
+
+    return DeviceModelConfig(width=8, heads=2)(shapes, dynamic)
+
+
+def test_what_is_dynamic_changes_no_weight_that_is_drawn() -> None:
+    for build in (Residual, lit_network):
+        drawn = []
+        for dynamic in (None, DynamicConfig(("head",), "film")):
+            torch.manual_seed(0)
+            drawn.append(build_network(build, SHAPES, dynamic).state_dict())
+        assert drawn[0].keys() == drawn[1].keys()
+        assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained pair, and its bundle."""
+
+    folder: Path
+    ckpt: Path
+    bundle: Bundle
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """Both halves trained through the command line by class path, and exported."""
+    folder = tmp_path_factory.mktemp("own")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        network = {"class_path": f"{__name__}.Residual", "init_args": {"width": 8}}
+        quick = tiny.trainer_config(logger=False, num_sanity_val_steps=0, max_epochs=1)
+        data = pixel_data()
+        model = tiny.device_config(network=network)
+        config = tiny.write_config(Path("device.yaml"), data=data, model=model, trainer=quick)
+        assert main(["fit", "--config", str(config), "--trainer.default_root_dir=one"]) == 0
+        (first,) = Path("one").rglob("best.ckpt")
+        dynamic = {
+            "layers": LAYERS,
+            "form": FORM,
+            "rank": 2,
+            "input_layer": {"grid": [2, 2], "use": ["gain", "bias", "colour"]},
+        }
+        model = tiny.cloud_config(first, dynamic=dynamic, optimiser={"learning_rate": 0.02})
+        config = tiny.write_config(Path("cloud.yaml"), data=data, model=model, trainer=quick)
+        assert main(["fit", "--config", str(config), "--trainer.default_root_dir=two"]) == 0
+        (second,) = Path("two").rglob("best.ckpt")
+        assert main(["export", "--ckpt", str(second), "--output", "bundle", "--torch"]) == 0
+        yield Made(folder, second.absolute(), Bundle.open(folder / "bundle"))
+    finally:
+        os.chdir(before)
+
+
+def test_it_is_trained_by_its_class_path(own: Made) -> None:
+    cloud = CloudModule.load_from_checkpoint(own.ckpt)
+    assert isinstance(cloud.network, Residual) and cloud.network.encodes_personally
+    for name in ("input", "stem/conv", "stem/norm", "neck", "head"):  # everything has learnt something
+        generators = cloud.adaptor.layers[name].get_submodule("generators")
+        assert all(bool(g.get_parameter("weight").any()) for g in generators.children()), name
+    assert main(["test", "--ckpt_path", str(own.ckpt), "--output", "rows.json", "--trainer.logger=false"]) == 0
+    rows = json.loads(Path("rows.json").read_text())
+    rows = rows["rows"] if isinstance(rows, dict) else rows
+    assert {row["method"] for row in rows} == {"cdc_mmpg", "static", "shuffled_device"}
+
+
+def test_each_graph_takes_its_own_parameters(own: Made) -> None:
+    names = {role: {i.name for i in own.bundle.info(role).inputs} for role in own.bundle.roles}
+    assert {"stem.conv.u", "stem.norm.weight", "input.gain"} & names["model"] == set()
+    for role in (ENCODE, MODEL):
+        assert set(own.bundle.spec.of(role).names) == names[role] & set(own.bundle.spec.names)
+        assert len(own.bundle.spec.of(role)) > 0
+    for engine in ("onnxruntime", "torch"):
+        for role in own.bundle.roles:
+            with create_engine(engine, own.bundle, role) as active:
+                verdict = verify(active)
+                assert verdict.ok, (engine, role, verdict.problems)
+    # The reference holds cases that differ, so that an encoder which ignored its parameters would fail.
+    cases = own.bundle.reference().roles[ENCODE].outputs
+    assert not np.allclose(cases["probe"]["features"], cases["static"]["features"], atol=1e-3)
+
+
+def test_a_device_with_its_bundle_answers_as_torch_does(own: Made) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 256, (3, 3, 24, 24), dtype=np.uint8) for _ in range(2)]
+    system = lit_mmpg.load(own.ckpt)
+    in_torch = system.new_device("kitchen")
+    for clip in clips:
+        in_torch.observe(clip)
+    in_torch.personalise()
+    loaded = in_torch.state.parameters
+    assert loaded is not None
+    network = CloudModule.load_from_checkpoint(own.ckpt).network.eval()
+    parameters = tuple(torch.from_numpy(loaded[name].astype(np.float32)) for name in network.spec.names)
+    with DeviceSession(own.bundle) as session:
+        static_features, static = session.encode(clips[0]), session.answer(clips[0], "what is it")
+        session.swap(loaded)
+        answer = session.answer(clips[0], "what is it")
+        assert answer.parameters == in_torch.parameters == session.digest
+        np.testing.assert_allclose(answer.scores, in_torch.answer(clips[0], "what is it").scores, rtol=1e-3, atol=1e-4)
+        assert not np.allclose(answer.scores, static.scores, atol=1e-5)
+        # Contexts stay static, what is asked about is personal.
+        np.testing.assert_array_equal(session.encode(clips[0]), static_features)
+        with torch.inference_mode():
+            personal = network.encode(torch.from_numpy(clips[0]), parameters).numpy()
+        np.testing.assert_allclose(session.encode(clips[0], personal=True), personal, rtol=1e-3, atol=1e-4)
+        assert not np.allclose(personal, static_features, atol=1e-6)
+        with pytest.raises(UserError, match="give the video or its frames"):
+            session.answer(static_features, "what is it")
+        session.swap(None)
+        assert session.answer(static_features, "what is it").scores == static.scores
+        assert session.answer(clips[0], "what is it").scores == static.scores
+
+
+def test_the_door_personalises_from_the_bundle_by_a_service(own: Made) -> None:
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, 256, (3, 3, 24, 24), dtype=np.uint8) for _ in range(2)]
+    here = lit_mmpg.load(own.ckpt).new_device("kitchen")
+    app = create_app(CloudHalf.load(str(own.ckpt), device="cpu"), ServeConfig(""))
+    state = DeviceState.open(own.bundle, None, "kitchen", "")
+    with running(app) as service, PersonalDevice(DeviceSession(own.bundle), state) as device:
+        static = device.answer(clips[0], "what is it")
+        for clip in clips:
+            device.observe(clip)
+            here.observe(clip)
+        assert [clip.shape[1:] for clip in device.state.latest] == [(3, 24, 24)] * 2  # judged by what parameters act on
+        outcome = device.personalise(cloud=f"http://127.0.0.1:{service.port}")
+        assert outcome.source == "cloud" and outcome.digest == here.personalise().digest
+        personal = device.answer(clips[0], "what is it")
+        assert personal.parameters == outcome.digest and personal.scores != static.scores
+        expected = here.answer(clips[0], "what is it").scores
+        np.testing.assert_allclose(personal.scores, expected, rtol=1e-3, atol=1e-4)
+        # Bad parameters of the encoder alone are refused by what they do to the answers.
+        bad = dict(device.state.parameters or {})
+        bad["input.gain"] = np.full_like(bad["input.gain"], np.inf)
+        assert judge(device.session, device.state, bad)[0] is not None
+        device.session.swap(device.state.parameters)
+        assert device.answer(clips[0], "what is it") == personal
+        device.reset()
+        assert device.answer(clips[0], "what is it") == static
+
+
+def test_bounds_of_plausible_parameters_are_chosen_by_what_devices_compute(own: Made) -> None:
+    source = open_source(own.ckpt)
+    spec = next(graph for graph in graph_specs(source.network, 4, 1) if graph.role == MODEL)
+    parameters = adapted_parameters(own.bundle)
+    assert parameters is not None
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 24, 24), dtype=np.uint8)
+    questions = np.ones((2, 1, 3), np.int64)
+    with DeviceSession(own.bundle) as session:
+        for own_parameters in ({}, parameters):
+            session.swap(own_parameters or None)
+            found = runner(source, spec, own_parameters)(pixels, questions)
+            np.testing.assert_allclose(session.outputs(pixels, questions), found, rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_profiled(own: Made, tmp_path: Path) -> None:
+    (tmp_path / "quick.yaml").write_text(PROFILE)
+    arguments = ["run", "--bundle", str(own.bundle.path), "--config", str(tmp_path / "quick.yaml"), "--no-record"]
+    assert profile([*arguments, "--output", str(tmp_path)]) == 0
+    document = json.loads((tmp_path / "profile.json").read_text())
+    assert [(row["scenario"], row["status"]) for row in document["rows"]] == [("answer", "ok"), ("adapt", "ok")]
+    assert all(verdict["ok"] for row in document["rows"] for verdict in row["verdicts"])
+
+
+def test_a_profile_loads_parameters_into_every_engine_that_has_entries(own: Made) -> None:
+    cell = Cell(EngineSelection("onnxruntime"), "fp32", 1, "adapt", True)
+    parameters = adapted_parameters(own.bundle)
+    assert parameters is not None
+    with Pipeline(own.bundle, cell, ["project"]) as pipeline:
+        static, encoded = pipeline.answer(), pipeline.encode()
+        pipeline.load(parameters)
+        assert not np.allclose(pipeline.encode(), encoded, atol=1e-6)
+        np.testing.assert_array_equal(pipeline.encode_context(), encoded)
+        assert not np.allclose(pipeline.answer(), static, atol=1e-6)
+        pipeline.load(None)
+        np.testing.assert_array_equal(pipeline.answer(), static)
