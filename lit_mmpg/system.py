@@ -68,8 +68,8 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
     """Load a finished system.
 
     Args:
-        source: A checkpoint of either half that ``lit-mmpg fit`` wrote, or a bundle that ``lit-mmpg export`` wrote,
-            which also brings bounds of plausible parameters.
+        source: A checkpoint of either half that ``lit-mmpg fit`` wrote, the folder of one in an MLflow model, or a
+            bundle that ``lit-mmpg export`` wrote, which also brings bounds of plausible parameters.
         frame_encoder: The frame encoder that made the features on which a checkpoint was trained: a folder of the
             transformers library, or a name on the hub; ``None``: the one that the checkpoint's data names, if it is
             here. Without one devices take features alone. A bundle, and a checkpoint that was trained on pixels, bring
@@ -79,14 +79,14 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
         UserError: If it is not there, is neither, or the frame encoder does not fit.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not (path / "trained.json").is_file():
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} is a folder without {MANIFEST}; name a checkpoint, or a folder that export wrote")
         if frame_encoder is not None:
             raise UserError(f"{path} is a bundle and brings its frame encoder; leave frame_encoder out")
         bundle = Bundle.open(path)
         return System(bundle, lambda: DeviceSession(bundle))
-    checkpoint = require_checkpoint(path)  # the cheap check, before torch is imported
+    checkpoint = path if path.is_dir() else require_checkpoint(path)  # the cheap check, before torch is imported
     from lit_mmpg.export.in_process import CheckpointDevices, unnoticed
     from lit_mmpg.export.source import open_source
     from lit_mmpg.serving.in_process import CloudHere
