@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lit_mmpg.checkpoint import read_checkpoint, trained_config
-from lit_mmpg.errors import UserError
-from lit_mmpg.pretrained import read_folder
 from lit_mmpg.cloud.exchange import state_digest
 from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.errors import UserError
+from lit_mmpg.pretrained import read_folder
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
 

@@ -63,7 +63,6 @@ def log_model(checkpoint: str | Path, register: str | None = None, uri: str | No
         example = _example(folder)
         open_store(found)
         with _in_project(found):
-            mlflow.set_tracking_uri(address(found))
             try:
                 info = Model.log(
                     artifact_path=None,
@@ -119,13 +118,18 @@ def _example(folder: str) -> Any:
 @contextmanager
 def _in_project(uri: str) -> Iterator[None]:
     """MLflow resolves the paths of a local store from the current folder; see :func:`~.store.project`."""
+    import mlflow
+
     before, tracked = Path.cwd(), os.environ.get("MLFLOW_TRACKING_URI")
+    known = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
     os.chdir(project(uri))
+    mlflow.set_tracking_uri(address(uri))
     try:
         yield
     finally:
         os.chdir(before)
+        mlflow.set_tracking_uri(known)
         if tracked is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)  # set_tracking_uri sets it for children
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it for children
         else:
             os.environ["MLFLOW_TRACKING_URI"] = tracked
