@@ -85,13 +85,13 @@ def _columns() -> tuple[Any, Any]:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import AnyType, Array
 
-    inputs = [
+    inputs: list[Any] = [
         ColSpec(AnyType(), "clip"),
         ColSpec(DataType.string, "question"),
         ColSpec(Array(DataType.string), "options", required=False),
         ColSpec(AnyType(), "context", required=False),
     ]
-    outputs = [
+    outputs: list[Any] = [
         ColSpec(DataType.string, "text"),
         ColSpec(DataType.double, "confidence"),
         ColSpec(DataType.string, "parameters"),
