@@ -70,9 +70,10 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
 
     Args:
         source: A checkpoint of either half that ``lit-mmpg fit`` or a Lightning trainer wrote; a folder that
-            ``save_pretrained`` wrote, or the name of its repository on the hub (``owner/name``); or a bundle that
-            ``lit-mmpg export`` wrote, which also brings bounds of plausible parameters. A class of your own that a
-            file names is imported only if it is trusted (:mod:`lit_mmpg.trust`).
+            ``save_pretrained`` wrote (an MLflow model holds one), or the name of its repository on the hub
+            (``owner/name``); or a bundle that ``lit-mmpg export`` wrote, which also brings bounds of plausible
+            parameters. A class of your own that a file names is imported only if it is trusted
+            (:mod:`lit_mmpg.trust`).
         frame_encoder: The frame encoder that made the features on which a checkpoint was trained: a folder of the
             transformers library, or a name on the hub; ``None``: the one that the checkpoint's data names, if it is
             here. Without one devices take features alone. A bundle, and a checkpoint that was trained on pixels, bring

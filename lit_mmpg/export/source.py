@@ -102,8 +102,8 @@ def open_source(path: str | Path, data_flags: Sequence[str] = ()) -> Source:
         UserError: If the checkpoint or a flag is not usable.
     """
     checkpoint = read_checkpoint(path)
-    ours = checkpoint["lit_mmpg"]
     kept = trained_config(path, checkpoint)
+    ours = checkpoint["lit_mmpg"]
     trainer = {"logger": False, "accelerator": "cpu", "devices": 1}
     cli = CLI(Request("export", merge(kept, {"trainer": trainer}), list(data_flags), name=Path(path).name))
     cli.build(Run(), trained=ours["data"])

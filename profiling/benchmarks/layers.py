@@ -127,7 +127,8 @@ def model_problem(devices: int, frames: int = 16, words: int = 7) -> Problem:
         torch.ones(devices, frames, dtype=torch.bool),
         torch.randint(1, shapes.words, (devices, 1, words)),
     )
-    layers = {f"{name}.": layer for name, layer in dynamic.dynamic_layers().items()}
+    own = dynamic.dynamic_layers().items()
+    layers = {f"{name}.": layer for name, layer in own if isinstance(layer, DynamicLinear)}
     return _problem(dynamic, static, layers, inputs, tuple(dynamic.spec))
 
 
