@@ -63,6 +63,11 @@ def flags(row: Row) -> list[str]:
         found.append("few samples")
     if row.get("throttled"):
         found.append("throttled: " + "; ".join(row["throttled"]))
+    before, after = (
+        ((row.get(key) or {}).get("memory") or {}).get("swap_used_bytes") for key in ("state_before", "state_after")
+    )
+    if before is not None and after is not None and after > before:
+        found.append(f"swapped out {format_bytes(after - before)} meanwhile")
     return found
 
 

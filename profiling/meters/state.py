@@ -62,7 +62,8 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]
     Returns:
         ``cpu_mhz`` (by core), ``cpu_governors``, ``gpu_mhz`` (by clock domain), ``emc_mhz`` (memory of a Jetson),
         ``temperatures_c`` (by zone), ``fans``, ``cooling`` (devices at work that slow the machine, with their states),
-        ``cooling_other`` (devices at work that do not), ``throttle_counts`` (events since boot), ``nvml``, and
+        ``cooling_other`` (devices at work that do not), ``throttle_counts`` (events since boot), ``memory`` (bytes
+        available, of swap, and what zram's compressed pages take), ``nvml``, and
         ``unreadable``: why a file that exists gave no value, which is None then.
     """
     refused: list[str] = []
@@ -90,8 +91,26 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]
         "cooling": {name: state for name, (state, slows) in working.items() if slows},
         "cooling_other": {name: state for name, (state, slows) in working.items() if not slows},
         "throttle_counts": throttle_counts(root, refused),
+        "memory": _memory(root, refused),
         "nvml": None if gpu is None else gpu.state(),
         "unreadable": refused,
+    }
+
+
+def _memory(root: Path, refused: list[str]) -> dict[str, int | None]:
+    """Bytes of /proc/meminfo, and ``mem_used_total`` of every zram device (kernel, admin-guide/blockdev/zram)."""
+    info = root / "proc/meminfo"
+    total, free = (sysfs.kilobytes(info, field) for field in ("SwapTotal", "SwapFree"))
+    zram: int | None = None
+    for path in sysfs.find(root, "sys/block/zram*/mm_stat"):
+        fields = (sysfs.text(path, refused) or "").split()
+        if len(fields) > 2 and fields[2].isdigit():
+            zram = (zram or 0) + int(fields[2])
+    return {
+        "available_bytes": sysfs.kilobytes(info, "MemAvailable"),
+        "swap_total_bytes": total,
+        "swap_used_bytes": None if total is None or free is None else total - free,
+        "zram_bytes": zram,
     }
 
 

@@ -11,6 +11,7 @@ from lit_mmpg.profiling import environment
 from lit_mmpg.profiling.meters import memory, nvml, state
 from lit_mmpg.profiling.meters.network import LinkModel, cost
 from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
+from lit_mmpg.profiling.tables import flags
 from tests.profiling.meters import boards
 
 NVPMODEL = "NV Power Mode: MAXN_SUPER\n2\n"
@@ -41,6 +42,27 @@ def test_state_of_a_jetson(tmp_path: Path) -> None:
     assert now["temperatures_c"] == {"cpu-thermal": 48.531}
     assert now["throttle_counts"] == {"oc1": 3, "oc3": 0}
     assert now["cooling"] == {}  # a fan that turns slows nothing down
+
+
+def test_memory_of_a_board_and_what_was_swapped_meanwhile(tmp_path: Path) -> None:
+    """proc(5) and the kernel's zram documentation: ``mm_stat`` holds the memory used as its third number."""
+    info = "MemTotal: 8000 kB\nMemAvailable:   3000 kB\nSwapTotal: 4000 kB\nSwapFree: {} kB\n"
+    boards.write(tmp_path / "proc", {"meminfo": info.format(4000)})
+    for number, used in ((0, 8192), (1, 4096)):
+        boards.write(tmp_path / f"sys/block/zram{number}", {"mm_stat": f"40960 9000 {used} 0 9000 0 0 0 0"})
+    before = state.read_state(tmp_path)
+    assert before["memory"] == {
+        "available_bytes": 3000 * 1024,
+        "swap_total_bytes": 4000 * 1024,
+        "swap_used_bytes": 0,
+        "zram_bytes": 12288,
+    }
+    boards.write(tmp_path / "proc", {"meminfo": info.format(1952)})
+    row = {"latency": None, "throttled": [], "state_before": before, "state_after": state.read_state(tmp_path)}
+    assert flags(row) == ["swapped out 2.0 MiB meanwhile"]
+    assert flags(row | {"state_after": before}) == flags({"latency": None}) == []
+    nothing = state.read_state(tmp_path / "elsewhere")
+    assert set(nothing["memory"].values()) == {None}
 
 
 def test_a_run_that_throttled_says_so(tmp_path: Path) -> None:
