@@ -50,6 +50,12 @@ exit "${FAIL:-0}"
 """
 
 
+def _hear_signals() -> None:
+    """A shell cannot trap what was ignored when it began, as under nohup or in a background job."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def board(tmp_path: Path):
     tools = tmp_path / "tools"
@@ -71,6 +77,7 @@ def board(tmp_path: Path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hear_signals,
         )
 
     def finish(process: subprocess.Popen[str]) -> tuple[subprocess.CompletedProcess[str], list[str]]:
