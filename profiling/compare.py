@@ -12,6 +12,7 @@ change hold the true one in 95 % of cases:
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 
 from lit_mmpg.errors import UserError, closest
 from lit_mmpg.profiling.document import plain
-from lit_mmpg.profiling.tables import describe_change, engine_label, flags
+from lit_mmpg.profiling.tables import describe_change, engine_label, flags, primary_energy
 
 KIND = "lit-mmpg-profile-comparison"
 VERSION = 1
@@ -72,8 +73,8 @@ def _energy(key: str) -> Metric:
 
 def measured_energy(row: Row) -> Mapping[str, Any] | None:
     """The first energy reading that a meter made; a model's estimate decides nothing."""
-    readings = (r for r in row.get("energy") or () if r["gross_j_per_unit"] is not None and not r["estimate"])
-    return next(readings, None)
+    reading = primary_energy(row)  # measured before modelled
+    return None if reading is None or reading["estimate"] else reading
 
 
 METRICS: dict[str, Metric] = {
@@ -142,16 +143,17 @@ class Change:
     high: float | None
 
 
-def row_key(row: Row) -> tuple[str, str, int, str, bool]:
-    """What makes rows of two profiles the same: engine with options, precision, batch, scenario, path."""
-    return engine_label(row), row["precision"], row["batch"], row["scenario"], row["encoder_included"]
+def row_key(row: Row) -> tuple[str, str, str, int, str, bool]:
+    """What makes rows of two profiles the same: engine, all its options, precision, batch, scenario, path."""
+    options = json.dumps(row["options"], sort_keys=True)
+    return row["engine"], options, row["precision"], row["batch"], row["scenario"], row["encoder_included"]
 
 
 def row_title(row: Row) -> str:
     """The key in words."""
-    engine, precision, batch, scenario, pixels = row_key(row)
-    size = f" ×{batch}" if batch > 1 else ""
-    return f"{engine} {precision}{size} {scenario} from {'pixels' if pixels else 'features'}"
+    size = f" ×{row['batch']}" if row["batch"] > 1 else ""
+    path = "pixels" if row["encoder_included"] else "features"
+    return f"{engine_label(row)} {row['precision']}{size} {row['scenario']} from {path}"
 
 
 def compare_profiles(a: Mapping[str, Any], b: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def compare_rows(a: Row, b: Row | None, limits: Sequence[Limit]) -> dict[str, An
     """One row of both, from their samples and figures."""
     if b is None or b["status"] != "ok":
         told = "B has no such row" if b is None else f"B's row is {b['status']}: {b['reason']}"
-        return _lost(a, told)
+        return lost(a, told)
     changes: dict[str, tuple[float, float, Change]] = {}
     for name, metric in METRICS.items():
         x, y = metric.value(a), metric.value(b)
@@ -336,19 +338,13 @@ def _verdict(name: str, a: float, change: Change, limits: Sequence[Limit]) -> di
 
 
 def _key_fields(row: Row) -> dict[str, Any]:
-    engine, precision, batch, scenario, encoder = row_key(row)
-    return {
-        "title": row_title(row),
-        "engine": engine,
-        "precision": precision,
-        "batch": batch,
-        "scenario": scenario,
-        "encoder_included": encoder,
-        "unit": row.get("unit"),
-    }
+    kept = ("options", "precision", "batch", "scenario", "encoder_included")
+    fields = {"title": row_title(row), "engine": engine_label(row), **{name: row[name] for name in kept}}
+    return fields | {"unit": row.get("unit")}
 
 
-def _lost(row: Row, reason: str) -> dict[str, Any]:
+def lost(row: Row, reason: str) -> dict[str, Any]:
+    """A row of the result that B does not have, or that is wrong in one of both."""
     return _key_fields(row) | {"status": "lost", "reason": reason, "figures": {}, "notes": []}
 
 

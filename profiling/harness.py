@@ -15,6 +15,7 @@ from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.profiling import document, environment
 from lit_mmpg.profiling.config import ProfileConfig, to_json
 from lit_mmpg.profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
+from lit_mmpg.profiling.meters.latency import elapsed_ms
 from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell, engines_here
@@ -158,9 +159,7 @@ class Harness:
         with Pipeline(self.bundle, cell, more_roles(cell.scenario)) as pipeline:
             row |= {"roles": pipeline.roles, "activate_ms": pipeline.activate_ms}
             row["engine_details"] = pipeline.engines["model"].describe()
-            begin = time.perf_counter()
-            pipeline.answer()
-            cold_ms = (time.perf_counter() - begin) * 1e3
+            cold_ms = elapsed_ms(pipeline.answer)
             self.say("comparing with the reference")
             verdicts = pipeline.verify()
             row["verdicts"] = [_verdict(v) for v in verdicts]

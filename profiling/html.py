@@ -154,6 +154,10 @@ def _name(row: Row, scenario: bool = False) -> str:
     return f"{text} {row['scenario']}" if scenario else text
 
 
+def _name_of_path(row: Row) -> str:
+    return _name(row) + (" pixels" if row["encoder_included"] else "")
+
+
 def _path(row: Row) -> str:
     return "from pixels (frame encoder included)" if row["encoder_included"] else "from features (no frame encoder)"
 
@@ -214,7 +218,7 @@ def _throughput(rows: Sequence[Row]) -> str:
         known = [row for row in own if row["throughput"]["answers_per_s"] is not None]
         items = [
             svg.Bar(
-                _name(row) + (" pixels" if row["encoder_included"] else ""),
+                _name_of_path(row),
                 row["throughput"]["answers_per_s"],
                 None,
                 f"{row['throughput']['answers_per_s']:,.4g}",
@@ -315,7 +319,7 @@ def _energy(rows: Sequence[Row], timed: Sequence[Row]) -> str:
             estimates |= reading["estimate"]
             high = reading["gross_j_per_unit"] + (reading["bound_j_per_unit"] or 0.0)
             text = format_energy(reading)
-            label = _name(row) + (" pixels" if row["encoder_included"] else "")
+            label = _name_of_path(row)
             items.append(
                 svg.Bar(
                     label,
@@ -345,7 +349,7 @@ def _memory(timed: Sequence[Row]) -> str:
         key = (engine_label(row), row["precision"], row["batch"], row["encoder_included"])
         if memory.get("peak_rss_bytes") and key not in seen and row["scenario"] == "answer":
             seen.add(key)
-            label = _name(row) + (" pixels" if row["encoder_included"] else "")
+            label = _name_of_path(row)
             peak = memory["peak_rss_bytes"]
             base = memory.get("base_rss_bytes") or 0
             text = f"{format_bytes(peak)}, {format_bytes(max(0, peak - base))} above the bare process"

@@ -15,9 +15,18 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.compare import Change, Limit, finish, judged, measured_energy, median_interval, side
+from lit_mmpg.profiling.compare import (
+    Change,
+    Limit,
+    finish,
+    judged,
+    lost,
+    measured_energy,
+    median_interval,
+    row_key,
+    side,
+)
 from lit_mmpg.profiling.harness import Harness
-from lit_mmpg.profiling.inputs import adapted_parameters
 from lit_mmpg.profiling.meters import energy, latency
 from lit_mmpg.profiling.meters.latency import Distribution
 from lit_mmpg.profiling.pipeline import Pipeline
@@ -76,14 +85,13 @@ def compare_bundles(
     cells = [cell for cell in make_plan(config, a.bundle) if cell.absent is None and not cell.selection.compile_only]
     if not cells:
         raise UserError(f"'{config.name}' has no cell that can run here; see lit-mmpg profile engines")
-    others = {_key(cell): cell for cell in make_plan(config, b.bundle)}
+    others = {row_key(_fields(cell)): cell for cell in make_plan(config, b.bundle)}
     rows = []
     for number, cell in enumerate(cells, start=1):
         title = f"[{number}/{len(cells)}] {cell.title}"
-        absent = others[_key(cell)].absent
-        empty = _fields(cell, None)
+        absent = others[row_key(_fields(cell))].absent
         if absent is not None:
-            rows.append(_lost(empty, f"B: {absent}", limits))
+            rows.append(lost(_fields(cell), f"B: {absent}"))
             continue
         rows.append(_measure(a, b, cell, limits, rounds, _sayer(say, title), open_b))
     remarks = [f"measured in turns, {rounds} rounds with fresh sessions each"]
@@ -123,11 +131,9 @@ def _measure(
                     problems = [p for v in opened[which].verify() if not v.ok for p in v.problems]
                     if problems:
                         reason = f"{name}'s outputs differ from its reference, not timed: {'; '.join(problems)}"
-                        return _lost(_fields(cell, unit), reason, limits)
+                        return lost(_fields(cell, unit), reason)
             for which in order:
-                parameters = adapted_parameters(opened[which].bundle)
-                if parameters is not None:
-                    opened[which].load(parameters)
+                opened[which].personalise()
             samples: tuple[list[float], list[float]] = ([], [])
             for turn in TURNS:
                 which = order["AB".index(turn)]
@@ -147,8 +153,7 @@ def _measure(
 
 def _first_answer(pipeline: Pipeline, found: _Side) -> None:
     found.add("activate_ms", pipeline.activate_ms)
-    once = latency.LatencyConfig(warmup=0, min_count=4, min_time_s=0.0, attempts=1)
-    found.add("cold_ms", latency.measure(pipeline.answer, once).cold_ms)
+    found.add("cold_ms", latency.elapsed_ms(pipeline.answer))
 
 
 def _energy(harness: Harness, pipeline: Pipeline, found: _Side) -> None:
@@ -178,11 +183,7 @@ def _changes(sides: Sequence[_Side]) -> dict[str, tuple[float, float, Change]]:
     return changes
 
 
-def _key(cell: Cell) -> tuple[Any, ...]:
-    return cell.engine, str(cell.selection.options), cell.precision, cell.batch, cell.encoder
-
-
-def _fields(cell: Cell, unit: str | None) -> Mapping[str, Any]:
+def _fields(cell: Cell, unit: str | None = None) -> Mapping[str, Any]:
     return {
         "engine": cell.engine,
         "options": dict(cell.selection.options),
@@ -192,7 +193,3 @@ def _fields(cell: Cell, unit: str | None) -> Mapping[str, Any]:
         "encoder_included": cell.encoder,
         "unit": unit,
     }
-
-
-def _lost(fields: Mapping[str, Any], reason: str, limits: Sequence[Limit]) -> dict[str, Any]:
-    return judged(fields, {}, limits, []) | {"status": "lost", "reason": reason}

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from lit_mmpg.profiling.inputs import role_inputs
+from lit_mmpg.profiling.inputs import adapted_parameters, role_inputs
 from lit_mmpg.profiling.plan import Cell
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine
@@ -107,6 +107,12 @@ class Pipeline:
         for engine in self.engines.values():
             if engine.personal:
                 engine.load_parameters(parameters)
+
+    def personalise(self, number: int = 0) -> None:
+        """Load the parameters of one of the reference's devices, where the model takes some."""
+        parameters = adapted_parameters(self.bundle, number)
+        if parameters is not None:
+            self.load(parameters)
 
     def encode_context(self) -> np.ndarray:
         """As :meth:`encode`, with the static encoder, as a clip that enters the context is encoded."""

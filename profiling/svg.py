@@ -10,7 +10,7 @@ from lit_mmpg.texts import escape_html as escape
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 
-_ROW, _TOP, _AXIS = 26, 6, 34
+_ROW, _TOP, _AXIS, _WIDTH = 26, 6, 34, 420
 _LONGEST_WHISKER = 2.0
 """Of the longest bar."""
 
@@ -80,26 +80,16 @@ def bars(items: Sequence[Bar], unit: str, title: str) -> str:
     """
     if not items:
         return ""
-    left = 14 + 6.6 * max(len(item.label) for item in items)
-    width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
     # A whisker far longer than every bar would hide them on a common axis: left out, its end stands in the text.
     most = _LONGEST_WHISKER * max(max(item.value for item in items), 1e-12)
     items = [replace(item, high=None) if item.high is not None and item.high > most else item for item in items]
     marks = ticks(max(max(item.value, item.high or 0.0) for item in items))
-    scale = (width - left) / marks[-1]
-    height = _TOP + _ROW * len(items) + _AXIS
     groups = list(dict.fromkeys(item.group for item in items))
-    parts = [_open(width + right, height, title)]
+    left, scale, parts = _rows(items, marks, unit, title)
     parts.append(
         '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<rect width="3" height="6" fill="#fff" fill-opacity=".55"/></pattern></defs>'
     )
-    base = height - _AXIS
-    for mark in marks:
-        x = left + mark * scale
-        parts.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{base}" class="grid"/>')
-        parts.append(f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle" class="tick">{mark:g}</text>')
-    parts.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(unit)}</text>')
     for i, item in enumerate(items):
         y = _TOP + i * _ROW + 4
         colour = COLOURS[groups.index(item.group) % len(COLOURS)]
@@ -132,18 +122,9 @@ def intervals(items: Sequence[Interval], unit: str, title: str) -> str:
         return ""
     ends = [0.0] + [v for item in items for v in (item.value, item.low, item.high) if v is not None]
     marks = ticks(max(ends), low=min(ends))
-    left = 14 + 6.6 * max(len(item.label) for item in items)
-    width, right = left + 420, 20 + 6.4 * max(len(item.text) for item in items)
-    height = _TOP + _ROW * len(items) + _AXIS
-    scale = (width - left) / (marks[-1] - marks[0])
-    base = height - _AXIS
-    parts = [_open(width + right, height, title)]
-    for mark in marks:
-        x = left + (mark - marks[0]) * scale
-        kind = "whisker" if mark == 0 else "grid"
-        parts.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{base}" class="{kind}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle" class="tick">{mark:g}</text>')
-    parts.append(f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">{escape(unit)}</text>')
+    left, scale, parts = _rows(items, marks, unit, title)
+    zero = left - marks[0] * scale
+    parts.append(f'<path d="M{zero:.1f} {_TOP}V{_TOP + _ROW * len(items)}" class="whisker"/>')
     for i, item in enumerate(items):
         y = _TOP + i * _ROW + 13
         colour = COLOURS[4] if item.bad else COLOURS[0]
@@ -158,8 +139,25 @@ def intervals(items: Sequence[Interval], unit: str, title: str) -> str:
             f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="{colour}">'
             f"<title>{escape(f'{item.label}: {item.text}')}</title></circle>"
         )
-        parts.append(f'<text x="{width + 8:.1f}" y="{y + 4}">{escape(item.text)}</text>')
+        parts.append(f'<text x="{left + _WIDTH + 8:.1f}" y="{y + 4}">{escape(item.text)}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def _rows(
+    items: Sequence[Bar] | Sequence[Interval], marks: Sequence[float], unit: str, title: str
+) -> tuple[float, float, list[str]]:
+    """Left end, units of length per unit of the axis, and the beginning of a chart with one row for each item."""
+    left = 14 + 6.6 * max(len(item.label) for item in items)
+    right = 20 + 6.4 * max(len(item.text) for item in items)
+    scale, base = _WIDTH / (marks[-1] - marks[0]), _TOP + _ROW * len(items)
+    parts = [_open(left + _WIDTH + right, base + _AXIS, title)]
+    for mark in marks:
+        x = left + (mark - marks[0]) * scale
+        parts.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{base}" class="grid"/>')
+        parts.append(f'<text x="{x:.1f}" y="{base + 14}" text-anchor="middle" class="tick">{mark:g}</text>')
+    middle = left + _WIDTH / 2
+    parts.append(f'<text x="{middle:.0f}" y="{base + _AXIS - 4}" text-anchor="middle">{escape(unit)}</text>')
+    return left, scale, parts
 
 
 def lines(series: Sequence[Line], x_label: str, y_label: str, title: str, from_zero: bool = True) -> str:

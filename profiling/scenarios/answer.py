@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lit_mmpg.profiling.inputs import adapted_parameters
 from lit_mmpg.profiling.meters import latency
 from lit_mmpg.profiling.scenarios import Context, Outcome
 
@@ -10,8 +9,6 @@ from lit_mmpg.profiling.scenarios import Context, Outcome
 def run(context: Context) -> Outcome:
     """Measure answers, with the personal parameters of one of the reference's devices where the model takes them."""
     pipeline = context.pipeline
-    parameters = adapted_parameters(pipeline.bundle)
-    if parameters is not None:
-        pipeline.load(parameters)
+    pipeline.personalise()
     measured = latency.measure(pipeline.answer, context.config.latency, device_timer=pipeline.device_timer)
     return Outcome(unit=pipeline.unit, latency=measured, work=pipeline.answer)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.profiling.inputs import adapted_parameters
 from lit_mmpg.profiling.meters import latency
 from lit_mmpg.profiling.scenarios import Context, Outcome
 from lit_mmpg.runtime.engines import Engine
@@ -83,9 +82,7 @@ def roofline(
 def run(context: Context) -> Outcome:
     """Profile the graphs of an answer one after the other."""
     pipeline = context.pipeline
-    parameters = adapted_parameters(pipeline.bundle)
-    if parameters is not None:
-        pipeline.load(parameters)
+    pipeline.personalise()
     found: dict[str, Any] = {}
     notes = []
     on_processor = pipeline.device_timer is None

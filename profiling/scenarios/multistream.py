@@ -6,8 +6,7 @@ import time
 from contextlib import ExitStack
 from threading import Barrier, Thread
 
-from lit_mmpg.profiling.inputs import adapted_parameters
-from lit_mmpg.profiling.meters.latency import Latency, timer_overhead_s
+from lit_mmpg.profiling.meters.latency import Latency, elapsed_ms, timer_overhead_s
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.scenarios import Context, Outcome
 
@@ -26,13 +25,9 @@ def run(context: Context) -> Outcome:
     with ExitStack() as stack:
         others = [stack.enter_context(Pipeline(first.bundle, first.cell)) for _ in range(settings.streams - 1)]
         pipelines = [first, *others]
-        start = time.perf_counter()
-        first.answer()
-        cold_ms = (time.perf_counter() - start) * 1e3
+        cold_ms = elapsed_ms(first.answer)
         for number, pipeline in enumerate(pipelines):
-            parameters = adapted_parameters(pipeline.bundle, number)  # streams of different devices
-            if parameters is not None:
-                pipeline.load(parameters)
+            pipeline.personalise(number)  # streams of different devices
             for _ in range(1 + context.config.latency.warmup):
                 pipeline.answer()
         barrier = Barrier(settings.streams)

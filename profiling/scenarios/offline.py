@@ -6,8 +6,7 @@ import time
 
 import numpy as np
 
-from lit_mmpg.profiling.inputs import adapted_parameters
-from lit_mmpg.profiling.meters.latency import Latency, timer_overhead_s
+from lit_mmpg.profiling.meters.latency import Latency, elapsed_ms, timer_overhead_s
 from lit_mmpg.profiling.scenarios import Context, Outcome
 
 BLOCKS = 20
@@ -17,12 +16,8 @@ BLOCKS = 20
 def run(context: Context) -> Outcome:
     """Answer without pause for ``throughput.duration_s``."""
     pipeline, settings, batch = context.pipeline, context.config.throughput, context.pipeline.cell.batch
-    parameters = adapted_parameters(pipeline.bundle)
-    if parameters is not None:
-        pipeline.load(parameters)
-    start = time.perf_counter()
-    pipeline.answer()
-    cold_ms = (time.perf_counter() - start) * 1e3
+    pipeline.personalise()
+    cold_ms = elapsed_ms(pipeline.answer)
     for _ in range(context.config.latency.warmup):
         pipeline.answer()
     overhead_s = timer_overhead_s()

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.profiling.inputs import adapted_parameters
 from lit_mmpg.profiling.meters import latency
 from lit_mmpg.profiling.meters.latency import Latency
 from lit_mmpg.profiling.scenarios import Context, Outcome
@@ -68,9 +67,7 @@ def probe(
 def run(context: Context) -> Outcome:
     """Find the rate between nothing and what one call after the other reaches."""
     pipeline, settings = context.pipeline, context.config.throughput
-    parameters = adapted_parameters(pipeline.bundle)
-    if parameters is not None:
-        pipeline.load(parameters)
+    pipeline.personalise()
     alone = latency.measure(pipeline.answer, context.config.latency)
     limit_ms = settings.p99_limit_ms or DEFAULT_LIMIT * alone.wall.p50_ms
     low, high = 0.0, 1e3 / alone.wall.p50_ms

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.profiling.inputs import adapted_parameters
 from lit_mmpg.profiling.meters.energy import Recorder
-from lit_mmpg.profiling.meters.latency import Latency, timer_overhead_s
+from lit_mmpg.profiling.meters.latency import Latency, elapsed_ms, timer_overhead_s
 from lit_mmpg.profiling.meters.sources import SourceLost
 from lit_mmpg.profiling.meters.state import read_state
 from lit_mmpg.profiling.scenarios import Context, Outcome
@@ -23,12 +22,8 @@ KEPT_SAMPLES = 20_000
 def run(context: Context) -> Outcome:
     """Answer for ``sustained.duration_s`` and watch the device."""
     pipeline, settings = context.pipeline, context.config.sustained
-    parameters = adapted_parameters(pipeline.bundle)
-    if parameters is not None:
-        pipeline.load(parameters)
-    begin = time.perf_counter()
-    pipeline.answer()
-    cold_ms = (time.perf_counter() - begin) * 1e3
+    pipeline.personalise()
+    cold_ms = elapsed_ms(pipeline.answer)
     overhead_s = timer_overhead_s()
     series: dict[str, list[Any]] = {name: [] for name in ("time_s", "p50_ms", "answers_per_s", "temperature_c")}
     clocks_mhz: dict[str, list[float | None]] = {}

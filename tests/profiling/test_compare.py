@@ -125,6 +125,16 @@ def test_a_lost_row_fails(profile, change, problem: str) -> None:
     assert "lost" in render_comparison(found)
 
 
+def test_rows_that_differ_in_one_option_alone_are_never_mixed_up(profile) -> None:
+    document = with_samples(profile[2], noise(0))
+    twice = copy.deepcopy(document["rows"][0])
+    twice["options"] = {**twice["options"], "threads": 2}
+    twice["latency"] = Latency.of_wall(list(noise(0, 3.0)), 1.0, 0.0).to_json()
+    document["rows"].append(twice)
+    found = compare_profiles(document, document, [Limit.parse("p50_ms=1%")])
+    assert found["passed"] and {row["figures"]["p50_ms"]["change"] for row in found["rows"]} == {0.0}
+
+
 def test_a_limit_on_what_nobody_measured_fails(profile) -> None:
     found = compare_profiles(profile[2], profile[2], [Limit.parse("energy_j=5%")])
     assert found["problems"] == ["--fail-on energy_j=5%: no row of both has this figure"]

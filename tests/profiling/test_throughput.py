@@ -49,8 +49,7 @@ def test_the_rate_that_keeps_the_limit_is_found(monkeypatch: pytest.MonkeyPatch)
     def answer() -> None:
         sum(range(20_000))
 
-    pipeline = SimpleNamespace(answer=answer, unit="one", bundle=SimpleNamespace(spec=(), reference=dict), load=None)
-    monkeypatch.setattr(server, "adapted_parameters", lambda bundle: None)
+    pipeline = SimpleNamespace(answer=answer, unit="one", personalise=lambda: None)
     outcome = server.run(Context(pipeline, config, lambda _: None))  # type: ignore[arg-type]
     assert outcome.throughput is not None
     rates = [probe["rate_per_s"] for probe in outcome.throughput["probes"]]
