@@ -36,12 +36,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
 from lit_mmpg.forms.base import entries
-from lit_mmpg.forms.injection import INPUT, Holder, InputSite, Site, Unsafe, form_of, inject, not_called
+from lit_mmpg.forms.injection import INPUT, Holder, InputSite, Site, Unsafe, form_of, inject, not_called, one_by_one
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.targets import chosen_layers, matches
 from lit_mmpg.parameters import ENCODE, MODEL, ParameterSpec
@@ -306,12 +305,13 @@ class DeviceModel(nn.Module, ABC):
         entry, first = next((e, p) for e, p in zip(self.spec, parameters, strict=True) if p is not None)
         if first.dim() == len(entry.shape):
             return self._held(parameters, run, inputs, named)
-        outputs = []
-        for g in range(len(first)):
+
+        def of(g: int, rows: Any, by_name: Any) -> Tensor:
             own = tuple(None if p is None else p[g] for p in parameters)
-            rows, by_name = pytree.tree_map_only(Tensor, partial(_row, g), (inputs, named))
-            outputs.append(self._held(own, run, rows, by_name))  # type: ignore[arg-type]
-        return torch.stack(outputs)
+            return self._held(own, run, rows, by_name)  # type: ignore[arg-type]
+
+        outputs: Tensor = one_by_one(of, len(first), inputs, named)
+        return outputs
 
     def _held(
         self, parameters: Sequence[Tensor], run: Callable[..., Tensor], inputs: Any, named: Mapping[str, Any]
@@ -473,10 +473,6 @@ class DeviceModel(nn.Module, ABC):
         """
         x = self.mix(self.project(self.encode(frames, parameters), parameters), frame_mask, parameters)
         return self.task.scores(self, x, frame_mask, text, parameters)
-
-
-def _row(g: int, tensor: Tensor) -> Tensor:
-    return tensor[g]
 
 
 NetworkFactory = Callable[[Shapes, DynamicConfig | None], DeviceModel]

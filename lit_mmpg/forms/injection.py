@@ -8,7 +8,7 @@ runs and are taken away in ``finally``; without them a layer runs the forward of
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
@@ -376,16 +376,7 @@ class Adaptable(nn.Module):
         return output
 
     def _looped(self, values: Sequence[Tensor], devices: int, inputs: Any, named: Any) -> Any:
-        outputs = []
-        for g in range(devices):
-            own_inputs, own_named = pytree.tree_map_only(Tensor, partial(_row, g), (inputs, named))
-            outputs.append(self._run([v[g] for v in values], None, own_inputs, own_named))
-        leaves = [pytree.tree_flatten(output) for output in outputs]
-        joined = [
-            torch.stack(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
-            for parts in zip(*(found for found, _ in leaves), strict=True)
-        ]
-        return pytree.tree_unflatten(joined, leaves[0][1])
+        return one_by_one(lambda g, *own: self._run([v[g] for v in values], None, *own), devices, inputs, named)
 
     def _batched(self, values: Sequence[Tensor], devices: int, inputs: Any, named: Any) -> Any:
         def flat(t: Tensor) -> Tensor:
@@ -522,6 +513,27 @@ class Adaptable(nn.Module):
         self._verified = not reason
         self._devices = "batch" if self._verified else "loop"
         return Verification(devices, self._verified, reason, difference, moved)
+
+
+def one_by_one(run: Callable[[int, Any, Any], Any], devices: int, inputs: Any, named: Any) -> Any:
+    """Outputs of several devices, computed one after the other.
+
+    Args:
+        run: Computes the outputs of a device, given its number and its inputs.
+        devices: Number of devices G.
+        inputs: Inputs by place; every tensor has a leading dimension G.
+        named: Inputs by name, likewise.
+
+    Returns:
+        The outputs, every tensor with a leading dimension G.
+    """
+    outputs = [run(g, *pytree.tree_map_only(Tensor, partial(_row, g), (inputs, named))) for g in range(devices)]
+    leaves = [pytree.tree_flatten(output) for output in outputs]
+    joined = [
+        torch.stack(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
+        for parts in zip(*(found for found, _ in leaves), strict=True)
+    ]
+    return pytree.tree_unflatten(joined, leaves[0][1])
 
 
 def _row(g: int, tensor: Tensor) -> Tensor:
