@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.pretrained import read_folder
+
+Module = TypeVar("Module", bound=AnsweringModule)
 
 
 def load_module(path: str | Path) -> tuple[AnsweringModule, str | None]:
@@ -23,8 +26,7 @@ def load_module(path: str | Path) -> tuple[AnsweringModule, str | None]:
     """
     folder = Path(path).expanduser()
     checkpoint = read_folder(folder) if folder.is_dir() else read_checkpoint(path)
-    module: AnsweringModule = rebuild(checkpoint, str(path), AnsweringModule)  # type: ignore[type-abstract]
-    return module.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")
+    return _rebuilt(checkpoint, path, AnsweringModule)  # type: ignore[type-abstract]
 
 
 def load_cloud_module(path: str | Path) -> tuple[CloudModule, str | None]:
@@ -33,6 +35,9 @@ def load_cloud_module(path: str | Path) -> tuple[CloudModule, str | None]:
     Raises:
         UserError: If the file is not a checkpoint of the cloud half.
     """
-    checkpoint = read_checkpoint(path, half="cloud")
-    module = rebuild(checkpoint, str(path), CloudModule)
+    return _rebuilt(read_checkpoint(path, half="cloud"), path, CloudModule)
+
+
+def _rebuilt(checkpoint: dict[str, Any], path: str | Path, kind: type[Module]) -> tuple[Module, str | None]:
+    module = rebuild(checkpoint, str(path), kind)
     return module.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")

@@ -157,9 +157,7 @@ def _synthetic(source: Source, number: int, rng: np.random.Generator) -> DeviceS
             tint = rng.uniform(40, 215, (1, 1, 3, 1, 1))
             values: np.ndarray = np.clip(tint + rng.normal(0, 40, size), 0, 255).astype(np.uint8)
         else:
-            known = dict(
-                source.network.named_buffers()
-            )  # where the network standardises features by training's moments
+            known = dict(source.network.named_buffers())  # the moments of training, where a network has them
             mean = known.get("encoder.mean", torch.zeros(shapes.frame)).numpy()
             std = known.get("encoder.std", torch.ones(shapes.frame)).numpy()
             scale = std * (0.5 + rng.random(shapes.frame))

@@ -16,6 +16,7 @@ import pytest
 from lit_mmpg import plugins
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
+from tests.forms.test_registry import FOREIGN as ROTATE
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint, write_experiment
 
@@ -31,21 +32,7 @@ py-modules = [{modules}]
 """
 
 FOREIGN = {
-    "toy_form": '''
-from lit_mmpg.forms.base import Form, Part, Zero
-
-class Rotate(Form):
-    """``angle [1]``: turns the outputs."""
-    name = "rotate"
-    summary = "angle [1]: turns the outputs"
-    def parts(self, layer, rank):
-        return (Part("angle", (1,), Zero()),)
-    def apply(self, layer, x, static, own, devices):
-        y = layer.static(x)
-        rows = y if devices is None else y.reshape(devices, -1, y.shape[-1])
-        angle = own[0] if devices is None else own[0].unsqueeze(1)
-        return (rows.cos() * angle.sin() + rows * angle.cos()).reshape(y.shape)
-''',
+    "toy_form": ROTATE,
     "toy_method": '''
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.methods.base import AdaptationMethod

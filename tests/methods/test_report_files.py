@@ -128,9 +128,11 @@ def test_all_forms_are_written_and_say_the_same(results: Results, tmp_path: Path
 
 def test_a_small_result_names_the_commits_that_made_its_rows(results: Results) -> None:
     assert not results.commits and small_result(results)["commit"] == results.environment["commit"]
-    one = small_result(dataclasses.replace(results, commits=["a" * 40]))
+    one = small_result(dataclasses.replace(results, code={"ours": {0: {"commit": "a" * 40}}}))
     assert one["commit"] == "a" * 40
-    several = small_result(dataclasses.replace(results, commits=["a" * 40, "b" * 40]))
+    several = small_result(
+        dataclasses.replace(results, code={"ours": {0: {"commit": "a" * 40}, 1: {"commit": "b" * 40}}})
+    )
     assert several["commit"] == results.environment["commit"]
     assert all(row["low"] is not None and row["metric"].startswith("accuracy") for row in one["values"])
 

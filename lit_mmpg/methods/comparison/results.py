@@ -52,7 +52,6 @@ class Results:
         not_applicable: Row -> why it does not apply here.
         applicability: Matrix of methods and tasks.
         reads: Readings of the test split.
-        commits: Commits of the code that computed the cells, where they say so.
         environment: What it ran on.
         store: Where the MLflow runs are; empty without tracking.
         code: Row -> seed -> which code made the cell.
@@ -71,7 +70,6 @@ class Results:
     not_applicable: dict[str, str]
     applicability: list[dict[str, str]]
     reads: list[dict[str, Any]]
-    commits: list[str]
     environment: dict[str, Any]
     store: dict[str, str]
     code: dict[str, dict[int, dict[str, str]]]
@@ -110,6 +108,12 @@ class Results:
             reuse = verdict.claim.reuse
             text += f", at {entry.flops_ratio:.2f} times its device FLOPs when one adaptation serves {reuse} clips"
         return f"{text} ({entry.note})" if entry.note else text
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits of the code that computed the rows, where their cells say so."""
+        made = (code for name, own in self.code.items() if name not in self.not_applicable for code in own.values())
+        return sorted({code["commit"] for code in made if code.get("commit")})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: everything."""
@@ -184,7 +188,6 @@ def collect(
         not_applicable=reasons,
         applicability=_applicability(comparison),
         reads=[dict(entry) for entry in reads],
-        commits=sorted({cell.code["commit"] for own in present.values() for cell in own if cell.code.get("commit")}),
         environment=environment(),
         store={} if run is None else {"uri": masked(run.uri), "experiment_id": run.experiment_id, "run_id": run.run_id},
         code={name: {c.seed: dict(c.code) for c in own} for name, own in cells.items()},
