@@ -25,6 +25,8 @@ RETRY_S = 60
 """A store that has failed is tried again after so many seconds, and at the end."""
 
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+_CONFLICTS = ("unique constraint", "unique key", "duplicate")  # as sqlite, PostgreSQL, MySQL and SQL Server say it
+_ATTEMPTS = 5
 _WRITES = (
     "log_artifact",
     "log_artifacts",
@@ -119,7 +121,7 @@ class SteadyClient(StoreClient):
         self._inside = True
         try:
             self._send_waiting()
-            return call()
+            return _settled(call)
         except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
             if getattr(error, "error_code", None) in _REFUSED:
                 raise
@@ -155,7 +157,7 @@ class SteadyClient(StoreClient):
             while self._waiting:
                 name, call = self._waiting[0]
                 try:
-                    call()
+                    _settled(call)
                 except (MlflowException, FileNotFoundError) as error:
                     if isinstance(error, MlflowException) and error.error_code not in _REFUSED:
                         raise
@@ -172,6 +174,16 @@ class SteadyClient(StoreClient):
             self.unsent.parent.mkdir(parents=True, exist_ok=True)
             with self.unsent.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"call": name, "with": record}, default=_plain) + "\n")
+
+
+def _settled(call: Callable[[], Any]) -> Any:
+    """Call again where another process has just recorded the same: a store looks it up, then inserts it."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return call()
+        except MlflowException as error:
+            if attempt == _ATTEMPTS or not any(conflict in str(error).lower() for conflict in _CONFLICTS):
+                raise
 
 
 def _steady(name: str) -> Callable[..., Any]:

@@ -240,12 +240,18 @@ def source_tags(verb: str) -> dict[str, str]:
 
 
 def _ensure_experiment(client: StoreClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is None:
         file = database(client.uri)
         # Made absolute by MLflow; `relocate` sets it right.
         location = None if file is None else (file.parent / "artifacts").as_uri()
-        client.create_experiment(name, artifact_location=location)
+        try:
+            client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it in between
+                raise
     elif found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
 

@@ -7,19 +7,23 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 import requests
 import urllib3
+from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
+from lit_mmpg.tracking.client import StoreClient
 from lit_mmpg.tracking.logger import MLflowLogger, flatten
 from lit_mmpg.tracking.store import address, find_run, git_commit, kept_uri, open_store, reason, store_uri
 
@@ -170,6 +174,44 @@ def test_two_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     results = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], results
     assert results[0][0] == results[1][0] != ""
+
+
+def test_the_same_data_is_recorded_by_several_processes_at_once(store: Path) -> None:
+    loggers = [MLflowLogger("race", uri=f"sqlite:///{store}") for _ in range(6)]
+    runs = [logger.run_id for logger in loggers]
+    together, failed = threading.Barrier(len(loggers)), []
+
+    def record(logger: MLflowLogger) -> None:
+        for number in range(8):
+            together.wait()
+            try:
+                logger.log_dataset("lit_mmpg.data.VideoData", f"digest{number}", "data", {"devices": 8}, "training")
+            except MlflowException as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=record, args=[logger]) for logger in loggers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    client = StoreClient(f"sqlite:///{store}")
+    for run in runs:
+        assert len(client.get_run(run).inputs.dataset_inputs) == 8
+
+
+def test_an_experiment_that_another_process_makes_in_between_is_taken(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = MLflowLogger("same", uri=f"sqlite:///{store}").experiment_id
+    found, asked = StoreClient.get_experiment_by_name, []
+
+    def late(client: StoreClient, name: str) -> Any:
+        asked.append(name)
+        return None if len(asked) == 1 else found(client, name)  # the first question comes before it is made
+
+    monkeypatch.setattr(StoreClient, "get_experiment_by_name", late)
+    assert MLflowLogger("same", uri=f"sqlite:///{store}").experiment_id == first
 
 
 def test_unreachable_runs_are_not_found(empty_store: Path) -> None:
