@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import parse_yaml, read_yaml
+from lit_mmpg.files import find_config, parse_yaml, read_config, read_yaml
 from lit_mmpg.profiling.meters.energy import EnergyConfig
 from lit_mmpg.profiling.meters.latency import LatencyConfig
 from lit_mmpg.profiling.meters.network import LinkModel
@@ -198,15 +198,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ProfileConfig:
     """Read a configuration.
 
     Args:
-        path: YAML file.
+        path: YAML file, or one of its variants; ``links`` may be a file beside it.
         overrides: ``key=value`` with dotted keys and YAML values, for example ``latency.min_count=20``.
 
     Raises:
         UserError: If the file is not readable or a field does not exist or does not fit.
     """
-    data = read_yaml(path)
+    data = read_config(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a mapping of settings")
+    if isinstance(data.get("links"), str):
+        data["links"] = read_yaml(find_config(data["links"], path.parent))
     for override in overrides:
         _apply(data, override)
     try:

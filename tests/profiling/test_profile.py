@@ -14,6 +14,7 @@ import pytest
 
 from lit_mmpg.cli import main as lit_mmpg
 from lit_mmpg.errors import UserError
+from lit_mmpg.files import find_config
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling.cli import main
 from lit_mmpg.profiling.config import SCENARIOS, load_config, to_json
@@ -270,14 +271,18 @@ def test_python_m_profiling(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere.json does not exist"), done.stderr
 
 
-CONFIGS = sorted((ROOT / "configs" / "profile").glob("*.yaml"))
+BOARDS = ("orin_nano", "orin_nx", "agx_orin", "thor")
+CONFIGS = {path.stem: path for path in (ROOT / "configs" / "profile").glob("*.yaml") if path.stem != "links"}
+CONFIGS |= {board: CONFIGS["jetson"].with_name(f"jetson.yaml#{board}") for board in BOARDS}
+CONFIGS.pop("jetson")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_shipped_configs(path: Path, bundle: Path) -> None:
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_shipped_configs(name: str, bundle: Path) -> None:
+    path = CONFIGS[name]
     config = load_config(path)
     assert make_plan(config, Bundle.open(bundle))  # every engine, precision and option exists
-    assert config.name == path.stem and config.links
+    assert config.name == name and [link.name for link in config.links] == ["Wi-Fi", "LTE", "5G"]
     assert load_config(path, [f"engines={json.dumps(to_json(config.engines))}"]) == config
 
 
@@ -306,4 +311,10 @@ def test_an_engine_without_a_gpu_is_listed_with_its_reason(bundle: Path, config:
 
 
 def test_all_boards_are_there() -> None:
-    assert {p.stem for p in CONFIGS} >= {"generic_cpu", "orin_nano", "orin_nx", "agx_orin", "thor", "cuda_pc"}
+    assert CONFIGS.keys() >= {"generic_cpu", "cuda_pc", *BOARDS}
+    with pytest.raises(UserError, match=r"orin_nano\.yaml does not exist; it is .*jetson\.yaml#orin_nano"):
+        find_config("configs/profile/orin_nano.yaml")
+    with pytest.raises(
+        UserError, match=r"jetson\.yaml: name a variant, for example .*#orin_nano; it has orin_nano, orin_nx"
+    ):
+        load_config(find_config("configs/profile/jetson.yaml"))

@@ -7,13 +7,16 @@ seed_flags: ["--data.clips.seed={seed}"]          # further arguments of every r
 tests: {clean: [--data.clips.camera_severity=0]}  # further test passes on other data
 reference: static                                 # the row against which every row's difference is shown
 runs:
-static:     {config: demo_device.yaml, about: One sentence.}
+static:     {config: demo.yaml, stage: device, about: One sentence.}
 cdc_mmpg:   {config: demo.yaml, device_half: static, also: [shuffled_device]}
 adapted:
 tent:       {method: tent, checkpoint: static, options: {steps: 1}}
 baselines: [ridge]
 claims:
 beats_static: {text: ..., method: cdc_mmpg, rivals: [static], margin: 0.0}
+
+A file whose runs say ``config: "{data}"`` is a template: ``--data`` names the experiment of a data set, whose ``title``
+and ``about`` are those of the comparison.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import find_config, read_yaml
+from lit_mmpg.files import find_config, read_config, read_yaml, split_variant
 
 BASELINES = ("ridge",)
 SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
 FIELDS = frozenset((*SETTINGS, "runs", "adapted", "baselines", "claims"))
+TEMPLATE = "{data}"
+"""Configuration of the runs of a template."""
 GAP = "gap"
 DIFFERENCE = "difference"
 
@@ -39,6 +44,7 @@ class TrainedRun:
 
     Attributes:
         config: Experiment file, relative to the comparison's file.
+        stage: ``device`` trains the device half of an experiment with both alone.
         flags: Further arguments of ``fit``.
         device_half: Name of an earlier run whose checkpoint is the device half.
         also: Further methods of the test to report (controls), beside the run's own: row name -> method of the test.
@@ -47,6 +53,7 @@ class TrainedRun:
     """
 
     config: str
+    stage: str | None = None
     flags: tuple[str, ...] = ()
     device_half: str | None = None
     also: Mapping[str, str] = field(default_factory=dict)
@@ -126,6 +133,20 @@ class Comparison:
     reference: str = "static"
     frame_encoder: Mapping[str, Any] | None = None
     template: TrainedRun | None = None
+    data: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the comparison, for its folder and its runs."""
+        if self.data is None:
+            return self.path.stem
+        file, variant = split_variant(Path(self.data))
+        return "_".join(part for part in (self.path.stem, file.stem, variant) if part)
+
+    def named(self, run: TrainedRun) -> list[str]:
+        """Arguments of ``fit`` that name a run's configuration."""
+        stage = [] if run.stage is None else ["--stage", run.stage]
+        return ["--config", str(find_config(run.config, self.path.parent)), *stage]
 
     @property
     def first(self) -> TrainedRun:
@@ -170,8 +191,12 @@ class Comparison:
         )
 
 
-def read_comparison(name: str) -> Comparison:
+def read_comparison(name: str, experiment: str | None = None) -> Comparison:
     """Parse a comparison file.
+
+    Args:
+        name: The file.
+        experiment: For a template: experiment file of a data set, also relative to the template's folder.
 
     Raises:
         UserError: If a field is missing, unknown or refers to nothing.
@@ -183,6 +208,7 @@ def read_comparison(name: str) -> Comparison:
     unknown = set(data) - FIELDS
     if unknown:
         raise UserError(f"{path}: unknown fields {sorted(unknown)}; known are {', '.join(sorted(FIELDS))}")
+    told = _fill(path, data, experiment)
     runs = _read_runs(path, data["runs"])
     adapted = _read_adapted(path, data.get("adapted") or {}, runs)
     baselines = tuple(data.get("baselines") or ())
@@ -196,12 +222,13 @@ def read_comparison(name: str) -> Comparison:
         runs,
         baselines,
         adapted,
-        title=str(data.get("title") or path.stem),
-        about=" ".join(str(data.get("about") or "").split()),
+        title=str(data.get("title") or told.get("title") or path.stem),
+        about=" ".join(str(data.get("about") or told.get("about") or "").split()),
         seed_flags=tuple(map(str, data.get("seed_flags") or ())),
         tests={str(split): tuple(map(str, flags)) for split, flags in (data.get("tests") or {}).items()},
         reference=str(data.get("reference") or "static"),
         frame_encoder=data.get("frame_encoder"),
+        data=experiment,
     )
     names = comparison.row_names
     repeated = sorted({row for row in names if names.count(row) > 1})
@@ -213,13 +240,38 @@ def read_comparison(name: str) -> Comparison:
     return Comparison(**{**comparison.__dict__, "claims": claims})
 
 
+def is_template(data: Any) -> bool:
+    """Whether the runs of a comparison file take their experiment from ``--data``."""
+    runs = data.get("runs") if isinstance(data, dict) else None
+    known = runs.values() if isinstance(runs, dict) else ()
+    return any(isinstance(run, dict) and run.get("config") == TEMPLATE for run in known)
+
+
+def _fill(path: Path, data: dict[str, Any], experiment: str | None) -> Mapping[str, Any]:
+    """Put the experiment of a data set into a template; returns what its file says."""
+    if not is_template(data):
+        return {}
+    if experiment is None:
+        known = "configs/experiment/msvd.yaml#qa"
+        raise UserError(f"{path} is a template; name the experiment of a data set, for example --data {known}")
+    try:
+        chosen = find_config(experiment)
+    except UserError:
+        chosen = find_config(experiment, path.parent)
+    for run in data["runs"].values():
+        if isinstance(run, dict) and run.get("config") == TEMPLATE:
+            run["config"] = str(chosen.absolute())
+    told = read_config(chosen)
+    return told if isinstance(told, dict) else {}
+
+
 def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
     runs: dict[str, TrainedRun] = {}
     for key, value in section.items():
         try:
             run = TrainedRun(**value)
         except TypeError as error:
-            known = "config, flags, device_half, also, test_flags and about"
+            known = "config, stage, flags, device_half, also, test_flags and about"
             raise UserError(f"{path}: run '{key}': {error}; known are {known}") from error
         if run.device_half is not None and run.device_half not in runs:
             raise UserError(
@@ -228,7 +280,7 @@ def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
         find_config(run.config, path.parent)
         also = run.also if isinstance(run.also, Mapping) else {method: method for method in run.also}
         flags, test_flags = tuple(map(str, run.flags)), tuple(map(str, run.test_flags))
-        runs[str(key)] = TrainedRun(run.config, flags, run.device_half, also, test_flags, run.about)
+        runs[str(key)] = TrainedRun(run.config, run.stage, flags, run.device_half, also, test_flags, run.about)
     return runs
 
 

@@ -53,6 +53,7 @@ def small_result(results: Results) -> dict[str, Any]:
     claims = ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else []
     commit = results.commits[0] if len(results.commits) == 1 else results.environment.get("commit")
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
+    config += f" --data {results.comparison.data}" if results.comparison.data else ""
     return result(
         results.comparison.title,
         f"lit-mmpg compare --config {config} --seeds {numbers}",
