@@ -278,7 +278,7 @@ def _energy(measured: Sequence[Row], timed: Sequence[Row]) -> Iterator[Block]:
 
 
 def _memory(timed: Sequence[Row]) -> Iterator[Block]:
-    items = {}
+    items: dict[str, Item] = {}
     for row in timed:
         memory = row["memory"] or {}
         peak, base = memory.get("peak_rss_bytes"), memory.get("base_rss_bytes") or 0
