@@ -17,11 +17,12 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.files import find_config
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling.cli import main
-from lit_mmpg.profiling.config import SCENARIOS, load_config, to_json
+from lit_mmpg.profiling.config import SCENARIOS, load_config
 from lit_mmpg.profiling.html import render
 from lit_mmpg.profiling.plan import make_plan
 from lit_mmpg.profiling.schema import SCHEMA, problems
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.settings import to_plain
 from tests.profiling.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +284,7 @@ def test_shipped_configs(name: str, bundle: Path) -> None:
     config = load_config(path)
     assert make_plan(config, Bundle.open(bundle))  # every engine, precision and option exists
     assert config.name == name and [link.name for link in config.links] == ["Wi-Fi", "LTE", "5G"]
-    assert load_config(path, [f"engines={json.dumps(to_json(config.engines))}"]) == config
+    assert load_config(path, [f"engines={json.dumps(to_plain(config.engines))}"]) == config
 
 
 def test_ahead_of_time_compilation_is_reported_and_not_timed(

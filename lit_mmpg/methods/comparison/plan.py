@@ -24,10 +24,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import find_config, read_config, read_yaml, split_variant
+from lit_mmpg.settings import from_plain
+
+T = TypeVar("T")
 
 BASELINES = ("ridge",)
 SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
@@ -105,7 +108,7 @@ class Claim:
     id: str
     text: str
     method: str
-    rivals: tuple[str, ...]
+    rivals: tuple[str, ...] = ()
     margin: float = 0.0
     metric: str | None = None
     split: str = "test_unseen"
@@ -265,50 +268,51 @@ def _fill(path: Path, data: dict[str, Any], experiment: str | None) -> Mapping[s
     return told if isinstance(told, dict) else {}
 
 
-def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
-    runs: dict[str, TrainedRun] = {}
-    for key, value in section.items():
+def _read(path: Path, what: str, kind: type[T], section: Any) -> dict[str, T]:
+    """Dataclasses by name, from one section of the file."""
+    if not isinstance(section, Mapping):
+        raise UserError(f"{path}: {what}s must be a mapping of names, not {section!r}")
+    found = {}
+    for name, value in section.items():
         try:
-            run = TrainedRun(**value)
-        except TypeError as error:
-            known = "config, stage, flags, device_half, also, test_flags and about"
-            raise UserError(f"{path}: run '{key}': {error}; known are {known}") from error
-        if run.device_half is not None and run.device_half not in runs:
+            found[str(name)] = from_plain(kind, value)
+        except UserError as error:
+            raise UserError(f"{path}: {what} '{name}': {error}") from error
+    return found
+
+
+def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
+    for value in section.values():
+        if isinstance(value, dict) and isinstance(value.get("also"), list):
+            value["also"] = {str(method): str(method) for method in value["also"]}
+    runs = _read(path, "run", TrainedRun, section)
+    earlier: list[str] = []
+    for name, run in runs.items():
+        if run.device_half is not None and run.device_half not in earlier:
             raise UserError(
-                f"{path}: run '{key}' takes its device half from '{run.device_half}', which is no earlier run"
+                f"{path}: run '{name}' takes its device half from '{run.device_half}', which is no earlier run"
             )
+        earlier.append(name)
         find_config(run.config, path.parent)
-        also = run.also if isinstance(run.also, Mapping) else {method: method for method in run.also}
-        flags, test_flags = tuple(map(str, run.flags)), tuple(map(str, run.test_flags))
-        runs[str(key)] = TrainedRun(run.config, run.stage, flags, run.device_half, also, test_flags, run.about)
     return runs
 
 
 def _read_adapted(path: Path, section: Mapping[str, Any], runs: Mapping[str, TrainedRun]) -> dict[str, AdaptedRow]:
-    rows: dict[str, AdaptedRow] = {}
-    for key, value in section.items():
-        try:
-            row = AdaptedRow(**value)
-        except TypeError as error:
-            known = "method, checkpoint, options and about"
-            raise UserError(f"{path}: adapted row '{key}': {error}; known are {known}") from error
+    rows = _read(path, "adapted row", AdaptedRow, section)
+    for name, row in rows.items():
         if row.checkpoint not in runs:
-            raise UserError(f"{path}: adapted row '{key}' starts from '{row.checkpoint}', which is no run of this file")
-        rows[str(key)] = row
+            raise UserError(
+                f"{path}: adapted row '{name}' starts from '{row.checkpoint}', which is no run of this file"
+            )
     return rows
 
 
 def _read_claims(path: Path, section: Mapping[str, Any]) -> tuple[Claim, ...]:
-    claims = []
-    for key, value in section.items():
-        try:
-            claim = Claim(id=str(key), **{**value, "rivals": tuple(value.get("rivals") or ())})
-        except (TypeError, AttributeError) as error:
-            known = ", ".join(name for name in Claim.__dataclass_fields__ if name != "id")
-            raise UserError(f"{path}: claim '{key}': {error}; known are {known}") from error
+    named = {name: {"id": str(name), **value} if isinstance(value, dict) else value for name, value in section.items()}
+    claims = tuple(_read(path, "claim", Claim, named).values())
+    for claim in claims:
         if not claim.rivals:
-            raise UserError(f"{path}: claim '{key}' names no rivals; a claim is held against at least one row")
+            raise UserError(f"{path}: claim '{claim.id}' names no rivals; a claim is held against at least one row")
         if claim.kind not in (DIFFERENCE, GAP):
-            raise UserError(f"{path}: claim '{key}': kind is '{claim.kind}'; known are {DIFFERENCE} and {GAP}")
-        claims.append(claim)
-    return tuple(claims)
+            raise UserError(f"{path}: claim '{claim.id}': kind is '{claim.kind}'; known are {DIFFERENCE} and {GAP}")
+    return claims
