@@ -81,7 +81,7 @@ def from_plain(kind: type[T], data: Any, where: str = "") -> T:
         if name not in data and entry.default is MISSING and entry.default_factory is MISSING
     ]
     if lacking:
-        raise UserError(f"{place} lacks {' and '.join(map(repr, lacking))}")
+        raise UserError(f"{where and f'{place} '}lacks {' and '.join(map(repr, lacking))}")
     hints = get_type_hints(kind)
     return kind(**{key: _converted(hints[key], value, f"{where}{key}") for key, value in data.items()})
 

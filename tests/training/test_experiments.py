@@ -62,6 +62,19 @@ def test_every_shipped_group_file_is_used() -> None:
     assert groups and all(f"../{path.parent.name}/{path.name}" in named for path in groups)
 
 
+def test_a_template_takes_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["compare", "--config", "configs/experiment/compare_retrieval.yaml", "--list", f"--data.root={tmp_path}"]
+    assert main([*asked, "--data", "msvd.yaml#retrieval"]) == 0  # also beside the template
+    assert "MSVD retrieval: rows" in capsys.readouterr().out
+    assert main([*asked, "--data", "msvd.yaml#search"]) == 2
+    assert "no variant 'search'; it has qa, retrieval" in capsys.readouterr().err
+    assert main(asked) == 2 and "is a template" in capsys.readouterr().err
+    assert read_comparison(asked[2], "msvd.yaml#retrieval").name == "compare_retrieval_msvd_retrieval"
+
+
 def test_there_are_few_files() -> None:
     assert len(PAIRS) == 8 and len(list(shipped_configs().rglob("*.yaml"))) <= 35
 
