@@ -65,4 +65,4 @@ else
 fi
 "$venv/bin/lit-mmpg" profile engines
 echo
-echo "Next: $venv/bin/lit-mmpg profile run --bundle BUNDLE --config configs/profile/orin_nano.yaml"
+echo "Next: $venv/bin/lit-mmpg profile run --bundle BUNDLE --config configs/profile/jetson.yaml#orin_nano"

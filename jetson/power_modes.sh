@@ -2,7 +2,7 @@
 # Profiles a bundle in several power modes of a Jetson. Power modes are set only here, and only because you name them.
 #
 #   sudo jetson/power_modes.sh --modes "0 1" [--clocks] -- PROFILE ARGUMENTS
-#   sudo jetson/power_modes.sh --modes "0 1" -- --bundle bundle --config configs/profile/orin_nano.yaml
+#   sudo jetson/power_modes.sh --modes "0 1" -- --bundle bundle --config configs/profile/jetson.yaml#orin_nano
 #
 #   --modes "IDS"  numbers of nvpmodel, see /etc/nvpmodel.conf or "nvpmodel -p --verbose"
 #   --clocks       also fix the clocks of each mode with jetson_clocks

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import lit_mmpg
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError, closest, nearest
 
 
 def shipped_configs() -> Path:
@@ -32,7 +33,8 @@ def find_config(name: str, folder: Path | None = None) -> Path:
     """Path of a configuration file.
 
     Args:
-        name: Path relative to the folder, or ``configs/...`` for a file that comes with the package.
+        name: Path relative to the folder, or ``configs/...`` for a file that comes with the package; ``FILE#VARIANT``
+            for one of the variants that a file holds.
         folder: Where to look first; the current directory when None.
 
     Raises:
@@ -41,6 +43,11 @@ def find_config(name: str, folder: Path | None = None) -> Path:
     path = (folder or Path()) / os.path.expanduser(name)
     if path.is_file():
         return path
+    name, mark, variant = name.rpartition("#")
+    if mark:
+        path = find_config(name, folder)
+        return path.with_name(f"{path.name}#{variant}")
+    name = variant
     relative = Path(name)
     if relative.parts[:1] == ("configs",):
         shipped = shipped_configs().joinpath(*relative.parts[1:])
@@ -48,7 +55,56 @@ def find_config(name: str, folder: Path | None = None) -> Path:
             return shipped
         if not path.parent.is_dir():
             path = shipped
-    raise UserError(f"configuration file {name} does not exist{nearest(path)}")
+    raise UserError(f"configuration file {name} does not exist{_variant_named(path) or nearest(path)}")
+
+
+def _variant_named(path: Path) -> str:
+    """Where a file that is asked for is a variant of another one."""
+    for file in sorted(path.parent.glob("*.yaml")):
+        with suppress(UserError):
+            data = read_yaml(file)
+            for name in (data.get("variants") if isinstance(data, dict) else None) or ():
+                if path.stem in (name, f"{file.stem}_{name}"):
+                    return f"; it is {file}#{name}"
+    return ""
+
+
+def split_variant(path: Path) -> tuple[Path, str]:
+    """The file, and the variant behind a ``#`` in what :func:`find_config` found; '' where none is named."""
+    name, mark, variant = path.name.rpartition("#")
+    return (path.with_name(name), variant) if mark and not path.is_file() else (path, "")
+
+
+def read_config(path: Path) -> Any:
+    """Content of a configuration file; of a file with ``variants`` the common part with the named one merged over it.
+
+    Raises:
+        UserError: See :func:`read_yaml`; if the file has variants and none of them is named, or another.
+    """
+    file, variant = split_variant(path)
+    data = read_yaml(file)
+    variants = data.pop("variants", None) if isinstance(data, dict) else None
+    if variants is None and not variant:
+        return data
+    if not isinstance(variants, dict) or not all(isinstance(own, dict) for own in variants.values()):
+        raise UserError(f"{file} holds no mapping of 'variants', so there is none to name behind '#'")
+    if variant not in variants:
+        told = f"there is no variant '{variant}'{closest(variant, variants)}"
+        told = told if variant else f"name a variant, for example {file}#{next(iter(variants))}"
+        raise UserError(f"{file}: {told}; it has {', '.join(variants)}")
+    merged = merge(data, variants[variant])
+    return {key: merged[key] for key in sorted(merged)}
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Deep merge in which ``over`` wins; another class_path replaces the whole section."""
+    if "class_path" in over and over["class_path"] != base.get("class_path"):
+        return dict(over)
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def read_yaml(path: Path) -> Any:

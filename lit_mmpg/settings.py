@@ -1,15 +1,17 @@
-"""What an object was built with, as plain data: what checkpoints and ``config.json`` keep of it. No torch here."""
+"""Settings as plain data, and back: what checkpoints and ``config.json`` keep, what files say. No torch here."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, closest
+
+T = TypeVar("T")
 
 
 def class_path(kind: type) -> str:
@@ -49,6 +51,60 @@ def to_plain(value: Any, name: str = "value") -> Any:
         f"{name} is {value!r}, which a checkpoint cannot keep; give plain values, a dataclass, a class, or "
         "functools.partial(CLASS, keyword=value)"
     )
+
+
+def from_plain(kind: type[T], data: Any, where: str = "") -> T:
+    """A dataclass from plain data, as a configuration file has them; every mistake is named by its place.
+
+    jsonargparse is not asked here: it names no place within lists, suggests no names, and takes a second to import.
+
+    Args:
+        kind: The dataclass; its fields are numbers, texts, dataclasses, tuples or mappings of these, or None.
+        data: A mapping.
+        where: Place of the data in its file, with a dot behind it.
+
+    Raises:
+        UserError: If a field is unknown, missing, or of another type.
+    """
+    place = where.removesuffix(".") or "the file"
+    if not isinstance(data, Mapping):
+        raise UserError(f"{place} must be a mapping, not {data!r}")
+    known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in known:
+            raise UserError(
+                f"there is no setting '{where}{key}'{closest(str(key), known)}; known are {', '.join(known)}"
+            )
+    lacking = [
+        name
+        for name, entry in known.items()
+        if name not in data and entry.default is MISSING and entry.default_factory is MISSING
+    ]
+    if lacking:
+        raise UserError(f"{where and f'{place} '}lacks {' and '.join(map(repr, lacking))}")
+    hints = get_type_hints(kind)
+    return kind(**{key: _converted(hints[key], value, f"{where}{key}") for key, value in data.items()})
+
+
+def _converted(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return from_plain(hint, value, f"{where}.")  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where} must be a list, not {value!r}")
+        return tuple(_converted(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a mapping, not {value!r}")
+        return dict(value)
+    if type(None) in arguments:
+        return None if value is None else _converted(next(a for a in arguments if a is not type(None)), value, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is not hint:
+        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
 
 
 class Remembering:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import html as _html
 import re
 
 # No-break, ideographic and other spaces of one line; joiners that scripts and emoji need.
@@ -28,9 +28,13 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def escape_html(text: str) -> str:
-    """The same for a page: no markup either."""
-    return html.escape(printable(text))
+class Html(str):
+    """Markup, as it is; every other text is escaped by :func:`html`."""
+
+
+def html(text: object) -> Html:
+    """The same for a page: no markup either, unless it is :class:`Html`."""
+    return text if isinstance(text, Html) else Html(_html.escape(printable(text)))
 
 
 def masked(text: str, mask: str = "***@") -> str:

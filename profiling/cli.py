@@ -21,10 +21,11 @@ from lit_mmpg.heartbeat import tell
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling import recording
+from lit_mmpg.profiling.boards import compare_boards
 from lit_mmpg.profiling.compare import METRICS, Limit, compare_profiles
 from lit_mmpg.profiling.config import SCENARIOS, ProfileConfig, load_config
 from lit_mmpg.profiling.harness import Harness, Instruments, expected_rails_missing
-from lit_mmpg.profiling.html import render, render_comparison
+from lit_mmpg.profiling.html import render, render_boards, render_comparison
 from lit_mmpg.profiling.interleave import compare_bundles
 from lit_mmpg.profiling.plan import Cell, engines_here, make_plan
 from lit_mmpg.profiling.schema import SCHEMA
@@ -104,9 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     engines = commands.add_parser("engines", help="list the engines, with the reason where one cannot run here")
     engines.set_defaults(function=_engines)
 
-    report = commands.add_parser("report", help="make the page of a profile again")
-    report.add_argument("file", type=Path, metavar="FILE", help="profile.json")
-    report.add_argument("--output", type=Path, help="HTML file; report.html beside FILE when not given")
+    report = commands.add_parser(
+        "report",
+        help="make the page of a profile again, or one page of several boards",
+        description="Make the page of a profile again. Of several profiles of one bundle, from boards and power modes: "
+        "one page with latency against energy, and answers per joule.",
+    )
+    report.add_argument("files", nargs="+", type=Path, metavar="FILE", help="profile.json")
+    report.add_argument(
+        "--output", type=Path, help="HTML file; report.html beside FILE, or boards.html for several, when not given"
+    )
     report.set_defaults(function=_report)
 
     schema = commands.add_parser("schema", help="print the JSON schema of profile.json")
@@ -313,8 +321,14 @@ def _engines(_: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    output = options.output or options.file.with_name("report.html")
-    output.write_text(render(documents.load(options.file)), encoding="utf-8")
+    profiles = [(file, documents.load(file)) for file in options.files]
+    several = len(profiles) > 1
+    output: Path = options.output or (Path("boards.html") if several else options.files[0].with_name("report.html"))
+    page = render_boards(compare_boards(profiles)) if several else render(profiles[0][1])
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
     print(f"Written: {printable(str(output))}")
     return 0
 

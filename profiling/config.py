@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import parse_yaml, read_yaml
+from lit_mmpg.files import find_config, parse_yaml, read_config, read_yaml
 from lit_mmpg.profiling.meters.energy import EnergyConfig
 from lit_mmpg.profiling.meters.latency import LatencyConfig
 from lit_mmpg.profiling.meters.network import LinkModel
 from lit_mmpg.runtime.network import parse_address
-
-T = TypeVar("T")
+from lit_mmpg.settings import from_plain
 
 SCENARIOS = ("answer", "offline", "multistream", "server", "layers", "adapt", "stream", "finetune", "sustained")
 ENCODER = ("without", "with", "both")
@@ -198,32 +196,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ProfileConfig:
     """Read a configuration.
 
     Args:
-        path: YAML file.
+        path: YAML file, or one of its variants; ``links`` may be a file beside it.
         overrides: ``key=value`` with dotted keys and YAML values, for example ``latency.min_count=20``.
 
     Raises:
         UserError: If the file is not readable or a field does not exist or does not fit.
     """
-    data = read_yaml(path)
+    data = read_config(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a mapping of settings")
+    if isinstance(data.get("links"), str):
+        data["links"] = read_yaml(find_config(data["links"], path.parent))
     for override in overrides:
         _apply(data, override)
     try:
-        return _build(ProfileConfig, data, "")
+        return from_plain(ProfileConfig, data)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def to_json(value: Any) -> Any:
-    """A configuration as plain data."""
-    if is_dataclass(value):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    return value
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -238,42 +227,3 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: '{group}' holds no settings")
     node[last] = value
-
-
-def _build(cls: type[T], data: Any, where: str) -> T:
-    """A dataclass from plain data, with every mistake named by its place."""
-    if not isinstance(data, Mapping):
-        raise UserError(f"{where or 'the file'} must be a mapping, not {data!r}")
-    hints = get_type_hints(cls)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            raise UserError(f"there is no setting '{where}{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
-    values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in data.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UserError(f"{where or 'the file'}: {str(error).split('__init__() ')[-1]}") from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        return _build(hint, value, f"{where}.")  # type: ignore[arg-type]
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where} must be a list, not {value!r}")
-        return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} must be a mapping, not {value!r}")
-        return dict(value)
-    if type(None) in arguments:
-        rest = [a for a in arguments if a is not type(None)]
-        return None if value is None else _convert(rest[0], value, where)
-    if hint is float and type(value) is int:
-        return float(value)
-    if isinstance(hint, type) and type(value) is not hint:
-        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
-    return value

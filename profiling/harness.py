@@ -13,7 +13,7 @@ from typing import Any
 from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.profiling import document, environment
-from lit_mmpg.profiling.config import ProfileConfig, to_json
+from lit_mmpg.profiling.config import ProfileConfig
 from lit_mmpg.profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
 from lit_mmpg.profiling.meters.latency import elapsed_ms
 from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
@@ -24,6 +24,7 @@ from lit_mmpg.profiling.schema import KIND, VERSION
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.verify import Verdict
+from lit_mmpg.settings import to_plain
 
 Say = Callable[[str], None]
 
@@ -99,7 +100,7 @@ class Harness:
                     "tracking_uri": manifest.tracking_uri,
                     "roles": {role: self.bundle.precisions(role) for role in self.bundle.roles},
                 },
-                "config": to_json(self.config),
+                "config": to_plain(self.config),
                 "environment": environment.describe(self.instruments.root, self.instruments.gpu)
                 | {
                     "energy_sources": [
@@ -128,7 +129,7 @@ class Harness:
             "status": "absent",
             "reason": cell.absent,
             "roles": {},
-            "options": to_json(cell.selection.options),
+            "options": to_plain(cell.selection.options),
             "engine_details": {},
             "verdicts": [],
             "activate_ms": None,
@@ -237,7 +238,7 @@ class Harness:
     def _memory_of(self, cell: Cell, roles: dict[str, str]) -> memory.Memory:
         """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process."""
         wanted = [role for role in ("encode", "model") if role in roles]
-        finetune = to_json(self.config.finetune) if cell.scenario == "finetune" else None
+        finetune = to_plain(self.config.finetune) if cell.scenario == "finetune" else None
         ran = tuple((role, roles[role]) for role in wanted)
         key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune))
         if key not in self._memory:
@@ -247,7 +248,7 @@ class Harness:
                     "bundle": str(self.bundle.path.resolve()),
                     "engine": cell.engine,
                     "roles": {role: roles[role] for role in wanted},
-                    "options": to_json(cell.selection.options),
+                    "options": to_plain(cell.selection.options),
                     "batch": cell.batch,
                     "finetune": finetune,
                 }
@@ -286,8 +287,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "role": verdict.role,
         "precision": verdict.precision,
         "ok": verdict.ok,
-        "figures": to_json(verdict.figures),
-        "limits": to_json(verdict.limits),
+        "figures": to_plain(verdict.figures),
+        "limits": to_plain(verdict.limits),
         "problems": list(verdict.problems),
     }
 

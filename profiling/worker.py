@@ -37,9 +37,11 @@ def run(request: dict[str, Any]) -> Memory:
     inputs = {role: role_inputs(bundle, role, count) for role, count in rows.items()}
     base = status_bytes("VmRSS")
     if request.get("finetune"):
-        from lit_mmpg.profiling.benchmarks.on_device_training import OnDeviceTraining
+        from lit_mmpg.torch_engines.finetuning import OnDeviceTraining
 
-        OnDeviceTraining(bundle, **request["finetune"]).adapt()
+        settings = request["finetune"]
+        clips = role_inputs(bundle, "model", settings["batch"])
+        OnDeviceTraining(bundle, clips, settings["steps"], settings["lr"]).adapt()
         peak = status_bytes("VmHWM")
         return Memory(peak, base, device_reason="trained on the processor", reason=None if peak else "not readable")
     with ExitStack() as stack:

@@ -68,6 +68,9 @@ def test_wheel_holds_package_and_configs_and_finds_them_anywhere(built: Path, tm
     modules -= {name for name in modules if name.startswith("lit_mmpg/profiling/benchmarks/")}
     assert {str(p.relative_to(site)) for p in site.rglob("*.py")} == modules, "a package lacks its __init__.py"
 
+    leaning = re.compile(r"^\s*(?:from|import) \S*profiling[. ](?:import )?benchmarks", re.MULTILINE)
+    assert not [path for path in site.rglob("*.py") if leaning.search(path.read_text(encoding="utf-8"))]
+
     code = "from lit_mmpg.training.config import find_config; print(find_config('configs/trainer/default.yaml'))"
     found = subprocess.run(
         [sys.executable, "-c", code],

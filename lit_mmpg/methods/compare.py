@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.comparison.plan import Comparison, read_comparison
+from lit_mmpg.files import find_config, read_yaml
+from lit_mmpg.methods.comparison.plan import Comparison, is_template, read_comparison
 from lit_mmpg.report import print_rows
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the file or a run's settings are wrong.
     """
     options, flags = _parser().parse_known_args(list(argv))
-    comparison = read_comparison(options.config)
+    template = is_template(read_yaml(find_config(options.config)))
+    comparison = read_comparison(options.config, options.data if template else None)
+    data = ["--data", options.data] if options.data else []
+    if not template:
+        flags += data  # as any other flag: to every run
     if options.only:
         comparison = comparison.with_rows(tuple(options.only))
     seeds = tuple(options.seeds or comparison.seeds)
-    folder = Path("outputs/compare") / comparison.path.stem
+    folder = Path("outputs/compare") / comparison.name
     output = report_stem(options.output, folder)
     from lit_mmpg.methods.comparison.cells import CellStore
     from lit_mmpg.methods.comparison.jobs import compute_in_processes, end_with
@@ -59,7 +64,14 @@ def main(argv: Sequence[str]) -> int:
     apart = None
     if options.jobs > 1 and len(seeds) > 1 and not options.finished:
         only = ["--only", *options.only] if options.only else []
-        again = ["--config", options.config, *only, *(["--fresh"] if options.fresh else []), *flags]
+        again = [
+            "--config",
+            options.config,
+            *(data if template else []),
+            *only,
+            *(["--fresh"] if options.fresh else []),
+            *flags,
+        ]
         apart = partial(compute_in_processes, again, seeds, options.jobs)
     return _run(work, seeds, store, output, apart)
 
@@ -69,7 +81,8 @@ def _parent(work: Work, store: CellStore) -> ComparisonRun | None:
     from lit_mmpg.methods.comparison.work import uri_of
 
     uri, experiment, tracked = uri_of(work.comparison, work.flags)
-    return ComparisonRun(work.comparison, experiment or work.comparison.path.stem, uri, store) if tracked else None
+    name = experiment or work.comparison.name
+    return ComparisonRun(work.comparison, name, uri, store) if tracked else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", required=True, help="comparison file")
+    parser.add_argument(
+        "--data", metavar="EXPERIMENT", help="for a template: its data set, as configs/experiment/msvd.yaml#qa"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the file")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and the runs that they start from, alone")
     parser.add_argument("--list", action="store_true", help="show rows, finished cells and claims; compute nothing")

@@ -8,24 +8,26 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
+from lit_mmpg.pages.blocks import Facts, Gallery, Heading, Picture, Text, render
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye, Look
-from lit_mmpg.runtime.page import WIDTH, Hit, search_page
 from lit_mmpg.runtime.personal import Match, PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import Visit
-from lit_mmpg.runtime.video import list_videos, picture_at
+from lit_mmpg.runtime.video import jpeg_file, list_videos, picture_at
 from lit_mmpg.tasks import find_task
 from lit_mmpg.writing import write_text
+
+PICTURE_WIDTH = 320
+"""Width of the pictures of a page, pixels."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,13 +79,11 @@ def main(argv: Sequence[str]) -> int:
     shown = [(looks[match.number], match) for match in found[: options.top]]
     _print(console, options.query, shown, facts, notes)
     if options.html:
-        hits = [
-            Hit(look.video.name, match.score, float(look.times_s[match.frame]), _picture(look, match.frame))
-            for look, match in shown
-        ]
+        scores = [match.score for _, match in shown]
+        pictures = [_picture(look, match, min(scores), max(scores)) for look, match in shown]
         target = Path(options.html)
         try:
-            write_text(target, search_page(options.query, hits, [*facts, *(("note", n) for n in notes)]))
+            write_text(target, search_page(options.query, pictures, [*facts, *(("note", n) for n in notes)]))
         except OSError as error:
             raise UserError(f"--html {target}: cannot be written ({error.strerror}); name another file") from error
         console.print(f"page: {escape(str(target))}")
@@ -153,11 +153,30 @@ def _print(
         console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
-def _picture(look: Look, best: int) -> np.ndarray | None:
+def search_page(query: str, pictures: Sequence[Picture], facts: Sequence[tuple[str, str]]) -> str:
+    """The page of a search.
+
+    Args:
+        query: What was looked for.
+        pictures: The clips, best first.
+        facts: What else to say, as pairs of a name and a text.
+    """
+    said = (
+        "Clips by similarity to these words, most similar first. The picture is the frame that fits best; the bar "
+        "runs from the least to the most similar clip shown."
+    )
+    return render(query, [Heading(f"“{query}”", 1), Text(said, soft=True), Gallery(pictures), Facts(facts)])
+
+
+def _picture(look: Look, match: Match, low: float, high: float) -> Picture:
+    minutes, seconds = divmod(int(look.times_s[match.frame]), 60)
+    text = f"score {match.score:.3f} · at {minutes}:{seconds:02d}"
+    share = (match.score - low) / (high - low) if high > low else 1.0
     try:
-        return picture_at(look.video, int(look.indices[best]), WIDTH)
+        jpeg = jpeg_file(picture_at(look.video, int(look.indices[match.frame]), PICTURE_WIDTH))
     except UserError:  # deleted since its features were kept
-        return None
+        jpeg = None
+    return Picture(look.video.name, text, share, jpeg)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from lit_mmpg.texts import printable
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 SAMPLING = ("uniform", "shots")
 CHUNK_BYTES = 1 << 20
+JPEG_QUANTISER = 3
+"""Of pictures in pages, 1 (best) to 31."""
 
 
 @contextmanager
@@ -196,6 +199,21 @@ def picture_at(path: str | Path, index: int, width: int) -> np.ndarray:
                 if position == index:
                     return screen.show(frame)
         raise UserError(f"{printable(path)}: holds no frame {index}")
+
+
+def jpeg_file(picture: np.ndarray) -> bytes:
+    """A picture as a JPEG file, by the library that decoded it.
+
+    Args:
+        picture: ``[3, H, W]`` uint8 RGB.
+    """
+    av: Any = require_decoder()
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.transpose(1, 2, 0)), format="rgb24")
+    codec: Any = av.CodecContext.create("mjpeg", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = frame.width, frame.height, "yuvj420p", Fraction(1)
+    codec.qmin = codec.qmax = JPEG_QUANTISER
+    parts = (frame.reformat(format="yuvj420p"), None)
+    return b"".join(bytes(packet) for part in parts for packet in codec.encode(part))
 
 
 def _packets(path: Path) -> int:

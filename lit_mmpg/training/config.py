@@ -4,7 +4,9 @@ An experiment file names its groups by files relative to itself, or writes them 
 
     data: ../data/personal_clips.yaml
     trainer: [../trainer/cpu.yaml, {max_epochs: 8}]   # merged from left to right
+    device_stage: {model: device.yaml, trainer: {max_epochs: 4}}   # or a file: the device half, trained first
 
+A file may hold ``variants`` (tasks of one data set): ``FILE#NAME`` is its common part with that variant over it.
 ``${NAME}`` in a value stands for the environment variable NAME, ``~/`` at its start for the home folder.
 """
 
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import expand_home, find_config, parse_yaml, read_yaml
+from lit_mmpg.files import expand_home, find_config, merge, parse_yaml, read_config, split_variant
 from lit_mmpg.trust import trust_own
 
 DEMO = "configs/experiment/demo.yaml"
@@ -39,6 +41,7 @@ OPTIONS = {
     "fit": {
         "ckpt_path": "checkpoint to go on from; 'last' finds the interrupted run of this same configuration",
         "device_stage": "configuration of the device half, trained first when the model names no device_ckpt",
+        "stage": "'device' trains the device half of a configuration with both alone",
     },
     "validate": _MEASURE,
     "test": _MEASURE,
@@ -55,7 +58,10 @@ OPTIONS = {
 FLAGS = {"json"}
 """Options that take no value."""
 
-ALL_OPTIONS = {option for options in OPTIONS.values() for option in options}
+TOLD = ("title", "about")
+"""Keys of an experiment file that say what it is, for the reports of comparisons."""
+
+ALL_OPTIONS = {*TOLD} | {option for options in OPTIONS.values() for option in options}
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _INTERPOLATION = re.compile(r"\$\{[^}]*\}?")
@@ -109,10 +115,10 @@ class Request:
                 section = merge(section, value)
         return section
 
-    def derive(self, path: Path) -> Request:
-        """Request for the device stage: its own file over this one's, with the flags that concern both stages."""
-        inherited = {key: value for key, value in self.config.items() if key != "model"}
-        request = Request("fit", inherited | load_config(path), _without_model(self.flags), name=self.name)
+    def derive(self, stage: str | Path | dict[str, Any]) -> Request:
+        """Request for the device stage (a file or a section), with the flags that concern both stages."""
+        config = _device_config(self.config, stage)
+        request = Request("fit", config, _without_model(self.flags), name=self.name)
         request.options = dict.fromkeys(OPTIONS["fit"]) | {"ckpt_path": self.options["ckpt_path"]}
         return request
 
@@ -149,7 +155,12 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     options = {option: getattr(known, option) or config.pop(option, None) for option in OPTIONS[verb]}
     # An experiment file serves every verb: what concerns only another verb is no mistake.
     config = {key: value for key, value in config.items() if key not in ALL_OPTIONS}
-    name = Path(known.config[-1]).stem if known.config else verb
+    stage = options.pop("stage", None)
+    if stage is not None:
+        config = _stage_alone(stage, config, options["device_stage"])
+        options["device_stage"] = None
+    file, variant = split_variant(Path(known.config[-1])) if known.config else (Path(verb), "")
+    name = f"{file.stem}_{variant}" if variant else file.stem
     classes = ("class_path", "network", *(f"--{group}" for group in GROUPS))
     trust_own([config, *({"class_path": v} for flag, v in _pairs(flags) if flag.rpartition(".")[2] in classes)])
     return Request(verb, config, flags, options, name)
@@ -165,20 +176,27 @@ def load_config(path: Path) -> dict[str, Any]:
     for group in GROUPS:
         if group in config:
             config[group] = _compose(config[group], path, group)
-    if config.get("device_stage"):
-        config["device_stage"] = str(find_config(config["device_stage"], path.parent).absolute())
+    stage = config.get("device_stage")
+    if isinstance(stage, dict):
+        config["device_stage"] = {k: _compose(v, path, k) if k in GROUPS else v for k, v in stage.items()}
+    elif stage:
+        config["device_stage"] = str(find_config(stage, path.parent).absolute())
     return config
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Deep merge in which ``over`` wins; another class_path replaces the whole section."""
-    if "class_path" in over and over["class_path"] != base.get("class_path"):
-        return dict(over)
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+def _device_config(config: dict[str, Any], stage: str | Path | dict[str, Any]) -> dict[str, Any]:
+    """Configuration of the device stage: what it says itself, and of the whole what is not about the cloud's model."""
+    inherited = {key: value for key, value in config.items() if key != "model"}
+    return inherited | (stage if isinstance(stage, dict) else load_config(Path(stage)))
+
+
+def _stage_alone(asked: str, config: dict[str, Any], stage: Any) -> dict[str, Any]:
+    if asked != "device":
+        raise UserError(f"--stage {asked}: 'device' trains the device half alone; leave it out to train both halves")
+    if not stage:
+        raise UserError("--stage device: the configuration has no 'device_stage'; leave it out to train what it has")
+    alone = _device_config(config, stage)
+    return {key: alone[key] for key in sorted(alone)}
 
 
 def _compose(value: Any, path: Path, group: str) -> dict[str, Any]:
@@ -195,7 +213,7 @@ def _compose(value: Any, path: Path, group: str) -> dict[str, Any]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    config = read_yaml(path)
+    config = read_config(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} must hold a mapping such as 'trainer: ...' at the top")
     return config

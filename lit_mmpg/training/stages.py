@@ -46,7 +46,7 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
         stage = _Stage(request, "stage", tags, since_ms)
         return _ended(stage, stage.run(resume, reuse=again, begin=again))
     _check(CLI(request))  # a mistake in the cloud half's settings is answered before the device half trains
-    device = _Stage(request.derive(Path(device_stage)), "device", tags, since_ms)
+    device = _Stage(request.derive(device_stage), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
     checkpoint = device.run(resume, reuse=True, begin=since_ms is not None)

@@ -46,12 +46,12 @@ def validated(
     """
     found, checkpoint = {}, ""
     for half in HALVES:
-        config = f"configs/experiment/{name}{'_device' if half == 'device' else ''}.yaml"
+        asked = ["--config", f"configs/experiment/{name}.yaml", *(["--stage", "device"] if half == "device" else [])]
         where = folder / f"{name}-{half}-{prior}-seed{seed}"
         own = [f"--data.batch.own_statistics={prior}", f"--seed_everything={seed}", "--trainer.logger=false", *flags]
         if checkpoint:
             own.append(f"--model.device_ckpt={checkpoint}")
-        checkpoint = train(read_request("fit", ["--config", config, *own, f"--trainer.default_root_dir={where}"]))
+        checkpoint = train(read_request("fit", [*asked, *own, f"--trainer.default_root_dir={where}"]))
         asked = ["--ckpt_path", checkpoint, "--trainer.logger=false", f"--trainer.default_root_dir={where}"]
         module = measure(read_request("validate", asked), show=False)
         assert module.evaluation is not None

@@ -1,119 +1,89 @@
-"""The report of a load test as one self-contained HTML page."""
+"""The page of a load test."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lit_mmpg.profiling import svg
-from lit_mmpg.texts import escape_html as escape
+from lit_mmpg.pages.blocks import Block, Cell, Figure, Heading, Table, Text, render
+from lit_mmpg.pages.charts import Line, xy
 
-_STYLE = """
-:root{color-scheme:light}*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;background:#fff;margin:0 auto;max-width:84rem;padding:16px}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin:1.8em 0 .4em;border-bottom:1px solid #e5e7eb}p{max-width:80ch}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
-th,td{padding:4px 10px;border-bottom:1px solid #e5e7eb;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{background:#f9fafb}
-svg{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:#374151}
-svg .grid{stroke:#e5e7eb}svg .tick{fill:#6b7280}
-"""
+Cells = list[str | Cell | None]
 
 
 def page(result: Mapping[str, Any]) -> str:
     """The page of a report of :mod:`lit_mmpg.profiling.benchmarks.serving_load`."""
-    machine = result["machine"]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>The service under load</title><style>{_STYLE}</style></head><body><h1>The service under load</h1>"
-        f"<p>Checkpoint <code>{escape(result['checkpoint'][:12])}</code>, {result['workers']} worker, "
-        f"{machine['cores']} cores shared by the service and the load generator, load average "
-        f"{machine['load_average']:.1f} at the start, torch {escape(machine['torch'])}. Ratios within this run mean "
-        "something; rates belong to this machine and hour.</p>"
-        f"{_throughput(result)}{_latency(result['latency'])}{_devices(result['devices'])}{_memory(result['memory'])}"
-        "</body></html>"
+    return render("The service under load", _blocks(result))
+
+
+def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
+    machine, devices, memory = result["machine"], result["devices"], result["memory"]
+    yield Heading("The service under load", 1)
+    yield Text(
+        f"Checkpoint {result['checkpoint'][:12]}, {result['workers']} worker, {machine['cores']} cores shared by the "
+        f"service and the load generator, load average {machine['load_average']:.1f} at the start, torch "
+        f"{machine['torch']}. Ratios within this run mean something; rates belong to this machine and hour."
     )
+    yield from (Heading("Throughput against the bare batched forward"), _throughput(result))
+    yield from (Heading("Latency against offered load"), *_latency(result["latency"]))
+    yield Heading(f"{devices['devices']} devices at once")
+    yield Text(
+        f"{devices['own_and_bit_equal']} of {devices['devices']} got their own parameters, byte-equal to the "
+        f"computation of their upload alone ({devices['different_answers']} different answers)."
+    )
+    if memory["mib"]:
+        yield Heading("Memory of the service over this run")
+        line = Line("", memory["seconds"], list(memory["mib"]))
+        yield Figure(xy("seconds", "resident memory, MiB", "Memory over time", [line]))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(text)}</th>" for text in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
+def _number(value: float | None, form: str) -> Cell | None:
+    return None if value is None else Cell(format(value, form), value)
 
 
-def _throughput(result: Mapping[str, Any]) -> str:
+def _throughput(result: Mapping[str, Any]) -> Table:
     rival = any("litserve" in row["per_s"] for row in result["throughput"].values())
-    head = [
-        "contexts",
-        "batch of 32, ms",
-        "bare forward, /s",
-        "service, /s",
-        "service / forward",
-        "by processor time",
-        "target",
-    ]
+    head = ["contexts", "batch of 32, ms", "bare forward, /s", "service, /s", "service / forward", "by processor time"]
+    head += ["target", *(["LitServe, /s", "LitServe / service", "its processor time / ours"] if rival else [])]
     rows = []
     for name, row in result["throughput"].items():
         shape = result["contexts"][name]
         rates = {key: statistics.median(values) for key, values in row["per_s"].items()}
         met = "met" if row["ratio_median"] >= row["target"] else "missed"
-        cells = [
+        cells: Cells = [
             f"{name}: {shape['clips']} clips x {shape['anchors']} anchors, {shape['frames']} frames",
-            f"{row['batch_forward_ms']:.1f}",
-            f"{rates['forward']:.0f}",
-            f"{rates['service']:.0f}",
-            f"{row['ratio_median']:.0%} [{row['ratio_low']:.0%}, {row['ratio_high']:.0%}]",
-            f"{row['cpu_ratio']:.0%}",
+            _number(row["batch_forward_ms"], ".1f"),
+            *(_number(rates[key], ".0f") for key in ("forward", "service")),
+            Cell(
+                f"{row['ratio_median']:.0%} [{row['ratio_low']:.0%}, {row['ratio_high']:.0%}]",
+                exact=row["ratio_median"],
+            ),
+            _number(row["cpu_ratio"], ".0%"),
             f"{row['target']:.0%} {met}",
         ]
         if rival:
             busier = row["cpu_ms"]["litserve"] / row["cpu_ms"]["service"]
-            cells += [f"{rates['litserve']:.0f}", f"{row['litserve_over_service']:.2f}", f"{busier:.2f}"]
+            cells += [_number(rates["litserve"], ".0f"), _number(row["litserve_over_service"], ".2f")]
+            cells += [_number(busier, ".2f")]
         rows.append(cells)
-    head += ["LitServe, /s", "LitServe / service", "its processor time / ours"] if rival else []
-    return f"<h2>Throughput against the bare batched forward</h2>{_table(head, rows)}"
+    return Table(head, rows)
 
 
-def _latency(latency: Mapping[str, Any]) -> str:
-    rows = [*latency["rows"], latency["overload"], latency["recovery"]]
+def _latency(latency: Mapping[str, Any]) -> Iterator[Block]:
+    yield Text(
+        "Open loop: a latency counts from the moment at which the request was due. The load is a share of the "
+        "saturated throughput."
+    )
     names = [f"{row['load']:.0%}" for row in latency["rows"]] + ["overload, 400%", "right after it, 30%"]
-    cells = []
-    for name, row in zip(names, rows, strict=True):
+    rows = []
+    for name, row in zip(names, [*latency["rows"], latency["overload"], latency["recovery"]], strict=True):
         refused = ", ".join(f"{count} x {status}" for status, count in row["refused"].items()) or "none"
-        times = [f"{row[key]:.1f}" if key in row else "" for key in ("p50_ms", "p99_ms")]
-        quick = f"{row['refusal']['p99_ms']:.1f}" if row["refusal"] else ""
-        rates = [f"{row['offered_per_s']:.0f}", f"{row['answered_per_s']:.0f}"]
-        cells.append([name, *rates, *times, refused, quick])
-    head = ["load", "offered, /s", "answered, /s", "p50, ms", "p99, ms", "refused", "p99 of refusals, ms"]
-    quantiles = [("p50", "p50_ms"), ("p99", "p99_ms")]
+        cells: Cells = [name, *(_number(row[key], ".0f") for key in ("offered_per_s", "answered_per_s"))]
+        cells += [_number(row.get(key), ".1f") for key in ("p50_ms", "p99_ms")]
+        rows.append([*cells, refused, _number(row["refusal"]["p99_ms"], ".1f") if row["refusal"] else None])
+    yield Table(["load", "offered, /s", "answered, /s", "p50, ms", "p99, ms", "refused", "p99 of refusals, ms"], rows)
     under = [row for row in latency["rows"] if "p99_ms" in row]
-    chart = svg.lines(
-        [svg.Line(name, [r["offered_per_s"] for r in under], [r[key] for r in under]) for name, key in quantiles],
-        "offered, requests per second",
-        "latency, ms",
-        "Latency against offered load",
-    )
-    return (
-        "<h2>Latency against offered load</h2><p>Open loop: a latency counts from the moment at which the request was "
-        "due. The load is a share of the saturated throughput.</p>"
-        f"{_table(head, cells)}{chart}"
-    )
-
-
-def _devices(devices: Mapping[str, Any]) -> str:
-    return (
-        f"<h2>{devices['devices']} devices at once</h2><p>{devices['own_and_bit_equal']} of {devices['devices']} got "
-        "their own parameters, byte-equal to the computation of their upload alone "
-        f"({devices['different_answers']} different answers).</p>"
-    )
-
-
-def _memory(memory: Mapping[str, Sequence[float]]) -> str:
-    if not memory["mib"]:
-        return ""
-    chart = svg.lines(
-        [svg.Line("", memory["seconds"], list(memory["mib"]))], "seconds", "resident memory, MiB", "Memory over time"
-    )
-    return f"<h2>Memory of the service over this run</h2>{chart}"
+    offered = [row["offered_per_s"] for row in under]
+    lines = [Line(name, offered, [row[f"{name}_ms"] for row in under]) for name in ("p50", "p99")]
+    yield Figure(xy("offered, requests per second", "latency, ms", "Latency against offered load", lines))

@@ -61,11 +61,6 @@ from lit_mmpg.profiling.benchmarks.timing import interleave
 from lit_mmpg.report import wide_console
 from lit_mmpg.training.config import find_config, load_config
 
-CONFIGS = {
-    "data": "configs/data/personal_clips.yaml",
-    "device": "configs/model/device_demo.yaml",
-    "cloud": "configs/model/cloud_demo.yaml",
-}
 STEP_TARGET = 2.0
 """The cloud stage's step is to take at most this many times as long as the static one."""
 
@@ -144,7 +139,8 @@ class Stages:
 
 def read_configs() -> dict[str, dict[str, Any]]:
     """The shipped configurations of the demo: data, device half and cloud half."""
-    return {name: load_config(find_config(path)) for name, path in CONFIGS.items()}
+    cloud, device = (load_config(find_config(f"configs/experiment/{name}.yaml")) for name in ("demo", "demo_device"))
+    return {"data": device["data"], "device": device["model"], "cloud": cloud["model"]}
 
 
 def build_stages(configs: Mapping[str, dict[str, Any]]) -> Stages:

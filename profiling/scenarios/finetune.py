@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.inputs import role_inputs
 from lit_mmpg.profiling.meters import latency
 from lit_mmpg.profiling.scenarios import Context, Outcome
 
@@ -17,11 +18,12 @@ def run(context: Context) -> Outcome:
     """
     settings = context.config.finetune
     try:
-        from lit_mmpg.profiling.benchmarks.on_device_training import OnDeviceTraining
+        from lit_mmpg.torch_engines.finetuning import OnDeviceTraining
     except ImportError as error:
         raise UserError(f"fine-tuning needs {error.name or error}, which this machine lacks") from error
     pipeline = context.pipeline
-    training = OnDeviceTraining(pipeline.bundle, settings.steps, settings.batch, settings.lr)
+    clips = role_inputs(pipeline.bundle, "model", settings.batch)
+    training = OnDeviceTraining(pipeline.bundle, clips, settings.steps, settings.lr)
     # An adaptation takes seconds: few of them, but whole ones.
     few = replace(context.config.latency, warmup=0, min_count=4, attempts=1)
     return Outcome(

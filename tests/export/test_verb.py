@@ -11,10 +11,12 @@ from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.source import open_source
+from lit_mmpg.profiling.inputs import role_inputs
 from lit_mmpg.runtime.bundle import STATIC_CASE, Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.manifest import PRECISIONS
 from lit_mmpg.runtime.verify import verify
+from lit_mmpg.torch_engines.finetuning import OnDeviceTraining
 
 
 @pytest.mark.parametrize("kind", ["features", "pixels"])
@@ -68,6 +70,15 @@ def test_reference_cases_differ_by_their_parameters(made):
     static = outputs[STATIC_CASE]["scores"]
     effect = np.sqrt(np.mean((outputs["probe"]["scores"] - static) ** 2)) / static.std()
     assert effect == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_cost_of_fine_tuning_on_a_device_is_measured_by_real_steps(made):
+    bundle = Bundle.open(made().bundle)
+    losses = []
+    for steps in (1, 20, 1):
+        torch.manual_seed(0)
+        losses.append(OnDeviceTraining(bundle, role_inputs(bundle, "model", 4), steps, 1e-2).adapt())
+    assert losses[1] < losses[0] == losses[2]  # it learns, and every adaptation starts from the bundle
 
 
 def test_checkpoint_of_the_device_half_and_synthetic_samples(made, tmp_path, capsys):

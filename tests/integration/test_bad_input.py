@@ -246,8 +246,8 @@ def test_an_unset_variable_is_one_clear_error(
 ) -> None:
     monkeypatch.delenv("LIT_MMPG_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    for name in ("msrvtt_qa", "msrvtt_retrieval", "msrvtt_qa_device"):
-        assert main(["fit", "--config", f"configs/experiment/{name}.yaml"]) == 2
+    for name in (["msrvtt_qa.yaml"], ["msvd.yaml#retrieval"], ["msrvtt_qa.yaml", "--stage", "device"]):
+        assert main(["fit", "--config", f"configs/experiment/{name[0]}", *name[1:]]) == 2
         one_error(capsys, "'data.root'", "LIT_MMPG_DATA is not set", "--data.root")
 
 

@@ -91,7 +91,7 @@ def test_code_that_makes_numbers_counts_and_code_that_draws_tables_does_not() ->
     files = {path.relative_to(package).as_posix() for path in sources(package)}
     assert {"device/model.py", "cloud/module.py", "link/codecs.py", "data/readers/files.py", "statistics.py"} <= files
     assert {"methods/finetune.py", "methods/comparison/work.py", "training/stages.py", "metrics/accuracy.py"} <= files
-    assert not {"methods/comparison/html.py", "serving/app.py", "runtime/device.py"} & files
+    assert not {"methods/comparison/page.py", "pages/blocks.py", "serving/app.py", "runtime/device.py"} & files
 
 
 def started_trainings(folder: Path) -> dict[str, list[str]]:

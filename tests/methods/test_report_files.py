@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,14 +14,14 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.compare import report_stem
-from lit_mmpg.methods.comparison import svg
 from lit_mmpg.methods.comparison.cells import CellStore
+from lit_mmpg.methods.comparison.page import figures
 from lit_mmpg.methods.comparison.plan import AdaptedRow, Claim, Comparison, TrainedRun
-from lit_mmpg.methods.comparison.plots import plots
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.comparison.results import Results, collect
 from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
 from lit_mmpg.methods.comparison.writing import finite, small_result, write_report
+from lit_mmpg.pages.blocks import Figure, Heading
 from lit_mmpg.results import markdown as small_table
 from lit_mmpg.texts import duration
 from tests.methods.synthetic import cell, merged, seeds
@@ -87,7 +86,7 @@ class Page(HTMLParser):
         """Note addresses."""
         values = dict(attrs)
         self.ids.add(values.get("id") or "")
-        if tag in ("script", "link", "img", "iframe", "object"):
+        if tag in ("link", "img", "iframe", "object") or (tag == "script" and values):
             self.loads.append(tag)
         if tag == "a":
             self.links.append(values.get("href") or "")
@@ -146,41 +145,16 @@ def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results
     assert "Ours beats static & more." in lines[1] and "at 1.02 times its device FLOPs" in lines[2]
 
 
-def test_rows_far_off_do_not_squeeze_the_others() -> None:
-    near = [svg.Range(f"row{i}", 0.01 * i, 0.01 * i - 0.01, 0.01 * i + 0.01, f"{i}") for i in range(4)]
-    far = svg.Range("far", -0.3, -0.4, -0.2, "-0.300")
-    assert svg.reach([*near, far]) == pytest.approx(0.04) and svg.reach(near) == pytest.approx(0.04)
-    # Half of the rows are no exceptions, however far off.
-    assert svg.reach([near[1], far]) == pytest.approx(0.4) and svg.reach([]) == 0.0
-    squeezed, drawn = svg.forest(near, "t"), svg.forest([*near, far], "t")
-    assert squeezed.count("<path") == 0 and drawn.count("<path") == 1 and drawn.count("<circle") == 4
-    places = [re.findall(r'<circle cx="([0-9.]+)"', picture) for picture in (squeezed, drawn)]
-    assert places[0] == places[1] and "-0.300" in drawn
-
-
 def test_plots_are_well_formed_and_hold_every_row(results: Results) -> None:
-    drawn = plots(results)
-    assert drawn[0][0] == "Differences from static"
-    for _, _, picture in drawn:
-        root = ElementTree.fromstring(picture)
-        assert root.tag.endswith("svg")
-    bars = next(picture for heading, _, picture in drawn if heading == "Every device")
-    assert bars.count("<title>") == 3 * 12
-
-
-def test_points_that_coincide_are_drawn_apart() -> None:
-    points = [svg.Point(i, f"row {i}", 0.0, 0.5) for i in range(1, 9)]
-    picture = svg.pareto(points, "cost", "quality", False, [], "none")
-    circles = [e for e in ElementTree.fromstring(picture).iter() if e.tag.endswith("circle")]
-    places = [(float(c.get("cx") or 0), float(c.get("cy") or 0)) for c in circles]
-    assert all(abs(a - c) >= 15 or abs(b - d) >= 15 for i, (a, b) in enumerate(places) for c, d in places[:i])
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (81, 99, [85, 90, 95]), (3, 3, [3])]
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert svg.ticks(low, high) == pytest.approx(expected)
+    blocks = list(figures(results))
+    drawn = [block.chart for block in blocks if isinstance(block, Figure)]
+    headings = [block.text for block in blocks if isinstance(block, Heading)]
+    wanted = ["Differences from static", "Quality against bytes", "Quality against device time", "Every device"]
+    assert headings == wanted and len(drawn) == 4
+    for picture in drawn:
+        ElementTree.fromstring(picture)
+    assert all(name in drawn[0] for name in ("ours", "other_device", "tent")) and drawn[1].count('class="point"') == 4
+    assert drawn[3].count("<title>") == 3 * 12
 
 
 def test_numbers_for_people() -> None:

@@ -74,7 +74,7 @@ def test_a_slower_profile_fails_by_name_and_the_page_says_so(profile, capsys: py
     told = capsys.readouterr().out
     assert "FAILED: onnxruntime fp32 answer" in told and "p50_ms" in told
     page = (folder / "slow/comparison.html").read_text()
-    assert 'class="badge worse">FAILED' in page and page.count("<circle") == len(document["rows"])
+    assert 'class="badge bad">FAILED' in page and page.count("<circle") == len(document["rows"])
     assert main(["compare", *reversed(files), "--fail-on", "p50_ms=5%", "--output", str(folder / "fast")]) == 0
 
 

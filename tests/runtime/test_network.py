@@ -22,12 +22,13 @@ from lit_mmpg import report
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Upload
+from lit_mmpg.pages.blocks import Picture
 from lit_mmpg.profiling.config import CloudConfig
 from lit_mmpg.runtime import network
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.network import Backend, Budget, parse_address
-from lit_mmpg.runtime.page import Hit, search_page
+from lit_mmpg.runtime.search import search_page
 from lit_mmpg.texts import masked, printable
 from tests.profiling.bundles import make_bundle
 from tests.runtime.hostile import KINDS, LATE, Kind, hostile, make_upload
@@ -417,7 +418,7 @@ def test_foreign_texts_reach_screen_and_page_as_plain_text(monkeypatch: pytest.M
     written.flush()
     lines = written.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == shown and all(line.isprintable() for line in lines)
-    page = search_page(NASTY, [Hit(NASTY, 0.5, 1.0, None)], [("note", NASTY)])
+    page = search_page(NASTY, [Picture(NASTY, NASTY, 0.5, None)], [("note", NASTY)])
     assert page.encode() and page.replace("\n", "").isprintable() and "<b>\\" not in page and "[red]<b>" not in page
 
 

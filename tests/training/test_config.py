@@ -107,4 +107,45 @@ def test_malformed_file(folder: Path, text: str) -> None:
 
 def test_every_shipped_file_is_a_mapping() -> None:
     for path in shipped_configs().rglob("*.yaml"):
-        assert load_config(path), path
+        content = yaml.safe_load(path.read_text())
+        variants = content.get("variants", ()) if isinstance(content, dict) else ()
+        names = [path.with_name(f"{path.name}#{name}") for name in variants] or [path]
+        assert all(load_config(name) for name in names) if isinstance(content, dict) else path.stem == "links"
+
+
+def test_the_device_half_of_a_configuration_is_trained_alone(folder: Path) -> None:
+    Path("experiment/one.yaml").write_text(
+        "data: {class_path: Data}\nmodel: {class_path: Cloud}\ntrainer: {max_epochs: 3}\n"
+        "device_stage: {model: ../model/device.yaml, trainer: {max_epochs: 5}}\ntitle: What it is\n"
+    )
+    Path("model").mkdir(exist_ok=True)
+    Path("model/device.yaml").write_text("class_path: Device")
+    both = read_request("fit", ["--config", "experiment/one.yaml", "--model.x=1"])
+    alone = read_request("fit", ["--config", "experiment/one.yaml", "--stage", "device", "--model.x=1"])
+    wanted = {"data": {"class_path": "Data"}, "model": {"class_path": "Device"}, "trainer": {"max_epochs": 5}}
+    assert alone.config == both.derive(both.options["device_stage"]).config == wanted
+    assert alone.flags == ["--model.x=1"] and alone.options["device_stage"] is None
+    for arguments, told in (
+        (["--config", "experiment/one.yaml", "--stage", "cloud"], "--stage cloud: 'device' trains"),
+        (["--config", "experiment/device.yaml", "--stage=device"], "no 'device_stage'"),
+    ):
+        with pytest.raises(UserError, match=told):
+            read_request("fit", arguments)
+
+
+def test_a_variant_is_the_common_part_with_its_own_over_it(folder: Path) -> None:
+    Path("many.yaml").write_text(
+        "trainer: {max_epochs: 3, devices: 1}\nvariants:\n  qa: {trainer: {max_epochs: 5}}\n  search: {data: {a: 1}}\n"
+    )
+    request = read_request("fit", ["--config", "many.yaml#qa"])
+    assert request.config == {"trainer": {"max_epochs": 5, "devices": 1}} and request.name == "many_qa"
+    Path("bad.yaml").write_text("variants: [1]")
+    for name, told in (
+        ("many.yaml", r"many\.yaml: name a variant, for example many\.yaml#qa; it has qa, search"),
+        ("many.yaml#serch", r"no variant 'serch'; did you mean 'search'"),
+        ("experiment/both.yaml#qa", r"both\.yaml holds no mapping of 'variants'"),
+        ("bad.yaml#qa", r"bad\.yaml holds no mapping of 'variants'"),
+        ("gone.yaml#qa", r"gone\.yaml does not exist"),
+    ):
+        with pytest.raises(UserError, match=told):
+            read_request("fit", ["--config", name])

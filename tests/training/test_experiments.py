@@ -9,30 +9,46 @@ import yaml
 from lit_mmpg.cli import main
 from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.cells import CellStore
-from lit_mmpg.methods.comparison.plan import read_comparison
+from lit_mmpg.methods.comparison.plan import is_template, read_comparison
 from lit_mmpg.methods.comparison.work import Work
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
 
 FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
-COMPARISONS = [path for path in FILES if "runs" in yaml.safe_load(path.read_text())]
-EXPERIMENTS = [path for path in FILES if path not in COMPARISONS]
+CONTENT = {path: yaml.safe_load(path.read_text()) for path in FILES}
+COMPARISONS = [str(path) for path in FILES if "runs" in CONTENT[path] and not is_template(CONTENT[path])]
+TEMPLATES = [str(path) for path in FILES if is_template(CONTENT[path])]
+EXPERIMENTS = [
+    f"{path}{variant}"
+    for path in FILES
+    if "runs" not in CONTENT[path]
+    for variant in [f"#{name}" for name in CONTENT[path].get("variants", ())] or [""]
+]
+PUBLIC = [name for name in EXPERIMENTS if "\ntitle:" in Path(name.partition("#")[0]).read_text() or "#" in name]
+PAIRS = [(kind, name) for name in PUBLIC for kind in TEMPLATES if ("retrieval" in kind) == ("retrieval" in name)]
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
-def test_every_shipped_experiment_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def short(name: object) -> str:
+    return str(name).rpartition("/")[2]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=short)
+def test_every_shipped_experiment_parses(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_MMPG_DATA", str(tmp_path))
-    request = read_request("fit", ["--config", str(path)])
+    request = read_request("fit", ["--config", path])
     assert CLI(request).record["model"]["class_path"].startswith("lit_mmpg.")
     stage = request.options["device_stage"]
     if stage is not None:
-        assert CLI(request.derive(Path(stage))).record["model"]["class_path"] == "lit_mmpg.device.module.DeviceModule"
+        assert CLI(request.derive(stage)).record["model"]["class_path"] == "lit_mmpg.device.module.DeviceModule"
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
-def test_every_run_of_a_shipped_comparison_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("path", "data"), [*((path, None) for path in COMPARISONS), *PAIRS], ids=short)
+def test_every_run_of_a_shipped_comparison_parses(
+    path: str, data: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LIT_MMPG_DATA", str(tmp_path))
-    comparison = read_comparison(str(path))
+    comparison = read_comparison(path, data)
+    assert comparison.title and (data is None or comparison.about)
     assert comparison.runs and comparison.seeds
     Work(comparison, CellStore(tmp_path), []).check()  # every run's flags, every adapted row's method and options
     known = set(comparison.row_names)
@@ -44,6 +60,23 @@ def test_every_shipped_group_file_is_used() -> None:
     named = " ".join(path.read_text() for path in FILES)
     groups = [p for folder in ("data", "model") for p in (shipped_configs() / folder).glob("*.yaml")]
     assert groups and all(f"../{path.parent.name}/{path.name}" in named for path in groups)
+
+
+def test_a_template_takes_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["compare", "--config", "configs/experiment/compare_retrieval.yaml", "--list", f"--data.root={tmp_path}"]
+    assert main([*asked, "--data", "msvd.yaml#retrieval"]) == 0  # also beside the template
+    assert "MSVD retrieval: rows" in capsys.readouterr().out
+    assert main([*asked, "--data", "msvd.yaml#search"]) == 2
+    assert "no variant 'search'; it has qa, retrieval" in capsys.readouterr().err
+    assert main(asked) == 2 and "is a template" in capsys.readouterr().err
+    assert read_comparison(asked[2], "msvd.yaml#retrieval").name == "compare_retrieval_msvd_retrieval"
+
+
+def test_there_are_few_files() -> None:
+    assert len(PAIRS) == 8 and len(list(shipped_configs().rglob("*.yaml"))) <= 35
 
 
 def test_help_shows_every_flag_that_the_readme_names(capsys: pytest.CaptureFixture[str]) -> None:

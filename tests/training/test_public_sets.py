@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from lit_mmpg.files import shipped_configs
-from lit_mmpg.methods.comparison.plan import read_comparison
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
 from tests.integration.tiny import cut_root, write_features
@@ -129,26 +126,24 @@ def tgif(task: str) -> Callable[[Path], None]:
 
 
 SETS: dict[str, Callable[[Path], None]] = {
-    "msvd_qa": msvd_qa,
-    "msrvtt_qa_full": msrvtt_qa,
-    "nextqa": nextqa,
-    "tgif_frameqa": tgif("frameqa"),
-    "tgif_action": tgif("action"),
-    "tgif_transition": tgif("transition"),
-    "msrvtt_full_retrieval": msrvtt_retrieval,
-    "msvd_retrieval": msvd_retrieval,
+    "msvd.yaml#qa": msvd_qa,
+    "msrvtt_full.yaml#qa": msrvtt_qa,
+    "nextqa.yaml": nextqa,
+    "tgif_qa.yaml#frameqa": tgif("frameqa"),
+    "tgif_qa.yaml#action": tgif("action"),
+    "tgif_qa.yaml#transition": tgif("transition"),
+    "msrvtt_full.yaml#retrieval": msrvtt_retrieval,
+    "msvd.yaml#retrieval": msvd_retrieval,
 }
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_public_set_runs_unchanged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_MMPG_DATA", str(tmp_path))
-    folder = shipped_configs() / "experiment"
-    root = Path(yaml.safe_load((folder.parent / "data" / f"{name}.yaml").read_text())["init_args"]["root"]).name
+    request = read_request("fit", ["--config", f"configs/experiment/{name}"])
+    root = Path(request.config["data"]["init_args"]["root"]).name
     SETS[name](tmp_path / root)
-    comparison = read_comparison(str(folder / f"compare_{name}.yaml"))
-    assert [run.config for run in comparison.runs.values()].count(f"{name}.yaml") >= 2
-    data = CLI(read_request("fit", ["--config", str(folder / f"{name}.yaml")])).data()
+    data = CLI(request).data()
     data.setup("fit")
     assert {len(data.texts(split)) > 0 for split in COUNTS} == {True}
     assert data.test_groups == ["test_unseen", "test_seen"]

@@ -7,13 +7,16 @@ seed_flags: ["--data.clips.seed={seed}"]          # further arguments of every r
 tests: {clean: [--data.clips.camera_severity=0]}  # further test passes on other data
 reference: static                                 # the row against which every row's difference is shown
 runs:
-static:     {config: demo_device.yaml, about: One sentence.}
+static:     {config: demo.yaml, stage: device, about: One sentence.}
 cdc_mmpg:   {config: demo.yaml, device_half: static, also: [shuffled_device]}
 adapted:
 tent:       {method: tent, checkpoint: static, options: {steps: 1}}
 baselines: [ridge]
 claims:
 beats_static: {text: ..., method: cdc_mmpg, rivals: [static], margin: 0.0}
+
+A file whose runs say ``config: "{data}"`` is a template: ``--data`` names the experiment of a data set, whose ``title``
+and ``about`` are those of the comparison.
 """
 
 from __future__ import annotations
@@ -21,14 +24,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import find_config, read_yaml
+from lit_mmpg.files import find_config, read_config, read_yaml, split_variant
+from lit_mmpg.settings import from_plain
+
+T = TypeVar("T")
 
 BASELINES = ("ridge",)
 SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
 FIELDS = frozenset((*SETTINGS, "runs", "adapted", "baselines", "claims"))
+TEMPLATE = "{data}"
+"""Configuration of the runs of a template."""
 GAP = "gap"
 DIFFERENCE = "difference"
 
@@ -39,6 +47,7 @@ class TrainedRun:
 
     Attributes:
         config: Experiment file, relative to the comparison's file.
+        stage: ``device`` trains the device half of an experiment with both alone.
         flags: Further arguments of ``fit``.
         device_half: Name of an earlier run whose checkpoint is the device half.
         also: Further methods of the test to report (controls), beside the run's own: row name -> method of the test.
@@ -47,6 +56,7 @@ class TrainedRun:
     """
 
     config: str
+    stage: str | None = None
     flags: tuple[str, ...] = ()
     device_half: str | None = None
     also: Mapping[str, str] = field(default_factory=dict)
@@ -98,7 +108,7 @@ class Claim:
     id: str
     text: str
     method: str
-    rivals: tuple[str, ...]
+    rivals: tuple[str, ...] = ()
     margin: float = 0.0
     metric: str | None = None
     split: str = "test_unseen"
@@ -126,6 +136,20 @@ class Comparison:
     reference: str = "static"
     frame_encoder: Mapping[str, Any] | None = None
     template: TrainedRun | None = None
+    data: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the comparison, for its folder and its runs."""
+        if self.data is None:
+            return self.path.stem
+        file, variant = split_variant(Path(self.data))
+        return "_".join(part for part in (self.path.stem, file.stem, variant) if part)
+
+    def named(self, run: TrainedRun) -> list[str]:
+        """Arguments of ``fit`` that name a run's configuration."""
+        stage = [] if run.stage is None else ["--stage", run.stage]
+        return ["--config", str(find_config(run.config, self.path.parent)), *stage]
 
     @property
     def first(self) -> TrainedRun:
@@ -170,8 +194,12 @@ class Comparison:
         )
 
 
-def read_comparison(name: str) -> Comparison:
+def read_comparison(name: str, experiment: str | None = None) -> Comparison:
     """Parse a comparison file.
+
+    Args:
+        name: The file.
+        experiment: For a template: experiment file of a data set, also relative to the template's folder.
 
     Raises:
         UserError: If a field is missing, unknown or refers to nothing.
@@ -183,6 +211,7 @@ def read_comparison(name: str) -> Comparison:
     unknown = set(data) - FIELDS
     if unknown:
         raise UserError(f"{path}: unknown fields {sorted(unknown)}; known are {', '.join(sorted(FIELDS))}")
+    told = _fill(path, data, experiment)
     runs = _read_runs(path, data["runs"])
     adapted = _read_adapted(path, data.get("adapted") or {}, runs)
     baselines = tuple(data.get("baselines") or ())
@@ -196,12 +225,13 @@ def read_comparison(name: str) -> Comparison:
         runs,
         baselines,
         adapted,
-        title=str(data.get("title") or path.stem),
-        about=" ".join(str(data.get("about") or "").split()),
+        title=str(data.get("title") or told.get("title") or path.stem),
+        about=" ".join(str(data.get("about") or told.get("about") or "").split()),
         seed_flags=tuple(map(str, data.get("seed_flags") or ())),
         tests={str(split): tuple(map(str, flags)) for split, flags in (data.get("tests") or {}).items()},
         reference=str(data.get("reference") or "static"),
         frame_encoder=data.get("frame_encoder"),
+        data=experiment,
     )
     names = comparison.row_names
     repeated = sorted({row for row in names if names.count(row) > 1})
@@ -213,50 +243,76 @@ def read_comparison(name: str) -> Comparison:
     return Comparison(**{**comparison.__dict__, "claims": claims})
 
 
-def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
-    runs: dict[str, TrainedRun] = {}
-    for key, value in section.items():
+def is_template(data: Any) -> bool:
+    """Whether the runs of a comparison file take their experiment from ``--data``."""
+    runs = data.get("runs") if isinstance(data, dict) else None
+    known = runs.values() if isinstance(runs, dict) else ()
+    return any(isinstance(run, dict) and run.get("config") == TEMPLATE for run in known)
+
+
+def _fill(path: Path, data: dict[str, Any], experiment: str | None) -> Mapping[str, Any]:
+    """Put the experiment of a data set into a template; returns what its file says."""
+    if not is_template(data):
+        return {}
+    if experiment is None:
+        known = "configs/experiment/msvd.yaml#qa"
+        raise UserError(f"{path} is a template; name the experiment of a data set, for example --data {known}")
+    try:
+        chosen = find_config(experiment)
+    except UserError:
+        chosen = find_config(experiment, path.parent)
+    for run in data["runs"].values():
+        if isinstance(run, dict) and run.get("config") == TEMPLATE:
+            run["config"] = str(chosen.absolute())
+    told = read_config(chosen)
+    return told if isinstance(told, dict) else {}
+
+
+def _read(path: Path, what: str, kind: type[T], section: Any) -> dict[str, T]:
+    """Dataclasses by name, from one section of the file."""
+    if not isinstance(section, Mapping):
+        raise UserError(f"{path}: {what}s must be a mapping of names, not {section!r}")
+    found = {}
+    for name, value in section.items():
         try:
-            run = TrainedRun(**value)
-        except TypeError as error:
-            known = "config, flags, device_half, also, test_flags and about"
-            raise UserError(f"{path}: run '{key}': {error}; known are {known}") from error
-        if run.device_half is not None and run.device_half not in runs:
+            found[str(name)] = from_plain(kind, value)
+        except UserError as error:
+            raise UserError(f"{path}: {what} '{name}': {error}") from error
+    return found
+
+
+def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
+    for value in section.values():
+        if isinstance(value, dict) and isinstance(value.get("also"), list):
+            value["also"] = {str(method): str(method) for method in value["also"]}
+    runs = _read(path, "run", TrainedRun, section)
+    earlier: list[str] = []
+    for name, run in runs.items():
+        if run.device_half is not None and run.device_half not in earlier:
             raise UserError(
-                f"{path}: run '{key}' takes its device half from '{run.device_half}', which is no earlier run"
+                f"{path}: run '{name}' takes its device half from '{run.device_half}', which is no earlier run"
             )
+        earlier.append(name)
         find_config(run.config, path.parent)
-        also = run.also if isinstance(run.also, Mapping) else {method: method for method in run.also}
-        flags, test_flags = tuple(map(str, run.flags)), tuple(map(str, run.test_flags))
-        runs[str(key)] = TrainedRun(run.config, flags, run.device_half, also, test_flags, run.about)
     return runs
 
 
 def _read_adapted(path: Path, section: Mapping[str, Any], runs: Mapping[str, TrainedRun]) -> dict[str, AdaptedRow]:
-    rows: dict[str, AdaptedRow] = {}
-    for key, value in section.items():
-        try:
-            row = AdaptedRow(**value)
-        except TypeError as error:
-            known = "method, checkpoint, options and about"
-            raise UserError(f"{path}: adapted row '{key}': {error}; known are {known}") from error
+    rows = _read(path, "adapted row", AdaptedRow, section)
+    for name, row in rows.items():
         if row.checkpoint not in runs:
-            raise UserError(f"{path}: adapted row '{key}' starts from '{row.checkpoint}', which is no run of this file")
-        rows[str(key)] = row
+            raise UserError(
+                f"{path}: adapted row '{name}' starts from '{row.checkpoint}', which is no run of this file"
+            )
     return rows
 
 
 def _read_claims(path: Path, section: Mapping[str, Any]) -> tuple[Claim, ...]:
-    claims = []
-    for key, value in section.items():
-        try:
-            claim = Claim(id=str(key), **{**value, "rivals": tuple(value.get("rivals") or ())})
-        except (TypeError, AttributeError) as error:
-            known = ", ".join(name for name in Claim.__dataclass_fields__ if name != "id")
-            raise UserError(f"{path}: claim '{key}': {error}; known are {known}") from error
+    named = {name: {"id": str(name), **value} if isinstance(value, dict) else value for name, value in section.items()}
+    claims = tuple(_read(path, "claim", Claim, named).values())
+    for claim in claims:
         if not claim.rivals:
-            raise UserError(f"{path}: claim '{key}' names no rivals; a claim is held against at least one row")
+            raise UserError(f"{path}: claim '{claim.id}' names no rivals; a claim is held against at least one row")
         if claim.kind not in (DIFFERENCE, GAP):
-            raise UserError(f"{path}: claim '{key}': kind is '{claim.kind}'; known are {DIFFERENCE} and {GAP}")
-        claims.append(claim)
-    return tuple(claims)
+            raise UserError(f"{path}: claim '{claim.id}': kind is '{claim.kind}'; known are {DIFFERENCE} and {GAP}")
+    return claims

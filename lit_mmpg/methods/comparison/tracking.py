@@ -39,8 +39,8 @@ class ComparisonRun:
         known = store.parent(self.kept)
         run = find_run(uri, known) if known else None
         if run is None or run.info.lifecycle_stage == "deleted" or run.info.experiment_id != self.experiment_id:
-            tags = {"lit_mmpg.comparison": comparison.path.stem} | source_tags("compare")
-            run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"compare {comparison.path.stem}")
+            tags = {"lit_mmpg.comparison": comparison.name} | source_tags("compare")
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"compare {comparison.name}")
             store.keep_parent(self.kept, run.info.run_id)
         self.run_id: str = run.info.run_id
         self.client.update_run(self.run_id, status="RUNNING")

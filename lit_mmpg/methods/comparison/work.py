@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.checkpoint import read_checkpoint
@@ -18,7 +17,7 @@ from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
 from lit_mmpg.tracking.store import store_uri
-from lit_mmpg.training.config import Request, find_config, read_request
+from lit_mmpg.training.config import Request, read_request
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -65,8 +64,8 @@ class Work:
 
         seed = self.comparison.seeds[0]
         for run in self.comparison.runs.values():
-            path = find_config(run.config, self.comparison.path.parent)
-            CLI(read_request("fit", ["--config", str(path), *run.flags, *self._seed_flags(seed), *self.flags]))
+            given = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
+            CLI(read_request("fit", given))
         for name, row in self.comparison.adapted.items():
             kind = find_method(row.method, f"{self.comparison.path}: adapted row '{name}'")
             unknown = sorted(set(row.options) - set(kind.grid) - {"labels"})
@@ -81,8 +80,7 @@ class Work:
 
     def arguments(self, run: TrainedRun, seed: int, finished: Mapping[str, Cell]) -> list[str]:
         """Arguments of ``fit`` for one cell."""
-        path = find_config(run.config, self.comparison.path.parent)
-        arguments = ["--config", str(path), *run.flags, *self._seed_flags(seed), *self.flags]
+        arguments = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
         arguments.append(f"--seed_everything={seed}")
         if run.device_half is not None:
             arguments.append(f"--model.device_ckpt={finished[run.device_half].checkpoint}")
@@ -99,10 +97,9 @@ class Work:
     def data(self, seed: int) -> DeviceData:
         """The data that all runs share, as the first one names it; not set up."""
         first = self.comparison.first
-        path = find_config(first.config, self.comparison.path.parent)
         # Flags of the first run that concern its model mean nothing here, those that concern its data do.
         flags = [*first.test_flags, *self._seed_flags(seed), *self.flags]
-        return self._data_of(read_request("fit", ["--config", str(path), *flags]))
+        return self._data_of(read_request("fit", [*self.comparison.named(first), *flags]))
 
     def _data_of(self, request: Request) -> DeviceData:
         from lit_mmpg.training.lightning_cli import CLI
@@ -120,7 +117,7 @@ class Work:
         content: list[Any] = [CELL_VERSION, fingerprints, request.arguments(), self._test_passes(run, seed)]
         content.append(self.comparison.frame_encoder)
         if request.options["device_stage"]:
-            content.append(request.derive(Path(request.options["device_stage"])).arguments())
+            content.append(request.derive(request.options["device_stage"]).arguments())
         return _sha(content)
 
     # -- computing -----------------------------------------------------------------------------------------------
@@ -170,7 +167,7 @@ class Work:
         return cell
 
     def _tags(self, name: str, seed: int) -> dict[str, str]:
-        tags = {"lit_mmpg.comparison": self.comparison.path.stem, "lit_mmpg.cell": f"{name} seed {seed}"}
+        tags = {"lit_mmpg.comparison": self.comparison.name, "lit_mmpg.cell": f"{name} seed {seed}"}
         return tags | (self.run.tags(name, seed) if self.run is not None else {})
 
     def _tracking(self, name: str) -> list[str]:
@@ -366,7 +363,5 @@ def uri_of(comparison: Comparison, flags: Sequence[str]) -> tuple[str, str | Non
     """Store, experiment (where a flag or file names one) and whether runs are tracked at all, as the first run says."""
     from lit_mmpg.training.lightning_cli import CLI
 
-    first = comparison.first
-    path = find_config(first.config, comparison.path.parent)
-    cli = CLI(read_request("fit", ["--config", str(path), *flags]))
+    cli = CLI(read_request("fit", [*comparison.named(comparison.first), *flags]))
     return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False

@@ -10,28 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.methods.comparison.code import code_lines
-from lit_mmpg.methods.comparison.html import render
+from lit_mmpg.methods.comparison.page import blocks
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
-from lit_mmpg.methods.comparison.view import (
-    CHOSEN,
-    MEASURED,
-    REUSE,
-    SPLITS,
-    chosen_rows,
-    claim_costs,
-    claim_text,
-    columns,
-    cost_notes,
-    cost_rows,
-    environment_lines,
-    introduction,
-    method_lines,
-    method_sentences,
-    split_rows,
-)
-from lit_mmpg.report import format_row
-from lit_mmpg.results import markdown_table as _table
+from lit_mmpg.methods.comparison.view import MEASURED, REUSE, claim_text, columns
+from lit_mmpg.pages.blocks import markdown, render
 from lit_mmpg.results import result
 from lit_mmpg.writing import write_text
 
@@ -43,9 +26,10 @@ def write_report(results: Results, stem: Path) -> list[Path]:
         The files, the HTML first.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
+    said = list(blocks(results))
     texts = {
-        ".html": render(results),
-        ".md": markdown(results),
+        ".html": render(results.comparison.title, said),
+        ".md": markdown(said),
         ".csv": table_csv(results),
         ".json": json.dumps(finite(results.to_json()), indent=2, allow_nan=False) + "\n",
         ".result.json": json.dumps(finite(small_result(results)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -69,6 +53,7 @@ def small_result(results: Results) -> dict[str, Any]:
     claims = ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else []
     commit = results.commits[0] if len(results.commits) == 1 else results.environment.get("commit")
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
+    config += f" --data {results.comparison.data}" if results.comparison.data else ""
     return result(
         results.comparison.title,
         f"lit-mmpg compare --config {config} --seeds {numbers}",
@@ -138,59 +123,3 @@ def table_csv(results: Results) -> str:
 
 def _plain(value: Any) -> Any:
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
-
-
-def markdown(results: Results) -> str:
-    """The report without its plots."""
-    parts = [f"# {results.comparison.title}", *introduction(results)]
-    if results.verdicts:
-        parts.append("## What holds and what does not")
-        for i in range(len(results.verdicts)):
-            verdict, sentence, lines = claim_text(results, i)
-            parts.append("\n".join([f"- **{verdict}**: {sentence}", *(f"    - {line}" for line in lines)]))
-        parts += claim_costs(results)
-    shown = columns(results)
-    parts.append("## All rows")
-    parts.append(f"On {SPLITS.get(results.splits[0], results.splits[0])}; in brackets: 95 % interval.")
-    rows = [[name, results.settings.get(name, ""), *(c.cell(name) for c in shown)] for name in results.names]
-    rows += [[name, f"n/a: {reason}", *("" for _ in shown)] for name, reason in results.not_applicable.items()]
-    parts.append(_table(["row", "kind", *(c.title for c in shown)], rows))
-    header, body = split_rows(results)
-    if body:
-        parts += ["## Other groups of devices", _table(header, body)]
-    header, costs = cost_rows(results)
-    if costs:
-        parts += [
-            "## What a device pays",
-            _table(header, costs),
-            "\n".join(f"- {note}" for note in cost_notes(results)),
-        ]
-    parts.append("## Every seed")
-    parts.append(_seeds(results))
-    sentences = [[name, text] for name, text in method_sentences(results).items() if text]
-    if sentences:
-        parts += ["## What the rows are", _table(["row", "what it is"], sentences)]
-    if results.applicability:
-        header = list(results.applicability[0])
-        body = [[str(row[name]) for name in header] for row in results.applicability]
-        parts += ["## Which method applies to which task", _table(header, body)]
-    chosen = chosen_rows(results)
-    if chosen:
-        parts += ["## Settings chosen on validation devices", _table(list(CHOSEN), chosen)]
-    parts += ["## How it was measured", "\n".join(f"- {line}" for line in method_lines(results))]
-    parts.append("; ".join(environment_lines(results)))
-    return "\n\n".join(parts) + "\n"
-
-
-def _seeds(results: Results) -> str:
-    seeds = sorted({seed for runs in results.links.values() for seed in runs})
-    rows = []
-    for name in results.names:
-        found = results.find(name, results.splits[0], results.primary) or {}
-        values = dict(zip(results.links[name], found.get("per_seed") or [], strict=False))
-        shown = [
-            format_row({"metric": results.primary, "value": values[seed]}) if seed in values else "" for seed in seeds
-        ]
-        runs = ", ".join(str(run["run_id"])[:8] for run in results.links[name].values() if run["run_id"])
-        rows.append([name, *shown, runs])
-    return _table(["row", *(f"seed {seed}" for seed in seeds), "runs"], rows)

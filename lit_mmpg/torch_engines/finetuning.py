@@ -14,8 +14,7 @@ import torch
 from torch.nn import functional
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.inputs import role_inputs
-from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.tasks import find_task
 from lit_mmpg.tasks.graphs import AnswerGraph
 from lit_mmpg.torch_engines.base import load_network
@@ -26,8 +25,8 @@ class OnDeviceTraining:
 
     Args:
         bundle: The bundle.
+        inputs: What its graph ``model`` takes: the labelled clips of a step.
         steps: Optimiser steps of one adaptation.
-        batch: Labelled clips in a step.
         lr: Learning rate.
         threads: Threads of torch, 0 leaves it to torch.
 
@@ -35,7 +34,7 @@ class OnDeviceTraining:
         UserError: If the bundle holds no weights, or its task has no labels of this kind.
     """
 
-    def __init__(self, bundle: Bundle, steps: int, batch: int, lr: float, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, inputs: Arrays, steps: int, lr: float, threads: int = 1) -> None:
         task = find_task(bundle.manifest.task)
         if task.searches:
             raise UserError("scenario finetune is for questions; retrieval has no labelled clips here")
@@ -43,12 +42,11 @@ class OnDeviceTraining:
             torch.set_num_threads(threads)
         self._network = load_network(bundle)
         self._steps, self._lr = steps, lr
-        inputs = role_inputs(bundle, "model", batch)
         self._inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
         static = bundle.static_parameters()
         self._parameters = tuple(torch.from_numpy(static[entry.name]) for entry in bundle.spec)
         choices = inputs["text"].shape[1] if task.takes_options else len(bundle.manifest.answers)
-        self._labels = torch.randint(choices, (batch,), generator=torch.Generator().manual_seed(0))
+        self._labels = torch.randint(choices, (len(inputs["text"]),), generator=torch.Generator().manual_seed(0))
 
     def adapt(self) -> float:
         """One adaptation; returns the last loss."""
