@@ -136,6 +136,8 @@ class DeviceModel(nn.Module, ABC):
         factory: What made it, by which it is made again; ``None`` where nobody said.
         spec: The personal parameters, in order; made by :func:`build_network` once all layers are there.
         blind: Whether it ignores the frames: the question-only floor.
+        frozen_encoder: Whether nothing in :meth:`encode_frames` learns or is drawn at random, so that a training may
+            encode each frame once.
         head: The last linear layer, where a network has one; so for the other two.
         frame_projection: The first layer of frame features.
         frame_norm: The norm behind it.
@@ -145,6 +147,7 @@ class DeviceModel(nn.Module, ABC):
     """
 
     blind = False
+    frozen_encoder = False
     head: nn.Linear
     frame_projection: nn.Linear
     frame_norm: nn.LayerNorm
@@ -337,6 +340,14 @@ class DeviceModel(nn.Module, ABC):
             start += count
         return ()
 
+    def made_again(self, factory: NetworkFactory) -> NetworkFactory:
+        """What makes such a network again; ``factory`` itself, unless that needs more than a checkpoint holds.
+
+        Args:
+            factory: What has made this one.
+        """
+        return factory
+
     def context_parameters(self) -> list[nn.Parameter]:
         """Static tensors that only what is uploaded needs: trained with the cloud half, shipped with the device."""
         return []
@@ -491,7 +502,7 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
             f"model.network makes a {type(network).__name__}, which is no device model; derive it from "
             "lit_mmpg.device.contract.DeviceModel"
         )
-    network.factory = factory
+    network.factory = network.made_again(factory)
     network.index()
     return network
 
