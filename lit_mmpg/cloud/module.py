@@ -333,14 +333,16 @@ class CloudModule(AnsweringModule):
             names: Id of each device, for the messages.
             exchange: The link.
         """
-        if isinstance(self.pool, ConditionContext):
-            assert self._conditions is not None
-            return self.adaptor(self.pool.of(self._conditions.to(device.device)[device]))
-        anchors, _ = self.select(context)
-        # One vector for all devices is known before any of them sends something.
-        if self.cloud_config.place == "device" or self.cloud_config.context == "constant":
-            return self.generate(anchors)
-        return exchange(anchors, names, self.serve)
+        # A device and a service compute in float32, whatever precision a training has.
+        with torch.autocast(self.device.type, enabled=False):
+            if isinstance(self.pool, ConditionContext):
+                assert self._conditions is not None
+                return self.adaptor(self.pool.of(self._conditions.to(device.device)[device]))
+            anchors, _ = self.select(context)
+            # One vector for all devices is known before any of them sends something.
+            if self.cloud_config.place == "device" or self.cloud_config.context == "constant":
+                return self.generate(anchors)
+            return exchange(anchors, names, self.serve)
 
     # -- training ------------------------------------------------------------------------------------------------
 

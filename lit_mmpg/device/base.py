@@ -134,6 +134,7 @@ class AnsweringModule(Remembering, L.LightningModule):
             UserError: If the data does not fit the description, or lacks what a setting needs.
         """
         self.check_meta(self.meta, data.meta)
+        data.encode_once(None)  # what an earlier training left
         data.bring(self.needs_context, self.needs_clean)
         self._training = data
         with self._drawing():
@@ -170,7 +171,14 @@ class AnsweringModule(Remembering, L.LightningModule):
 
         These are all frames, or those of contexts alone where dynamic layers lie in the encoder. What that costs is
         measured on a few frames and said before.
+
+        Raises:
+            UserError: If the trainer would keep weights in another precision.
         """
+        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
+        if precision.endswith("-true") and precision != "32-true":
+            kept = "weights and generated parameters are kept, sent and exported in float32"
+            raise UserError(f"trainer.precision is {precision}, but {kept}; use bf16-mixed, or 32-true")
         data = self._training
         if stage != "fit" or data is None or not self.network.shapes.pixels or not self.static_encoder:
             return
@@ -189,7 +197,7 @@ class AnsweringModule(Remembering, L.LightningModule):
         self.network.eval()
         encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
         self.network.train(training)
-        return encoded.cpu().numpy()
+        return encoded.float().cpu().numpy()
 
     def _cost_of_encoding(self, data: DeviceData, personal: bool) -> str:
         """What encoding frames costs on this machine, in words."""

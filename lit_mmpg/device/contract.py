@@ -261,7 +261,8 @@ class DeviceModel(nn.Module, ABC):
         if both := [s.name for s in self._sites if s.index in encoding & behind]:
             raise UserError(f"model.dynamic.layers: {both} are used in the encoder and behind it; leave them out")
         if missed := [s.name for s in self._sites if s.index not in encoding | behind]:
-            raise UserError(f"model.dynamic.layers: {not_called(self, missed)}")
+            why = "; sentences are embedded without personal parameters" if self.task.searches else ""
+            raise UserError(f"model.dynamic.layers: {not_called(self, missed)}{why}")
         return {s.name: ENCODE if s.index in encoding else MODEL for s in self._sites}
 
     def dynamic_layers(self) -> dict[str, DynamicLayer]:

@@ -28,27 +28,6 @@ PIECES = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "wh", "##at", "##ich", "is", "paint", "cover", "##s", "the", "toy"),
     *("form", "do", "##es", "have", "mi", "##ne"),
 ]
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "a",
-    "wh",
-    "##at",
-    "##ich",
-    "is",
-    "paint",
-    "cover",
-    "##s",
-    "the",
-    "toy",
-    "form",
-    "do",
-    "##es",
-    "have",
-    "mi",
-    "##ne",
-]
 VOCABULARY = Vocabulary.build(SENTENCES)
 
 
@@ -210,13 +189,13 @@ def test_what_cannot_be_is_refused(folders: dict[str, str], tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"network\.vision .*none is not a folder"):
         made(folders | {"mobile": str(tmp_path / "none")}, "mobile", "open_ended", ("head",))
     with pytest.raises(UserError, match="features, not pixels"):
-        made(folders, None, "open_ended", ("head",), vision=folders["mobile"])
+        build_network(partial(DualEncoder, vision=folders["mobile"]), Shapes("open_ended", (6,), 9, 5, 6))
     bad = write_text(tmp_path / "pickled")
     (bad / "model.safetensors").unlink()
     torch.save({}, bad / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"network\.text .*cannot be loaded"):
         made(folders | {"text": str(bad)}, None, "open_ended", ("head",))
-    with pytest.raises(UserError, match=r"text_encoder.*not called"):
+    with pytest.raises(UserError, match=r"not called.*text_encoder.*sentences are embedded without"):
         made(folders, None, "retrieval", ("text_encoder.model*.query", "head"))
     from tokenizers import Tokenizer, models
 
