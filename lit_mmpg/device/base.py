@@ -402,6 +402,18 @@ class AnsweringModule(Remembering, L.LightningModule):
         """Figures of the last test, by name."""
         return self._figures
 
+    # -- logging, which a compiled step leaves to Python -------------------------------------------------------------
+
+    @torch.compiler.disable
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        super().log(*args, **kwargs)
+
+    @torch.compiler.disable
+    def log_dict(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        super().log_dict(*args, **kwargs)
+
     # -- optimiser -----------------------------------------------------------------------------------------------
 
     def gather(self, tensor: Tensor) -> Tensor:
