@@ -1,22 +1,17 @@
-"""Pretrained frame encoders of the transformers library, with the scaling of the pixels inside.
-
-Any vision model whose pooled output is the feature: a folder on disk, or a name on the hub. Only safetensors weights
-are loaded and no code of a repository is run.
-"""
+"""Pretrained frame encoders of transformers and timm (:mod:`lit_mmpg.hub`), with the scaling of the pixels inside."""
 
 from __future__ import annotations
 
-import json
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lit_mmpg.errors import UserError, install_hint, nearest
+from lit_mmpg.errors import UserError
+from lit_mmpg.hub import build_model, load_model, read_settings
 
 
 @dataclass(frozen=True)
@@ -29,13 +24,15 @@ class VisionModel:
         height: Height of its pictures, pixels.
         width: Width of its pictures, pixels.
         name: What it is, for people.
+        description: Plain data from which :func:`build_vision_model` makes it again, weights aside.
     """
 
-    module: nn.Module
+    module: PooledEncoder
     features: int
     height: int
     width: int
     name: str
+    description: dict[str, Any]
 
 
 class PooledEncoder(nn.Module):
@@ -43,24 +40,40 @@ class PooledEncoder(nn.Module):
 
     Args:
         model: A vision model of the transformers library.
-        scale: Factor on the uint8 values.
-        mean: Mean per channel, after the factor.
-        std: Standard deviation per channel.
+        mean: Mean per channel, in units of the uint8 values.
+        std: Standard deviation per channel, likewise.
+        pools: Whether the model pools; else its last features are averaged over all places.
+        size: Height and width to which pictures are resized; ``None``: they come in the right size.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, scale: float, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: list[float],
+        std: list[float],
+        pools: bool = True,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1) / scale)
-        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1) / scale)
+        self.model, self.pools, self.size = model, pools, size
+        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``[N, 3, h, w]`` uint8 ``-> [N, D]``."""
-        output = self.model(pixel_values=(pixels.to(torch.float32) - self.mean) / self.std)
-        return output.pooler_output.flatten(1)
+        """``[..., 3, h, w]`` pixels, 0 to 255, ``-> [..., D]``."""
+        pictures = pixels.reshape(-1, *pixels.shape[-3:]).to(torch.float32)
+        if self.size is not None and self.size != tuple(pixels.shape[-2:]):
+            pictures = F.interpolate(pictures, self.size, mode="bilinear", align_corners=False)
+        output = self.model(pixel_values=(pictures - self.mean) / self.std)
+        if self.pools:
+            features = output.pooler_output.flatten(1)
+        else:
+            last = output.last_hidden_state  # [N, D, h, w] of convolutions, [N, places, D] of transformers
+            features = last.mean((-2, -1)) if last.dim() == 4 else last.mean(1)
+        return features.reshape(*pixels.shape[:-3], features.shape[-1])
 
 
 def load_vision_model(source: str, edge: int | None = None, option: str = "--frame-encoder") -> VisionModel:
@@ -73,60 +86,63 @@ def load_vision_model(source: str, edge: int | None = None, option: str = "--fra
         option: What an error calls the option that named it.
 
     Raises:
-        UserError: If it cannot be loaded, or has no pooled output.
+        UserError: If it cannot be loaded, or gives no features of pictures.
     """
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or Path(source).parent.is_dir()):
-        raise UserError(f"{option} {source} is not a folder{nearest(Path(source))}")
-    try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging as progress
-    except ImportError as error:
-        raise UserError(f"{option} needs transformers; {install_hint('video')}") from error
-    noisy = logging.getLogger("transformers")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
-    progress.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            config = getattr(config, "vision_config", config)
-            model = AutoModel.from_pretrained(source, config=config, use_safetensors=True, trust_remote_code=False)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{option} {source} cannot be loaded ({reason})") from error
-    finally:
-        noisy.setLevel(level)
-        progress.enable_progress_bar()
-    processor = _processor(source, option)
+    model, config, missing = load_model(source, "vision", option)
+    processor = _processor(source, config, option)
     height, width = (edge, edge) if edge else _size(processor)
     mean, std = ([0.0] * 3, [1.0] * 3)
     if processor.get("do_normalize", True):
         mean = list(processor.get("image_mean") or [0.5] * 3)
         std = list(processor.get("image_std") or [0.5] * 3)
     scale = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
+    description = {
+        "config": config,
+        "size": [height, width],
+        "mean": (torch.tensor(mean) / scale).tolist(),
+        "std": (torch.tensor(std) / scale).tolist(),
+        "pools": not missing,
+    }
+    name = f"{type(model).__name__} ({Path(source).name})"
+    return _tried(model, description, f"{option} {source}", name)
+
+
+def build_vision_model(description: dict[str, Any], option: str) -> VisionModel:
+    """The encoder of a description, with weights at random.
+
+    Raises:
+        UserError: If this version of transformers does not know it.
+    """
+    model = build_model(description["config"], option)
+    return _tried(model, description, option, type(model).__name__)
+
+
+def _tried(model: nn.Module, description: dict[str, Any], option: str, name: str) -> VisionModel:
+    height, width = description["size"]
     # eval(): with folded batch normalisation, statistics of a batch would destroy the features.
-    module = PooledEncoder(model.float(), scale, mean, std).eval().requires_grad_(False)
-    try:
-        with torch.inference_mode():
-            features = module(torch.zeros(1, 3, height, width, dtype=torch.uint8))
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"{option} {source}: the model has no pooled output of pictures ({error})") from error
-    return VisionModel(module, int(features.shape[1]), height, width, f"{type(model).__name__} ({Path(source).name})")
+    module = PooledEncoder(model, description["mean"], description["std"])
+    module.eval().requires_grad_(False)
+    for pools in (True, False) if description["pools"] else (False,):
+        module.pools = pools
+        try:
+            with torch.inference_mode():
+                features = module(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        except (AttributeError, TypeError, ValueError) as error:
+            reason = error
+        else:
+            return VisionModel(module, int(features.shape[1]), height, width, name, description | {"pools": pools})
+    raise UserError(f"{option}: the model gives no features of pictures of {height} x {width} pixels ({reason})")
 
 
-def _processor(source: str, option: str) -> dict[str, Any]:
+def _processor(source: str, config: dict[str, Any], option: str) -> dict[str, Any]:
     """Settings of the image processor: plain data, so the libraries that would run it are not needed."""
-    file = Path(source) / "preprocessor_config.json"
-    if not Path(source).is_dir():
-        from transformers.utils import cached_file
-
-        found = cached_file(source, file.name)
-        file = Path(str(found))
-    try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} {source} has no readable preprocessor_config.json") from error
+    settings = read_settings(source, "preprocessor_config.json")
+    timm = config.get("pretrained_cfg")
+    if not settings and isinstance(timm, dict) and "input_size" in timm:
+        height, width = timm["input_size"][-2:]
+        settings = {"size": {"height": height, "width": width}, "image_mean": timm["mean"], "image_std": timm["std"]}
+    if not settings:
+        raise UserError(f"{option} {source} has no readable preprocessor_config.json")
     return settings
 
 

@@ -144,9 +144,9 @@ class CloudModule(AnsweringModule):
         self.quantiser: ProductQuantiser | None = None
         self._reconstruction: dict[tuple[str, int], list[float]] = {}
         self._factory = network or trained_network(self._device_half())
-        self.save_hyperparameters(self.settings(network=self._factory), logger=False)
         with self._drawing():
             self._build(None)
+        self.save_hyperparameters(self.settings(network=self._factory), logger=False)
 
     # -- building ------------------------------------------------------------------------------------------------
 
@@ -178,6 +178,7 @@ class CloudModule(AnsweringModule):
             state: State of the device half; ``None`` where a checkpoint of this half will be loaded.
         """
         self.network = build_network(self._factory, shapes_of(self.meta), self.dynamic)
+        self._factory = self.network.factory  # type: ignore[assignment]
         if state is not None:
             own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
             self.network.load_state_dict(own, strict=False)  # the dynamic forms' own parts are new
@@ -260,17 +261,6 @@ class CloudModule(AnsweringModule):
                 yield selected.features[selected.mask].float().cpu().numpy()
         self.train(training)
 
-    def setup(self, stage: str) -> None:
-        """In training a frozen pixel encoder encodes every frame once, not once per epoch, if it is all static."""
-        fixed = self.freeze_static and self.network.shapes.pixels and not self.network.encodes_personally
-        if stage == "fit" and self._training is not None and fixed:
-            self._training.encode_once(self._encode_pixels)
-
-    def teardown(self, stage: str) -> None:
-        """Let the data hand out pixels again."""
-        if stage == "fit" and self._training is not None:
-            self._training.encode_once(None)
-
     def on_fit_start(self) -> None:
         """A training needs its data beside the loaders: for codebooks and for frames that are encoded once."""
         super().on_fit_start()
@@ -279,11 +269,10 @@ class CloudModule(AnsweringModule):
         if self._training is None:
             raise UserError("call prepare(data) with the training data before trainer.fit(module, datamodule=data)")
 
-    @torch.inference_mode()
-    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        self.network.eval()
-        encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
-        return encoded.cpu().numpy()
+    @property
+    def static_encoder(self) -> bool:
+        """Where the static layers are frozen."""
+        return self.freeze_static
 
     # -- the two halves ------------------------------------------------------------------------------------------
 
@@ -344,14 +333,16 @@ class CloudModule(AnsweringModule):
             names: Id of each device, for the messages.
             exchange: The link.
         """
-        if isinstance(self.pool, ConditionContext):
-            assert self._conditions is not None
-            return self.adaptor(self.pool.of(self._conditions.to(device.device)[device]))
-        anchors, _ = self.select(context)
-        # One vector for all devices is known before any of them sends something.
-        if self.cloud_config.place == "device" or self.cloud_config.context == "constant":
-            return self.generate(anchors)
-        return exchange(anchors, names, self.serve)
+        # A device and a service compute in float32, whatever precision a training has.
+        with torch.autocast(self.device.type, enabled=False):
+            if isinstance(self.pool, ConditionContext):
+                assert self._conditions is not None
+                return self.adaptor(self.pool.of(self._conditions.to(device.device)[device]))
+            anchors, _ = self.select(context)
+            # One vector for all devices is known before any of them sends something.
+            if self.cloud_config.place == "device" or self.cloud_config.context == "constant":
+                return self.generate(anchors)
+            return exchange(anchors, names, self.serve)
 
     # -- training ------------------------------------------------------------------------------------------------
 

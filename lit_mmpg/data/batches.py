@@ -209,6 +209,7 @@ class Collator:
         shape: Sizes.
         with_context: Whether batches bring the context.
         training: Moments of the training features, for ``shape.own_statistics``.
+        contexts: Where the frames of contexts come from; ``None``: where all come from.
     """
 
     def __init__(
@@ -219,9 +220,10 @@ class Collator:
         shape: BatchShape,
         with_context: bool,
         training: Moments[Tensor] | None = None,
+        contexts: FrameGatherer | None = None,
     ) -> None:
         self.items, self.frames, self.clean, self.shape, self.with_context = items, frames, clean, shape, with_context
-        self.training = training
+        self.training, self.context_frames = training, contexts or frames
 
     def __call__(
         self, queries: Sequence[Query], items: Sequence[Sequence[tuple[int, int]]], least: tuple[int, int] = (1, 1)
@@ -299,7 +301,7 @@ class Collator:
         return standardised(frames, seen, self.training, self.shape.own_statistics)
 
     def _contexts(self, groups: Sequence[Sequence[int]], devices: Sequence[int]) -> Frames:
-        return self.frames(groups, max(1, *map(len, groups)), devices)
+        return self.context_frames(groups, max(1, *map(len, groups)), devices)
 
 
 def _choose_context(

@@ -82,6 +82,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         self._statistics: dict[str, Any] = {}
         self._encoded: dict[int, EncodedFrames] = {}
         self._frame_encoder: Callable[[np.ndarray], np.ndarray] | None = None
+        self._encodes_queries = True
 
     # -- what a checkpoint restores ------------------------------------------------------------------------------
 
@@ -320,13 +321,25 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
                 chosen = clips[start : min(start + size, share)].tolist()
                 yield gather([chosen], len(chosen), [device])
 
-    def encode_once(self, encode: Callable[[np.ndarray], np.ndarray] | None) -> None:
+    def encode_once(self, encode: Callable[[np.ndarray], np.ndarray] | None, queries: bool = True) -> None:
         """Hand out features instead of pixels from now on, each frame encoded once; ``None`` goes back to pixels.
 
         For a training whose frame encoder is frozen: encoding again in every epoch would be most of its cost.
+
+        Args:
+            encode: ``[n, 3, H, W]`` pixels to ``[n, D]`` features.
+            queries: Whether of the query clips, too; else of contexts alone.
         """
-        self._frame_encoder = encode
+        self._frame_encoder, self._encodes_queries = encode, queries
         self._encoded = {}
+
+    def training_frames(self) -> int:
+        """About how many frames of query clips one epoch of training brings."""
+        source, batches = self.corpus.frames, self.train_dataloader()
+        clips = {clip for row in batches.asked.values() for clip in row.tolist()}
+        lengths = [min(source.num_frames(self.clip_ids[clip]), self.batch.max_frames) for clip in clips]
+        rows = len(batches) * self.batch.devices * self.batch.clips
+        return round(rows * sum(lengths) / max(1, len(lengths)))
 
     def _timelines(self, group: str) -> dict[int, np.ndarray]:
         return self._indices(self.corpus.devices.timelines.get(group, {}))
@@ -355,8 +368,10 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
 
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
         clean = self.clean_frames() if with_clean else None
-        frames = self._gatherer(self.corpus.frames, self.corpus.filmed)
-        return Collator(self._items[split], frames, clean, self.batch, with_context, self._training_moments())
+        contexts = self._gatherer(self.corpus.frames, self.corpus.filmed)
+        frames = contexts if self._encodes_queries else self._gatherer(self.corpus.frames, self.corpus.filmed, False)
+        moments = self._training_moments()
+        return Collator(self._items[split], frames, clean, self.batch, with_context, moments, contexts)
 
     def _training_moments(self) -> Moments[torch.Tensor] | None:
         known = trained_moments(self._statistics)
@@ -366,8 +381,8 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         """Where the clean twins of all frames come from; None for data without them."""
         return None if self.corpus.clean is None else self._gatherer(self.corpus.clean)
 
-    def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None) -> FrameGatherer:
-        if self._frame_encoder is not None:
+    def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None, encoded: bool = True) -> FrameGatherer:
+        if self._frame_encoder is not None and encoded:
             if id(source) not in self._encoded:
                 self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
             source = self._encoded[id(source)]

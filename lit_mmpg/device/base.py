@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +26,9 @@ from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.device.plots import accuracy_per_device
 from lit_mmpg.device.predictions import predictions
 from lit_mmpg.errors import UserError
+from lit_mmpg.parameters import ENCODE
 from lit_mmpg.settings import Remembering
+from lit_mmpg.texts import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +36,12 @@ if TYPE_CHECKING:
 
     from lit_mmpg.data.batches import Group
     from lit_mmpg.data.datamodule import DeviceData
+
+
+_log = logging.getLogger(__name__)
+
+SAMPLE = 8
+"""Frames on which the cost of encoding is measured."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ class AnsweringModule(Remembering, L.LightningModule):
             UserError: If the data does not fit the description, or lacks what a setting needs.
         """
         self.check_meta(self.meta, data.meta)
+        data.encode_once(None)  # what an earlier training left
         data.bring(self.needs_context, self.needs_clean)
         self._training = data
         with self._drawing():
@@ -146,6 +158,75 @@ class AnsweringModule(Remembering, L.LightningModule):
             raise UserError(
                 f"this {name} has no start values; make it by {name}.for_data(data, ...), or call prepare(data) first"
             )
+
+    # -- frames that are encoded once ----------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def static_encoder(self) -> bool:
+        """Whether the frame encoder stays as it is in training, dynamic layers within it aside."""
+
+    def setup(self, stage: str) -> None:
+        """In training, frames that are always encoded alike are encoded once, not once per epoch.
+
+        These are all frames, or those of contexts alone where dynamic layers lie in the encoder. What that costs is
+        measured on a few frames and said before.
+
+        Raises:
+            UserError: If the trainer would keep weights in another precision.
+        """
+        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
+        if precision.endswith("-true") and precision != "32-true":
+            kept = "weights and generated parameters are kept, sent and exported in float32"
+            raise UserError(f"trainer.precision is {precision}, but {kept}; use bf16-mixed, or 32-true")
+        data = self._training
+        if stage != "fit" or data is None or not self.network.shapes.pixels or not self.static_encoder:
+            return
+        personal = self.network.encodes_personally
+        _log.info("%s", self._cost_of_encoding(data, personal))
+        data.encode_once(self._encode_pixels, queries=not personal)
+
+    def teardown(self, stage: str) -> None:
+        """Let the data hand out pixels again."""
+        if stage == "fit" and self._training is not None:
+            self._training.encode_once(None)
+
+    @torch.inference_mode()
+    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        training = self.network.training
+        self.network.eval()
+        encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
+        self.network.train(training)
+        return encoded.float().cpu().numpy()
+
+    def _cost_of_encoding(self, data: DeviceData, personal: bool) -> str:
+        """What encoding frames costs on this machine, in words."""
+        source = data.corpus.frames
+        frames = source.frames(source.ids()[0])[:SAMPLE]
+        once = _seconds(lambda: self._encode_pixels(frames)) / len(frames)
+        total = sum(source.num_frames(clip) for clip in source.ids())
+        said = f"frame encoder: {total} frames once, about {duration(once * total)}"
+        if not personal:
+            return f"{said}; epochs begin behind it"
+        layers = self.network.dynamic_layers()
+        own = [p.start.neutral(p.shape).to(self.device) for layer in layers.values() for p in layer.parts()]
+        pictures = torch.from_numpy(frames).to(self.device)
+
+        def step() -> None:
+            learnt = [tensor.clone().requires_grad_() for tensor in own]
+            torch.autograd.grad(self.network.encode(pictures, learnt).sum(), learnt, allow_unused=True)
+
+        training = self.network.training
+        self.network.eval()
+        with torch.enable_grad():
+            anew = _seconds(step) / len(frames)
+        self.network.train(training)
+        asked = data.training_frames()
+        first = next(entry.name for entry in self.network.spec.of(ENCODE)).rpartition(".")[0]
+        return (
+            f"{said}, for contexts; each epoch encodes {asked} frames anew with personal parameters (from {first} on), "
+            f"about {duration(anew * asked)} on this machine"
+        )
 
     @staticmethod
     def check_meta(trained: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -321,6 +402,18 @@ class AnsweringModule(Remembering, L.LightningModule):
         """Figures of the last test, by name."""
         return self._figures
 
+    # -- logging, which a compiled step leaves to Python -------------------------------------------------------------
+
+    @torch.compiler.disable
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        super().log(*args, **kwargs)
+
+    @torch.compiler.disable
+    def log_dict(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's."""
+        super().log_dict(*args, **kwargs)
+
     # -- optimiser -----------------------------------------------------------------------------------------------
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -352,6 +445,17 @@ class AnsweringModule(Remembering, L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Time of a call that was made once before, the lesser of two, in seconds."""
+    call()
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _groups(loaders: Any) -> list[Group]:

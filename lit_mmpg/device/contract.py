@@ -136,6 +136,8 @@ class DeviceModel(nn.Module, ABC):
         factory: What made it, by which it is made again; ``None`` where nobody said.
         spec: The personal parameters, in order; made by :func:`build_network` once all layers are there.
         blind: Whether it ignores the frames: the question-only floor.
+        frozen_encoder: Whether nothing in :meth:`encode_frames` learns or is drawn at random, so that a training may
+            encode each frame once.
         head: The last linear layer, where a network has one; so for the other two.
         frame_projection: The first layer of frame features.
         frame_norm: The norm behind it.
@@ -145,6 +147,7 @@ class DeviceModel(nn.Module, ABC):
     """
 
     blind = False
+    frozen_encoder = False
     head: nn.Linear
     frame_projection: nn.Linear
     frame_norm: nn.LayerNorm
@@ -258,7 +261,8 @@ class DeviceModel(nn.Module, ABC):
         if both := [s.name for s in self._sites if s.index in encoding & behind]:
             raise UserError(f"model.dynamic.layers: {both} are used in the encoder and behind it; leave them out")
         if missed := [s.name for s in self._sites if s.index not in encoding | behind]:
-            raise UserError(f"model.dynamic.layers: {not_called(self, missed)}")
+            why = "; sentences are embedded without personal parameters" if self.task.searches else ""
+            raise UserError(f"model.dynamic.layers: {not_called(self, missed)}{why}")
         return {s.name: ENCODE if s.index in encoding else MODEL for s in self._sites}
 
     def dynamic_layers(self) -> dict[str, DynamicLayer]:
@@ -336,6 +340,14 @@ class DeviceModel(nn.Module, ABC):
                 return parameters[start : start + count]
             start += count
         return ()
+
+    def made_again(self, factory: NetworkFactory) -> NetworkFactory:
+        """What makes such a network again; ``factory`` itself, unless that needs more than a checkpoint holds.
+
+        Args:
+            factory: What has made this one.
+        """
+        return factory
 
     def context_parameters(self) -> list[nn.Parameter]:
         """Static tensors that only what is uploaded needs: trained with the cloud half, shipped with the device."""
@@ -491,7 +503,7 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
             f"model.network makes a {type(network).__name__}, which is no device model; derive it from "
             "lit_mmpg.device.contract.DeviceModel"
         )
-    network.factory = factory
+    network.factory = network.made_again(factory)
     network.index()
     return network
 

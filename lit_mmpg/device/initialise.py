@@ -53,7 +53,7 @@ def initialise(model: DeviceNetwork, data: DeviceData, config: InitialisationCon
     Raises:
         UserError: If captions are asked for and there are none, frames are pixels, or the penalty is not above 0.
     """
-    width = model.config.width
+    width, words = model.config.width, getattr(model.text_encoder, "embedding", None)
     if isinstance(model.encoder, StandardiseFeatures):
         mean, std = data.feature_statistics()
         _copy(model.encoder.mean, mean)
@@ -76,8 +76,8 @@ def initialise(model: DeviceNetwork, data: DeviceData, config: InitialisationCon
             _copy(model.frame_projection.weight, start.weight)
             _copy(model.frame_projection.bias, start.bias)
         if config.words == "captions":
-            _copy(model.text_encoder.embedding.weight, start.words)
+            _copy(words.weight, start.words)  # type: ignore[union-attr]
     if config.words == "ppmi":
         vectors = word_vectors(data.training_sentences(), data.vocabulary, width, seed=0)
-        _copy(model.text_encoder.embedding.weight, vectors * np.sqrt(width))
+        _copy(words.weight, vectors * np.sqrt(width))  # type: ignore[union-attr]
     model.task.initialise(model, data.items("train").answer, len(data.answers))

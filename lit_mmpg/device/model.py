@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,17 +75,27 @@ class DeviceNetwork(DeviceModel):
         shapes: What the data decides.
         config: Sizes.
         dynamic: Dynamic layers; ``None`` for a purely static model (stage 1).
+        encoder: Encoder of pixels, ``[..., 3, h, w]`` to ``[..., config.encoder_features]``; ``None``: a small one.
+        text_encoder: Encoder of words, ``[..., L]`` to ``[..., H]``; ``None``: a small one.
 
     Raises:
         UserError: If the frame shape fits neither features nor pixels, or a dynamic layer does not exist for the task.
     """
 
-    def __init__(self, shapes: Shapes, config: DeviceModelConfig, dynamic: DynamicConfig | None = None) -> None:
+    def __init__(
+        self,
+        shapes: Shapes,
+        config: DeviceModelConfig,
+        dynamic: DynamicConfig | None = None,
+        encoder: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
+    ) -> None:
         super().__init__(shapes, dynamic)
         self.config, self.factory, self.blind = config, config, config.blind
         width = config.width
         if len(shapes.frame) == 3:
-            self.encoder: nn.Module = PixelEncoder(config.encoder_features, config.encoder_channels)
+            small = partial(PixelEncoder, config.encoder_features, config.encoder_channels)
+            self.encoder: nn.Module = encoder if encoder is not None else small()
             features = config.encoder_features
         elif len(shapes.frame) == 1:
             self.encoder = StandardiseFeatures(shapes.frame[0])
@@ -105,8 +116,10 @@ class DeviceNetwork(DeviceModel):
         self.time = nn.Linear(4, width, bias=False)
         nn.init.zeros_(self.time.weight)
         self.temporal = _zero_ended(width, 2 * width, width) if config.temporal else None
-        self.text_encoder = TextEncoder(
-            shapes.words, width, shapes.max_words, retrieval, config.dropout, config.word_dropout
+        self.text_encoder: nn.Module = (
+            text_encoder
+            if text_encoder is not None
+            else TextEncoder(shapes.words, width, shapes.max_words, retrieval, config.dropout, config.word_dropout)
         )
         self.frame_dropout = nn.Dropout(config.frame_dropout)
         self.dropout = nn.Dropout(config.dropout)

@@ -72,10 +72,10 @@ class DeviceModule(AnsweringModule):
         self.task, self.trained = task, trained
         self.alignment, self.needs_clean = alignment, alignment > 0
         self.initialisation, self.train_frames = initialisation, train_frames
-        self.factory: NetworkFactory = network or DeviceModelConfig()
-        self.save_hyperparameters(self.settings(network=self.factory), logger=False)
         with self._drawing():
-            self.network = build_network(self.factory, shapes_of(data))
+            self.network = build_network(network or DeviceModelConfig(), shapes_of(data))
+        self.factory: NetworkFactory = self.network.factory  # type: ignore[assignment]
+        self.save_hyperparameters(self.settings(network=self.factory), logger=False)
         if trained == "correction":
             layers = self.network.correction_layers()
             if not layers:
@@ -88,6 +88,11 @@ class DeviceModule(AnsweringModule):
         """Start values of the network."""
         if fresh:
             self.network.start(data, self.initialisation)
+
+    @property
+    def static_encoder(self) -> bool:
+        """As the network says."""
+        return self.network.frozen_encoder
 
     @property
     def methods(self) -> list[str]:

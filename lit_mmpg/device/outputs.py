@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,7 +36,10 @@ def answer_batch(
     mask = batch.frames.mask
     if projected is None:
         projected = model.project(features, parameters)
-    return model.task.respond(model, batch, model.mix(projected, mask, parameters), parameters)
+    outputs = model.task.respond(model, batch, model.mix(projected, mask, parameters), parameters)
+    # Losses and metrics count in float32, whatever precision the model computes in.
+    given = {name: getattr(outputs, name) for name in ("logits", "video", "text")}
+    return replace(outputs, **{name: tensor.float() for name, tensor in given.items() if tensor is not None})
 
 
 def task_loss(

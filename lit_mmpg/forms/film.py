@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_mmpg.forms.base import Form, Part, Zero
@@ -27,4 +26,4 @@ class Film(Form):
     ) -> Tensor:
         """The static output, modulated."""
         scale, shift = own
-        return layer.over(torch.add, layer.over(torch.mul, layer.static(x), 1 + scale, devices), shift, devices)
+        return layer.modulated(x, 1 + scale, shift, devices)

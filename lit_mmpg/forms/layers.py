@@ -81,6 +81,18 @@ class Layer(ABC):
     def over(self, operation: Operation, y: Tensor, vector: Tensor, devices: int | None) -> Tensor:
         """``operation(y, vector)``, with one value of the vector for each channel of the output y."""
 
+    def modulated(self, x: Tensor, scale: Tensor | None, shift: Tensor, devices: int | None) -> Tensor:
+        """The static output, scaled and shifted by one value for each channel.
+
+        Args:
+            x: Input.
+            scale: Factors; ``None``: 1.
+            shift: Offsets.
+            devices: Number of devices, whose values then have a leading dimension; None for one.
+        """
+        y = self.static(x)
+        return self.over(torch.add, y if scale is None else self.over(torch.mul, y, scale, devices), shift, devices)
+
 
 class LinearLayer(Layer):
     """``nn.Linear``: channels last."""
@@ -167,6 +179,14 @@ class Conv2dLayer(Layer):
             else:
                 hidden = F.conv2d(hidden, factor[..., None, None])
         return y + F.conv2d(hidden, last[..., None, None])
+
+    def modulated(self, x: Tensor, scale: Tensor | None, shift: Tensor, devices: int | None) -> Tensor:
+        """Several devices one after the other: measured faster, since a device's output is still in the cache."""
+        if devices is None:
+            return super().modulated(x, scale, shift, None)
+        scales = [None] * devices if scale is None else scale
+        rows = zip(x.chunk(devices), scales, shift, strict=True)
+        return torch.cat([super(Conv2dLayer, self).modulated(*row, None) for row in rows])
 
     def _made(self, x: Tensor, factors: Sequence[Tensor], devices: int | None, offset: Tensor | None) -> Tensor:
         first, *middle, last = factors

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_mmpg.forms.base import Form, Part, Zero
@@ -30,4 +29,4 @@ class Shift(Form):
         self, layer: Layer, x: Tensor, static: Mapping[str, Tensor], own: Sequence[Tensor], devices: int | None
     ) -> Tensor:
         """The static output, shifted."""
-        return layer.over(torch.add, layer.static(x), own[0], devices)
+        return layer.modulated(x, None, own[0], devices)

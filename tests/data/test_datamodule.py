@@ -156,6 +156,10 @@ def test_frames_can_be_encoded_once(root: Path) -> None:
     encoded = next(iter(data.train_dataloader()))
     assert encoded.frames.values.shape[-1] == 5
     torch.testing.assert_close(encoded.frames.values, 2 * plain.frames.values[..., :5])
+    data.encode_once(lambda frames: 2 * frames[:, :5], queries=False)
+    contexts = next(iter(data.train_dataloader()))
+    assert torch.equal(contexts.frames.values, plain.frames.values)
+    assert torch.equal(contexts.context.values, encoded.context.values)
     data.encode_once(None)
     assert next(iter(data.train_dataloader())).frames.values.shape[-1] == FEATURES
 

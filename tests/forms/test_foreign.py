@@ -53,14 +53,15 @@ def test_mobilenet_is_adapted_and_batched() -> None:
 
 @pytest.mark.soak
 def test_mobilenet_is_exported() -> None:
-    exported_equals_torch(*adapted_mobile())
+    net, pixels = adapted_mobile()
+    exported_equals_torch(net, {"pixels": pixels})
 
 
 def test_every_kind_of_layer_is_exported_with_parameters_as_inputs() -> None:
     forms = {"blocks.0.*": "film", "blocks.1.dw": "low_rank", "last_norm": "full", "*": "core"}
     targets = ["stem", "grouped", "blocks.0.dw", "blocks.0.norm", "blocks.1.dw", "last_norm", "head"]
     net = adaptable(residual(), targets, forms, rank=2, input_layer=InputLayer())
-    exported_equals_torch(net, PICTURES)
+    exported_equals_torch(net, {"pixels": PICTURES})
 
 
 class Graph(torch.nn.Module):
@@ -70,22 +71,46 @@ class Graph(torch.nn.Module):
         super().__init__()
         self.net = net
 
+    def forward(self, inputs: dict[str, torch.Tensor], parameters: tuple[torch.Tensor, ...] = ()) -> torch.Tensor:
+        outputs = self.net(**inputs, parameters=parameters)
+        return torch.cat(outputs, -1) if isinstance(outputs, tuple) else outputs
+
+
+class Named(Graph):
     def forward(self, pixels: torch.Tensor, parameters: tuple[torch.Tensor, ...] = ()) -> torch.Tensor:
-        return self.net(pixels, parameters=parameters)
+        return super().forward({"pixels": pixels}, parameters)
 
 
-def exported_equals_torch(net: Adaptable, pixels: torch.Tensor) -> None:
-    spec = GraphSpec("model", Graph(net).eval(), {"pixels": pixels}, {"pixels": {0: "N"}}, "features", personal=True)
+class Pairs(Graph):
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        parameters: tuple[torch.Tensor, ...] = (),
+    ) -> torch.Tensor:
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        return super().forward(inputs, parameters)
+
+
+def exported_equals_torch(
+    net: Adaptable, inputs: dict[str, torch.Tensor], named: type[Graph] = Named, sizes: tuple[float, ...] = (0.05, 0.1)
+) -> None:
+    module = named(net).eval()
+    spec = GraphSpec("model", module, inputs, {name: {0: "N"} for name in inputs}, "features", personal=True)
     graph = export_graph(spec, net)  # type: ignore[arg-type]
-    assert [value.name for value in graph.graph.input] == ["pixels", *net.spec.names]
+    assert [value.name for value in graph.graph.input] == [*inputs, *net.spec.names]
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for rows in (1, 3):
-        x = torch.randn(rows, *pixels.shape[1:])
-        for size in (0.05, 0.1):
+        x = {
+            name: torch.randn(rows, *t.shape[1:]) if t.is_floating_point() else t[torch.arange(rows) % len(t)]
+            for name, t in inputs.items()
+        }
+        for size in sizes:
             own = net.random_parameters(size=size)
-            inputs = {"pixels": x, **dict(zip(net.spec.names, own, strict=True))}
-            (got,) = session.run(["features"], {name: t.numpy() for name, t in inputs.items()})
-            expected = net(x, parameters=own).detach().numpy()
+            given = {**x, **dict(zip(net.spec.names, own, strict=True))}
+            (got,) = session.run(["features"], {name: t.numpy() for name, t in given.items()})
+            expected = module(**x, parameters=own).detach().numpy()
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     trt = pytest.importorskip("tensorrt_rtx")
     from lit_mmpg.runtime.engines.tensorrt import build_engine
@@ -127,6 +152,7 @@ def test_a_vision_text_model_is_adapted() -> None:
     towers = adaptable(Embeddings(), targets, {"*norm2": "film", "*": "low_rank"}, rank=2)
     found = towers.verify(**inputs)
     assert found.batch, found.reason
+    exported_equals_torch(towers, inputs, Pairs)
 
 
 def test_networks_of_timm_are_adapted() -> None:
