@@ -22,6 +22,7 @@ import numpy as np
 
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.errors import UserError
+from lit_mmpg.maps import placing
 
 FAMILIES = ("shading", "housing", "overlay", "glass", "dirt")
 SHARED = ("shading", "housing", "overlay")
@@ -202,24 +203,6 @@ class Instance:
         columns = placing(picture.shape[2], self.width, self.placement.right, self.placement.scale)
         placed: np.ndarray = rows @ picture @ columns.T
         return placed
-
-
-def placing(canvas: int, size: int, shift: float, scale: float) -> np.ndarray:
-    """``[size, canvas]`` float32 matrix of linear interpolation along one axis; what lies beyond repeats the edge.
-
-    Args:
-        canvas: Length of the picture.
-        size: Length of the frame, which lies in its middle.
-        shift: Shift towards higher indices, pixels.
-        scale: Enlargement about the middle.
-    """
-    at = (np.arange(size) - (size - 1) / 2 - shift) / scale + (canvas - 1) / 2
-    at = np.clip(at, 0, canvas - 1)
-    low = np.minimum(at.astype(int), max(canvas - 2, 0))
-    matrix = np.zeros((size, canvas), np.float32)
-    matrix[np.arange(size), low] += 1 - (at - low)
-    matrix[np.arange(size), np.minimum(low + 1, canvas - 1)] += at - low
-    return matrix
 
 
 def draw_model(

@@ -327,7 +327,7 @@ def plan_fleet(config: FleetConfig, train: Sequence[str], history: Sequence[str]
         camera = sample_camera(_rng(config.seed, "camera", name), config.camera_severity)
         return FleetDevice(name, kind, model, placement, camera, tuple(history))
 
-    training = []
+    training: list[FleetDevice] = []
     for model in [i for i in range(config.models) for _ in range(config.devices_per_model)] + [
         -1
     ] * config.clean_devices:
