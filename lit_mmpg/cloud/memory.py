@@ -193,7 +193,8 @@ class CameraMemory:
         if not len(self):
             return None
         keys = self._keys
-        scores, shifts = _matched(squashed(gradient), squashed(keys), reach)
+        spectra, norms = self._spectra if reach == REACH_PX else _spectra(squashed(keys), reach)
+        scores, shifts = _matched(squashed(gradient), spectra, norms, reach)
         scale = max(float(np.abs(gradient).mean()), 0.1)
         best: Recognition | None = None
         for model in np.argsort(-scores)[:CANDIDATES].tolist():
@@ -211,6 +212,10 @@ class CameraMemory:
     def _keys(self) -> np.ndarray:
         """Gradients of the changes, ``[K, 2, 3, H, W]``."""
         return np.moveaxis(gradients(self.change), 0, 1)
+
+    @cached_property
+    def _spectra(self) -> tuple[np.ndarray, np.ndarray]:
+        return _spectra(squashed(self._keys), REACH_PX)
 
     def refined(self, gradient: np.ndarray, found: Recognition) -> Recognition:
         """A recognition with its shift in parts of a pixel, its scale and its strength.
@@ -257,12 +262,18 @@ class CameraMemory:
         """
         gradient = maps.gradient if gradient is None else gradient
         found = self.recognise(gradient)
-        known = found is not None and found.score >= gate
-        if not known and residual is None:
+        known = found if found is not None and found.score >= gate else None
+        return self.correction(known, maps, residual, gradient)
+
+    def correction(
+        self, known: Recognition | None, maps: PixelMaps, residual: Residual | None, gradient: np.ndarray
+    ) -> Correction | None:
+        """As :meth:`correct`, for a recognition that passed the gate; none: nothing is known."""
+        if known is None and residual is None:
             return None
         opacity, light = np.zeros_like(self.scene.mean), np.zeros_like(self.scene.mean)
-        if found is not None and known:
-            opacity, light = self.answer(self.refined(gradient, found))
+        if known is not None:
+            opacity, light = self.answer(self.refined(gradient, known))
         if residual is not None:
             opacity, light = residual(maps, opacity, light, self.scene)
         return undo(opacity, light, self.scene)
@@ -367,22 +378,30 @@ def _overlapping(key: np.ndarray, seen: np.ndarray, down: int, right: int) -> tu
     return part, seen[..., max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
 
 
-def _matched(query: np.ndarray, keys: np.ndarray, reach: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Largest correlation of a query ``[..., H, W]`` with each key ``[K, ..., H, W]`` over shifts, and the shift."""
-    height, width = query.shape[-2:]
-    size = (height + reach, width + reach)  # room, so that what is shifted out does not come in again
+def _size(shape: tuple[int, ...], reach: int) -> tuple[int, int]:
+    """Room for the matched filter, so that what is shifted out does not come in again."""
+    return shape[-2] + reach, shape[-1] + reach
+
+
+def _spectra(keys: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Conjugate spectra of keys ``[K, ..., H, W]`` and their norms ``[K]``."""
+    norms = np.sqrt(np.square(keys).reshape(len(keys), -1).sum(1))
+    return np.conj(np.fft.rfft2(keys, _size(keys.shape, reach))), norms
+
+
+def _matched(
+    query: np.ndarray, spectra: np.ndarray, norms: np.ndarray, reach: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Largest correlation of a query ``[..., H, W]`` with each key, given by spectrum and norm, and its shift."""
+    size = _size(query.shape, reach)
     spectrum = np.fft.rfft2(query, size)
-    norm = np.sqrt(np.square(query).sum()) + 1e-9
     offsets = [(down, right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
     rows, columns = np.array(offsets).T
-    scores, shifts = np.zeros(len(keys)), []
-    for i, key in enumerate(keys):
-        product = (spectrum * np.conj(np.fft.rfft2(key, size))).reshape(-1, size[0], size[1] // 2 + 1).sum(0)
-        found = np.fft.irfft2(product, size)[rows, columns]
-        best = int(found.argmax())
-        scores[i] = found[best] / norm / (np.sqrt(np.square(key).sum()) + 1e-9)
-        shifts.append(offsets[best])
-    return scores, shifts
+    product = (spectrum * spectra).reshape(len(spectra), -1, size[0], size[1] // 2 + 1).sum(1)
+    found = np.fft.irfft2(product, size)[:, rows, columns]
+    best = found.argmax(1)
+    scores = found[np.arange(len(best)), best] / (norms + 1e-9) / (np.sqrt(np.square(query).sum()) + 1e-9)
+    return scores, [offsets[i] for i in best]
 
 
 def gate_for(memory: CameraMemory, clean: Sequence[np.ndarray], share: float = 0.05) -> float:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -147,6 +148,10 @@ class Instance:
 
         The changing digits of a clock are not in them.
         """
+        return self._maps
+
+    @cached_property
+    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
         veil, added = self._placed(self.model.veil), self._placed(self.model.veil * self.model.light)
         if self.model.opaque:
             return veil, added

@@ -12,6 +12,7 @@ from lit_mmpg.cloud.memory import (
     Evidence,
     Recognition,
     _matched,
+    _spectra,
     alike,
     asked,
     gate_for,
@@ -200,7 +201,7 @@ def test_the_residual_adds_what_the_memory_does_not_know():
 
 def test_the_matched_filter_is_the_direct_sum_over_shifts():
     query, keys = RNG.normal(size=(2, 6, 7)), RNG.normal(size=(3, 2, 6, 7))
-    scores, shifts = _matched(query, keys, 2)
+    scores, shifts = _matched(query, *_spectra(keys, 2), 2)
     for key, score, shift in zip(keys, scores, shifts, strict=True):
         sums = {}
         for down in range(-2, 3):
