@@ -545,50 +545,33 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[st
         ``clip [n]``, ``group``, ``cluster``, ``kind`` and ``true`` of each device, ``facts``.
     """
     tell(f"seed {seed}: the fleet")
-    population = Population(data, settings.config(seed))
-    heads_at, begun = folder / f"seed{seed}-heads.pt", time.monotonic()
-    tfidf = fit_tfidf([data.captions[clip] for clip in data.train])
-    clean_at = folder / "clean.npy"
-    if not clean_at.is_file():
-        _save(clean_at, data.encode(data.stack(data.train)))
-    clean, held = np.load(clean_at), len(data.train) // 8
-    targets = tfidf.transform([data.captions[clip] for clip in data.train]).toarray()
-    seen_at = folder / f"seed{seed}-training.npy"
-    if not seen_at.is_file():
-        _save(seen_at, data.encode(population.training_pairs()))
-    heads = {
-        "static": train_head(np.load(seen_at), clean, targets, held, seed),
-        "clean": train_head(clean, clean, targets, held, seed),
-    }
-    texts = tfidf.transform([data.captions[clip] for clip in population.clips]).toarray()
-    options = tune(data, settings, folder)
-    facts_at = folder / f"seed{seed}-facts.json"
-    devices, seen = population.fleet.asked, population.filmed()
+    population, begun = Population(data, settings.config(seed)), time.monotonic()
+    options, facts_at = tune(data, settings, folder), folder / f"seed{seed}-facts.json"
     cells = {name: folder / f"seed{seed}-{name.replace(' ', '-')}.npz" for name in _names(options)}
+    devices = population.fleet.asked
     if not all(path.is_file() for path in cells.values()):
+        heads, held_out, texts = static_models(data, population, folder)
         learnt = learn_all(population)
+        facts = {name: {**one.facts, "gates": _gates(one)} for name, one in learnt.items()}
+        write_text(facts_at, json.dumps({"learnt": facts, "held_out": held_out}))
+        seen = population.filmed()
+        plain_at = folder / f"seed{seed}-plain.npy"
+        if not plain_at.is_file():
+            _save(plain_at, data.encode(np.concatenate(seen)))
+        plain = np.load(plain_at)
         rows = rows_of(population, options, learnt)
-        facts = {
-            name: {**one.facts, "gates": {str(k[0]): v for k, v in one.gates.items() if not k[1]}}
-            for name, one in learnt.items()
-        }
-        write_text(facts_at, json.dumps(facts))
-        plain = None
-        for at, (name, row) in enumerate(rows.items()):
-            path = cells[name]
+        for at, (name, path) in enumerate(cells.items()):
             if path.is_file():
                 continue
             tell(f"seed {seed}: row {name}", at, len(rows), "rows")
-            told = [row(device) for device in devices]
+            told = [rows[name](device) for device in devices]
             changed = [one.correction is not None for one in told]
-            if plain is None:
-                plain = data.encode(np.concatenate(seen))
             features, where = plain.copy(), np.array(changed)[population.device]
             if where.any():
                 corrected = [_apply(one, x) for one, x, c in zip(told, seen, changed, strict=True) if c]
                 features[where] = data.encode(np.concatenate(corrected))
             numbers = {key: [getattr(one, key) for one in told] for key in ("model", "upload_bytes", "download_bytes")}
-            values = np.stack([log_ranks(head, features, texts) for head, _ in heads.values()])
+            values = np.stack([log_ranks(head, features, texts) for head in heads])
             _save(path, values=values, **{key: np.array(value) for key, value in numbers.items()})
     return {
         "rows": {name: dict(np.load(path)) for name, path in cells.items()},
@@ -599,11 +582,33 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[st
         "kind": np.array([d.kind for d in devices]),
         "true": np.array([d.model for d in devices]),
         "facts": json.loads(facts_at.read_text()),
-        "held_out": {name: score for name, (_, score) in heads.items()},
         "describe": population.fleet.describe(),
         "seconds": time.monotonic() - begun,
-        "heads": heads_at.name,
     }
+
+
+def static_models(data: Data, population: Population, folder: Path) -> tuple[list[Head], dict[str, float], np.ndarray]:
+    """The static models trained on the fleet's artefacts, and on clean frames; their log-ranks on held-out clips.
+
+    Returns:
+        The two models; those log-ranks; TF-IDF of the captions of the asked clips, ``[n, terms]``.
+    """
+    tfidf = fit_tfidf([data.captions[clip] for clip in data.train])
+    clean_at, seen_at = folder / "clean.npy", folder / f"seed{population.seed}-training.npy"
+    if not clean_at.is_file():
+        _save(clean_at, data.encode(data.stack(data.train)))
+    if not seen_at.is_file():
+        _save(seen_at, data.encode(population.training_pairs()))
+    clean, seen, held = np.load(clean_at), np.load(seen_at), len(data.train) // 8
+    targets = tfidf.transform([data.captions[clip] for clip in data.train]).toarray()
+    static, score = train_head(seen, clean, targets, held, population.seed)
+    plain, other = train_head(clean, clean, targets, held, population.seed)
+    texts = tfidf.transform([data.captions[clip] for clip in population.clips]).toarray()
+    return [static, plain], {"static": score, "clean": other}, texts
+
+
+def _gates(learnt: Learnt) -> dict[str, float]:
+    return {f"{count}{' coded' if coded else ''}": gate for (count, coded), gate in learnt.gates.items()}
 
 
 def _names(options: Mapping[str, Any]) -> list[str]:
@@ -773,7 +778,10 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{runs[0]['describe']['asked clips']} clips each on {settings.config(0).asked} devices; "
         f"{'the test split' if reads else 'validation, no test clip was read'}. Options of fleet-free rows, chosen on "
         f"seed 0: {_listed(chosen)}.",
-        *(f"Seed {seed}, learnt: {_listed(run['facts'])}." for seed, run in zip(options.seeds, runs, strict=True)),
+        *(
+            f"Seed {seed}, learnt: {_listed(run['facts']['learnt'])}."
+            for seed, run in zip(options.seeds, runs, strict=True)
+        ),
     ]
     columns = ["row", "C", "log-rank", "share of the gap", *families, "loss: clean", "loss: unseen models"]
     columns += ["recognised: right / wrong / clean / unseen", "bytes"]
@@ -781,7 +789,7 @@ def main(args: Sequence[str] | None = None) -> None:
     found = result(
         "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,
-        clean_head=summarise(runs, 1), held_out=[run["held_out"] for run in runs],
+        clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs], learnt=[run["facts"]["learnt"] for run in runs],
         fleets=[run["describe"] for run in runs],
     )  # fmt: skip
     write_result(options.output, found)
