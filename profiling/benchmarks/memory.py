@@ -789,7 +789,8 @@ def main(args: Sequence[str] | None = None) -> None:
     found = result(
         "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,
-        clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs], learnt=[run["facts"]["learnt"] for run in runs],
+        clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs],
+        learnt=[run["facts"]["learnt"] for run in runs],
         fleets=[run["describe"] for run in runs],
     )  # fmt: skip
     write_result(options.output, found)
