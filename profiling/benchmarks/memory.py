@@ -174,7 +174,7 @@ class Data:
         self.captions = captions
         self.encoder = FrameEncoder(settings.encoder, settings.image_size, folder)
         sources = (root / settings.frames, root / settings.captions, root / settings.clips)
-        modules = [Path(module.__file__) for module in (maps, memory, artefacts, fleet)]
+        modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, fleet)]
         self.digest = fingerprint_files([*sources, *modules])
         tell("decoding frames")
         self.frame = {clip: self.images.pixels(clip)[0] for clip in (*self.train, *self.history, *self.asked)}
@@ -360,9 +360,12 @@ class Population:
         """C -> mean minimum and maximum of C clean frames."""
         rng, found = np.random.default_rng(5), {}
         for count in COUNTS:
-            drawn = [self.data.stack(rng.choice(self.data.train, count, replace=False)) for _ in range(PSEUDO_DEVICES)]
-            low, high = (np.mean([getattr(x, name)(0) for x in drawn], 0, np.float32) for name in ("min", "max"))
-            found[count] = (low, high)
+            drawn = [
+                self.data.stack(rng.choice(self.data.train, count, replace=False).tolist())
+                for _ in range(PSEUDO_DEVICES)
+            ]
+            low, high = (np.stack([getattr(x, name)(0) for x in drawn]).mean(0) for name in ("min", "max"))
+            found[count] = (low.astype(np.float32), high.astype(np.float32))
         return found
 
     def alone(self, name: str, count: int, options: Mapping[str, float]) -> Row:
@@ -453,7 +456,10 @@ def learn_all(population: Population) -> dict[str, Learnt]:
     rng = np.random.default_rng(7)
     queries: dict[tuple[int, bool], list[np.ndarray]] = {}
     for count in COUNTS:
-        drawn = [PixelMaps.of(data.stack(rng.choice(data.train, count, replace=False))) for _ in range(PSEUDO_DEVICES)]
+        drawn = [
+            PixelMaps.of(data.stack(rng.choice(data.train, count, replace=False).tolist()))
+            for _ in range(PSEUDO_DEVICES)
+        ]
         queries[count, False] = [x.gradient for x in drawn]
         if count in CODED:
             queries[count, True] = [_sent(x)[0] for x in drawn]
