@@ -1,0 +1,548 @@
+"""A memory of camera models: what the cameras of a fleet have in common, looked up by what one of them shows.
+
+Devices of one model share an artefact (:mod:`lit_mmpg.data.artefacts`). The memory holds for each model the change that
+it makes to the mean frame, and its opacity, both at the median strength of its devices. A query is the median gradients
+of the device's C frames; recognition looks for the model, the shift and the strength under which these are most
+likely, and the answer are gain and bias images for the device's input layer. Where no model is likely enough the
+answer is none.
+
+The memory extends the Fast Domain Adaptor of the paper (our own addition, no reconstruction). It is filled in three
+ways: from true maps (an oracle), from devices with paired clean views (:meth:`Evidence.paired`), or from what devices
+upload (:meth:`Evidence.uploaded`), of which nobody says which model they are. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.maps import Correction, PixelMaps, Scene, gradients, guided, integrate, placing, resized, smooth, undo
+from lit_mmpg.writing import write_bytes
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+SCHEMA = 1
+"""Raise it when a file of an older version would be read as something else."""
+
+STRENGTHS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15)
+"""Strengths among which recognition chooses, relative to the median of the model's devices."""
+STRENGTH_SPREAD, SCALE_SPREAD = 0.2, 0.01
+"""Standard deviations of strengths and of scales about 1, before a query is seen."""
+PLACES_ALIKE = 16.0
+"""Neighbouring places that tell the same: so many count as one in a likelihood that is weighed against those."""
+REACH_PX = 6
+"""Largest shift that recognition looks for, in each direction: the spread of devices about the middle of theirs."""
+CANDIDATES = 8
+"""Models whose likelihood is computed, the first by the matched filter."""
+THRESHOLD, CEILING = 1.5, 8.0
+"""Gradients of the matched filter, grey levels: what is smaller says nothing, what is larger says no more."""
+STRENGTH_BOUNDS = (0.3, 2.0)
+"""Strengths that a device is believed to have against the median of its model's."""
+LOW_PX = 6.0
+"""Changes of the mean frame wider than this are taken from means, finer ones from gradients; pixels."""
+TRIMMED = 0.2
+"""Share of the devices on either side that a pooled value leaves out, so that a few wrong uploads do nothing."""
+
+
+Residual = Callable[[PixelMaps, np.ndarray, np.ndarray, Scene], tuple[np.ndarray, np.ndarray]]
+"""Takes the maps of a device, the opacity and the light of the memory's answer and how clean frames look; returns
+opacity and light with what is the device's own."""
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a query was recognised as.
+
+    Attributes:
+        model: Index of the model.
+        score: How much more likely the query is with the model than without, in nats per place.
+        strength: Strength of the device, relative to the median of the model's.
+        down: Shift downwards, pixels.
+        right: Shift to the right.
+        scale: Enlargement about the middle of the frame.
+    """
+
+    model: int
+    score: float
+    strength: float
+    down: float
+    right: float
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one device tells of its model.
+
+    Attributes:
+        gradient: ``[2, 3, H, W]`` float32 gradients of the change of its mean frame.
+        change: ``[3, H, W]`` the change itself, grey levels; only its coarse part is used.
+        passes: ``[3, H, W]`` share of the light that passes.
+    """
+
+    gradient: np.ndarray
+    change: np.ndarray
+    passes: np.ndarray
+
+    @classmethod
+    def uploaded(cls, maps: PixelMaps, scene: Scene) -> Evidence:
+        """From the maps of a device alone."""
+        return cls(maps.gradient, maps.mean - scene.mean, maps.deviation / np.maximum(scene.deviation, 1))
+
+    @classmethod
+    def paired(cls, seen: np.ndarray, clean: np.ndarray, prior: float = 4.0) -> Evidence:
+        """From clips with paired clean views.
+
+        Args:
+            seen: ``[N, 3, H, W]`` frames as the device takes them.
+            clean: ``[N, 3, H, W]`` the same without its artefact.
+            prior: Deviation, grey levels, that a place of the clean frames needs before its slope counts.
+        """
+        seen, clean = seen.astype(np.float32), clean.astype(np.float32)
+        change = (seen - clean).mean(0)
+        apart = clean - clean.mean(0)
+        variance = np.square(apart).mean(0)
+        slope = ((seen - seen.mean(0)) * apart).mean(0)
+        return cls(gradients(change), change, (slope + prior**2) / (variance + prior**2))
+
+
+@dataclass(frozen=True)
+class CameraMemory:
+    """Camera models that are known.
+
+    Attributes:
+        scene: How clean frames look.
+        change: ``[K, 3, H, W]`` float32 change of the mean frame, grey levels, at strength 1.
+        opacity: ``[K, 3, H, W]`` float32, 0 to 1, at strength 1.
+        devices: ``[K]`` devices that each model was learnt from.
+        version: Grows with every model that is added.
+    """
+
+    scene: Scene
+    change: np.ndarray
+    opacity: np.ndarray
+    devices: np.ndarray
+    version: int = 0
+
+    @classmethod
+    def empty(cls, scene: Scene) -> CameraMemory:
+        """A memory that knows nothing."""
+        none = np.zeros((0, *scene.mean.shape), np.float32)
+        return cls(scene, none, none, np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.change)
+
+    def with_models(self, change: np.ndarray, opacity: np.ndarray, devices: Sequence[int]) -> CameraMemory:
+        """The memory with further models; what it knew stays as it was.
+
+        Raises:
+            ValueError: If the shapes differ, or a value is not finite.
+        """
+        wanted = (len(devices), *self.scene.mean.shape)
+        if change.shape != wanted or opacity.shape != wanted:
+            raise ValueError(f"models have shapes {change.shape} and {opacity.shape}, expected {wanted}")
+        if not (np.isfinite(change).all() and np.isfinite(opacity).all()):
+            raise ValueError("a model holds NaN or infinity")
+        return replace(
+            self,
+            change=np.concatenate([self.change, change.astype(np.float32)]),
+            opacity=np.concatenate([self.opacity, np.clip(opacity, 0, 1).astype(np.float32)]),
+            devices=np.concatenate([self.devices, np.asarray(devices, np.int64)]),
+            version=self.version + 1,
+        )
+
+    def mean(self) -> CameraMemory:
+        """A control: one model that is the mean of all."""
+        return replace(
+            self, change=self.change.mean(0)[None], opacity=self.opacity.mean(0)[None], devices=self.devices[:1]
+        )
+
+    def shuffled(self, rng: np.random.Generator) -> CameraMemory:
+        """A control: each key has the value of another model, as :meth:`answer` then returns it.
+
+        Raises:
+            ValueError: If there are fewer than two models.
+        """
+        if len(self) < 2:
+            raise ValueError("there is no other model")
+        order = rng.permutation(len(self))
+        other = np.empty_like(order)
+        other[order] = np.roll(order, 1)  # one cycle: nobody keeps his own
+        return replace(self, change=self.change[other], opacity=self.opacity[other], devices=self.devices[other])
+
+    def recognise(self, gradient: np.ndarray, reach: int = REACH_PX) -> Recognition | None:
+        """The most likely model of a device; none where nothing is known.
+
+        Natural gradients are sparse: they are taken for independent with Laplace's density of the query's own scale.
+        Its logarithm with the model less that without is the score. A matched filter over all shifts picks the models
+        and shifts for which it is computed.
+
+        Args:
+            gradient: ``[2, 3, H, W]`` median gradients of the device.
+            reach: Largest shift, pixels.
+        """
+        if not len(self):
+            return None
+        keys = self._keys
+        spectra, norms = self._spectra if reach == REACH_PX else _spectra(squashed(keys), reach)
+        scores, shifts = _matched(squashed(gradient), spectra, norms, reach)
+        scale = max(float(np.abs(gradient).mean()), 0.1)
+        best: Recognition | None = None
+        for model in np.argsort(-scores)[:CANDIDATES].tolist():
+            down, right = shifts[model]
+            key, seen = _overlapping(keys[model], gradient, down, right)
+            plain = np.abs(seen).sum()
+            for strength in STRENGTHS:
+                gain = plain - np.abs(seen - strength * key).sum()
+                score = float(gain / scale / gradient.size)
+                if best is None or score > best.score:
+                    best = Recognition(model, score, strength, down, right)
+        return best
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """Gradients of the changes, ``[K, 2, 3, H, W]``."""
+        return np.moveaxis(gradients(self.change), 0, 1)
+
+    @cached_property
+    def _spectra(self) -> tuple[np.ndarray, np.ndarray]:
+        return _spectra(squashed(self._keys), REACH_PX)
+
+    def refined(self, gradient: np.ndarray, found: Recognition) -> Recognition:
+        """A recognition with its shift in parts of a pixel, its scale and its strength.
+
+        Each is changed in turn while that makes query and place more likely together, in ever smaller steps.
+
+        Args:
+            gradient: ``[2, 3, H, W]``, as in :meth:`recognise`.
+            found: Its result.
+        """
+        picture = np.tensordot(_LUMA, self.change[found.model], 1)
+        seen = np.tensordot(_LUMA, np.moveaxis(gradient, 1, 0), 1)
+        scale = PLACES_ALIKE * max(float(np.abs(seen).mean()), 0.1)
+
+        def unlikely(place: Recognition) -> float:
+            apart = np.abs(seen - place.strength * gradients(placed(picture, place))).sum() / scale
+            usual = ((place.strength - 1) / STRENGTH_SPREAD) ** 2 + ((place.scale - 1) / SCALE_SPREAD) ** 2
+            return float(apart + usual / 2)
+
+        best = (unlikely(found), found)
+        for step in (1.0, 0.5, 0.25, 0.125):
+            for name, by in [("down", 1.0), ("right", 1.0), ("scale", 0.01), ("strength", 0.1)] * 2:
+                for way in (-step, step):
+                    place = replace(best[1], **{name: getattr(best[1], name) + way * by})
+                    best = min(best, (unlikely(place), place), key=lambda pair: pair[0])
+        return best[1]
+
+    def answer(self, found: Recognition) -> tuple[np.ndarray, np.ndarray]:
+        """Opacity and added light of a device, ``[3, H, W]`` each, as the memory has them for its recognition."""
+        change, opacity = (found.strength * placed(v[found.model], found) for v in (self.change, self.opacity))
+        opacity = np.clip(opacity, 0, 1)
+        return opacity, change + opacity * self.scene.mean
+
+    def correct(
+        self, maps: PixelMaps, gate: float = 0.0, residual: Residual | None = None, gradient: np.ndarray | None = None
+    ) -> Correction | None:
+        """Parameters for a device; none where no model is likely enough.
+
+        Args:
+            maps: Of the device.
+            gate: Score that a recognition has to reach; see :func:`gate_for`.
+            residual: Adds what is the device's own, to the memory's answer or, where nothing is known, to none.
+            gradient: Median gradients that arrived, where they are not those of ``maps`` (:func:`understood`).
+        """
+        gradient = maps.gradient if gradient is None else gradient
+        found = self.recognise(gradient)
+        known = found if found is not None and found.score >= gate else None
+        return self.correction(known, maps, residual, gradient)
+
+    def correction(
+        self, known: Recognition | None, maps: PixelMaps, residual: Residual | None, gradient: np.ndarray
+    ) -> Correction | None:
+        """As :meth:`correct`, for a recognition that passed the gate; none: nothing is known."""
+        if known is None and residual is None:
+            return None
+        opacity, light = np.zeros_like(self.scene.mean), np.zeros_like(self.scene.mean)
+        if known is not None:
+            opacity, light = self.answer(self.refined(gradient, known))
+        if residual is not None:
+            opacity, light = residual(maps, opacity, light, self.scene)
+        return undo(opacity, light, self.scene)
+
+    def save(self, path: str | Path) -> None:
+        """Write the memory as safetensors in half precision, in one step."""
+        tensors = {
+            "scene.mean": self.scene.mean,
+            "scene.deviation": self.scene.deviation,
+            "change": self.change,
+            "opacity": self.opacity,
+        }
+        stored = {name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}
+        told = {"schema": SCHEMA, "version": self.version, "devices": self.devices.tolist()}
+        write_bytes(Path(path), save(stored, {"camera_memory": json.dumps(told)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> CameraMemory:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: If the file is missing, is none of these, or is damaged.
+        """
+        try:
+            with safe_open(str(path), "numpy") as file:
+                told = json.loads((file.metadata() or {})["camera_memory"])
+                names = ("scene.mean", "scene.deviation", "change", "opacity")
+                mean, deviation, change, opacity = (file.get_tensor(name).astype(np.float32) for name in names)
+            if told["schema"] != SCHEMA:
+                raise UserError(f"{path}: a memory of schema {told['schema']}, {SCHEMA} is read; learn it again")
+            blank = replace(cls.empty(Scene(mean, deviation)), version=int(told["version"]) - 1)
+            return blank.with_models(change, opacity, told["devices"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a readable camera memory ({error}); copy it again, or learn it") from error
+
+
+def placed(picture: np.ndarray, found: Recognition) -> np.ndarray:
+    """A picture ``[..., H, W]`` of a model as it lies in the frames of a device."""
+    rows = placing(picture.shape[-2], picture.shape[-2], found.down, found.scale)
+    columns = placing(picture.shape[-1], picture.shape[-1], found.right, found.scale)
+    moved: np.ndarray = rows @ picture @ columns.T
+    return moved
+
+
+def asked(maps: PixelMaps) -> dict[str, np.ndarray]:
+    """What a device sends to be recognised: the picture of its median gradients, its brightness finer than its colour.
+
+    Its size does not depend on the number of frames. The tensors are sent with a codec of the link (``int6``).
+
+    Returns:
+        ``luma [2 H / 3, 2 W / 3]`` and ``chroma [2, H / 4, W / 4]``, grey levels.
+    """
+    picture = integrate(maps.gradient)
+    height, width = picture.shape[-2:]
+    luma = np.tensordot(_LUMA, picture, 1)
+    chroma = picture[[0, 2]] - luma
+    return {
+        "luma": resized(luma, (round(2 * height / 3), round(2 * width / 3))),
+        "chroma": resized(chroma, (round(height / 4), round(width / 4))),
+    }
+
+
+def understood(query: Mapping[str, np.ndarray], height: int, width: int) -> np.ndarray:
+    """Median gradients ``[2, 3, height, width]`` as the cloud has them from what :func:`asked` made."""
+    luma, (red, blue) = (resized(query[name], (height, width)) for name in ("luma", "chroma"))
+    green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]  # the three add up to the brightness
+    return gradients(luma + np.stack([red, green, blue]))
+
+
+def own_residual(prior: float = 64.0) -> Residual:
+    """A residual from the device's own frames: what its median gradients show beyond the memory's answer.
+
+    Args:
+        prior: Frames without any artefact of its own that are counted in.
+    """
+
+    def add(maps: PixelMaps, opacity: np.ndarray, light: np.ndarray, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        known = light - opacity * scene.mean
+        beyond = integrate(maps.gradient - gradients(known))
+        return opacity, light + maps.count / (maps.count + prior) * beyond
+
+    return add
+
+
+def squashed(gradient: np.ndarray) -> np.ndarray:
+    """Gradients as the matched filter sees them: small ones are dropped, large ones are bounded."""
+    bounded: np.ndarray = np.clip(np.abs(gradient) - THRESHOLD, 0, CEILING) * np.sign(gradient)
+    return bounded
+
+
+def shifted(picture: np.ndarray, down: int, right: int) -> np.ndarray:
+    """A picture ``[..., H, W]`` shifted by whole pixels; what comes in repeats the edge."""
+    rows = np.clip(np.arange(picture.shape[-2]) - down, 0, picture.shape[-2] - 1)
+    columns = np.clip(np.arange(picture.shape[-1]) - right, 0, picture.shape[-1] - 1)
+    return picture[..., rows[:, None], columns]
+
+
+def _overlapping(key: np.ndarray, seen: np.ndarray, down: int, right: int) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of a key shifted by (down, right) and of a query that lie on each other."""
+    height, width = seen.shape[-2:]
+    part = key[..., max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+    return part, seen[..., max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
+
+
+def _size(shape: tuple[int, ...], reach: int) -> tuple[int, int]:
+    """Room for the matched filter, so that what is shifted out does not come in again."""
+    return shape[-2] + reach, shape[-1] + reach
+
+
+def _spectra(keys: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Conjugate spectra of keys ``[K, ..., H, W]`` and their norms ``[K]``."""
+    norms = np.sqrt(np.square(keys).reshape(len(keys), -1).sum(1))
+    return np.conj(np.fft.rfft2(keys, _size(keys.shape, reach))), norms
+
+
+def _matched(
+    query: np.ndarray, spectra: np.ndarray, norms: np.ndarray, reach: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Largest correlation of a query ``[..., H, W]`` with each key, given by spectrum and norm, and its shift."""
+    size = _size(query.shape, reach)
+    spectrum = np.fft.rfft2(query, size)
+    offsets = [(down, right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
+    rows, columns = np.array(offsets).T
+    product = (spectrum * spectra).reshape(len(spectra), -1, size[0], size[1] // 2 + 1).sum(1)
+    found = np.fft.irfft2(product, size)[:, rows, columns]
+    best = found.argmax(1)
+    scores = found[np.arange(len(best)), best] / (norms + 1e-9) / (np.sqrt(np.square(query).sum()) + 1e-9)
+    return scores, [offsets[i] for i in best]
+
+
+def gate_for(memory: CameraMemory, clean: Sequence[np.ndarray], share: float = 0.05) -> float:
+    """Score that this share of clean devices reaches: what a recognition needs.
+
+    Args:
+        memory: The memory.
+        clean: ``[2, 3, H, W]`` median gradients of clean devices, of as many frames as of those that are looked up.
+        share: Share of clean devices that are recognised as something.
+    """
+    found = [memory.recognise(gradient) for gradient in clean]
+    scores = [recognition.score for recognition in found if recognition is not None]
+    return max(0.0, float(np.quantile(scores, 1 - share))) if scores else 0.0
+
+
+def alike(evidence: Sequence[np.ndarray], reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Largest correlation of each two devices over shifts, and the shift of the second against the first.
+
+    Args:
+        evidence: Squashed gradients of each device, ``[..., H, W]``.
+        reach: Largest shift, pixels.
+
+    Returns:
+        ``[N, N]`` correlations and ``[N, N, 2]`` shifts.
+    """
+    stack = np.stack(evidence).astype(np.float32)
+    flat = stack.reshape(len(stack), -1)
+    norm = np.sqrt(np.square(flat).sum(1)) + 1e-9
+    best = np.full((len(stack), len(stack)), -np.inf, np.float32)
+    shifts = np.zeros((*best.shape, 2), np.int64)
+    for down in range(-reach, reach + 1):
+        for right in range(0 if down >= 0 else 1, reach + 1):
+            # Each pair of opposite shifts needs one product.
+            moved = np.zeros_like(stack)
+            part, seen = _overlapping(stack, moved, -down, -right)
+            seen[...] = part
+            found = flat @ moved.reshape(len(stack), -1).T / norm[:, None] / norm
+            for value, sign in ((found, 1), (found.T, -1)):
+                better = value > best
+                best = np.where(better, value, best)
+                shifts[better] = (sign * down, sign * right)
+    return best, shifts
+
+
+def group(correlation: np.ndarray, least: float) -> list[np.ndarray]:
+    """Groups of devices by average linkage, joined while their mean correlation is at least ``least``.
+
+    Returns:
+        Indices of each group, largest first.
+    """
+    members: dict[int, list[int]] = {i: [i] for i in range(len(correlation))}
+    mean = correlation.astype(np.float64).copy()
+    np.fill_diagonal(mean, -np.inf)
+    while len(members) > 1:
+        one, other = np.unravel_index(int(mean.argmax()), mean.shape)
+        if mean[one, other] < least:
+            break
+        sizes = len(members[int(one)]), len(members[int(other)])
+        joined = (sizes[0] * mean[one] + sizes[1] * mean[other]) / sum(sizes)
+        mean[one], mean[:, one] = joined, joined
+        mean[other], mean[:, other] = -np.inf, -np.inf
+        mean[one, one] = -np.inf
+        members[int(one)] += members.pop(int(other))
+    return sorted((np.array(sorted(found)) for found in members.values()), key=lambda found: (-len(found), found[0]))
+
+
+def pool(evidence: Sequence[Evidence], offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Change of the mean frame and opacity of one model from some of its devices.
+
+    Every value is divided by the strength of its device, which is estimated from the pooled gradients in turn; a
+    trimmed mean over devices is taken place by place.
+
+    Args:
+        evidence: The devices.
+        offsets: ``[N, 2]`` shift of each device against the model.
+
+    Returns:
+        ``[3, H, W]`` each, at the median strength of the devices.
+    """
+    devices = list(zip(evidence, offsets.tolist(), strict=True))
+    fields, changes, passes = (
+        np.stack([shifted(getattr(own, name), -down, -right) for own, (down, right) in devices])
+        for name in ("gradient", "change", "passes")
+    )
+    flat = fields.reshape(len(fields), -1)
+    strengths = np.ones(len(fields))
+    pooled = trimmed_mean(fields, strengths)
+    for _ in range(5):
+        axis = pooled.ravel()
+        strengths = flat @ axis / max(float(axis @ axis), 1e-9)
+        # The median and the bounds: one device that claims to be strong moves neither the others nor the result.
+        strengths = np.clip(strengths / max(float(np.median(strengths)), 1e-9), *STRENGTH_BOUNDS)
+        pooled = trimmed_mean(fields, strengths)
+    fine = integrate(pooled)
+    coarse = trimmed_mean(changes, strengths)
+    change = fine - smooth(fine, LOW_PX) + smooth(coarse, LOW_PX)
+    opacity = trimmed_mean(1 - passes, strengths)
+    opacity = guided(opacity, change, 2.0, 8.0)
+    return change, np.clip(opacity, 0, 1)
+
+
+def trimmed_mean(values: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Mean over devices of ``values [N, ...] / strengths [N]`` without the outermost, weighted by squared strength."""
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    own = values / strengths.reshape(shape)
+    weights = np.broadcast_to(np.square(strengths).reshape(shape), own.shape)
+    left_out = int(TRIMMED * len(own))
+    if left_out:
+        order = np.argsort(own, 0)[left_out : len(own) - left_out]
+        own, weights = np.take_along_axis(own, order, 0), np.take_along_axis(weights, order, 0)
+    mean: np.ndarray = (own * weights).sum(0) / weights.sum(0)
+    return mean
+
+
+def learn(
+    memory: CameraMemory, evidence: Sequence[Evidence], least: float, fewest: int = 3, reach: int = 4
+) -> tuple[CameraMemory, list[np.ndarray]]:
+    """Add the models that some devices have in common.
+
+    Args:
+        memory: What is known already; it stays.
+        evidence: The devices, of whose models nothing is said.
+        least: Mean correlation with which devices are of one model.
+        fewest: Devices that make a model.
+        reach: Largest shift between two of them, pixels.
+
+    Returns:
+        The memory with the new models, and the devices of each of these.
+    """
+    if not evidence:
+        return memory, []
+    correlation, shifts = alike([squashed(e.gradient) for e in evidence], reach)
+    groups = [found for found in group(correlation, least) if len(found) >= fewest]
+    learnt = []
+    for found in groups:
+        # Shifts are told against the device that is most like the others, then from their middle.
+        centre = found[correlation[np.ix_(found, found)].sum(1).argmax()]
+        offsets = shifts[centre, found]
+        offsets = offsets - np.rint(np.median(offsets, 0)).astype(np.int64)
+        learnt.append(pool([evidence[i] for i in found], offsets))
+    if not groups:
+        return memory, []
+    change, opacity = (np.stack(values) for values in zip(*learnt, strict=True))
+    return memory.with_models(change, opacity, [len(found) for found in groups]), groups

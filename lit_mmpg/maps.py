@@ -1,0 +1,320 @@
+"""Pixel maps of a fixed camera: what its history of frames shows in every place, and how that is undone.
+
+What stands between all scenes and all frames stays where it is: a frame x is seen as ``y = (1 - o) x + b`` with an
+opacity o and an added light b that do not change. :class:`PixelMaps` says what C frames of one camera show in each
+place; its size does not depend on C. The estimates of o and b below need these maps, and of the world no more than how
+clean frames look on average (:class:`Scene`), so a device makes them alone. :func:`undo` turns o and b into the gain
+and bias images of an input layer. Frames are in grey levels, 0 to 255. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+NOISE = 4.0
+"""Standard deviation of what is taken for noise where an artefact is undone, grey levels: coding, rounding, clocks."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """How clean frames look on average, over many clips of many cameras.
+
+    Attributes:
+        mean: ``[3, H, W]`` float32.
+        deviation: ``[3, H, W]`` float32 standard deviation.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, frames: np.ndarray) -> Scene:
+        """Scene of frames ``[N, 3, H, W]``, each of another clip."""
+        values = frames.astype(np.float32)
+        return cls(values.mean(0), values.std(0))
+
+
+@dataclass(frozen=True)
+class PixelMaps:
+    """What C frames of one camera show in each place.
+
+    Attributes:
+        count: Number C of frames.
+        mean: ``[3, H, W]`` float32.
+        deviation: ``[3, H, W]`` standard deviation.
+        low: ``[3, H, W]`` minimum.
+        high: ``[3, H, W]`` maximum.
+        gradient: ``[2, 3, H, W]`` median over the frames of :func:`gradients`. What moves has gradients of either sign
+            and seldom any in one place, what stays has the same in all frames (Weiss, "Deriving intrinsic images from
+            image sequences", ICCV 2001).
+    """
+
+    count: int
+    mean: np.ndarray
+    deviation: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gradient: np.ndarray
+
+    @classmethod
+    def of(cls, frames: np.ndarray) -> PixelMaps:
+        """Maps of frames ``[C, 3, H, W]``, C at least 1."""
+        values = frames.astype(np.float32)
+        return cls(len(values), values.mean(0), values.std(0), values.min(0), values.max(0), _median(frames))
+
+
+def _median(frames: np.ndarray) -> np.ndarray:
+    """Median of the gradients of frames ``[C, 3, H, W]``, ``[2, 3, H, W]`` float32."""
+    # Whole numbers of 16 bits are sorted far faster than floating point.
+    whole = frames.astype(np.int16) if frames.dtype == np.uint8 else frames.astype(np.float32)
+    ordered = np.sort(gradients(whole), axis=1).astype(np.float32)
+    middle = ordered.shape[1] // 2
+    median: np.ndarray = (ordered[:, middle] + ordered[:, -1 - middle]) / 2
+    return median
+
+
+def gradients(pictures: np.ndarray) -> np.ndarray:
+    """Differences to the next place downwards and to the right, ``[2, ..., H, W]``; 0 at the last one.
+
+    Args:
+        pictures: ``[..., H, W]`` floating point.
+    """
+    field = np.zeros((2, *pictures.shape), pictures.dtype)
+    field[0, ..., :-1, :] = np.diff(pictures, axis=-2)
+    field[1, ..., :, :-1] = np.diff(pictures, axis=-1)
+    return field
+
+
+def integrate(field: np.ndarray) -> np.ndarray:
+    """The pictures ``[..., H, W]`` of mean 0 whose :func:`gradients` are nearest to a field, in least squares.
+
+    Args:
+        field: ``[2, ..., H, W]``.
+    """
+    down, right = field[0].copy(), field[1].copy()
+    down[..., -1, :] = 0
+    right[..., :, -1] = 0
+    divergence = down + right
+    divergence[..., 1:, :] -= down[..., :-1, :]
+    divergence[..., :, 1:] -= right[..., :, :-1]
+    # The Laplacian without flow through the edges is diagonal in cosines.
+    rows, columns = (_cosines(n) for n in field.shape[-2:])
+    along = [2 - 2 * np.cos(np.pi * np.arange(n) / n) for n in field.shape[-2:]]
+    eigen = along[0][:, None] + along[1]
+    eigen[0, 0] = 1
+    spectrum = rows @ divergence @ columns.T / -eigen
+    spectrum[..., 0, 0] = 0
+    picture: np.ndarray = (rows.T @ spectrum @ columns).astype(field.dtype)
+    return picture
+
+
+@lru_cache(maxsize=16)
+def _cosines(size: int) -> np.ndarray:
+    """``[size, size]`` orthonormal cosines, one in a row."""
+    table = np.cos(np.pi * np.outer(np.arange(size), np.arange(size) + 0.5) / size) * np.sqrt(2 / size)
+    table[0] /= np.sqrt(2)
+    table.flags.writeable = False
+    return table
+
+
+def placing(canvas: int, size: int, shift: float, scale: float) -> np.ndarray:
+    """``[size, canvas]`` float32 matrix of linear interpolation along one axis; what lies beyond repeats the edge.
+
+    Args:
+        canvas: Length of the picture.
+        size: Length of the frame, which lies in its middle.
+        shift: Shift towards higher indices, pixels.
+        scale: Enlargement about the middle.
+    """
+    at = (np.arange(size) - (size - 1) / 2 - shift) / scale + (canvas - 1) / 2
+    at = np.clip(at, 0, canvas - 1)
+    low = np.minimum(at.astype(int), max(canvas - 2, 0))
+    matrix = np.zeros((size, canvas), np.float32)
+    matrix[np.arange(size), low] += 1 - (at - low)
+    matrix[np.arange(size), np.minimum(low + 1, canvas - 1)] += at - low
+    return matrix
+
+
+def resized(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pictures ``[..., H, W]`` at another size: averaged where they shrink, interpolated where they grow."""
+    rows, columns = (_resizing(old, new) for old, new in zip(pictures.shape[-2:], size, strict=True))
+    other: np.ndarray = rows @ pictures @ columns.T
+    return other
+
+
+@lru_cache(maxsize=64)
+def _resizing(old: int, new: int) -> np.ndarray:
+    if new >= old:
+        matrix = placing(old, new, 0.0, new / old)
+    else:
+        edges = np.arange(new + 1) * old / new
+        places = np.arange(old)
+        overlap = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
+        matrix = (np.clip(overlap, 0, None) * new / old).astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _averaging(size: int, sigma: float) -> np.ndarray:
+    """``[size, size]`` matrix of Gaussian weights along one axis; each row sums to 1, at the edges too."""
+    distance = np.arange(size)[:, None] - np.arange(size)
+    weights = np.exp(-0.5 * (distance / sigma) ** 2)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
+
+
+def smooth(pictures: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian averages of pictures ``[..., H, W]``.
+
+    Args:
+        pictures: The pictures.
+        sigma: Standard deviation, pixels; 0 leaves them as they are.
+    """
+    if not sigma:
+        return pictures
+    rows, columns = (_averaging(n, sigma) for n in pictures.shape[-2:])
+    smoothed: np.ndarray = rows @ pictures @ columns.T
+    return smoothed
+
+
+def guided(pictures: np.ndarray, guide: np.ndarray, sigma: float, noise: float) -> np.ndarray:
+    """Smooth pictures where their guide is smooth, and keep edges where it has some.
+
+    He et al., "Guided image filtering" (ECCV 2010), with Gaussian windows: in each window a picture is taken for a
+    linear function of the guide.
+
+    Args:
+        pictures: ``[C, H, W]``.
+        guide: ``[C, H, W]``, or ``[H, W]`` for all.
+        sigma: Standard deviation of the windows, pixels.
+        noise: Variation of the guide that is no edge, in its units.
+    """
+    mean, level = smooth(pictures, sigma), smooth(guide, sigma)
+    slope = smooth(pictures * guide, sigma) - mean * level
+    slope = slope / (smooth(guide * guide, sigma) - level * level + noise**2)
+    filtered: np.ndarray = smooth(slope, sigma) * guide + smooth(mean - slope * level, sigma)
+    return filtered
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Gain and bias images: a frame y becomes ``gain y + bias``. As parameters of an input layer, the gain less 1.
+
+    Attributes:
+        gain: ``[3, H, W]`` float32.
+        bias: ``[3, H, W]`` float32, grey levels.
+    """
+
+    gain: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Corrected frames ``[N, 3, H, W]`` uint8."""
+        corrected: np.ndarray = np.rint(np.clip(self.gain * frames + self.bias, 0, 255)).astype(np.uint8)
+        return corrected
+
+    def parameters(self, grid: tuple[int, int], mean: float = 127.5, std: float = 127.5) -> dict[str, np.ndarray]:
+        """Gain and bias of an input layer (:class:`lit_mmpg.forms.input_layer.InputLayer`).
+
+        Args:
+            grid: Height and width of its images.
+            mean: What the encoder subtracts from grey levels.
+            std: What it divides them by.
+
+        Returns:
+            ``gain [3, h, w]`` and ``bias [3, h, w]``, both 0 where nothing is changed.
+        """
+        bias = (self.gain * mean + self.bias - mean) / std
+        return {"gain": resized(self.gain - 1, grid), "bias": resized(bias, grid)}
+
+    @classmethod
+    def of(
+        cls, parameters: Mapping[str, np.ndarray], height: int, width: int, mean: float = 127.5, std: float = 127.5
+    ) -> Correction:
+        """What an input layer with these parameters does to frames of a size; inverse of :meth:`parameters`."""
+        gain, bias = (resized(parameters[name], (height, width)) for name in ("gain", "bias"))
+        return cls(1 + gain, std * bias - gain * mean)
+
+
+def undo(opacity: np.ndarray, light: np.ndarray, scene: Scene, noise: float = NOISE) -> Correction:
+    """The linear correction with the smallest mean squared error, place by place (Wiener).
+
+    Where nothing passes, the mean clean frame is shown.
+
+    Args:
+        opacity: ``[3, H, W]``, 0 to 1.
+        light: ``[3, H, W]`` added light, grey levels.
+        scene: How clean frames look.
+        noise: Standard deviation of the noise of a seen frame, grey levels.
+    """
+    passes = 1 - np.clip(opacity, 0, 1)
+    power = np.square(scene.deviation)
+    gain = passes * power / (np.square(passes) * power + noise**2)
+    return Correction(gain, scene.mean - gain * (passes * scene.mean + light))
+
+
+def minimum(maps: PixelMaps, scene: Scene, share: float = 1.0) -> Correction:
+    """The minimum over the frames is taken for added light.
+
+    Args:
+        maps: Of the device.
+        scene: How clean frames look.
+        share: How much of it is subtracted.
+    """
+    return undo(np.zeros_like(maps.low), share * maps.low, scene, 0)
+
+
+def median_gradients(maps: PixelMaps, scene: Scene, share: float = 1.0) -> Correction:
+    """The picture of the median gradients is taken for added light (Weiss 2001; added instead of multiplied).
+
+    Args:
+        maps: Of the device.
+        scene: How clean frames look.
+        share: How much of it is subtracted.
+    """
+    light = integrate(maps.gradient)
+    # Gradients leave one constant open: most places are taken for clean.
+    light = light - np.median(light, axis=(1, 2), keepdims=True)
+    return undo(np.zeros_like(maps.mean), share * light, scene, 0)
+
+
+def attenuation_scatter(maps: PixelMaps, scene: Scene, prior: float = 16.0, sigma: float = 1.0) -> Correction:
+    """Opacity and light from mean and deviation.
+
+    Gu et al., "Removing image artifacts due to dirty camera lenses and thin occluders" (SIGGRAPH Asia 2009).
+
+    Args:
+        maps: Of the device.
+        scene: How clean frames look.
+        prior: Clean frames that are counted in, because C frames say little.
+        sigma: Smoothing of the ratio of deviations, pixels.
+    """
+    trust = maps.count / (maps.count + prior)
+    # Both moments of a mixture of the device's frames and of clean ones.
+    mean = trust * maps.mean + (1 - trust) * scene.mean
+    within = trust * np.square(maps.deviation) + (1 - trust) * np.square(scene.deviation)
+    variance = within + trust * (1 - trust) * np.square(maps.mean - scene.mean)
+    ratio = smooth(np.sqrt(variance), sigma) / np.maximum(smooth(scene.deviation, sigma), 1)
+    opacity = 1 - np.clip(ratio, 0.02, 1)
+    return undo(opacity, mean - (1 - opacity) * scene.mean, scene)
+
+
+def extremes(maps: PixelMaps, scene: Scene, usual: tuple[np.ndarray, np.ndarray], prior: float = 16.0) -> Correction:
+    """Opacity and light from minimum and maximum.
+
+    Args:
+        maps: Of the device.
+        scene: How clean frames look.
+        usual: ``[3, H, W]`` mean minimum and maximum of as many clean frames.
+        prior: Clean frames that are counted in.
+    """
+    trust = maps.count / (maps.count + prior)
+    low, high = (trust * own + (1 - trust) * clean for own, clean in zip((maps.low, maps.high), usual, strict=True))
+    opacity = 1 - np.clip((high - low) / np.maximum(usual[1] - usual[0], 1), 0.02, 1)
+    return undo(opacity, low - (1 - opacity) * usual[0], scene)

@@ -1,0 +1,248 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from lit_mmpg.cloud.memory import (
+    REACH_PX,
+    CameraMemory,
+    Evidence,
+    Recognition,
+    _matched,
+    _spectra,
+    alike,
+    asked,
+    gate_for,
+    group,
+    learn,
+    own_residual,
+    placed,
+    shifted,
+    squashed,
+    trimmed_mean,
+    understood,
+)
+from lit_mmpg.data.artefacts import Instance, Placement, draw_model
+from lit_mmpg.errors import UserError
+from lit_mmpg.link.codecs import decode, encode
+from lit_mmpg.maps import PixelMaps, Scene, gradients
+
+H, W = 24, 32
+RNG = np.random.default_rng(0)
+
+
+def world(count: int, seed: int) -> np.ndarray:
+    """Frames of flat patches: sparse gradients, as natural frames have them."""
+    rng = np.random.default_rng(seed)
+    frames = np.full((count, 3, H, W), 110.0)
+    for frame in frames:
+        for _ in range(5):
+            y, x = rng.integers(-8, H), rng.integers(-8, W)
+            frame[:, max(y, 0) : y + 14, max(x, 0) : x + 18] = rng.uniform(0, 255, (3, 1, 1))
+    return np.rint(frames + rng.normal(0, 1, frames.shape)).clip(0, 255).astype(np.uint8)
+
+
+SCENE = Scene.of(world(400, 1))
+MODELS = [
+    draw_model(f"m{i}", family, H, W, np.random.default_rng(i), world(1, 90 + i)[0])
+    for i, family in enumerate(("glass", "overlay", "housing", "glass"))
+]
+
+
+def film(model: int, placement: Placement, count: int, seed: int) -> np.ndarray:
+    return Instance(MODELS[model], placement, H, W).film(world(count, seed), f"clip{seed}")
+
+
+def told() -> CameraMemory:
+    values = [Instance(model, Placement(), H, W).maps() for model in MODELS]
+    opacity = np.stack([o for o, _ in values])
+    change = np.stack([255 * b - o * SCENE.mean for o, b in values])
+    return CameraMemory.empty(SCENE).with_models(change, opacity, [1] * len(MODELS))
+
+
+TOLD = told()
+
+
+def fleet(per_model: int = 5, frames: int = 24) -> tuple[list[Evidence], list[Evidence], list[int]]:
+    uploaded, paired, models = [], [], []
+    rng = np.random.default_rng(5)
+    for model in range(len(MODELS)):
+        for i in range(per_model):
+            placement = Placement(rng.uniform(0.7, 1.0), *np.rint(rng.uniform(-1, 1, 2)).tolist())
+            clean = world(frames, 1000 + 50 * model + i)
+            seen = Instance(MODELS[model], placement, H, W).film(clean, "a")
+            uploaded.append(Evidence.uploaded(PixelMaps.of(seen), SCENE))
+            paired.append(Evidence.paired(seen, clean))
+            models.append(model)
+    return uploaded, paired, models
+
+
+def test_devices_are_recognised_and_placed():
+    for model in range(len(MODELS)):
+        placement = Placement(0.8, -2.5, 1.5, 1.01)
+        found = TOLD.recognise(PixelMaps.of(film(model, placement, 64, 300 + model)).gradient)
+        assert found is not None and found.model == model and abs(found.down + 2.5) <= 1.5
+        if MODELS[model].family == "glass":
+            exact = TOLD.refined(PixelMaps.of(film(model, placement, 64, 300 + model)).gradient, found)
+            assert abs(exact.down + 2.5) < 0.4 and abs(exact.right - 1.5) < 0.4
+            assert abs(exact.strength - 0.8) < 0.15 and abs(exact.scale - 1.01) < 0.015
+
+
+def test_an_answer_brings_frames_back_and_the_gate_keeps_clean_devices_as_they_are():
+    gate = gate_for(TOLD, [PixelMaps.of(world(4, 500 + i)).gradient for i in range(20)], share=0.0)
+    for model in (0, 3):
+        correction = TOLD.correct(PixelMaps.of(film(model, Placement(0.9, 1, -1), 4, 700)), gate)
+        clean = world(8, 800)
+        seen = Instance(MODELS[model], Placement(0.9, 1, -1), H, W).film(clean, "b")
+        assert correction is not None
+        before, after = (abs(x.astype(float) - clean).mean() for x in (seen, correction(seen)))
+        assert after < 0.35 * before
+    assert all(TOLD.correct(PixelMaps.of(world(4, 600 + i)), gate) is None for i in range(5))
+    assert CameraMemory.empty(SCENE).correct(PixelMaps.of(world(4, 600))) is None
+    assert gate_for(CameraMemory.empty(SCENE), [PixelMaps.of(world(1, 1)).gradient]) == 0
+
+
+def test_a_memory_is_learnt_from_uploads_and_from_paired_views():
+    uploaded, paired, models = fleet()
+    shifts = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
+    for evidence, most in ((paired, 0.15), (uploaded, 0.5)):
+        memory, groups = learn(CameraMemory.empty(SCENE), evidence, least=0.4)
+        assert sorted(tuple(models[i] for i in found) for found in groups) == [(m,) * 5 for m in range(4)]
+        assert memory.devices.tolist() == [5] * 4
+        for change, found in zip(memory.change, groups, strict=True):
+            model = models[found[0]]
+            inner = (slice(None), slice(4, -4), slice(4, -4))
+            strengths = (1.0,) if MODELS[model].opaque else (0.8, 0.85, 0.9)
+            wanted = [s * shifted(TOLD.change[model], *shift)[inner] for shift in shifts for s in strengths]
+            error = min(abs(change[inner] - w).mean() for w in wanted)
+            assert error < most * abs(TOLD.change[model]).mean(), model
+
+
+def test_a_few_wrong_uploads_change_little():
+    uploaded, _, models = fleet()
+    one = [e for e, model in zip(uploaded, models, strict=True) if model == 0]
+    memory, _ = learn(CameraMemory.empty(SCENE), one, least=0.4)
+    wrong = Evidence(5 * one[0].gradient, one[0].change + 500, -one[0].passes)
+    poisoned, groups = learn(CameraMemory.empty(SCENE), [*one, wrong], least=0.2)
+    assert 5 in groups[0]
+    assert abs(poisoned.change[0] - memory.change[0]).mean() < 0.35 * abs(memory.change[0]).mean()
+    mean = np.mean([e.change for e in [*one, wrong]], 0)  # what no trimming would do
+    assert abs(mean - memory.change[0]).mean() > abs(memory.change[0]).mean()
+
+
+def test_it_grows_without_changing_what_it_knew():
+    first = TOLD.with_models(TOLD.change[:1] + 1, TOLD.opacity[:1], [7])
+    assert len(first) == 5 and first.version == TOLD.version + 1 and len(TOLD) == 4
+    np.testing.assert_array_equal(first.change[:4], TOLD.change)
+    with pytest.raises(ValueError, match="expected"):
+        TOLD.with_models(TOLD.change[:1, :, 1:], TOLD.opacity[:1], [1])
+    with pytest.raises(ValueError, match="NaN"):
+        TOLD.with_models(TOLD.change[:1] * np.nan, TOLD.opacity[:1], [1])
+    unchanged, groups = learn(TOLD, [], least=0.4)
+    assert unchanged is TOLD and groups == []
+
+
+def test_a_saved_memory_comes_back_and_other_files_are_refused(tmp_path: Path):
+    TOLD.save(tmp_path / "memory.safetensors")
+    back = CameraMemory.load(tmp_path / "memory.safetensors")
+    assert back.version == TOLD.version and back.devices.tolist() == TOLD.devices.tolist()
+    np.testing.assert_allclose(back.change, TOLD.change, atol=0.07)
+    np.testing.assert_allclose(back.opacity, TOLD.opacity, atol=1e-3)
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "other.safetensors")
+    (tmp_path / "damaged").write_bytes((tmp_path / "memory.safetensors").read_bytes()[:-9])
+    for name in ("other.safetensors", "damaged", "missing"):
+        with pytest.raises(UserError, match=f"{name} is not a readable camera memory"):
+            CameraMemory.load(tmp_path / name)
+
+
+def test_controls_have_other_values():
+    shuffled = TOLD.shuffled(np.random.default_rng(0))
+    assert sorted(map(float, shuffled.change.mean((1, 2, 3)))) == sorted(map(float, TOLD.change.mean((1, 2, 3))))
+    assert not any(np.array_equal(a, b) for a, b in zip(shuffled.change, TOLD.change, strict=True))
+    np.testing.assert_allclose(TOLD.mean().change[0], TOLD.change.mean(0))
+    with pytest.raises(ValueError, match="no other"):
+        TOLD.mean().shuffled(np.random.default_rng(0))
+
+
+def test_a_query_has_one_size_and_is_understood():
+    sizes = set()
+    for count in (1, 4, 64):
+        query = asked(PixelMaps.of(film(0, Placement(), count, 40)))
+        parts = encode("int6", query)
+        sizes.add(sum(part.nbytes for part in parts.values()))
+        arrived = understood(decode("int6", parts), H, W)
+        found = TOLD.recognise(arrived)
+        assert found is not None and found.model == 0
+    assert len(sizes) == 1 and max(sizes) < 500  # at 24 x 32 pixels
+    flat = {"luma": np.full((16, 21), 3.0), "chroma": np.zeros((2, 6, 8))}
+    assert abs(understood(flat, H, W)).max() < 1e-6
+    # Grey pictures stay grey, and coloured ones keep their mean colour.
+    ramp = np.linspace(0, 60, W)[None, None] * np.array([1.0, 0.5, 0.2])[:, None, None] * np.ones((3, H, W))
+    maps = PixelMaps.of(ramp[None])
+    slope = understood(asked(maps), H, W)[1, :, :, 5:-5].mean((1, 2))
+    np.testing.assert_allclose(slope, maps.gradient[1, :, :, 5:-5].mean((1, 2)), rtol=0.05)
+
+
+def test_the_residual_adds_what_the_memory_does_not_know():
+    mark = np.zeros((3, H, W), np.float32)
+    mark[:, 4:9, 5:12] = 60
+    clean = world(64, 77)
+    own = np.rint(np.clip(0.7 * clean + mark, 0, 255)).astype(np.uint8)
+    maps = PixelMaps.of(own)
+    nothing = CameraMemory.empty(SCENE).correct(maps, residual=own_residual(prior=4))
+    assert nothing is not None
+    inside, outside = (nothing.bias[..., 5:8, 6:11].mean(), nothing.bias[..., 14:20, 18:28].mean())
+    assert -90 < inside - outside < -25
+    assert own_residual(1e9)(maps, mark * 0, mark * 0, SCENE)[1] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_matched_filter_is_the_direct_sum_over_shifts():
+    query, keys = RNG.normal(size=(2, 6, 7)), RNG.normal(size=(3, 2, 6, 7))
+    scores, shifts = _matched(query, *_spectra(keys, 2), 2)
+    for key, score, shift in zip(keys, scores, shifts, strict=True):
+        sums = {}
+        for down in range(-2, 3):
+            for right in range(-2, 3):
+                sums[down, right] = sum(
+                    query[i, y, x] * key[i, y - down, x - right]
+                    for i, y, x in np.ndindex(query.shape)
+                    if 0 <= y - down < 6 and 0 <= x - right < 7
+                )
+        assert shift == max(sums, key=lambda place: sums[place])
+        assert score == pytest.approx(sums[shift] / np.linalg.norm(query) / np.linalg.norm(key))
+
+
+def test_likeness_is_symmetric_and_tells_the_shift():
+    picture = RNG.normal(size=(1, H, W)) ** 3
+    moved = np.zeros_like(picture)
+    moved[:, 2:, :-1] = picture[:, :-2, 1:]
+    values, shifts = alike([squashed(picture), squashed(moved), squashed(RNG.normal(size=picture.shape))], 3)
+    assert values[0, 1] > 0.85 and values[0, 1] == values[1, 0] and values[0, 2] < 0.2
+    assert shifts[0, 1].tolist() == [2, -1] and shifts[1, 0].tolist() == [-2, 1]
+
+
+def test_groups_are_those_of_average_linkage():
+    points = np.concatenate([RNG.normal(c, 0.4, (6, 2)) for c in (0, 2, 5)])
+    likeness = np.exp(-np.linalg.norm(points[:, None] - points, axis=-1))
+    pairs = np.triu_indices(len(points), 1)
+    labels = fcluster(linkage(1 - likeness[pairs], "average"), 1 - 0.3, "distance")
+    wanted = {tuple(np.flatnonzero(labels == label)) for label in set(labels)}
+    assert {tuple(found) for found in group(likeness, 0.3)} == wanted and len(wanted) > 1
+
+
+def test_pooling_divides_by_strength_and_leaves_the_outermost_out():
+    values = np.array([[1.0], [0.5], [2.0], [1.5], [400.0]])
+    assert trimmed_mean(values, np.array([1.0, 0.5, 2.0, 1.5, 1.0]))[0] == pytest.approx(1)
+    small = trimmed_mean(np.array([[2.0], [6.0]]), np.array([1.0, 2.0]))
+    assert small[0] == pytest.approx((1 * 2 + 4 * 3) / 5)
+
+
+def test_a_picture_is_placed_as_devices_place_it():
+    picture = RNG.normal(size=(3, H, W)).astype(np.float32)
+    there = Recognition(0, 1.0, 1.0, 2.0, -1.0)
+    np.testing.assert_allclose(placed(picture, there), shifted(picture, 2, -1), atol=1e-6)
+    assert replace(there, down=-REACH_PX).scale == 1
+    assert gradients(placed(picture, there)).shape == (2, 3, H, W)

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lit_mmpg.errors import UserError
+from lit_mmpg.files import shipped_configs
+from lit_mmpg.profiling.benchmarks.memory import Head, Settings, log_ranks, share_closed, train_head
+
+SHIPPED = sorted((shipped_configs() / "fleet").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_settings_are_read(path: Path):
+    assert Settings.read(path).config(3).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("image_size: 96\n", "image_size: big\n", "image_size is 'big'"),
+        ("asked: val\n", "asked: train\n", "asked is 'train'"),
+        ("frames: frames_96x72.zip\n", "", "frames is None"),
+        ("history_of_training: 900\n", "", "history_of_training above 0"),
+        ("  models: 25\n", "  model: 25\n", "model is no setting"),
+        ("asked_of_training", "asked_of_train", "asked_of_train is no setting"),
+        ("fleet:\n", "fleet: [\n", "no readable YAML"),
+    ],
+)
+def test_wrong_settings_are_refused(old: str, new: str, message: str, tmp_path: Path):
+    text = SHIPPED[0].read_text()
+    assert old in text
+    (tmp_path / "wrong.yaml").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        Settings.read(tmp_path / "wrong.yaml")
+
+
+def test_a_share_of_the_gap_has_the_interval_that_a_cluster_bootstrap_finds():
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(40), 12)
+    gap = 0.5 + rng.normal(0, 0.3, 40)[cluster] + rng.normal(0, 0.5, 480)
+    won = 0.6 * gap + rng.normal(0, 0.1, 40)[cluster] + rng.normal(0, 0.2, 480)
+    found = share_closed(won, gap, cluster, np.arange(480))
+    assert found.value == pytest.approx(won.mean() / gap.mean()) and found.low < 0.6 < found.high
+    sums = np.stack([np.bincount(cluster, x) for x in (won, gap)])
+    drawn = sums[:, rng.integers(40, size=(4000, 40))].sum(-1)
+    low, high = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
+    assert found.high - found.low == pytest.approx(high - low, rel=0.15)
+
+
+def test_the_static_model_undoes_what_it_can_and_ranks_are_those_of_a_direct_count():
+    rng = np.random.default_rng(1)
+    clean = rng.normal(size=(300, 12)).astype(np.float32)
+    seen = (clean @ (np.eye(12) + 0.2 * rng.normal(size=(12, 12))) + rng.normal(size=12)).astype(np.float32)
+    targets = np.abs(clean @ rng.normal(size=(12, 20)))
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    head, score = train_head(seen, clean, targets, 60, 0, epochs=60)
+    plain, _ = train_head(clean, clean, targets, 60, 0)
+    assert isinstance(head, Head)
+    at = slice(240, 300)
+    assert score == pytest.approx(log_ranks(head, seen[at], targets[at]).mean())
+    assert score < log_ranks(plain, seen[at], targets[at]).mean()
+    similarity = targets[at] @ head.predict(seen[at]).T
+    wanted = [1 + sum(row > row[i]) for i, row in enumerate(similarity)]
+    np.testing.assert_allclose(log_ranks(head, seen[at], targets[at]), np.log(wanted))
