@@ -232,6 +232,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
                 "protocol_version": PROTOCOL_VERSION,
                 "checkpoint_digest": half.checkpoint_digest,
                 "spec_digest": half.spec_digest,
+                "model_digest": half.model_digest,
                 "spec": half.spec.to_json(),
                 "upload_codecs": list(codec_names()),
                 "trained_upload_codec": half.upload_codec,

@@ -75,7 +75,6 @@ def make_uploads(half: CloudHalf, count: int, clips: int, frames: int, anchors: 
             positions=positions,
             num_frames=np.full(clips, frames),
             device_id=f"device-{number}",
-            sequence=number,
             codec=half.upload_codec,
             checkpoint_digest=half.checkpoint_digest,
             spec_digest=half.spec_digest,

@@ -307,18 +307,11 @@ def test_a_small_body_that_would_become_large_is_never_decoded(
     monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
     quantiser = learn(np.random.default_rng(0).normal(size=(300, half.width)), 1, rounds=1)
     register(quantiser)
-    monkeypatch.setattr(quantiser, "decode", lambda parts: pytest.fail("decoded"))
-    clips, anchors = 8, 30_000
-    mask = np.ones((clips, anchors), bool)
-    tensors = {
-        "anchors": np.zeros((clips, anchors, 1), np.uint8),
-        "anchor_mask": np.packbits(mask),
-        "positions": np.zeros((clips, anchors), np.uint8),
-        "num_frames": np.ones(clips, np.uint16),
-    }
-    about = {"device_id": "a", "sequence": 0, "request_id": "0" * 32, "codec": quantiser.name, "context_length": clips}
-    digests = {"checkpoint_digest": half.checkpoint_digest, "spec_digest": half.spec_digest}
-    with post(service, Upload(tensors=tensors, **about, **digests).to_bytes()) as connection:
+    monkeypatch.setattr(quantiser, "decode", lambda *_: pytest.fail("decoded"))
+    shape = 1000, 240, half.width
+    upload = make_uploads(1, info(half), codec=quantiser.name, clips=shape[:1] * 2, anchors=shape[1:2] * 2)[0]
+    assert upload.anchor_shape == shape and 15 * upload.message_bytes < 4 * upload.num_values
+    with post(service, upload.to_bytes()) as connection:
         assert b"context_too_large" in answer(connection)
 
 
