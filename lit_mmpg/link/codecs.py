@@ -78,6 +78,8 @@ class Float:
 
     def encode(self, array: np.ndarray, axis: int | None) -> bytes:
         """See :class:`Codec`."""
+        if array.dtype == self.dtype:
+            return array.tobytes()
         with np.errstate(over="ignore"):
             sent = array.astype(self.dtype)
         if not np.isfinite(sent).all():
@@ -269,8 +271,9 @@ def encode(codec: str, tensor: np.ndarray, axis: int | None = None) -> bytes:
     chosen, array = get_codec(codec), np.asarray(tensor)
     if array.dtype.kind != "f":
         raise ValueError(f"has type {array.dtype}, expected floating point")
-    with np.errstate(over="ignore"):
-        array = np.array(array, dtype=np.float32, order="C")
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        with np.errstate(over="ignore"):
+            array = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(array).all():
         raise ValueError("holds NaN, infinity or a magnitude beyond float32")
     return chosen.encode(array, axis)

@@ -204,16 +204,18 @@ class Upload(_Message):
         values = math.prod(self.anchor_shape)
         if values > MAX_VALUES:
             raise ValueError(f"anchors would decode to {values} values, at most {MAX_VALUES} are accepted")
-        expected = sum(self._sizes)
+        clips, count, _ = self.anchor_shape
+        bits, length = clips * count, self._parts[0]
+        expected = length + -(-bits // 8) + bits + 2 * clips
         if len(self.payload) != expected:
             shape = list(self.anchor_shape)
             raise ValueError(f"payload has {len(self.payload)} bytes, anchors {shape} in {self.codec} take {expected}")
-        clips, count, _ = self.anchor_shape
-        if np.unpackbits(np.frombuffer(self._parts[1], np.uint8))[clips * count :].any():
+        mask = self.payload[length : self._parts[1]]
+        if mask[-1] & (2 ** (-bits % 8) - 1):
             raise ValueError("anchor_mask has bits beyond its last anchor")
-        if not self.anchor_mask.any():
+        if not any(mask):
             raise ValueError("no anchor is real")
-        if (self.anchor_mask.any(axis=1) & (self.num_frames == 0)).any():
+        if not self.num_frames.all() and (self.anchor_mask.any(axis=1) & (self.num_frames == 0)).any():
             raise ValueError("a clip with anchors has no frames")
 
     @classmethod
@@ -320,23 +322,20 @@ class Upload(_Message):
         return self.digest
 
     @cached_property
-    def _sizes(self) -> tuple[int, int, int, int]:
+    def _parts(self) -> tuple[int, int, int]:
+        """Where anchor mask, times and lengths begin in the payload."""
         clips, count, _ = self.anchor_shape
         try:
-            anchors = codecs.num_bytes(self.codec, self.anchor_shape, axis=0)
+            mask = codecs.num_bytes(self.codec, self.anchor_shape, axis=0)
         except LinkError as error:
             raise ValueError(f"anchors: {error}") from error
-        return anchors, -(-clips * count // 8), clips * count, 2 * clips
-
-    @cached_property
-    def _parts(self) -> list[bytes]:
-        ends = np.cumsum(self._sizes).tolist()
-        return [self.payload[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        times = mask - (-clips * count // 8)
+        return mask, times, times + clips * count
 
     @cached_property
     def _anchors(self) -> np.ndarray:
         with _naming(f"anchors ({self.codec})"):
-            return codecs.decode(self.codec, self._parts[0], self.anchor_shape, axis=0)
+            return codecs.decode(self.codec, self.payload[: self._parts[0]], self.anchor_shape, axis=0)
 
     @property
     def anchors(self) -> np.ndarray:
@@ -347,19 +346,20 @@ class Upload(_Message):
     def anchor_mask(self) -> np.ndarray:
         """``[C, K]`` bool, True where an anchor is real."""
         clips, count, _ = self.anchor_shape
-        bits = np.unpackbits(np.frombuffer(self._parts[1], np.uint8), count=clips * count)
+        bits = np.unpackbits(np.frombuffer(self.payload, np.uint8, offset=self._parts[0]), count=clips * count)
         return np.asarray(bits.reshape(clips, count), dtype=bool)
 
     @property
     def positions(self) -> np.ndarray:
         """``[C, K]`` float32, 0 (first frame of the clip) to 1 (last)."""
-        steps = np.frombuffer(self._parts[2], np.uint8).reshape(self.anchor_shape[:2]).astype(np.float32)
-        return np.asarray(steps / np.float32(_MAX_POSITION))
+        clips, count, _ = self.anchor_shape
+        steps = np.frombuffer(self.payload, np.uint8, clips * count, self._parts[1]).astype(np.float32)
+        return np.asarray(steps.reshape(clips, count) / np.float32(_MAX_POSITION))
 
     @cached_property
     def num_frames(self) -> np.ndarray:
         """``[C]`` int64, frames of each clip."""
-        return np.frombuffer(self._parts[3], "<u2").astype(np.int64)
+        return np.frombuffer(self.payload, "<u2", offset=self._parts[2]).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,13 +397,13 @@ class Download(_Message):
         Raises:
             ValueError: If the parameters do not match the specification.
         """
-        spec.validate(parameters)
+        spec.validate(parameters, finite=False)  # which encoding checks
         encoded = []
         for name in spec.names:
             try:
                 encoded.append(codecs.encode(codec, parameters[name]))
             except ValueError as error:
-                raise ValueError(f"parameter {name}: {error}") from error
+                raise ValueError(f"parameter {name} {error}") from error
         return cls(codec, b"".join(encoded), upload.request_id)
 
     @classmethod

@@ -29,7 +29,9 @@ def page(result: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>The service under load</title><style>{_STYLE}</style></head><body><h1>The service under load</h1>"
         f"<p>Checkpoint <code>{escape(result['checkpoint'][:12])}</code>, {result['workers']} worker, "
-        f"{machine['cores']} cores shared by the service and the load generator, load average "
+        f"{machine['cores']} cores, "
+        f"{'the first of them for the service, the second for the load generator' if result['cores'] else 'shared'}, "
+        "load average "
         f"{machine['load_average']:.1f} at the start, torch {escape(machine['torch'])}. Ratios within this run mean "
         "something; rates belong to this machine and hour.</p>"
         f"{_throughput(result)}{_latency(result['latency'])}{_devices(result['devices'])}{_memory(result['memory'])}"
