@@ -109,11 +109,15 @@ class ParameterSpec:
         """SHA-256 of the specification, hexadecimal: two halves that disagree on it must not talk."""
         return _digest(self)
 
-    def validate(self, tensors: Mapping[str, np.ndarray]) -> None:
+    def validate(self, tensors: Mapping[str, np.ndarray], finite: bool = True) -> None:
         """Check one device's tensors against the specification.
 
+        Args:
+            tensors: The tensors by name.
+            finite: Whether to look at the values too.
+
         Raises:
-            ValueError: If a tensor is missing, unknown, of another shape, or holds NaN or infinity.
+            ValueError: If a tensor is missing, unknown, of another shape, or (``finite``) holds NaN or infinity.
         """
         if set(tensors) != set(self.names):
             missing, unknown = set(self.names) - set(tensors), set(tensors) - set(self.names)
@@ -122,7 +126,7 @@ class ParameterSpec:
             array = tensors[entry.name]
             if tuple(array.shape) != entry.shape:
                 raise ValueError(f"parameter {entry.name} has shape {tuple(array.shape)}, expected {entry.shape}")
-            if not np.isfinite(array).all():
+            if finite and not np.isfinite(array).all():
                 raise ValueError(f"parameter {entry.name} holds NaN or infinity")
 
     def tensors_digest(self, tensors: Mapping[str, np.ndarray]) -> str:

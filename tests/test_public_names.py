@@ -62,4 +62,4 @@ def test_the_contract_needs_no_more_than_it_did() -> None:
 
 
 def test_versions_of_what_is_written_and_sent() -> None:
-    assert (SCHEMA, PROTOCOL_VERSION) == (2, 2)
+    assert (SCHEMA, PROTOCOL_VERSION) == (2, 3)

@@ -158,7 +158,7 @@ class Exchange:
                 continue
             upload = received[b]
             data = Download.answer(upload, self.spec, own, codec=self.link.download_codec).to_bytes()
-            download = Download.from_bytes(data)
+            download = Download.parse(data)
             download.check_answers(upload)
             loaded.append(download.parameters(self.spec))
             self._upload_bytes += len(uploads[b])
@@ -177,7 +177,6 @@ class Exchange:
             positions=anchors.times[b, :count].detach().cpu().numpy(),
             num_frames=anchors.num_frames[b, :count].cpu().numpy(),
             device_id=name,
-            sequence=self.adaptations + b,
             codec=self.link.upload_codec,
             checkpoint_digest=self.checkpoint_digest,
             spec_digest=self.spec.digest(),

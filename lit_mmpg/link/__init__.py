@@ -1,10 +1,10 @@
-"""What crosses the network: messages, codecs and byte counts. NumPy and safetensors only."""
+"""What crosses the network: messages, codecs and byte counts. NumPy only."""
 
 from __future__ import annotations
 
-from lit_mmpg.link.codecs import Codec, codec_names, decode, encode, get_codec, register
+from lit_mmpg.link.codecs import Codec, codec_names, decode, encode, get_codec, num_bytes, register
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
-from lit_mmpg.link.messages import PROTOCOL_VERSION, Download, Upload
+from lit_mmpg.link.messages import PROTOCOL_VERSION, Download, Upload, model_digest
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -18,5 +18,7 @@ __all__ = [
     "decode",
     "encode",
     "get_codec",
+    "model_digest",
+    "num_bytes",
     "register",
 ]

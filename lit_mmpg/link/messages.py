@@ -1,42 +1,40 @@
 """The two messages: a device uploads anchor features, the cloud sends personal parameters down.
 
-Layout, integers little-endian::
+Layout of protocol 3, numbers little-endian and unsigned::
 
     offset  bytes  field
     0       4      magic ``b"MMPG"``
-    4       2      protocol version, unsigned; at this place in every version
-    6       2      n, length of the header, unsigned
-    8       4      CRC-32 (zlib) of the header
-    12      n      header: one JSON object, UTF-8, keys sorted, no white space, no escapes but those JSON requires
-    12 + n         payload: a safetensors file, to the end of the message
+    4       2      protocol version; at this place in every version
+    6       1      n, bytes of the device id; 0 in a download
+    7       4      codec of the payload: first bytes of the SHA-256 of its name
+    11      16     digest: first bytes of the SHA-256 of all other bytes of the message
+    27      16     upload: model that the device holds; download: digest of the upload that it answers
 
-Header, every key present and no other:
+An upload goes on, for C context clips with up to K anchors of H projected features each::
 
-    ``kind``               ``"upload"`` or ``"download"``
-    ``request_id``         UUID, 32 lower-case hexadecimal digits; a download echoes the upload's
-    ``sequence``           0 .. 2^63 - 1; a device's counter, which only grows; echoed
-    ``device_id``          printable text, 1 to 128 bytes of UTF-8; echoed
-    ``codec``              codec of the features or parameters, see :mod:`lit_mmpg.link.codecs`
-    ``context_length``     1 .. 65535, clips in the context; echoed
-    ``checkpoint_digest``  SHA-256 of the checkpoint that both halves come from
-    ``spec_digest``        ``ParameterSpec.digest()``
-    ``payload_sha256``     SHA-256 of the payload
+    43      2      C
+    45      1      K
+    46      2      H
+    48      n      device id, 1 to 128 bytes of printable UTF-8
+    48 + n         ``[C, K, H]`` anchors, encoded by the codec (integers: one scale per clip), padding is 0
+                   anchor mask, ceil(C * K / 8) bytes: one bit per anchor, clip by clip, most significant bit first
+                   ``[C, K]`` time of each anchor in its clip, a byte each, 0 (first frame) to 255 (last)
+                   ``[C]`` frames of each clip that its anchors were chosen from, two bytes each
 
-Payload of an upload, for C context clips with up to K anchors of H projected features each:
+and a download::
 
-    ``anchors``            [C, K, H], encoded by the codec (integers: one scale per clip), padding is 0
-    ``anchor_mask``        uint8 [ceil(C * K / 8)], one bit per anchor, clip by clip, most significant bit first
-    ``positions``          uint8 [C, K], time of the anchor in its clip, 0 (first frame) to 255 (last)
-    ``num_frames``         uint16 [C], frames of the clip that the anchors were chosen from
+    43             each entry of the ParameterSpec in its order, encoded by the codec (integers: one scale per index of
+                   the shortest axis, a single one for a vector)
 
-Payload of a download: one tensor for each entry of the ParameterSpec, under its name, encoded by the codec (integers:
-one scale per index of the shortest axis, a single one for a vector).
+Nothing else is sent, and nothing is agreed beforehand, so any replica can answer any message. Sizes are known before
+anything is decoded: those of an upload from its header, those of a download from the specification that the device
+holds. ``model`` stands for checkpoint and specification (:func:`model_digest`). A request needs no number: its name is
+its digest, and what answers it is a function of what it says, so the answer to the same upload of before is the answer
+to this one. Digests detect damage and halves or messages that do not belong together; they prove no origin.
 
-Version 2 halved the scales, and positions went from uint16 to uint8.
-
-Three counts that are never mixed: ``payload_bytes`` is what the encoded tensors hold (values, scales, mask, positions,
-lengths), without the JSON inside safetensors; ``message_bytes`` is ``len(to_bytes())``; wire bytes, which the transport
-counts, add HTTP. The digests detect damage and halves that do not belong together; they prove no origin.
+Three counts that are never mixed: ``payload_bytes`` is what the encoded arrays take; ``message_bytes`` is
+``len(to_bytes())``, 43 bytes more for a download, 48 and the device id for an upload; wire bytes, which the transport
+counts, add HTTP.
 
 Features and parameters are a reconstruction of what the paper transmits; the layout is our own.
 """
@@ -44,25 +42,22 @@ Features and parameters are a reconstruction of what the paper transmits; the la
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import struct
-import uuid
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
-from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.link import codecs
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
 from lit_mmpg.parameters import ParameterSpec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAGIC = b"MMPG"
 DEFAULT_MAX_BYTES = 4 * 2**20
 """Larger messages are refused unread. The largest sensible download (four ``full`` layers in fp32) takes a quarter."""
@@ -70,47 +65,37 @@ DEFAULT_MAX_NORM = 1e3
 """Largest Euclidean norm of a received vector (last axis). Unit-variance features of width 128 have about 11."""
 
 MAX_VALUES = 2 * DEFAULT_MAX_BYTES
-"""Most values that a message may decode to, 32 MiB as float32: what the narrowest scalar codec (4 bits) fits into
+"""Most values that an upload may decode to, 32 MiB as float32: what the narrowest scalar codec (4 bits) fits into
 :data:`DEFAULT_MAX_BYTES`. Codebooks would make gigabytes of as many bytes."""
 
-_PRELUDE = struct.Struct("<4sHHI")
-_MAX_HEADER_BYTES = 4096
-_MAX_TENSOR_TABLE_BYTES = 2**16
+MAX_ANCHORS = 2**8 - 1
+"""Most anchors of a clip."""
+
+_VERSION = struct.Struct("<4sH")
+_HEADER = struct.Struct("<4sHB4s16s16s")
+_SHAPE = struct.Struct("<HBH")
+_DIGEST = slice(11, 27)
 _MAX_POSITION, _MAX_UINT16 = 2**8 - 1, 2**16 - 1
 _HEX_32, _HEX_64 = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
-_SIDE_TENSORS = ("anchor_mask", "positions", "num_frames")
 
 _M = TypeVar("_M", bound="_Message")
 
 
 @dataclass(frozen=True, eq=False)
 class _Message:
-    """What both messages share: the header's fields and the encoded tensors."""
+    """What both messages share."""
 
-    request_id: str
-    sequence: int
-    device_id: str
     codec: str
-    context_length: int
-    checkpoint_digest: str
-    spec_digest: str
-    tensors: Mapping[str, np.ndarray]
+    payload: bytes
 
     kind: ClassVar[str]
-    _side_tensors: ClassVar[tuple[str, ...]] = ()
+    sender: ClassVar[str]
+    receiver: ClassVar[str]
 
     def __post_init__(self) -> None:
-        _check_text("request_id", self.request_id, _HEX_32)
-        _check_text("checkpoint_digest", self.checkpoint_digest, _HEX_64)
-        _check_text("spec_digest", self.spec_digest, _HEX_64)
-        _check_integer("sequence", self.sequence, 0, 2**63 - 1)
-        _check_integer("context_length", self.context_length, 1, _MAX_UINT16)
-        check_device_id(self.device_id)
-        if type(self.codec) is not str:
-            raise ValueError(f"codec {self.codec!r} is not text")
-        empty = [name for name, tensor in self.tensors.items() if tensor.size == 0]
-        if empty:
-            raise ValueError(f"tensors without values: {sorted(empty)}")
+        codecs.get_codec(self.codec)
+        if type(self.payload) is not bytes:
+            raise ValueError(f"payload is {type(self.payload).__name__}, expected bytes")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and isinstance(other, _Message) and other.to_bytes() == self.to_bytes()
@@ -119,77 +104,73 @@ class _Message:
         return hash(self.to_bytes())
 
     @classmethod
-    def from_bytes(
-        cls: type[_M], data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_norm: float = DEFAULT_MAX_NORM
-    ) -> _M:
-        """Parse bytes that nobody has checked.
+    def parse(cls: type[_M], data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> _M:
+        """Parse bytes that nobody has checked, and decode none of the values.
 
         Raises:
-            LinkError: If they are not an undamaged message of this kind and protocol version within the two limits.
+            LinkError: If they are not an undamaged message of this kind and protocol version within the limits.
         """
-        message = cls.parse(data, max_bytes=max_bytes)
-        message.check_values(max_norm)
+        if len(data) > max_bytes:
+            raise LinkError(f"message has {len(data)} bytes, at most {max_bytes} are accepted")
+        if len(data) < _VERSION.size:
+            raise LinkError(f"message ends after {len(data)} bytes")
+        magic, version = _VERSION.unpack_from(data)
+        if magic != MAGIC:
+            raise LinkError("not a lit-mmpg message")
+        if version != PROTOCOL_VERSION:
+            older = cls.sender if version < PROTOCOL_VERSION else cls.receiver
+            raise VersionError(
+                f"message has protocol version {version}, this side speaks {PROTOCOL_VERSION}; "
+                f"upgrade lit-mmpg on {older}"
+            )
+        if len(data) < _HEADER.size:
+            raise LinkError(f"message ends after {len(data)} bytes")
+        _, _, id_length, codec, digest, other = _HEADER.unpack_from(data)
+        if digest != _digest(data):
+            raise LinkError("message is damaged or cut off: its digest differs")
+        kind = Upload.kind if id_length else Download.kind
+        if kind != cls.kind:
+            raise LinkError(f"message is of kind {kind!r}, expected {cls.kind!r}")
+        try:
+            message = cls._read(data, id_length, codecs.codec_of(codec), other.hex())
+        except ValueError as error:
+            raise LinkError(f"{cls.kind} is malformed: {error}") from error
+        message.__dict__["_data"] = bytes(data)
         return message
 
     @classmethod
-    def parse(cls: type[_M], data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> _M:
-        """The first half of :meth:`from_bytes`: header, digest, types and shapes are checked, nothing is decoded.
+    def _read(cls: type[_M], data: bytes, id_length: int, codec: str, other: str) -> _M:
+        raise NotImplementedError
 
-        What it allocates is in proportion to the bytes. Values are to be checked by :meth:`check_values` before they
-        are used.
-
-        Raises:
-            LinkError: If they are not an undamaged message of this kind and protocol version, or would decode to more
-                than :data:`MAX_VALUES` values.
-        """
-        return _parse(cls, data, max_bytes)
-
-    def check_values(self, max_norm: float = DEFAULT_MAX_NORM) -> None:
-        """The second half of :meth:`from_bytes`: decode the values and check them.
-
-        Raises:
-            LinkError: If an encoded value is none, or a vector is not finite or longer than ``max_norm``.
-        """
-        for name, array in self._decoded.items():
-            norm = _largest_norm(array)
-            if not norm <= max_norm:
-                raise ImplausibleError(
-                    f"tensor {name} holds a vector of norm {norm:g}, at most {max_norm:g} is accepted"
-                )
-
-    @property
-    def num_values(self) -> int:
-        """Values that its encoded tensors decode to."""
-        return sum(map(math.prod, self._shapes.values()))
-
-    @property
-    def _encoded(self) -> dict[str, np.ndarray]:
-        return {name: tensor for name, tensor in self.tensors.items() if name not in self._side_tensors}
+    def _head(self) -> tuple[bytes, bytes, bytes]:
+        """The device id, what stands at offset 27, and what stands between that and the device id."""
+        raise NotImplementedError
 
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return codecs.shapes(self.codec, self._encoded)
+    def _data(self) -> bytes:
+        device_id, other, shape = self._head()
+        parts = [MAGIC, PROTOCOL_VERSION, len(device_id), codecs.codec_id(self.codec), bytes(16), other]
+        data = _HEADER.pack(*parts) + shape + device_id + self.payload
+        return data[: _DIGEST.start] + _digest(data) + data[_DIGEST.stop :]
 
-    @cached_property
-    def _decoded(self) -> dict[str, np.ndarray]:
-        return codecs.decode(self.codec, self._encoded)
+    @property
+    def digest(self) -> str:
+        """First 16 bytes of the SHA-256 of the message, hexadecimal."""
+        return self._data[_DIGEST].hex()
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the encoded tensors alone."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """Bytes of the encoded arrays alone."""
+        return len(self.payload)
 
     @property
     def message_bytes(self) -> int:
         """Bytes of the whole message, ``len(to_bytes())``."""
-        return len(self.to_bytes())
+        return len(self._data)
 
     def to_bytes(self) -> bytes:
         """The message as it crosses the network."""
-        payload = safetensors_numpy.save(dict(self.tensors))
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
-        header = _header_bytes(values | {"kind": self.kind, "payload_sha256": hashlib.sha256(payload).hexdigest()})
-        return _PRELUDE.pack(MAGIC, PROTOCOL_VERSION, len(header), zlib.crc32(header)) + header + payload
+        return self._data
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,38 +178,44 @@ class Upload(_Message):
     """A device's recent context, from which the cloud generates its parameters. Make one with :meth:`encode`.
 
     Attributes:
-        request_id: UUID of the request, 32 hexadecimal digits.
-        sequence: The device's counter.
-        device_id: Name of the device.
         codec: Codec of the anchors.
-        context_length: C, number of clips.
-        checkpoint_digest: SHA-256 of the checkpoint, hexadecimal.
-        spec_digest: Digest of the ParameterSpec that the device expects, hexadecimal.
-        tensors: Encoded tensors as the module describes them.
+        payload: Encoded arrays as the module describes them.
+        model: What the device holds, see :func:`model_digest`.
+        device_id: Name of the device.
+        anchor_shape: C, K, H: clips, anchors per clip, width of a feature.
     """
 
+    model: str
+    device_id: str
+    anchor_shape: tuple[int, int, int]
+
     kind: ClassVar[str] = "upload"
-    _side_tensors: ClassVar[tuple[str, ...]] = _SIDE_TENSORS
+    sender: ClassVar[str] = "the device"
+    receiver: ClassVar[str] = "the cloud"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        missing = sorted({"anchors", *_SIDE_TENSORS} - set(self.tensors))
-        if missing:
-            raise ValueError(f"upload lacks the tensors {missing}")
-        if set(self._shapes) != {"anchors"}:
-            raise ValueError(f"upload holds unknown tensors {sorted(set(self._shapes) - {'anchors'})}")
-        shape = self._shapes["anchors"]
-        if len(shape) != 3 or shape[0] != self.context_length:
-            raise ValueError(f"anchors have shape {shape}, expected [{self.context_length}, K, H]")
-        bits = shape[0] * shape[1]
-        _check_array("anchor_mask", self.tensors["anchor_mask"], "uint8", (-(-bits // 8),))
-        _check_array("positions", self.tensors["positions"], "uint8", shape[:2])
-        _check_array("num_frames", self.tensors["num_frames"], "uint16", shape[:1])
-        if np.unpackbits(self.tensors["anchor_mask"])[bits:].any():
+        _check_text("model", self.model, _HEX_32)
+        check_device_id(self.device_id)
+        sizes = zip("CKH", self.anchor_shape, (_MAX_UINT16, MAX_ANCHORS, _MAX_UINT16), strict=True)
+        for name, size, most in sizes:
+            if type(size) is not int or not 1 <= size <= most:
+                raise ValueError(f"anchors have {name} = {size!r}, expected an integer from 1 to {most}")
+        values = math.prod(self.anchor_shape)
+        if values > MAX_VALUES:
+            raise ValueError(f"anchors would decode to {values} values, at most {MAX_VALUES} are accepted")
+        clips, count, _ = self.anchor_shape
+        bits, length = clips * count, self._parts[0]
+        expected = length + -(-bits // 8) + bits + 2 * clips
+        if len(self.payload) != expected:
+            shape = list(self.anchor_shape)
+            raise ValueError(f"payload has {len(self.payload)} bytes, anchors {shape} in {self.codec} take {expected}")
+        mask = self.payload[length : self._parts[1]]
+        if mask[-1] & (2 ** (-bits % 8) - 1):
             raise ValueError("anchor_mask has bits beyond its last anchor")
-        if not self.anchor_mask.any():
+        if not any(mask):
             raise ValueError("no anchor is real")
-        if (self.anchor_mask.any(axis=1) & (self.num_frames == 0)).any():
+        if not self.num_frames.all() and (self.anchor_mask.any(axis=1) & (self.num_frames == 0)).any():
             raise ValueError("a clip with anchors has no frames")
 
     @classmethod
@@ -240,11 +227,9 @@ class Upload(_Message):
         positions: np.ndarray,
         num_frames: np.ndarray,
         device_id: str,
-        sequence: int,
         codec: str,
         checkpoint_digest: str,
         spec_digest: str,
-        request_id: str | None = None,
     ) -> Upload:
         """Encode a context.
 
@@ -254,11 +239,9 @@ class Upload(_Message):
             positions: ``[C, K]`` floating point, 0 (first frame of the clip) to 1 (last); sent in steps of 1/255.
             num_frames: ``[C]`` integer, frames of each clip, at most 65535.
             device_id: Name of the device.
-            sequence: The device's counter.
             codec: Name of a codec.
             checkpoint_digest: SHA-256 of the checkpoint, hexadecimal.
-            spec_digest: Digest of the ParameterSpec.
-            request_id: UUID as 32 hexadecimal digits; a new random one by default.
+            spec_digest: Digest of the ParameterSpec that the device expects, hexadecimal.
 
         Raises:
             ValueError: If an argument has a wrong shape, type or range, or a real anchor holds NaN or infinity.
@@ -279,52 +262,104 @@ class Upload(_Message):
         if ((num_frames < 0) | (num_frames > _MAX_UINT16)).any():
             raise ValueError(f"num_frames are outside 0 to {_MAX_UINT16}")
         # Whatever lies in the padding must neither widen a scale nor be seen by the cloud.
-        encoded = codecs.encode(codec, {"anchors": np.where(mask[..., None], anchors, 0)}, axis=0)
+        try:
+            encoded = codecs.encode(codec, np.where(mask[..., None], anchors, 0), axis=0)
+        except ValueError as error:
+            raise ValueError(f"anchors: {error}") from error
         steps = np.rint(np.where(mask, positions, 0).astype(np.float64) * _MAX_POSITION)
-        encoded |= {
-            "anchor_mask": np.packbits(mask),
-            "positions": steps.astype(np.uint8),
-            "num_frames": num_frames.astype(np.uint16),
-        }
+        parts = (
+            encoded,
+            np.packbits(mask).tobytes(),
+            steps.astype(np.uint8).tobytes(),
+            num_frames.astype("<u2").tobytes(),
+        )
+        clips, count, width = map(int, anchors.shape)
         return cls(
-            request_id=uuid.uuid4().hex if request_id is None else request_id,
-            sequence=sequence,
-            device_id=device_id,
-            codec=codec,
-            context_length=int(anchors.shape[0]),
-            checkpoint_digest=checkpoint_digest,
-            spec_digest=spec_digest,
-            tensors=encoded,
+            codec, b"".join(parts), model_digest(checkpoint_digest, spec_digest), device_id, (clips, count, width)
         )
 
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_norm: float = DEFAULT_MAX_NORM
+    ) -> Upload:
+        """Parse bytes that nobody has checked, and check their values.
+
+        Raises:
+            LinkError: If they are not an undamaged upload of this protocol version within the two limits.
+        """
+        message = cls.parse(data, max_bytes=max_bytes)
+        message.check_values(max_norm)
+        return message
+
+    @classmethod
+    def _read(cls, data: bytes, id_length: int, codec: str, other: str) -> Upload:
+        start = _HEADER.size + _SHAPE.size
+        end = start + id_length
+        if len(data) < end:
+            raise ValueError(f"it ends after {len(data)} bytes")
+        clips, count, width = _SHAPE.unpack_from(data, _HEADER.size)
+        return cls(codec, bytes(data[end:]), other, data[start:end].decode(), (clips, count, width))
+
+    def _head(self) -> tuple[bytes, bytes, bytes]:
+        return self.device_id.encode(), bytes.fromhex(self.model), _SHAPE.pack(*self.anchor_shape)
+
+    def check_values(self, max_norm: float = DEFAULT_MAX_NORM) -> None:
+        """Decode the values and check them.
+
+        Raises:
+            LinkError: If an encoded value is none, or an anchor is not finite or longer than ``max_norm``.
+        """
+        _check_norm("anchors", self._anchors, max_norm)
+
     @property
-    def anchor_shape(self) -> tuple[int, int, int]:
-        """C, K, H: clips, anchors per clip, width of a feature."""
-        clips, anchors, width = self._shapes["anchors"]
-        return clips, anchors, width
+    def num_values(self) -> int:
+        """Values that its anchors decode to."""
+        return math.prod(self.anchor_shape)
+
+    @property
+    def request_id(self) -> str:
+        """Name of the request: the digest of the upload, 32 hexadecimal digits."""
+        return self.digest
+
+    @cached_property
+    def _parts(self) -> tuple[int, int, int]:
+        """Where anchor mask, times and lengths begin in the payload."""
+        clips, count, _ = self.anchor_shape
+        try:
+            mask = codecs.num_bytes(self.codec, self.anchor_shape, axis=0)
+        except LinkError as error:
+            raise ValueError(f"anchors: {error}") from error
+        times = mask - (-clips * count // 8)
+        return mask, times, times + clips * count
+
+    @cached_property
+    def _anchors(self) -> np.ndarray:
+        with _naming(f"anchors ({self.codec})"):
+            return codecs.decode(self.codec, self.payload[: self._parts[0]], self.anchor_shape, axis=0)
 
     @property
     def anchors(self) -> np.ndarray:
         """``[C, K, H]`` float32 features, 0 where padded."""
-        return np.where(self.anchor_mask[..., None], self._decoded["anchors"], np.float32(0))
+        return np.where(self.anchor_mask[..., None], self._anchors, np.float32(0))
 
     @cached_property
     def anchor_mask(self) -> np.ndarray:
         """``[C, K]`` bool, True where an anchor is real."""
-        shape = self._shapes["anchors"][:2]
-        bits = np.unpackbits(self.tensors["anchor_mask"], count=shape[0] * shape[1])
-        return np.asarray(bits.reshape(shape), dtype=bool)
+        clips, count, _ = self.anchor_shape
+        bits = np.unpackbits(np.frombuffer(self.payload, np.uint8, offset=self._parts[0]), count=clips * count)
+        return np.asarray(bits.reshape(clips, count), dtype=bool)
 
     @property
     def positions(self) -> np.ndarray:
         """``[C, K]`` float32, 0 (first frame of the clip) to 1 (last)."""
-        steps: np.ndarray = self.tensors["positions"].astype(np.float32)
-        return np.asarray(steps / np.float32(_MAX_POSITION))
+        clips, count, _ = self.anchor_shape
+        steps = np.frombuffer(self.payload, np.uint8, clips * count, self._parts[1]).astype(np.float32)
+        return np.asarray(steps.reshape(clips, count) / np.float32(_MAX_POSITION))
 
-    @property
+    @cached_property
     def num_frames(self) -> np.ndarray:
         """``[C]`` int64, frames of each clip."""
-        return self.tensors["num_frames"].astype(np.int64)
+        return np.frombuffer(self.payload, "<u2", offset=self._parts[2]).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,74 +367,102 @@ class Download(_Message):
     """One device's personal parameters. Make one with :meth:`answer`.
 
     Attributes:
-        request_id: UUID of the request that it answers.
-        sequence: Sequence of that request.
-        device_id: Name of the device that the parameters are for.
         codec: Codec of the parameters.
-        context_length: C, number of clips that they were generated from.
-        checkpoint_digest: SHA-256 of the checkpoint, hexadecimal.
-        spec_digest: Digest of the ParameterSpec, hexadecimal.
-        tensors: Encoded parameters by name.
+        payload: Encoded parameters in the order of the specification.
+        request_id: :attr:`Upload.request_id` of the upload that it answers.
     """
 
+    request_id: str
+
     kind: ClassVar[str] = "download"
+    sender: ClassVar[str] = "the cloud"
+    receiver: ClassVar[str] = "the device"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_text("request_id", self.request_id, _HEX_32)
 
     @classmethod
     def answer(
         cls, upload: Upload, spec: ParameterSpec, parameters: Mapping[str, np.ndarray], *, codec: str
     ) -> Download:
-        """Encode the parameters that answer an upload, with its identity.
+        """Encode the parameters that answer an upload.
 
         Args:
             upload: The upload.
-            spec: Specification of the parameters.
+            spec: Specification of the parameters, which is the one that the device expects (:attr:`Upload.model`).
             parameters: One floating-point array for each entry of ``spec``.
             codec: Name of a codec; need not be the upload's.
 
         Raises:
-            ValueError: If the parameters do not match the specification, or that is not the one the device expects.
+            ValueError: If the parameters do not match the specification.
         """
-        if spec.digest() != upload.spec_digest:
-            raise ValueError("the parameters have another specification than the device expects")
-        spec.validate(parameters)
-        return cls(
-            request_id=upload.request_id,
-            sequence=upload.sequence,
-            device_id=upload.device_id,
-            codec=codec,
-            context_length=upload.context_length,
-            checkpoint_digest=upload.checkpoint_digest,
-            spec_digest=upload.spec_digest,
-            tensors=codecs.encode(codec, {name: parameters[name] for name in spec.names}),
-        )
+        spec.validate(parameters, finite=False)  # which encoding checks
+        encoded = []
+        for name in spec.names:
+            try:
+                encoded.append(codecs.encode(codec, parameters[name]))
+            except ValueError as error:
+                raise ValueError(f"parameter {name} {error}") from error
+        return cls(codec, b"".join(encoded), upload.request_id)
+
+    @classmethod
+    def _read(cls, data: bytes, id_length: int, codec: str, other: str) -> Download:
+        return cls(codec, bytes(data[_HEADER.size :]), other)
+
+    def _head(self) -> tuple[bytes, bytes, bytes]:
+        return b"", bytes.fromhex(self.request_id), b""
 
     def check_answers(self, upload: Upload) -> None:
-        """Check that this answers ``upload`` and no other request, device, checkpoint or specification.
+        """Check that this answers ``upload``, whose digest covers device, checkpoint, specification and context.
 
         Raises:
-            LinkError: If it does not; the message names the field.
+            LinkError: If it does not.
         """
-        echoed = ("request_id", "sequence", "device_id", "context_length", "checkpoint_digest", "spec_digest")
-        for name in echoed:
-            if getattr(self, name) != getattr(upload, name):
-                raise LinkError(f"download has {name} {getattr(self, name)!r}, asked for {getattr(upload, name)!r}")
+        if self.request_id != upload.request_id:
+            raise LinkError(f"download answers the request {self.request_id}, asked was {upload.request_id}")
 
-    def parameters(self, spec: ParameterSpec) -> dict[str, np.ndarray]:
+    def parameters(self, spec: ParameterSpec, max_norm: float = DEFAULT_MAX_NORM) -> dict[str, np.ndarray]:
         """The parameters in the specification's order, in the types in which the device computes.
 
         Raises:
-            LinkError: If they do not match the specification.
+            LinkError: If they do not match the specification, an encoded value is none, or a vector (last axis) is not
+                finite or longer than ``max_norm``.
         """
-        if self.spec_digest != spec.digest():
-            raise LinkError("download was made for another parameter specification; export the bundle again")
-        try:
-            spec.validate(self._decoded)
+        sizes = [codecs.num_bytes(self.codec, entry.shape) for entry in spec]
+        if len(self.payload) != sum(sizes):
+            raise LinkError(
+                f"download does not match the specification: {len(self.payload)} bytes, which takes {sum(sizes)} in "
+                f"{self.codec}"
+            )
+        result, start = {}, 0
+        for entry, size in zip(spec, sizes, strict=True):
+            with _naming(f"parameter {entry.name} ({self.codec})"):
+                exact = codecs.decode(self.codec, self.payload[start : start + size], entry.shape)
+            _check_norm(entry.name, exact, max_norm)
             with np.errstate(over="ignore"):
-                result = {entry.name: self._decoded[entry.name].astype(entry.dtype) for entry in spec}
+                result[entry.name] = exact.astype(entry.dtype)
+            start += size
+        try:
             spec.validate(result)
         except ValueError as error:
             raise LinkError(f"download does not match the specification: {error}") from error
         return result
+
+
+def model_digest(checkpoint_digest: str, spec_digest: str) -> str:
+    """What stands for a device's half in messages: 32 hexadecimal digits of a SHA-256 over two of these.
+
+    Args:
+        checkpoint_digest: SHA-256 of the checkpoint that both halves come from, hexadecimal.
+        spec_digest: ``ParameterSpec.digest()`` of what the device takes.
+
+    Raises:
+        ValueError: If one is none.
+    """
+    _check_text("checkpoint_digest", checkpoint_digest, _HEX_64)
+    _check_text("spec_digest", spec_digest, _HEX_64)
+    return hashlib.sha256(bytes.fromhex(checkpoint_digest + spec_digest)).hexdigest()[:32]
 
 
 def check_device_id(value: object) -> None:
@@ -419,99 +482,30 @@ def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
         raise ValueError(f"{name} {value!r} does not match {pattern.pattern}")
 
 
-def _check_integer(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{name} {value!r} is not an integer from {low} to {high}")
-
-
 def _check_array(name: str, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> None:
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
 
 
-def _header_bytes(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _strict_object(data: bytes, what: str) -> dict[str, Any]:
-    """One JSON object whose keys do not repeat."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key repeats")
-        return result
-
-    try:
-        parsed = json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise LinkError(f"{what} is not strict JSON: {error}") from error
-    if type(parsed) is not dict:
-        raise LinkError(f"{what} is not a JSON object")
-    return parsed
-
-
-def _parse(cls: type[_M], data: bytes, max_bytes: int) -> _M:
-    if len(data) > max_bytes:
-        raise LinkError(f"message has {len(data)} bytes, at most {max_bytes} are accepted")
-    if len(data) < _PRELUDE.size:
-        raise LinkError(f"message ends after {len(data)} bytes")
-    magic, version, header_length, checksum = _PRELUDE.unpack_from(data)
-    if magic != MAGIC:
-        raise LinkError("not a lit-mmpg message")
-    if version != PROTOCOL_VERSION:
-        remedy = "update this side" if version > PROTOCOL_VERSION else "update the sender"
-        raise VersionError(f"message has protocol version {version}, this side speaks {PROTOCOL_VERSION}; {remedy}")
-    payload_start = _PRELUDE.size + header_length
-    if header_length > _MAX_HEADER_BYTES or payload_start > len(data):
-        raise LinkError(f"header of {header_length} bytes is too long or cut off")
-    header_data, payload = data[_PRELUDE.size : payload_start], data[payload_start:]
-    if zlib.crc32(header_data) != checksum:
-        raise LinkError("header is damaged: its checksum differs")
-    values = _parse_header(cls, header_data)
-    if hashlib.sha256(payload).hexdigest() != values.pop("payload_sha256"):
-        raise LinkError("payload is damaged: its SHA-256 differs")
-    try:
-        message = cls(**values, tensors=_parse_payload(payload))
-    except ValueError as error:
-        raise LinkError(f"{cls.kind} is malformed: {error}") from error
-    if message.num_values > MAX_VALUES:
-        raise LinkError(f"{cls.kind} would decode to {message.num_values} values, at most {MAX_VALUES} are accepted")
-    return message
-
-
-def _parse_header(cls: type[_M], data: bytes) -> dict[str, Any]:
-    header = _strict_object(data, "header")
-    expected = {f.name for f in fields(cls) if f.name != "tensors"} | {"kind", "payload_sha256"}
-    if set(header) != expected:
-        missing, unknown = expected - set(header), set(header) - expected
-        raise LinkError(f"header fields do not match: missing {sorted(missing)}, unknown {sorted(unknown)}")
-    try:
-        canonical = _header_bytes(header) == data
-    except (ValueError, RecursionError) as error:
-        raise LinkError(f"header cannot be written as UTF-8: {error}") from error
-    if not canonical:
-        raise LinkError("header is not in canonical form")
-    kind = header.pop("kind")
-    if kind != cls.kind:
-        raise LinkError(f"message is of kind {kind!r}, expected {cls.kind!r}")
-    return header
-
-
-def _parse_payload(payload: bytes) -> dict[str, np.ndarray]:
-    if len(payload) < 8:
-        raise LinkError(f"payload ends after {len(payload)} bytes")
-    table_length = int.from_bytes(payload[:8], "little")
-    if table_length > min(_MAX_TENSOR_TABLE_BYTES, len(payload) - 8):
-        raise LinkError(f"payload has a table of {table_length} bytes, which is too long or cut off")
-    if "__metadata__" in _strict_object(payload[8 : 8 + table_length], "payload table"):
-        raise LinkError("payload holds metadata")
-    try:
-        return safetensors_numpy.load(payload)
-    except Exception as error:  # whatever the parser finds wrong, the bytes are at fault
-        raise LinkError(f"payload is not safetensors: {error}") from error
-
-
-def _largest_norm(array: np.ndarray) -> float:
+def _check_norm(name: str, array: np.ndarray, most: float) -> None:
+    if not array.size:
+        return
     vectors = np.atleast_1d(array)
-    return float(np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64).max()))
+    norm = float(np.sqrt(np.einsum("...i,...i->...", vectors, vectors, dtype=np.float64).max()))
+    if not norm <= most:
+        raise ImplausibleError(f"{name} holds a vector of norm {norm:g}, at most {most:g} is accepted")
+
+
+def _digest(data: bytes) -> bytes:
+    total = hashlib.sha256(data[: _DIGEST.start])
+    total.update(memoryview(data)[_DIGEST.stop :])
+    return total.digest()[:16]
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Errors of a codec say which array they are about."""
+    try:
+        yield
+    except LinkError as error:
+        raise type(error)(f"{what} {error}") from error

@@ -12,6 +12,7 @@ with a message. The name of the codec carries their digest, so messages of halve
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -84,8 +85,18 @@ class ProductQuantiser:
             raise ValueError(f"holds {sorted(tensors)}, expected mean, rotation, codebook000 and so on")
         return cls([tensors[name] for name in books], tensors["mean"], tensors["rotation"])
 
-    def encode(self, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
-        """Codes ``[..., M]`` uint8 of vectors ``[..., H]``.
+    def num_bytes(self, shape: tuple[int, ...], axis: int | None) -> int:
+        """Bytes of vectors ``[..., H]``: one for each codebook and vector.
+
+        Raises:
+            LinkError: If the vectors have another width.
+        """
+        if not shape or shape[-1] != self.width:
+            raise LinkError(f"has the shape {list(shape)}; this codebook is for vectors of {self.width} values")
+        return math.prod(shape[:-1]) * len(self.codebooks)
+
+    def encode(self, array: np.ndarray, axis: int | None) -> bytes:
+        """Codes ``[..., M]`` of vectors ``[..., H]``, a byte each.
 
         Raises:
             ValueError: If the vectors have another width.
@@ -98,29 +109,24 @@ class ProductQuantiser:
         for m, book in enumerate(self.codebooks):
             codes[:, m] = nearest(flat[:, start : start + book.shape[1]], book)
             start += book.shape[1]
-        return {"": codes.reshape(*array.shape[:-1], -1)}
+        return codes.tobytes()
 
-    def shape(self, parts: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-        """``[..., H]`` of codes that nobody has checked."""
-        if set(parts) != {""}:
-            raise LinkError(f"has parts {sorted(parts)}, expected the codes alone")
-        codes = parts[""]
-        if codes.dtype != np.uint8 or not codes.ndim or codes.shape[-1] != len(self.codebooks):
-            raise LinkError(f"is {codes.dtype} {codes.shape}, expected uint8 [..., {len(self.codebooks)}]")
-        return (*codes.shape[:-1], self.width)
+    def decode(self, data: bytes, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
+        """Vectors ``[..., H]`` from codes that nobody has checked.
 
-    def decode(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Vectors ``[..., H]`` from codes that nobody has checked."""
-        vectors, codes = np.empty(self.shape(parts), np.float32), parts[""]
-        if any((codes[..., m] >= len(book)).any() for m, book in enumerate(self.codebooks)):
+        Raises:
+            LinkError: If a code is beyond its codebook.
+        """
+        codes = np.frombuffer(data, np.uint8).reshape(-1, len(self.codebooks))
+        if any((codes[:, m] >= len(book)).any() for m, book in enumerate(self.codebooks)):
             raise LinkError("holds a code beyond its codebook")
-        flat, flat_codes = vectors.reshape(-1, self.width), codes.reshape(-1, len(self.codebooks))
-        for start in range(0, len(flat), _BLOCK):
-            block = flat_codes[start : start + _BLOCK]
+        vectors = np.empty((len(codes), self.width), np.float32)
+        for start in range(0, len(codes), _BLOCK):
+            block = codes[start : start + _BLOCK]
             words = np.concatenate([book[block[:, m]] for m, book in enumerate(self.codebooks)], axis=1)
             with np.errstate(over="ignore"):  # the receiver refuses what is infinite
-                flat[start : start + _BLOCK] = words.astype(np.float64) @ self.rotation.T + self.mean
-        return vectors
+                vectors[start : start + _BLOCK] = words.astype(np.float64) @ self.rotation.T + self.mean
+        return vectors.reshape(shape)
 
 
 def part_widths(width: int, parts: int) -> list[int]:

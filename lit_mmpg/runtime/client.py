@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,14 +15,13 @@ from typing import Protocol
 import httpcore
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.link import Download, LinkError, Upload
+from lit_mmpg.link import PROTOCOL_VERSION, Download, LinkError, Upload
 from lit_mmpg.link.messages import DEFAULT_MAX_BYTES, check_device_id
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.network import Budget, TooMuchError, connections, is_loopback, parse_address
 from lit_mmpg.texts import printable
 
 ADAPT_PATH = "/v1/adapt"
-MEDIA_TYPE = b"application/octet-stream"
 KEY_VARIABLE = "LIT_MMPG_API_KEY"
 DEFAULT_TIMEOUT_S, LONGEST_TIMEOUT_S = 5.0, 86400.0
 OVERHEAD_BYTES = 1 << 18
@@ -138,10 +138,8 @@ class CloudClient:
         self.url, self.max_bytes, self.timeout_s = str(address), max_bytes, check_timeout(timeout_s)
         headers = {
             b"host": address.authority.encode(),
-            b"user-agent": b"lit-mmpg",
             b"accept-encoding": b"identity",
-            b"content-type": MEDIA_TYPE,
-        }
+        }  # and no more: beside an upload of 242 bytes every header counts
         plain = address.scheme == "http"
         if api_key is not None:
             if plain and not is_loopback(address.host):
@@ -186,7 +184,7 @@ class CloudClient:
         except TooMuchError as error:
             raise CloudError("garbage", f"{self.url} answers with more than {self.max_bytes} bytes") from error
         try:
-            download = Download.from_bytes(data, max_bytes=self.max_bytes)
+            download = Download.parse(data, max_bytes=self.max_bytes)
             download.check_answers(upload)
         except LinkError as error:
             raise CloudError("garbage", f"{self.url} answered with something else: {error}") from error
@@ -252,18 +250,27 @@ def check_timeout(seconds: float) -> float:
 
 
 def _refusal(status: int, data: bytes) -> CloudError:
-    text = data.decode("utf-8", "replace")
+    text, reason = data.decode("utf-8", "replace"), ""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # unless it is not our service's form
-        text = str(json.loads(text)["detail"])
+        told = json.loads(text)
+        text = str(told["detail"])
+        reason = str(told["error"])
     text = text.strip()[:200] or "no reason given"
     if status in (429, 503):
         return CloudError("busy", f"the cloud is busy ({status}): {text}")
     if 300 <= status < 400:
         return CloudError("refused", f"the cloud sends elsewhere ({status}); name the address it ends at", lasting=True)
-    remedy = LASTING.get(status)
+    remedy = _other_protocol(text) if reason == "protocol_version" else LASTING.get(status)
     return CloudError(
         "refused", f"the cloud refused ({status}): {text}" + (f"; {remedy}" if remedy else ""), remedy is not None
     )
+
+
+def _other_protocol(text: str) -> str:
+    """What to do when the cloud speaks another protocol, by its own words in any version of this program."""
+    spoken = re.search(r"this side speaks (\d{1,5})\b", text)
+    where = "this device" if spoken and int(spoken[1]) > PROTOCOL_VERSION else "the cloud"
+    return f"this device speaks {PROTOCOL_VERSION}: upgrade lit-mmpg on {where}"
 
 
 # -- options of verbs ----------------------------------------------------------------------------------------------

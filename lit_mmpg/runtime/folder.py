@@ -1,4 +1,4 @@
-"""The folder in which a device keeps its state: held by one process at a time, and the numbers of its requests.
+"""The folder in which a device keeps its state: held by one process at a time.
 
 A full or read-only disk costs memory, not answers: where nothing can be written the folder can still be held, and what
 it holds can be read.
@@ -10,20 +10,12 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import socket
-import time
 from pathlib import Path
 from typing import IO
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.writing import FULL
-
-BLOCK = 2**12
-"""Request numbers that a process sets aside at once; so few that the clock is past them before the next start."""
-
-_LARGEST = 2**62
-"""A number above this was not counted: the file is damaged."""
 
 
 class FolderInUseError(UserError):
@@ -42,7 +34,6 @@ class StateFolder:
 
     Attributes:
         path: The folder.
-        mark: First request number that is not set aside for this process.
         note: What a person should know of the folder: it cannot be written to, or has no locks; ``None``: all is well.
 
     Raises:
@@ -53,7 +44,6 @@ class StateFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.note: str | None = None
-        self.mark = 0
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,55 +84,3 @@ class StateFolder:
                 raise FolderInUseError(used) from error
             raise UserError(f"{self.note}; it cannot be held otherwise here, name a folder on a local disk") from error
         return held
-
-    def set_aside(self, known: int) -> int:
-        """Set request numbers aside for this process.
-
-        Numbers only grow, whatever is lost. A mark in a file of its own says which are taken; and none is below the
-        microseconds of the clock, so that it suffices where the mark is lost or cannot be written, and the mark
-        where a board starts in 1970. Where there is neither, chance keeps numbers apart.
-
-        Args:
-            known: No number below this is free.
-
-        Returns:
-            The first of :data:`BLOCK` numbers that no other process has used or will use.
-        """
-        first = max(known, next_number(self.path))
-        try:
-            _write_mark(self.path, first + BLOCK)
-        except OSError as error:
-            self.note = self.note or f"{self.path} cannot be written to ({error.strerror}); nothing is remembered"
-            if first > _clock():
-                first += secrets.randbelow(2**40)
-        self.mark = first + BLOCK
-        return first
-
-
-def next_number(folder: Path | None = None) -> int:
-    """First request number that is certainly free: by the mark in a state folder, if any, and by the clock."""
-    return max(_clock(), 0 if folder is None else _read_mark(folder))
-
-
-def _clock() -> int:
-    return time.time_ns() // 1000
-
-
-def _read_mark(folder: Path) -> int:
-    path = folder / "numbers"
-    try:
-        first, second = path.read_bytes().split() if path.is_file() else (b"0", b"0")
-        mark = int(first)
-    except (OSError, ValueError):
-        return 0
-    return mark if first == second and 0 <= mark < _LARGEST else 0
-
-
-def _write_mark(folder: Path, mark: int) -> None:
-    """In place and of fixed size: a full disk has no room for a second file. Twice, so that a torn one is seen."""
-    descriptor = os.open(folder / "numbers", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        os.pwrite(descriptor, b"%020d %020d\n" % (mark, mark), 0)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

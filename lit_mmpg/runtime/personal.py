@@ -272,5 +272,4 @@ class PersonalDevice:
         former = self.state
         self.state, self._observed = DeviceState.open(former.bundle, None, self.name, self.name), []
         self.state.uploads_with(former.codec, former.noise)
-        self.state.sequence = max(self.state.sequence, former.sequence)  # numbers of requests only grow
         self.source = restore(self.session, self.state)

@@ -25,7 +25,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.link import Upload
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.folder import FolderInUseError, StateFolder, next_number
+from lit_mmpg.runtime.folder import FolderInUseError, StateFolder
 from lit_mmpg.runtime.guard import CLIPS
 from lit_mmpg.runtime.policies import RECENT, Situation, drift
 from lit_mmpg.statistics import alignment
@@ -63,7 +63,6 @@ class DeviceState:
         bundle: The bundle; state of another checkpoint is of no use.
         clips: The latest clips, oldest first, at most as many as a context takes.
         parameters: Last good personal parameters; ``None`` before the first.
-        sequence: Number of the next request; it only grows.
         note: Why an older state was left aside, if it was.
         codec: Codec of the uploads, as :meth:`Bundle.upload_codec` takes it; not kept on the disk.
         noise: Size of the Gaussian noise on the anchors of new clips, as a share of their root mean square; not kept on
@@ -82,7 +81,6 @@ class DeviceState:
     bundle: Bundle
     clips: deque[ContextClip] = field(default_factory=deque)
     parameters: dict[str, np.ndarray] | None = None
-    sequence: int = 0
     note: str | None = None
     codec: str | None = None
     noise: float = 0.0
@@ -222,19 +220,16 @@ class DeviceState:
             padded = [np.pad(a, [(0, width - len(a)), *[(0, 0)] * (a.ndim - 1)]) for a in arrays]
             return np.stack(padded)
 
-        message = Upload.encode(
+        return Upload.encode(
             anchors=stack([clip.anchors for clip in self.clips]),
             anchor_mask=stack([clip.mask for clip in self.clips]),
             positions=stack([clip.times for clip in self.clips]),
             num_frames=np.array([clip.num_frames for clip in self.clips]),
             device_id=device_id,
-            sequence=self.sequence,
             codec=self.bundle.upload_codec(self.codec),
             checkpoint_digest=manifest.checkpoint_digest,
             spec_digest=manifest.spec.digest(),
         )
-        self.sequence += 1
-        return message
 
     # -- on the disk ---------------------------------------------------------------------------------------------
 
@@ -260,7 +255,6 @@ class DeviceState:
             "device": self.device_id,
             "checkpoint": self.bundle.manifest.checkpoint_digest,
             "spec": self.bundle.spec.digest(),
-            "sequence": self.sequence,
             "since": self.since,
             "confidences": list(self.confidences),
             "record": self.record,
@@ -293,8 +287,6 @@ class DeviceState:
         """
         if folder is None:
             return None
-        if self.sequence >= folder.mark:
-            self.sequence = folder.set_aside(self.sequence)
         try:
             self.save(folder.path)
         except OSError as error:
@@ -319,10 +311,9 @@ class DeviceState:
             if version == STATE_VERSION and facts.pop("sha256") != _digest(tensors, facts):
                 raise ValueError("its digest differs")
             manifest = bundle.manifest
-            # What is true of the device whatever the checkpoint is: its name, its counter, what it still has to note.
+            # What is true of the device whatever the checkpoint is: its name, and what it still has to note.
             state = cls(
                 bundle,
-                sequence=int(facts["sequence"]),
                 record=facts.get("record"),
                 pending=list(facts.get("pending") or ()),
                 device_id=facts.get("device"),
@@ -346,14 +337,13 @@ class DeviceState:
         except Exception as error:  # whatever is wrong with the file, the device goes on
             return cls(
                 bundle,
-                sequence=next_number(Path(folder)),
                 note=f"{path} is damaged ({error}); left aside as {ASIDE}, the static model answers until the next one",
                 aside=True,
             )
 
     @classmethod
     def open(cls, bundle: Bundle, folder: StateFolder | None, device_id: str | None, default: str) -> DeviceState:
-        """The state with which a process works: it is of one device, and has request numbers of its own.
+        """The state with which a process works: it is of one device.
 
         Args:
             bundle: The bundle.
@@ -367,7 +357,6 @@ class DeviceState:
         state = cls.load(bundle, None if folder is None else folder.path)
         state.check_device(device_id, folder.path if folder else None)
         state.device_id = device_id or state.device_id or default
-        state.sequence = next_number() if folder is None else folder.set_aside(state.sequence + 1)
         return state
 
     def check_device(self, device_id: str | None, folder: Path | None) -> None:
@@ -387,7 +376,7 @@ class Visit:
     """The state for the length of one command. Use it as a context manager.
 
     Where another process holds the folder, what is in it is used and nothing is changed: the parameters are those of
-    the moment, no request number is taken, so no cloud may be asked, and the state stays as it is.
+    the moment, no cloud may be asked, since its answer could not be kept, and the state stays as it is.
 
     Args:
         bundle: The bundle.

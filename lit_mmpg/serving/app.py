@@ -1,16 +1,18 @@
 """The service: an ASGI application around one :class:`CloudHalf`.
 
-Only ``POST /v1/adapt`` is hot; it is a plain ASGI callable. Checks come in the order of their price: transport, key,
-rate, room in the queue, declared size, then the body, its form, its device, its checkpoint, its context, and its values
-last. What takes longer than the event loop may be held up is parsed and decoded in a thread.
+Only ``POST /v1/adapt`` is hot; it is a plain ASGI callable. Checks come in the order of their price: whether so many
+requests are at work that the queue is full (asked by the protocol when the head is there, before anything is made for
+the request), transport, key, rate, room in the queue, declared size, then the body, its form, its device, its
+checkpoint, its context, and its values last. What takes longer than the event loop may be held up is parsed and decoded
+in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +39,7 @@ from lit_mmpg.serving.openapi import document, page
 from lit_mmpg.serving.protocol import GuardedProtocol
 
 _log = logging.getLogger("lit_mmpg.serving")
+ADAPT_PATH = b"/v1/adapt"
 _OCTETS = (b"content-type", b"application/octet-stream")
 _INLINE_BYTES, _INLINE_VALUES = 2**15, 2**16
 """What is parsed and decoded in the event loop itself, about a millisecond's work; a thread costs more than that."""
@@ -68,6 +71,12 @@ class AdaptEndpoint:
         self.limiter = RateLimiter(config.rate_per_s, config.burst)
         self.bodies = Budget(config.max_queue * config.max_body_bytes)
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._full, self._most = batcher.full(), config.max_queue + config.max_batch
+        self._overloads, self._overload_said = 0, -math.inf
+
+    def turned_away(self, method: bytes, target: bytes, at_work: int) -> Refused | None:
+        """Why a request need not be looked at, by its head and the number of requests that are at work."""
+        return self._full if at_work >= self._most and target == ADAPT_PATH and method == b"POST" else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -101,7 +110,7 @@ class AdaptEndpoint:
             self.half.check(upload)
             self.batcher.check_room()
             await self._run(upload.num_values > _INLINE_VALUES, check_values, upload, self.config)
-        return await unless_gone(receive, self.batcher.enqueue(upload)), len(data)
+        return await unless_gone(scope, self.batcher.enqueue(upload)), len(data)
 
     async def _run(self, in_thread: bool, function: Callable[..., Any], *arguments: Any) -> Any:
         if in_thread:
@@ -121,19 +130,19 @@ class AdaptEndpoint:
 
     async def _refuse(self, refusal: Refused, send: Send, about: dict[str, Any]) -> None:
         self.count(refusal, about)
-        body = json.dumps({"error": refusal.error, "detail": refusal.detail}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if refusal.status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        if refusal.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, round(refusal.retry_after_s))).encode()))
-        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        body = refusal.body()
+        await send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers(body)})
         await send({"type": "http.response.body", "body": body})
 
     def count(self, refusal: Refused, about: dict[str, Any] | None = None) -> None:
-        """Count and log a refusal."""
+        """Count and log a refusal; those of an overload are logged once a second, with their number so far."""
         self.metrics.refused(refusal.status, refusal.error)
         extra = (about or {}) | {"event": "refused", "status": refusal.status, "reason": refusal.error}
+        if refusal.error == "overloaded":
+            self._overloads += 1
+            if time.monotonic() - self._overload_said < 1:
+                return
+            self._overload_said, extra["count"] = time.monotonic(), self._overloads
         level = logging.ERROR if refusal.status == 500 else logging.INFO
         _log.log(level, "refused", extra=extra | {"detail": refusal.detail})
 
@@ -209,7 +218,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher.start()
         state["ready"] = True
-        yield {"refused": endpoint.count}
+        yield {"refused": endpoint.count, "turned_away": endpoint.turned_away}
         state["ready"] = False
         await batcher.stop()
 
@@ -232,6 +241,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
                 "protocol_version": PROTOCOL_VERSION,
                 "checkpoint_digest": half.checkpoint_digest,
                 "spec_digest": half.spec_digest,
+                "model_digest": half.model_digest,
                 "spec": half.spec.to_json(),
                 "upload_codecs": list(codec_names()),
                 "trained_upload_codec": half.upload_codec,
@@ -266,7 +276,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
 
     endpoint = AdaptEndpoint(half, config, keys, batcher, metrics)
     routes = [
-        Route("/v1/adapt", endpoint, methods=["POST"]),
+        Route(ADAPT_PATH.decode(), endpoint, methods=["POST"]),
         Route("/v1/info", info),
         Route("/healthz", healthz),
         Route("/readyz", readyz),

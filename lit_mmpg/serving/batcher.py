@@ -79,7 +79,11 @@ class Batcher(Generic[_Q, _A]):
             Refused: 503 when the queue is full.
         """
         if len(self._waiting) >= self.max_queue:
-            raise Refused(503, "overloaded", f"{self.max_queue} requests are waiting already", retry_after_s=1)
+            raise self.full()
+
+    def full(self) -> Refused:
+        """What is answered where the queue is full."""
+        return Refused(503, "overloaded", f"{self.max_queue} requests are waiting already", retry_after_s=1)
 
     async def ask(self, question: _Q) -> _A:
         """The answer to one question.

@@ -17,7 +17,7 @@ from lit_mmpg.cloud.generation import generate, is_invariant
 from lit_mmpg.cloud.loading import load_cloud_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.errors import UserError
-from lit_mmpg.link import codec_names
+from lit_mmpg.link import codec_names, model_digest
 from lit_mmpg.link.messages import Download, Upload
 from lit_mmpg.link.product import PQ
 from lit_mmpg.parameters import ParameterSpec
@@ -68,6 +68,7 @@ class CloudHalf:
         self.limits = limits
         self.spec: ParameterSpec = module.network.spec
         self.spec_digest, self.checkpoint_digest = self.spec.digest(), module.digest()
+        self.model_digest = model_digest(self.checkpoint_digest, self.spec_digest)
         self.upload_codec = resolve(module.link, module.quantiser).upload_codec
         self.width: int = module.network.anchor_width
         self.run_id = run_id
@@ -105,15 +106,13 @@ class CloudHalf:
         Raises:
             Refused: 409 for another checkpoint or specification, 422 for a context of another width or too large.
         """
-        if upload.checkpoint_digest != self.checkpoint_digest:
+        if upload.model != self.model_digest:
             raise Refused(
                 409,
-                "checkpoint",
-                f"the device holds checkpoint {upload.checkpoint_digest[:12]}, this service has "
-                f"{self.checkpoint_digest[:12]}; export the bundle again",
+                "model",
+                f"the device holds model {upload.model[:12]}, this service has {self.model_digest[:12]} (checkpoint "
+                f"{self.checkpoint_digest[:12]}); export the bundle again from that checkpoint",
             )
-        if upload.spec_digest != self.spec_digest:
-            raise Refused(409, "specification", "the device expects other parameters; export the bundle again")
         clips, anchors, width = upload.anchor_shape
         if width != self.width:
             raise Refused(422, "width", f"anchors have {width} values, this checkpoint expects {self.width}")

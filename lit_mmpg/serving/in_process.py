@@ -34,6 +34,6 @@ class CloudHere:
             data = self._half.generate([Upload.from_bytes(body)])[0].to_bytes()
         except Refused as error:
             raise CloudError("refused", error.detail, lasting=True) from error
-        download = Download.from_bytes(data)
+        download = Download.parse(data)
         download.check_answers(upload)
         return download, Traffic(upload.payload_bytes, download.payload_bytes, len(body), len(data), 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -116,27 +116,32 @@ async def read_body(
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def unless_gone(receive: Receive, answer: asyncio.Future[_T]) -> _T:
-    """Wait for an answer, and cancel it when the client hangs up.
+GONE = "lit_mmpg.gone"
+"""ASGI extension of our protocol: a list of callables, all called when the client hangs up before its answer."""
+
+
+async def unless_gone(scope: Mapping[str, Any], answer: asyncio.Future[_T]) -> _T:
+    """Wait for an answer, and cancel it when the client hangs up, where the server tells that by :data:`GONE`.
+
+    A task that waits for the end of the connection would cost a tenth of a request's time.
 
     Raises:
         Refused: 499 if it does; nobody is there to read that.
     """
+    left = False
 
-    def left(watch: asyncio.Task[MutableMapping[str, Any]]) -> None:
-        if not watch.cancelled() and watch.exception() is None and watch.result()["type"] == "http.disconnect":
-            answer.cancel()
+    def leave() -> None:
+        nonlocal left
+        left = True
+        answer.cancel()
 
-    watch = asyncio.ensure_future(receive())
-    watch.add_done_callback(left)
+    scope.get("extensions", {}).get(GONE, []).append(leave)
     try:
         return await answer
     except asyncio.CancelledError as error:
-        if watch.done() and not watch.cancelled():
+        if left:
             raise Refused(499, "gone", "the client hung up") from error
         raise
-    finally:
-        watch.cancel()
 
 
 _OWN_DESCRIPTORS = 64

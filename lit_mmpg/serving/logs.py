@@ -7,7 +7,9 @@ import logging
 import sys
 import time
 
-_FIELDS = ("event", "status", "reason", "detail", "device", "key", "request", "ms", "upload_bytes", "download_bytes")
+_FIELDS = (
+    "event", "status", "reason", "detail", "device", "key", "request", "ms", "upload_bytes", "download_bytes", "count",
+)  # fmt: skip
 
 
 class JsonFormatter(logging.Formatter):

@@ -39,6 +39,7 @@ class Metrics:
         self.download_bytes = Counter("lit_mmpg_download_bytes", "Bytes of downloads", registry=registry)
         self.queue = Gauge("lit_mmpg_queue_length", "Uploads that wait", registry=registry, multiprocess_mode="livesum")
         self._ok = self.requests.labels("200", "ok")
+        self._overloaded = self.requests.labels("503", "overloaded")  # counted when there is least time
 
     def answered(self, seconds: float, upload_bytes: int, download_bytes: int) -> None:
         """Count a success."""
@@ -49,7 +50,8 @@ class Metrics:
 
     def refused(self, status: int, reason: str) -> None:
         """Count a refusal."""
-        self.requests.labels(str(status), reason).inc()
+        child = self._overloaded if reason == "overloaded" else self.requests.labels(str(status), reason)
+        child.inc()
 
     def expose(self, batcher: Batcher) -> bytes:  # type: ignore[type-arg]
         """All metrics in Prometheus' text format."""

@@ -14,7 +14,8 @@ REFUSALS = {
     "400": "The body is damaged, cut off, not an upload, or did not arrive in time.",
     "401": "No valid key. Nothing of the body was read.",
     "403": "The key does not belong to this device, or came over plain HTTP from another machine.",
-    "409": "Device and service do not belong together: other protocol version, checkpoint or parameter specification.",
+    "409": "Device and service do not belong together: other protocol version (the detail says what to upgrade), "
+    "checkpoint or parameter specification.",
     "413": "The body is, or says that it will be, too large. It was not read to its end.",
     "422": "A well-formed upload with values out of range: NaN, infinity, an absurd norm, a context too large.",
     "429": "The key sends too many requests; Retry-After says when to try again.",
@@ -32,8 +33,8 @@ def document(config: ServeConfig) -> dict[str, Any]:
         "operationId": "adapt",
         "summary": "Personal parameters for a device",
         "description": (
-            f"Body and answer are messages of protocol version {PROTOCOL_VERSION}: magic MMPG, version, header length, "
-            "CRC-32, header (JSON), payload (safetensors). "
+            f"Body and answer are messages of protocol version {PROTOCOL_VERSION}: a binary header of fixed fields "
+            "(magic MMPG, version, codec, digest, model or request), then the encoded arrays, numbers little-endian. "
             f"A body has at most {config.max_body_bytes} bytes. The service keeps nothing: asking again is harmless."
         ),
         "requestBody": {"required": True, "description": "An Upload message.", "content": octets},
@@ -59,11 +60,13 @@ def document(config: ServeConfig) -> dict[str, Any]:
         return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
     text, whole, digest = {"type": "string"}, {"type": "integer"}, {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    short = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
     entry = {"name": text, "shape": {"type": "array", "items": whole}, "dtype": text}
     info = {
         "protocol_version": whole,
         "checkpoint_digest": digest,
         "spec_digest": digest,
+        "model_digest": short,
         "spec": {"type": "array", "items": _object(entry)},
         "upload_codecs": {"type": "array", "items": text},
         "trained_upload_codec": text,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import sys
 import time
@@ -29,7 +28,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from lit_mmpg.serving.errors import Refused
-from lit_mmpg.serving.limits import spare_connections
+from lit_mmpg.serving.limits import GONE, spare_connections
 
 _log = logging.getLogger("lit_mmpg.serving")
 
@@ -48,7 +47,9 @@ class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits on time, bytes and requests.
 
     ``request_timeout_s`` and ``max_connections`` are set before the service starts. The application's lifespan may
-    leave a callable ``refused`` in its state: it is told every :class:`Refused` that never reaches the application.
+    leave two callables in its state: ``turned_away`` gets method and target of a request of which only the head is
+    there and the number of requests at work, and gives a :class:`Refused` where it need not be looked at; ``refused``
+    is told every :class:`Refused` that never reaches the application.
     """
 
     request_timeout_s = 10.0
@@ -56,6 +57,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _blocked: asyncio.TimerHandle | None = None
+    _dropping = False  # a request has its answer and is received to its end for the sake of the next one
     _owed_bytes: int | None
     _head_bytes: int
     _raw_bytes: int
@@ -129,6 +131,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head of a request is there; it is begun unless another is being answered."""
         if len(self._unanswered) >= MAX_PIPELINED:
             raise Refused(400, "http", f"at most {MAX_PIPELINED} requests may wait for their answers")
+        if not self._unanswered and self._turned_away():
+            return
+        self.scope["extensions"] = {GONE: []}
         super().on_headers_complete()
         self._in_head = False
         cycle: Any = self.cycle
@@ -141,18 +146,38 @@ class GuardedProtocol(HttpToolsProtocol):
 
         cycle.send = guarded
 
+    def _turned_away(self) -> bool:
+        """Answer with a refusal, where there is one, before anything is made for the request."""
+        judge = self.app_state.get("turned_away")
+        refusal = judge and judge(self.parser.get_method(), self.url, len(self.tasks))
+        if not refusal:
+            return False
+        owed, parser = self._owed_bytes, self.parser
+        stays = owed is not None and owed <= MAX_DROPPED_BYTES and not self.expect_100_continue
+        if not stays or not parser.should_keep_alive() or parser.should_upgrade() or self.flow.write_paused:
+            raise refusal  # the connection ends with it
+        self.app_state["refused"](refusal)
+        self.transport.write(_answer(refusal))
+        self._dropping, self._in_head = True, False
+        return True
+
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
         self._body_bytes += len(body)
+        if self._dropping:
+            return
         if self._owed_bytes is not None:
             self._owed_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
-        super().on_message_complete()
+        if self._dropping:
+            self._dropping = False
+        else:
+            super().on_message_complete()
+            self._deaf = self._deaf or not self.cycle.keep_alive
         self._receiving, self._completed, self._in_head = False, True, True
-        self._deaf = self._deaf or not self.cycle.keep_alive
         self._settle()
 
     def _begin(self) -> None:
@@ -209,16 +234,12 @@ class GuardedProtocol(HttpToolsProtocol):
             earlier[-1].keep_alive = False
             self._disarm()
             return
-        begun = not self._in_head and self.cycle.response_started
+        begun = self._dropping or (not self._in_head and self.cycle.response_started)
         self._abandon()
         if begun:
             self.transport.abort()  # what is received has its answer, or a part of it
         elif not self.transport.is_closing():
-            body = json.dumps({"error": refusal.error, "detail": refusal.detail}).encode()
-            headers = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
-            if refusal.retry_after_s is not None:
-                headers += b"retry-after: %d\r\n" % refusal.retry_after_s
-            self.transport.write(STATUS_LINE[refusal.status] + headers + b"\r\n" + body)
+            self.transport.write(_answer(refusal, b"connection: close\r\n"))
             self._hang_up()
 
     def _abandon(self) -> None:
@@ -227,6 +248,8 @@ class GuardedProtocol(HttpToolsProtocol):
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
+            for leave in cycle.scope["extensions"][GONE]:
+                leave()
         self._unanswered.clear()
 
     # -- time --------------------------------------------------------------------------------------------------------
@@ -277,6 +300,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(Refused(400, "slow", "the request did not arrive in time"))
         else:
             self.transport.abort()
+
+
+def _answer(refusal: Refused, more: bytes = b"") -> bytes:
+    body = refusal.body()
+    headers = b"".join(b"%s: %s\r\n" % header for header in refusal.headers(body)) + more
+    return STATUS_LINE[refusal.status] + headers + b"\r\n" + body
 
 
 class ServiceLoop(asyncio.SelectorEventLoop):

@@ -69,7 +69,7 @@ def errors(seen: np.ndarray, unseen: np.ndarray, sizes: Sequence[int]) -> dict[t
     for size in sizes:
         for variant, rotate in ROTATED.items():
             quantiser = learn(seen, size, rotate=rotate)
-            arrived = quantiser.decode(quantiser.encode(unseen, None))
+            arrived = quantiser.decode(quantiser.encode(unseen, None), unseen.shape, None)
             found[variant, size] = float(np.square(arrived - unseen).sum() / variance)
     for size, left in residual_errors(seen, unseen, max(sizes)).items():
         if size in sizes:

@@ -146,7 +146,6 @@ def wire(trained: Trained, pair: Pair, anchors: Anchors, device: str, digest: st
         positions=anchors.times[0, :count].numpy(),
         num_frames=anchors.num_frames[0, :count].numpy(),
         device_id=device,
-        sequence=0,
         codec=link.upload_codec,
         checkpoint_digest=digest,
         spec_digest=spec.digest(),

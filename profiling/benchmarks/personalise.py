@@ -96,7 +96,6 @@ def downloads(bundle: Bundle) -> dict[str, bytes]:
         positions=np.zeros((1, 1), np.float32),
         num_frames=np.ones(1, np.int64),
         device_id="benchmark",
-        sequence=0,
         codec="int8",
         checkpoint_digest=manifest.checkpoint_digest,
         spec_digest=bundle.spec.digest(),
@@ -125,7 +124,7 @@ def measure(case: str, bundle: Bundle, name: str, rounds: int, swaps: int) -> li
         A row for each way; one that fails has the reason.
     """
     messages, inputs = downloads(bundle), first_row(bundle)
-    decoded = {device: Download.from_bytes(data).parameters(bundle.spec) for device, data in messages.items()}
+    decoded = {device: Download.parse(data).parameters(bundle.spec) for device, data in messages.items()}
     ways = engine_class(name).ways
     baked = next(way for way in ("reload", "refit") if way in ways)
     engines: dict[str, Engine] = {}
@@ -223,7 +222,7 @@ def _swaps(
         name = CASES[turn % len(CASES)]
         for way, engine in engines.items():
             start = time.perf_counter()
-            parameters = Download.from_bytes(messages[name]).parameters(bundle.spec)
+            parameters = Download.parse(messages[name]).parameters(bundle.spec)
             loading = time.perf_counter()
             engine.load_parameters(parameters)
             loaded = time.perf_counter()
@@ -257,7 +256,7 @@ def child(name: str, way: str, bundle: Bundle) -> int | None:
         bundle: The bundle.
     """
     inputs = first_row(bundle)
-    decoded = [Download.from_bytes(data).parameters(bundle.spec) for data in downloads(bundle).values()]
+    decoded = [Download.parse(data).parameters(bundle.spec) for data in downloads(bundle).values()]
     with create_engine(name, bundle, "model", personalise=way) as engine:
         engine.infer(inputs)
         try:

@@ -10,7 +10,8 @@ Starts ``lit-mmpg serve`` on loopback and measures, with a load generator in a p
     in interleaved rounds; for contexts as the checkpoint was trained with, and for contexts so large that a batch costs
     30 ms or more. Beside it the same ratio by processor time, which other jobs on the machine disturb less.
 ``latency``
-    Against the offered load, up to and beyond saturation, and what an overload is answered with and how fast.
+    Against the offered load, up to and beyond saturation, and what an overload is answered with, how fast, and how
+    much of the saturated rate it leaves.
 ``devices``
     1,000 simulated devices at once, each checked to get its own parameters, byte-equal to the computation alone.
 ``memory``
@@ -19,8 +20,8 @@ Starts ``lit-mmpg serve`` on loopback and measures, with a load generator in a p
     The same cloud half behind LitServe with binary bodies (``--with-litserve`` installs it into an environment of its
     own), in rounds that take turns with ours.
 
-Everything shares the cores of this machine, the load generator included: ratios within a run mean something, rates on
-another machine or day do not.
+The service and the bare forward run on the first core that this process may use, the load generator on the second
+where there is one: ratios within a run mean something, rates on another machine or day do not.
 """
 
 from __future__ import annotations
@@ -75,7 +76,6 @@ def make_uploads(half: CloudHalf, count: int, clips: int, frames: int, anchors: 
             positions=positions,
             num_frames=np.full(clips, frames),
             device_id=f"device-{number}",
-            sequence=number,
             codec=half.upload_codec,
             checkpoint_digest=half.checkpoint_digest,
             spec_digest=half.spec_digest,
@@ -178,6 +178,7 @@ def latency(url: str, send: Send, bodies: Sequence[bytes], saturated_per_s: floa
             "load": share,
             "offered_per_s": share * saturated_per_s,
             "answered_per_s": outcome.per_s(),
+            "answered_of_saturated": outcome.per_s() / saturated_per_s,
             **percentiles(outcome.latencies_s.get(200, [])),
             "refused": {str(status): len(s) for status, s in outcome.latencies_s.items() if status != 200},
             "refusal": percentiles(refused),
@@ -219,6 +220,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from lit_mmpg.serving.cloud_half import CloudHalf
 
     torch.set_num_threads(1)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     half = CloudHalf.load(options.ckpt, device="cpu")
     config = trained_config(options.ckpt, read_checkpoint(options.ckpt))
     batch = config["data"]["init_args"].get("batch", {})
@@ -235,13 +237,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": half.checkpoint_digest,
         "machine": {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "torch": torch.__version__},
         "contexts": {name: {"clips": c, "frames": f, "anchors": anchors} for name, (c, f) in shapes.items()},
+        "cores": {"service": cores[0], "generator": cores[1]} if len(cores) > 1 else None,
         "workers": options.workers,
         "seconds": options.seconds,
         "rounds": options.rounds,
     }
-    context = multiprocessing.get_context("spawn")
+    context, pin = multiprocessing.get_context("spawn"), len(cores) > 1
     with (
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as generator,
+        concurrent.futures.ProcessPoolExecutor(
+            1, context, *((os.sched_setaffinity, (0, cores[1:2])) if pin else ())
+        ) as generator,
+        pinned(cores[:1] if pin else cores),  # what is started here inherits it
         running(command, port, folder / "service.log", "/readyz") as service,
         litserve(options.ckpt, folder) if options.with_litserve else nullcontext() as rival,
         sampled(service.rss_bytes) as memory,
@@ -268,6 +274,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         result["devices"] = devices(half, service.url, send, many)
     result["memory"] = memory
     return result
+
+
+@contextmanager
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Keep this process to some cores."""
+    before = os.sched_getaffinity(0) if cores else set()
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -322,6 +341,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "litserve_over_service" in row:
             busier = row["cpu_ms"]["litserve"] / row["cpu_ms"]["service"]
             print(f"{name}: LitServe {row['litserve_over_service']:.2f} of it, with {busier:.2f} of its processor time")
+    over = result["latency"]["overload"]
+    if over["refusal"]:
+        print(
+            f"at four times the saturated rate: refusals {over['refusal']['p50_ms']:.1f} / "
+            f"{over['refusal']['p99_ms']:.1f} ms (p50 / p99), answers {over['answered_of_saturated']:.0%} of saturated"
+        )
     found = result["devices"]
     print(f"{found['own_and_bit_equal']} of {found['devices']} devices got their own parameters, bit-equal")
     print(f"report: {options.output / 'report.html'}")

@@ -20,10 +20,10 @@ def page(result: Mapping[str, Any]) -> str:
 def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
     machine, devices, memory = result["machine"], result["devices"], result["memory"]
     yield Heading("The service under load", 1)
+    shared = "the first of them for the service, the second for the load generator" if result["cores"] else "shared"
     yield Text(
-        f"Checkpoint {result['checkpoint'][:12]}, {result['workers']} worker, {machine['cores']} cores shared by the "
-        f"service and the load generator, load average {machine['load_average']:.1f} at the start, torch "
-        f"{machine['torch']}. Ratios within this run mean something; rates belong to this machine and hour."
+        f"Checkpoint {result['checkpoint'][:12]}, {result['workers']} worker, {machine['cores']} cores, {shared}, "
+        f"load average {machine['load_average']:.1f} at the start, torch {machine['torch']}. Ratios within this run mean something; rates belong to this machine and hour."
     )
     yield from (Heading("Throughput against the bare batched forward"), _throughput(result))
     yield from (Heading("Latency against offered load"), *_latency(result["latency"]))

@@ -60,7 +60,7 @@ class DeviceSide:
 
     def apply(self, data: bytes, upload: Upload) -> None:
         """From the bytes of a download to parameters that the next answer uses."""
-        download = Download.from_bytes(data)
+        download = Download.parse(data)
         download.check_answers(upload)
         self.pipeline.load(download.parameters(self.pipeline.bundle.spec))
 
@@ -155,7 +155,7 @@ def sizes(upload: Upload, reply: Reply) -> dict[str, dict[str, int]]:
         upload: The message up.
         reply: What came back.
     """
-    download = Download.from_bytes(reply.data)
+    download = Download.parse(reply.data)
     size = {
         "upload": {"payload_bytes": upload.payload_bytes, "message_bytes": upload.message_bytes},
         "download": {"payload_bytes": download.payload_bytes, "message_bytes": len(reply.data)},

@@ -49,7 +49,6 @@ def test_bytes_are_the_lengths_of_the_messages() -> None:
         positions=anchors.times[0, :2].numpy(),
         num_frames=anchors.num_frames[0, :2].numpy(),
         device_id="a",
-        sequence=0,
         codec="int8",
         checkpoint_digest="d" * 64,
         spec_digest=SPEC.digest(),

@@ -18,8 +18,8 @@ assert lit_mmpg.link.PROTOCOL_VERSION
 
 
 def one(data: bytes) -> None:
-    """A message as it is; where its first bit is set, with its checksums made right."""
-    if len(data) > 13 and data[0] & 1:
+    """A message as it is; where its first bit is set, with its digest made right."""
+    if data[:1] and data[0] & 1:
         check(resigned(data[1:]))
     else:
         check(data[1:])

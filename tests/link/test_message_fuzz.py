@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
-import json
 import os
 import random
-import struct
 import subprocess
 import sys
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_mmpg.link import Download, LinkError, Upload
+from lit_mmpg.link import Download, LinkError, Upload, codec_names
+from lit_mmpg.link.codecs import codec_id
 from lit_mmpg.parameters import ParameterEntry, ParameterSpec
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +36,9 @@ def seeds() -> list[bytes]:
             positions=rng.random((2, 3)),
             num_frames=np.array([9, 1]),
             device_id="lamp",
-            sequence=3,
             codec=codec,
             checkpoint_digest="c" * 64,
             spec_digest=SPEC.digest(),
-            request_id="d" * 32,
         )
         parameters = {entry.name: rng.normal(size=entry.shape) for entry in SPEC}
         messages += [upload.to_bytes(), Download.answer(upload, SPEC, parameters, codec=codec).to_bytes()]
@@ -49,19 +46,12 @@ def seeds() -> list[bytes]:
 
 
 SEEDS = seeds()
+FIELDS = [slice(4, 6), slice(6, 7), slice(7, 11), slice(27, 43), slice(43, 45), slice(45, 46), slice(46, 48)]
 
 
 def resigned(data: bytes) -> bytes:
-    """The same bytes with every checksum made right, as somebody who means harm would send them."""
-    header_length = struct.unpack_from("<H", data, 6)[0]
-    header, payload = data[12 : 12 + header_length], data[12 + header_length :]
-    try:
-        fields = json.loads(header)
-        fields["payload_sha256"] = hashlib.sha256(payload).hexdigest()
-        header = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    except (ValueError, TypeError):
-        pass
-    return data[:6] + struct.pack("<HI", len(header) & 0xFFFF, zlib.crc32(header)) + header + payload
+    """The same bytes with the digest made right, as somebody who means harm would send them."""
+    return data[:11] + hashlib.sha256(data[:11] + data[27:]).digest()[:16] + data[27:]
 
 
 @st.composite
@@ -79,27 +69,29 @@ def mutated(draw):
         elif kind == "copy":
             target = draw(st.integers(0, len(data) - 1))
             data[target:target] = data[start : start + draw(st.integers(1, 64))]
-        else:
-            digits = [i for i, byte in enumerate(data) if 48 <= byte <= 57]
-            data[draw(st.sampled_from(digits))] = draw(st.integers(48, 57))
-        if len(data) < 12:
+        else:  # a field of the header
+            field = draw(st.sampled_from(FIELDS))
+            data[field] = draw(st.binary(min_size=field.stop - field.start, max_size=field.stop - field.start))
+        if len(data) < 48:
             break
-    return resigned(bytes(data)) if len(data) >= 12 and draw(st.booleans()) else bytes(data)
+    return resigned(bytes(data)) if draw(st.booleans()) else bytes(data)
 
 
 def check(data: bytes) -> None:
     for cls in (Upload, Download):
         try:
-            message = cls.from_bytes(data)
+            message = cls.parse(data)
         except LinkError as error:
             assert str(error)
             continue
-        again = cls.from_bytes(message.to_bytes())
-        assert again == message
-        arrays = [message.anchors] if isinstance(message, Upload) else list(message._decoded.values())
-        assert all(np.isfinite(array).all() for array in arrays)
-        if isinstance(message, Download):
-            with contextlib.suppress(LinkError):
+        assert message.to_bytes() == data and cls.parse(message.to_bytes()) == message
+        again = dataclasses.replace(message)  # nothing was lost: what is written anew has the same bytes
+        assert again.to_bytes() == data
+        with contextlib.suppress(LinkError):
+            if isinstance(message, Upload):
+                message.check_values()
+                assert np.isfinite(message.anchors).all()
+            else:
                 SPEC.validate(message.parameters(SPEC))
 
 
@@ -113,7 +105,7 @@ def test_mutated_messages(data):
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_random_bytes(data):
     check(data)
-    check(resigned(SEEDS[0][:6] + data) if len(data) >= 6 else data)
+    check(resigned(SEEDS[0][:6] + data))
 
 
 @pytest.mark.soak
@@ -132,7 +124,7 @@ def test_memory_stays_flat_over_100_000_hostile_messages():
         for _ in range(rng.randint(1, 6)):
             at = rng.randrange(len(data))
             data[at : at + rng.choice([0, 1, 1, 9])] = rng.randbytes(rng.choice([0, 1, 1, 8]))
-        return resigned(bytes(data)) if len(data) >= 12 and rng.random() < 0.5 else bytes(data)
+        return resigned(bytes(data)) if rng.random() < 0.5 else bytes(data)
 
     resident = []
     for number in range(100_000):
@@ -146,26 +138,16 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def with_table(data: bytes, old: bytes, new: bytes) -> bytes:
-    """A message whose table of tensors says something else, with the length of the table and all checksums right."""
-    start = 12 + struct.unpack_from("<H", data, 6)[0]
-    length = struct.unpack_from("<Q", data, start)[0]
-    table = data[start + 8 : start + 8 + length].replace(old, new).rstrip()
-    table += b" " * (-len(table) % 8)
-    return resigned(data[:start] + struct.pack("<Q", len(table)) + table + data[start + 8 + length :])
-
-
 def test_a_message_cannot_ask_for_memory_that_it_does_not_hold():
-    """Shapes and offsets in a small hostile message do not make the parser allocate what they promise."""
+    """Sizes in a small hostile message do not make the parser allocate what they promise."""
     for data in SEEDS:
-        for old, new in ((b"[2,3,4]", b"[2,3,99999999]"), (b"[4,2]", b"[4,2000000000]"), (b"[0,", b"[0,9999")):
-            tracemalloc.start()
-            check(with_table(data, old, new))
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            assert peak < 2**20
-        cls = Upload if b'"kind":"upload"' in data else Download
-        assert cls.from_bytes(with_table(data, b"no such text", b"")) == cls.from_bytes(data)
+        for codec in codec_names():
+            for size in (b"\xff\xff\x01\xff\xff", b"\x01\x00\xff\xff\xff", b"\xff" * 5, b"\x80\x00\xff\x00\x01"):
+                tracemalloc.start()
+                check(resigned(data[:7] + codec_id(codec) + data[11:43] + size + data[48:]))
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+                assert peak < 2**20
 
 
 @pytest.mark.soak
@@ -187,10 +169,12 @@ def test_coverage_guided_soak(tmp_path):
     assert "Done 100000 runs" in done.stderr
 
 
-def test_the_fuzzer_reaches_past_the_checksums():
+def test_the_fuzzer_reaches_past_the_digest():
     """Messages whose content was changed and signed again do parse, so the fuzzing above is not all rejected early."""
     for data in SEEDS:
-        cls = Upload if b'"kind":"upload"' in data else Download
-        changed = resigned(data.replace(b'"sequence":3', b'"sequence":8'))
-        assert cls.from_bytes(changed).sequence == 8
+        changed = resigned(data[:27] + bytes(16) + data[43:])
+        if data[6]:
+            assert Upload.from_bytes(changed).model == "0" * 32
+        else:
+            assert Download.parse(changed).request_id == "0" * 32
         check(changed)

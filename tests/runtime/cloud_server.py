@@ -68,7 +68,7 @@ def serving(bundle: Bundle, port: int = 0) -> Iterator[tuple[str, dict[str, Any]
             upload = Upload.from_bytes(self.rfile.read(int(self.headers["content-length"])))
             told["uploads"].append(upload)
             fault, status = told["fault"], 200
-            asked = dataclasses.replace(upload, request_id="0" * 32) if fault == "another request" else upload
+            asked = dataclasses.replace(upload, model="0" * 32) if fault == "another request" else upload
             asked = dataclasses.replace(upload, device_id="somebody else") if fault == "another device" else asked
             parameters = told.get("parameters") or parameters_of(bundle, 5)
             data = Download.answer(asked, bundle.spec, parameters, codec="fp16").to_bytes()

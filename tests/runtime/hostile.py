@@ -25,14 +25,13 @@ SPEC = ParameterSpec((ParameterEntry("head.u", (4, 2)), ParameterEntry("head.c",
 PACE_S = 0.004
 
 
-def make_upload(sequence: int = 0) -> Upload:
+def make_upload(number: int = 0) -> Upload:
     return Upload.encode(
         anchors=np.ones((2, 3, 4), np.float32),
         anchor_mask=np.ones((2, 3), bool),
         positions=np.zeros((2, 3)),
-        num_frames=np.array([9, 3]),
+        num_frames=np.array([9, 3 + number]),
         device_id="lamp",
-        sequence=sequence,
         codec="fp16",
         checkpoint_digest="c" * 64,
         spec_digest=SPEC.digest(),
@@ -180,7 +179,7 @@ KINDS: dict[str, Kind] = {
         {"garbage"}, lambda u, r: [response(right_answer(dataclasses.replace(u, device_id="other")))]
     ),
     "an answer of before": Kind(
-        {"garbage"}, lambda u, r: [response(right_answer(dataclasses.replace(u, request_id="0" * 32)))]
+        {"garbage"}, lambda u, r: [response(right_answer(dataclasses.replace(u, model="0" * 32)))]
     ),
     "two answers at once": Kind({"ok"}, lambda u, r: [2 * response(right_answer(u))], "keep"),
     "redirect": refusal("307 Elsewhere"),

@@ -191,9 +191,8 @@ def test_a_device_forgets_when_it_is_reset_and_keeps_its_parameters_when_the_clo
         told["fault"] = ""
         assert device.personalise(cloud=url).digest not in (None, own.digest)
         assert device.answer(features, ASKED).scores != personal.scores
-    sequence = device.state.sequence
     device.reset()
-    assert device.answer(features, ASKED) == static and device.state.sequence >= sequence
+    assert device.answer(features, ASKED) == static
     with pytest.raises(UserError, match="'kitchen' has observed no clip; call observe"):
         device.personalise()
     device.observe(features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import pytest
 from lit_mmpg import report
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
-from lit_mmpg.link import Upload
+from lit_mmpg.link import PROTOCOL_VERSION, Upload
 from lit_mmpg.pages.blocks import Picture
 from lit_mmpg.profiling.config import CloudConfig
 from lit_mmpg.runtime import network
@@ -31,7 +32,7 @@ from lit_mmpg.runtime.network import Backend, Budget, parse_address
 from lit_mmpg.runtime.search import search_page
 from lit_mmpg.texts import masked, printable
 from tests.profiling.bundles import make_bundle
-from tests.runtime.hostile import KINDS, LATE, Kind, hostile, make_upload
+from tests.runtime.hostile import KINDS, LATE, Kind, hostile, make_upload, refusal
 from tests.serving.conftest import make_certificate
 
 KEY = "s3cret-key"
@@ -76,6 +77,15 @@ def test_whatever_a_cloud_sends_ends_in_an_answer_or_a_clean_reason(name: str) -
         assert all(b"accept-encoding: identity" in head for head in server.requests)
 
 
+@pytest.mark.parametrize(("spoken", "older"), [(2, "the cloud"), (PROTOCOL_VERSION + 1, "this device")])
+def test_a_cloud_of_another_version_is_one_error_that_names_what_to_upgrade(spoken: int, older: str) -> None:
+    said = f"message has protocol version {PROTOCOL_VERSION}, this side speaks {spoken}; update this side"
+    body = json.dumps({"error": "protocol_version", "detail": said}).encode()
+    with hostile(refusal("409 Conflict", body)) as server, CloudClient(server.url) as client:
+        error = failure(client)
+    assert error.lasting and str(error).endswith(f"upgrade lit-mmpg on {older}") and "export" not in str(error)
+
+
 def test_a_bomb_is_not_even_unpacked() -> None:
     import tracemalloc
 
@@ -92,7 +102,7 @@ def test_a_connection_that_died_in_the_meantime_is_replaced_once() -> None:
     served: list[int] = []
 
     def parts(upload: Upload, rng: random.Random) -> Iterable[bytes]:
-        served.append(upload.sequence)
+        served.append(int(upload.num_frames[1]) - 3)
         if len(served) == 2:
             raise BrokenPipeError  # the server closes the connection instead of answering
         return KINDS["right"].parts(upload, rng)
@@ -122,7 +132,7 @@ def test_wire_bytes_are_what_crosses_the_socket(tmp_path: Path, monkeypatch: pyt
         first, second = (client.adapt(make_upload(n))[1] for n in range(2))
         assert b"Bearer " + KEY.encode() in server.requests[0]
     assert first.download_wire_bytes > second.download_wire_bytes + 300  # the handshake, once
-    assert second.upload_message_bytes < second.upload_wire_bytes < second.upload_message_bytes + 500
+    assert second.upload_message_bytes < second.upload_wire_bytes < second.upload_payload_bytes + 300
     monkeypatch.delenv("SSL_CERT_FILE")
     with hostile("right", context) as server, CloudClient(server.url) as client:
         assert "certificate is not trusted" in str(failure(client))

@@ -54,7 +54,6 @@ def make_uploads(
                 positions=np.sort(rng.random((c, k)), -1) * mask,
                 num_frames=num_frames,
                 device_id=f"{prefix}{number}",
-                sequence=number,
                 codec=codec,
                 checkpoint_digest=info["checkpoint_digest"],
                 spec_digest=info["spec_digest"],
@@ -68,7 +67,7 @@ def offline(module: CloudModule, uploads: Sequence[Upload], download_codec: str)
     results = []
     for upload in uploads:
         link = LinkConfig(upload.codec, download_codec)
-        exchange = Exchange(link, module.network.spec, upload.checkpoint_digest)
+        exchange = Exchange(link, module.network.spec, "0" * 64)
         anchors = Anchors(
             torch.from_numpy(upload.anchors)[None],
             torch.from_numpy(upload.positions)[None],
@@ -88,6 +87,6 @@ def same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
 
 def loaded(answer: bytes, upload: Upload, module: CloudModule) -> dict[str, np.ndarray]:
     """What a device loads from the bytes of an answer; fails where it would refuse them."""
-    download = Download.from_bytes(answer)
+    download = Download.parse(answer)
     download.check_answers(upload)
     return download.parameters(module.network.spec)

@@ -307,18 +307,11 @@ def test_a_small_body_that_would_become_large_is_never_decoded(
     monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
     quantiser = learn(np.random.default_rng(0).normal(size=(300, half.width)), 1, rounds=1)
     register(quantiser)
-    monkeypatch.setattr(quantiser, "decode", lambda parts: pytest.fail("decoded"))
-    clips, anchors = 8, 30_000
-    mask = np.ones((clips, anchors), bool)
-    tensors = {
-        "anchors": np.zeros((clips, anchors, 1), np.uint8),
-        "anchor_mask": np.packbits(mask),
-        "positions": np.zeros((clips, anchors), np.uint8),
-        "num_frames": np.ones(clips, np.uint16),
-    }
-    about = {"device_id": "a", "sequence": 0, "request_id": "0" * 32, "codec": quantiser.name, "context_length": clips}
-    digests = {"checkpoint_digest": half.checkpoint_digest, "spec_digest": half.spec_digest}
-    with post(service, Upload(tensors=tensors, **about, **digests).to_bytes()) as connection:
+    monkeypatch.setattr(quantiser, "decode", lambda *_: pytest.fail("decoded"))
+    shape = 1000, 240, half.width
+    upload = make_uploads(1, info(half), codec=quantiser.name, clips=shape[:1] * 2, anchors=shape[1:2] * 2)[0]
+    assert upload.anchor_shape == shape and 15 * upload.message_bytes < 4 * upload.num_values
+    with post(service, upload.to_bytes()) as connection:
         assert b"context_too_large" in answer(connection)
 
 
@@ -343,6 +336,49 @@ def test_what_takes_long_is_done_beside_the_event_loop(
         with post(service, upload.to_bytes()) as connection:
             assert b" 200 " in connection.recv(65536)
     assert [name.startswith("decode") for name in threads] == [True, True, False, False]
+
+
+def test_an_overload_is_answered_when_the_head_is_there(half: CloudHalf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made for such a request, its body need not come first, and the connection serves the next one."""
+    body, gate = make_uploads(1, info(half))[0].to_bytes(), threading.Event()
+    head = b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n"
+    declared = head + b"Content-Length: %d\r\n\r\n" % len(body)
+    with running(create_app(half, ServeConfig("", max_queue=2, max_batch=1))) as local, contextlib.ExitStack() as open_:
+        compute, tasks = local.app.state.batcher._compute, local.server.server_state.tasks
+        monkeypatch.setattr(local.app.state.batcher, "_compute", lambda uploads: gate.wait(30) and compute(uploads))
+        open_.callback(gate.set)
+        accepted = [open_.enter_context(post(local, body))]
+        wait_until(lambda: local.app.state.batcher.computing_s > 0)
+        accepted += [open_.enter_context(post(local, body)) for _ in range(2)]
+        wait_until(lambda: len(tasks) == 3 and local.app.state.batcher.waiting == 2)
+        refused = open_.enter_context(local.connect())
+        for _ in range(3):
+            refused.sendall(declared)
+            said = answer(refused)
+            assert b" 503 " in said and b"overloaded" in said and b"\r\nretry-after: 1\r\n" in said
+            assert b"connection: close" not in said
+            refused.sendall(body)
+        assert len(tasks) == 3
+        for other in (CHUNKED, b"Content-Length: 99999\r\n\r\n", b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n"):
+            ended = open_.enter_context(local.connect())
+            ended.sendall(head + other)
+            assert b" 503 " in (said := rest(ended)) and b"connection: close" in said
+        broken = open_.enter_context(local.connect())
+        broken.sendall(head + b"Content-Length: 3\r\n\r\nabcnonsense\r\n\r\n")
+        assert rest(broken).count(b"HTTP/1.1 ") == 2
+        refused.sendall(GET + b"\r\n")
+        assert b" 200 " in answer(refused), "probes are answered in an overload"
+        gate.set()
+        for connection in accepted:
+            assert b" 200 " in connection.recv(65536)
+        wait_until(lambda: not tasks)
+        refused.sendall(declared + body)
+        assert b" 200 " in refused.recv(65536)
+        refused.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        counted = b""
+        while b"lit_mmpg_queue_length 0" not in counted:
+            counted += refused.recv(65536)
+        assert b'requests_total{reason="overloaded",status="503"} 7.0' in counted
 
 
 def test_nothing_is_computed_for_clients_that_hung_up(

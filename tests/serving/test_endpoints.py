@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import random
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jsonschema
-import numpy as np
 import pytest
-from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.link import PROTOCOL_VERSION, Upload
-from lit_mmpg.link.messages import _PRELUDE, MAGIC
+from lit_mmpg.runtime.client import CloudClient
+from tests.link.test_message_fuzz import resigned
 from tests.serving.conftest import MAX_BODY, TIMEOUT_S, Guarded
 from tests.serving.making import make_uploads
 
 
 def sealed(upload: Upload, payload: bytes, version: int = PROTOCOL_VERSION) -> bytes:
-    """The message of an upload with another payload and right digests: what a hostile device would send."""
-    import zlib
-
+    """The message of an upload with another payload and a right digest: what a hostile device would send."""
     data = upload.to_bytes()
-    length = _PRELUDE.unpack_from(data)[2]
-    header = json.loads(data[_PRELUDE.size : _PRELUDE.size + length])
-    header["payload_sha256"] = hashlib.sha256(payload).hexdigest()
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    return _PRELUDE.pack(MAGIC, version, len(text), zlib.crc32(text)) + text + payload
+    head = data[:4] + version.to_bytes(2, "little") + data[6 : len(data) - upload.payload_bytes]
+    return resigned(head + payload)
 
 
 def with_anchors(upload: Upload, value: float) -> bytes:
-    """The upload with one anchor value replaced, whatever its encoder would have said to that."""
-    tensors = {name: np.array(array) for name, array in upload.tensors.items()}
-    tensors["anchors"][0, 0, 0] = value
-    return sealed(upload, safetensors_numpy.save(tensors))
+    """The fp32 upload with one anchor value replaced, whatever its encoder would have said to that."""
+    return sealed(upload, struct.pack("<f", value) + upload.payload[4:])
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +86,8 @@ REFUSALS: dict[str, tuple[Callable[[Guarded, Upload], bytes], int, str]] = {
     "too large": (lambda g, u: bytes(MAX_BODY + 1), 413, "too_large"),
     "older protocol": (lambda g, u: sealed(u, b"", 1), 409, "protocol_version"),
     "newer protocol": (lambda g, u: sealed(u, b"", 99), 409, "protocol_version"),
-    "checkpoint": (lambda g, u: dataclasses.replace(u, checkpoint_digest="0" * 64).to_bytes(), 409, "checkpoint"),
-    "specification": (lambda g, u: dataclasses.replace(u, spec_digest="0" * 64).to_bytes(), 409, "specification"),
+    "checkpoint": (lambda g, u: make_uploads(1, g.info | {"checkpoint_digest": "0" * 64})[0].to_bytes(), 409, "model"),
+    "specification": (lambda g, u: make_uploads(1, g.info | {"spec_digest": "0" * 64})[0].to_bytes(), 409, "model"),
     "NaN": (lambda g, u: with_anchors(u, float("nan")), 422, "implausible"),
     "infinity": (lambda g, u: with_anchors(u, float("-inf")), 422, "implausible"),
     "absurd norm": (lambda g, u: with_anchors(u, 1e9), 422, "implausible"),
@@ -144,6 +137,60 @@ def test_keys_over_plain_http_from_elsewhere_are_refused(guarded: Guarded, uploa
     plain = guarded.post(body, x_forwarded_for="203.0.113.9", x_forwarded_proto="http")
     assert (plain.status_code, plain.json()["error"]) == (403, "insecure")
     assert guarded.post(body, x_forwarded_for="203.0.113.9", x_forwarded_proto="https").status_code == 200
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def relay(port: int) -> Iterator[tuple[str, list[list[int]]]]:
+    """Its address; and for each connection the bytes that it passed on so far, up and down."""
+    passed: list[list[int]] = []
+
+    def pump(source: socket.socket, drain: socket.socket, count: list[int], way: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                count[way] += len(data)
+                drain.sendall(data)
+            drain.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+                passed.append([0, 0])
+                for arguments in ((near, far, passed[-1], 0), (far, near, passed[-1], 1)):
+                    threading.Thread(target=pump, args=arguments, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", passed
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("codec", ["int8", "pq"])
+def test_an_adaptation_costs_few_bytes_beside_its_payload(guarded: Guarded, codec: str) -> None:
+    """Counted on the sockets between the device's client and the service, request line and headers included."""
+    name = guarded.info["trained_upload_codec"] if codec == "int8" else guarded.info["upload_codecs"][-1]
+    assert name.startswith(codec)
+    uploads = make_uploads(3, guarded.info, codec=name, prefix="kitchen-")
+    with relay(guarded.server.port) as (url, passed), CloudClient(url, guarded.kitchen) as client:
+        for number, upload in enumerate(uploads):
+            before = list(passed[0]) if passed else [0, 0]
+            download, traffic = client.adapt(upload)
+            up, down = (after - start for after, start in zip(passed[0], before, strict=True))
+            assert (traffic.upload_wire_bytes, traffic.download_wire_bytes) == (up, down)
+            assert len(passed) == 1, f"request {number} opened a connection of its own"
+            for message, wire in ((upload, up), (download, down)):
+                assert len(message.to_bytes()) <= message.payload_bytes + 64
+                assert message.payload_bytes < wire <= message.payload_bytes + 300, (codec, wire, message)
+
+
+def test_a_device_of_the_version_before_is_told_what_to_upgrade(guarded: Guarded) -> None:
+    before = struct.pack("<4sHHI", b"MMPG", 2, 0, 0) + b"{}"
+    response = guarded.post(before)
+    assert (response.status_code, response.json()["error"]) == (409, "protocol_version")
+    assert response.json()["detail"].endswith("upgrade lit-mmpg on the device")
 
 
 # -- below HTTP --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from lit_mmpg.link import Upload
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.serving import verb
 from lit_mmpg.serving.keys import add_key
-from tests.serving.conftest import ROOT, Server, Start, free_port, make_certificate
+from tests.serving.conftest import ROOT, Guarded, Server, Start, free_port, make_certificate
 from tests.serving.making import make_uploads, offline, same_bits
 
 SERVING = ROOT / "configs" / "serving"
@@ -148,6 +149,36 @@ def test_the_kubernetes_manifest_fits_the_program() -> None:
     labels = pod["metadata"]["labels"]
     assert labels == service["selector"] == by_kind["Deployment"]["spec"]["selector"]["matchLabels"]
     assert labels == by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+    scaler, deployment = by_kind["HorizontalPodAutoscaler"]["spec"], by_kind["Deployment"]
+    target = {"apiVersion": deployment["apiVersion"], "kind": "Deployment", "name": deployment["metadata"]["name"]}
+    assert scaler["scaleTargetRef"] == target and "replicas" not in deployment["spec"]
+    assert scaler["minReplicas"] > by_kind["PodDisruptionBudget"]["spec"]["maxUnavailable"], "one is always left"
+    assert int(scaler["metrics"][0]["pods"]["target"]["averageValue"]) < options.max_queue
+    assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(options.port)
+
+
+def test_the_kubernetes_manifest_is_what_the_api_takes() -> None:
+    """Against the schemas of the API, unknown fields refused; offline."""
+    schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is missing; install the extra dev")
+    items = yaml.safe_load((SERVING / "kubernetes.yaml").read_text())["items"]
+    for item in items:
+        for version in ("1.30", schemas.latest_version()):
+            schemas.validate(item, version, strict=True)
+    broken = copy.deepcopy(items[0])
+    broken["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["httpGet"]["schema"] = "HTTPS"
+    with pytest.raises(schemas.ValidationError, match="schema"):
+        schemas.validate(broken, "1.30", strict=True)
+
+
+def test_what_the_manifest_asks_a_pod_for_is_there(guarded: Guarded) -> None:
+    by_kind = {item["kind"]: item for item in yaml.safe_load((SERVING / "kubernetes.yaml").read_text())["items"]}
+    pod = by_kind["Deployment"]["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert guarded.server.get(container[probe]["httpGet"]["path"]).status_code == 200
+    exposed = guarded.server.get(pod["metadata"]["annotations"]["prometheus.io/path"]).text
+    metric = by_kind["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert re.search(rf"^{metric} \d", exposed, re.MULTILINE) and f"# TYPE {metric} gauge" in exposed
 
 
 def test_what_the_deployment_files_tell_to_type_exists() -> None:
