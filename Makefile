@@ -22,7 +22,7 @@ TESTS ?=
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test test-docs soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
+.PHONY: help install test test-docs test-cluster soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,11 @@ test: install lint ## lint and run every test (no network needed after the insta
 
 test-docs: install ## run the commands of the documents as they stand there
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -m docs
+
+# As root for the namespaces; PostgreSQL's programs (Debian: postgresql) for the store that many write to.
+test-cluster: install ## two hosts in namespaces, a Dask cluster with a store in PostgreSQL (what cannot run here is skipped)
+	@$(BIN)/python -m pip install --quiet -e '.[cluster]' pg8000
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -m cluster -rs
 
 soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 of load on the service)
 	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \
