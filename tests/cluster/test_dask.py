@@ -123,8 +123,11 @@ def store() -> Iterator[str]:
         port = free_port()
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
         command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-        with (folder / "server.log").open("wb") if os.access(folder, os.W_OK) else open(os.devnull, "wb") as log:
-            server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        with (folder / "server.log").open("wb") as log:
+            more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            server = subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=os.environ | more
+            )
         address = f"http://127.0.0.1:{port}"
 
         def answers() -> bool:
@@ -138,10 +141,10 @@ def store() -> Iterator[str]:
         yield address
     finally:
         if server is not None:
-            os.killpg(server.pid, signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGKILL)
             server.wait(30)
         if database is not None:
-            database.send_signal(signal.SIGINT)
+            database.send_signal(signal.SIGQUIT)
             database.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from lit_mmpg.checkpoint import read_checkpoint
-from tests.cluster.conftest import ROOT, Host
+from lit_mmpg.profiling.benchmarks.namespaces import Host
+from tests.cluster.conftest import ROOT
 from tests.integration import tiny
 
 pytestmark = pytest.mark.cluster
