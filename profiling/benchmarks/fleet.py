@@ -650,7 +650,6 @@ def table(found: dict[str, Any], command: str) -> dict[str, Any]:
     return result("A fleet behind two replicas", command, columns, rows, git_commit(), notes, figures=found)
 
 
-@working("fleet", bar=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the hosts, measure, and write ``report.json``."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").splitlines()[0])
@@ -670,7 +669,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.inside is None:
             return _outside(options)
         asked = json.loads(options.inside)
-        found = measure(options, asked["leaves"], asked["unverified"])
+        with working("fleet", bar=False):
+            found = measure(options, asked["leaves"], asked["unverified"])
     except (UserError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -695,7 +695,8 @@ def _outside(options: argparse.Namespace) -> int:
     if reason is not None:
         raise UserError(f"a fleet cannot be run here: {reason}")
     options.output.mkdir(parents=True, exist_ok=True)
-    checkpoints = [path.absolute() for path in options.ckpt or train(options.output.absolute())]
+    with working("training two checkpoints", bar=False):
+        checkpoints = [path.absolute() for path in options.ckpt or train(options.output.absolute())]
     unverified = ["packets that are lost or arrive in another order (the kernel's netem)"]
     with star("cloud", list(LINKS)) as (cloud, *leaves):
         for leaf, link in zip(leaves, LINKS.values(), strict=True):

@@ -2,7 +2,8 @@
 
 A cell is two files, ``NAME-seedS.safetensors`` (values of single items) and ``NAME-seedS.json``, which is written last
 and in one step: a cell exists when it is whole, whatever kills the process. ``NAME-seedS.started`` says since when the
-cell has been in work, so that a training that was cut short goes on from its last checkpoint.
+cell has been in work, so that a training that was cut short goes on from its last checkpoint. The process that computes
+the cell holds ``NAME-seedS.lock``.
 """
 
 from __future__ import annotations
