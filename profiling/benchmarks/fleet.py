@@ -139,9 +139,11 @@ class Device:
         try:
             download, traffic = self.client.adapt(self.world.uploads[self.bundle][self.number])
         except CloudError as error:
-            other = error.reason == "refused" and error.lasting and self.world.published != self.bundle
-            self.counts["refetched" if other else f"failed: {error.reason}"] += 1
-            self.bundle = self.world.published
+            if error.reason == "refused" and error.lasting and self.world.published != self.bundle:
+                self.bundle = self.world.published
+                self.counts["refetched"] += 1
+            else:
+                self.counts[f"failed: {error.reason}"] += 1
             return False
         self.seconds.append(time.perf_counter() - begun)
         spec = self.world.spec
@@ -628,10 +630,12 @@ def table(found: dict[str, Any], command: str) -> dict[str, Any]:
             ]
         )
     steady, far = found["steady"], found["million"]
-    failures = {
-        name: {k: v for k, v in found[name]["counts"].items() if k.startswith("failed")} or "none"
-        for name in ("death", "rollout")
-    }
+    phases = ("steady", "death", "rollout")
+    came = "; ".join(
+        f"{name}: "
+        + ", ".join(f"{key.removeprefix('failed: ')} {n:,}" for key, n in sorted(found[name]["counts"].items()))
+        for name in phases
+    )
     far_mbit = {name: f"{value / 1e6:.1f} Mbit/s {name}" for name, value in far["peak_bits_per_s"].items()}
     notes = [
         f"{steady['devices']} devices at once, each adaptation on a new TLS connection: "
@@ -641,9 +645,9 @@ def table(found: dict[str, Any], command: str) -> dict[str, Any]:
         f"{far['peak_over_mean']} times that {far['cores_at_peak']:.1f} cores, {far['replicas']} replicas with "
         f"{far['replica_memory_bytes'] / 2**30:.1f} GiB together, "
         f"{far_mbit['up']} and {far_mbit['down']}.",
-        f"Answers of another device or checkpoint: {sum(found[n]['wrong'] for n in ('steady', 'death', 'rollout'))}; "
-        f"failures while a replica died: {failures['death']}, during the rolling restart: {failures['rollout']}; "
-        f"{found['rollout']['counts'].get('refetched', 0)} refusals made a device fetch the new bundle.",
+        f"Answers of another device or checkpoint: {sum(found[name]['wrong'] for name in phases)}. What came of the "
+        f"requests ('unreachable' without a cause: connections that the relay resets; 'refused' in the rollout: a new "
+        f"bundle, an old replica): {came}.",
         f"Not verified: {'; '.join(found['not_verified'])}.",
     ]
     columns = ["link", "payload up / down", "on the link, new connection", "kept", "seconds, new", "kept"]
