@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,10 @@ def connected(address: str | None, folder: Path, files: Sequence[Path] = ()) -> 
     token.touch()
     try:
         paths = [str(path.absolute()) for path in (token, *files)]
-        yield Cluster(client, _hosts(client, paths))
+        hosts = _hosts(client, paths)
+        if not hosts:
+            print("the cluster has no workers yet; the work begins when one comes", flush=True)
+        yield Cluster(client, hosts)
     finally:
         token.unlink(missing_ok=True)
         client.close()
@@ -228,9 +231,10 @@ class Cluster:
                 else:
                     yield future.result()
         finally:
-            self.client.cancel(list(futures.values()), force=True)
-            if show:
-                self.client.unsubscribe_topic(topic)
+            with suppress(OSError):  # the scheduler is gone
+                self.client.cancel(list(futures.values()), force=True)
+                if show:
+                    self.client.unsubscribe_topic(topic)
 
 
 def _do(piece: Piece, folder: str, environment: dict[str, str], topic: str, needs: list[Ended]) -> Ended:

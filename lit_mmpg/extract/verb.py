@@ -12,7 +12,7 @@ from pathlib import Path
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.heartbeat import working
-from lit_mmpg.launcher import add_arguments, check_arguments
+from lit_mmpg.launcher import add_arguments, check_arguments, connected
 from lit_mmpg.report import escape, format_bytes, wide_console
 from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_video, video_digest
 from lit_mmpg.texts import printable
@@ -50,6 +50,10 @@ def main(argv: Sequence[str]) -> int:
     with working("exporting the encoder, once", console=console):
         graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
     store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
+    where = (graph, Path(os.path.expanduser(options.videos)))
+    if options.launcher == "dask":
+        with connected(options.cluster, store.parts, where):
+            pass  # what does not fit is told before all videos are read
     sources: dict[str, str] = {}
     with working("reading the videos, to tell which are known", len(videos), "clips", console=console) as work:
         for clip, path in videos.items():
@@ -77,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     failed: list[Done] = []
     frames, start = 0, time.perf_counter()
     if options.launcher == "dask":
-        ended = run_on_cluster(jobs, graph, store.settings, options.cluster, Path(os.path.expanduser(options.videos)))
+        ended = run_on_cluster(jobs, store.settings, options.cluster, *where)
     else:
         ended = run_jobs(jobs, graph, store.settings, min(workers, max(1, len(jobs))))
     with working("extracting", len(jobs), "clips", console=console) as work:

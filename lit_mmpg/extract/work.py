@@ -88,7 +88,7 @@ def run_jobs(jobs: Sequence[Job], graph: Path, settings: Settings, workers: int)
 
 
 def run_on_cluster(
-    jobs: Sequence[Job], graph: Path, settings: Settings, address: str | None, videos: Path
+    jobs: Sequence[Job], settings: Settings, address: str | None, graph: Path, videos: Path
 ) -> Iterator[Done]:
     """Do all jobs on a cluster, some clips in each task.
 
@@ -96,9 +96,9 @@ def run_on_cluster(
 
     Args:
         jobs: The jobs.
-        graph: The encoder.
         settings: What the features depend on.
         address: The cluster (:func:`lit_mmpg.launcher.connected`).
+        graph: The encoder.
         videos: Folder of the videos, which all workers have to see.
     """
     if not jobs:

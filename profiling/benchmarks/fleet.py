@@ -91,12 +91,14 @@ async def relay(listen: int, host: str, port: int, link: Link, seed: int) -> Non
     """Pass on what comes, later; reset some connections."""
     chance = random.Random(seed)
     loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[Any] | None] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         doomed = chance.random() < link.reset
+        tasks.add(asyncio.current_task())  # the loop itself holds them weakly
         try:
-            far_reader, far_writer = await asyncio.open_connection(host, port)
-        except OSError:
+            far_reader, far_writer = await asyncio.wait_for(asyncio.open_connection(host, port), TIMEOUT_S)
+        except (OSError, asyncio.TimeoutError):
             writer.transport.abort()
             return
 
@@ -111,6 +113,7 @@ async def relay(listen: int, host: str, port: int, link: Link, seed: int) -> Non
             loop.call_later(link.delay_ms / 1e3, sink.transport.abort if doomed else sink.close)
 
         await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+        tasks.discard(asyncio.current_task())
 
     server = await asyncio.start_server(accept, "127.0.0.1", listen)
     async with server:
