@@ -259,10 +259,11 @@ def _do(piece: Piece, folder: str, environment: dict[str, str], topic: str, need
     over = threading.Event()
 
     def watch() -> None:
-        # Dask does not end a running task whose client is gone; the state of the task tells it.
+        # Dask ends no running task, neither when nobody waits for it nor when the worker itself should end.
         while not over.wait(0.5):
             task = worker.state.tasks.get(key)
-            if task is None or task.state == "cancelled":
+            ending = worker.status.name in ("closing", "closed", "failed")
+            if ending or task is None or task.state == "cancelled":
                 child.terminate()
 
     threading.Thread(target=watch, daemon=True).start()

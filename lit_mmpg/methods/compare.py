@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the file or a run's settings are wrong.
     """
     options, flags = _parser().parse_known_args(list(argv))
+    if options.child_of is not None:
+        end_with(options.child_of)
     comparison = read_comparison(options.config)
     if options.only:
         comparison = comparison.with_rows(tuple(options.only))
@@ -56,7 +58,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     work.run = _parent(work, store)
     if options.child_of is not None:
-        end_with(options.child_of)
         work.compute(seeds, baselines=False, only=options.cell)
         return 0
     apart = None

@@ -293,7 +293,8 @@ def test_clips_are_extracted_on_a_cluster(
     said = process.communicate()[0]
     assert process.returncode == 1 and "torn.mp4" in said and "40 clips" in said, said
     assert kept and all(len(times) == 1 for times in seen.values())
-    assert main([*words, "--output", "alone.h5", "--workers", "2"]) == 1
+    alone = start(*words, "--output", "alone.h5", "--workers", "2")
+    assert alone.communicate(timeout=600) and alone.returncode == 1
     one, other = open_features("cluster.h5"), open_features("alone.h5")
     assert sorted(one.ids()) == sorted(other.ids()) and len(one.ids()) == 40
     for clip in other.ids():
@@ -328,7 +329,7 @@ def test_pieces_that_fail_cost_nothing_but_themselves(
         ended = {one.name: one for one in found.run([deadly, piece("other")])}
         assert ended["deadly"].code == LOST and "workers died" in ended["deadly"].lines[0]
         assert ended["other"].code == 0
-        assert sum(worker.poll() is None for worker in cluster.workers) == 1
+        until(lambda: sum(worker.poll() is None for worker in cluster.workers) == 1)
         with pytest.raises(UserError, match="the scheduler is gone"):
             threading.Thread(target=lambda: (until(cluster.tasks), cluster.scheduler.kill())).start()
             for _ in found.run([piece("endless", then="time.sleep(600)")]):
