@@ -217,19 +217,25 @@ class Cluster:
                 _do, piece, os.getcwd(), environment, topic if show else "", needs,
                 key=f"{topic}-{i}", priority=-i, pure=False,
             )  # fmt: skip
-        names = {future.key: name for name, future in futures.items()}
+        by_key = {future.key: piece for future, piece in zip(futures.values(), pieces, strict=True)}
+        failed: set[str] = set()
         try:
             for future in as_completed(list(futures.values()), loop=self.client.loop):
-                name = names[future.key]
+                piece = by_key[future.key]
                 if future.status in ("cancelled", "lost"):
                     raise UserError("the scheduler is gone; what is finished is kept: give the same command again")
                 error = future.exception()
-                if isinstance(error, KilledWorker):
-                    yield Ended(name, LOST, (f"{name}: several workers died while they were at it ({error})",))
-                elif error is not None:
-                    yield Ended(name, LOST, (f"{name}: {type(error).__name__}: {error}",))
+                if error is None:
+                    ended: Ended = future.result()
+                elif failed & set(piece.needs):
+                    ended = _skipped(piece)
+                elif isinstance(error, KilledWorker):
+                    ended = Ended(piece.name, LOST, (f"{piece.name}: several workers died over it ({error})",))
                 else:
-                    yield future.result()
+                    ended = Ended(piece.name, LOST, (f"{piece.name}: {type(error).__name__}: {error}",))
+                if ended.code:
+                    failed.add(piece.name)
+                yield ended
         finally:
             with suppress(OSError):  # the scheduler is gone
                 self.client.cancel(list(futures.values()), force=True)
@@ -237,12 +243,16 @@ class Cluster:
                     self.client.unsubscribe_topic(topic)
 
 
+def _skipped(piece: Piece) -> Ended:
+    return Ended(piece.name, SKIPPED, (f"{piece.name}: what it needs has failed",))
+
+
 def _do(piece: Piece, folder: str, environment: dict[str, str], topic: str, needs: list[Ended]) -> Ended:
     """Run a piece in a process of this worker, until it ends or is no longer wanted."""
     from distributed import get_worker
 
     if any(needed.code for needed in needs):
-        return Ended(piece.name, SKIPPED, (f"{piece.name}: what it needs has failed",))
+        return _skipped(piece)
     begun = time.monotonic()
     worker = get_worker()
     key = worker.get_current_task()

@@ -57,9 +57,10 @@ MODULE = "lit_mmpg.profiling.benchmarks.fleet"
 TLS_PORT, RELAY_PORT = 8443, 9443
 ALONE = 15
 """Adaptations of a device alone, on new connections and on a kept one."""
-PAUSE_S = 0.5
-"""Between two adaptations of a device, on the average."""
-SECONDS = 20.0
+PAUSE_S, OFFERED_PER_S = 0.5, 40.0
+"""Shortest mean pause of a device between two adaptations; most adaptations that all devices together ask for."""
+SECONDS, PAUSES = 20.0, 4
+"""A phase takes at least this long, and at least so many pauses."""
 TIMEOUT_S = 10.0
 MILLION, PER_DAY, PEAK = 1_000_000, 2, 5
 BUSY = 0.7
@@ -159,7 +160,7 @@ class Device:
     def live(self, stop: threading.Event, fresh: bool) -> None:
         """Adapt again and again."""
         chance = random.Random(self.number)
-        while not stop.wait(PAUSE_S * 2 * chance.random()):
+        while not stop.wait(self.world.pause_s * 2 * chance.random()):
             self.adapt(fresh)
 
 
@@ -168,6 +169,7 @@ class Devices:
 
     def __init__(self, asked: dict[str, Any]) -> None:
         self.url, self.key, self.expected = asked["url"], asked["key"], asked["expected"]
+        self.pause_s = asked["pause_s"]
         self.spec = ParameterSpec.from_json(asked["spec"])
         shape = asked["clips"], asked["frames"], asked["anchors"]
         first, count = asked["first"], asked["count"]
@@ -360,6 +362,11 @@ def start_nginx(folder: Path, ports: Sequence[int], key: Path, certificate: Path
     (folder / "nginx.conf").write_text(text, encoding="utf-8")
     command = [nginx, "-p", str(folder), "-c", "nginx.conf", "-g", "daemon off;"]
     return Service(command, plain, folder / "nginx.log", "/readyz")
+
+
+def pause_s(devices: int) -> float:
+    """Mean pause of a device between two adaptations."""
+    return max(PAUSE_S, devices / OFFERED_PER_S)
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
@@ -568,7 +575,7 @@ def measure(options: argparse.Namespace, leaves: list[dict[str, str]], unverifie
             count = (options.devices - first) // (len(LINKS) - i)
             asked = {
                 "link": asdict(LINKS[name]), "host": leaf["cloud"], "url": f"https://127.0.0.1:{RELAY_PORT}",
-                "key": key,
+                "key": key, "pause_s": pause_s(options.devices),
                 "expected": [digests[first : first + count] for digests in expected], "spec": spec.to_json(),
                 "halves": [
                     {n: getattr(half, n) for n in ("width", "upload_codec", "checkpoint_digest", "spec_digest")}
@@ -663,13 +670,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=100, help="devices (default: %(default)s)")
     parser.add_argument("--ckpt", type=Path, nargs=2, metavar=("OLD", "NEW"), help="default: two are trained")
     parser.add_argument("--output", type=Path, default=Path("outputs/fleet"), help="folder of the report")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a phase")
+    parser.add_argument(
+        "--seconds", type=float, help=f"length of a phase (default: {SECONDS:g}, more for many devices)"
+    )
     parser.add_argument("--outage-s", type=float, default=60.0, help="length of the outage")
     parser.add_argument("--kind", choices=tuple(LINKS), help=argparse.SUPPRESS)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.kind is not None:
         return devices_main()
+    options.seconds = options.seconds or max(SECONDS, PAUSES * pause_s(options.devices))
     if options.devices < len(LINKS) or min(options.seconds, options.outage_s) <= 0:
         parser.error(f"--devices must be at least {len(LINKS)}, --seconds and --outage-s positive")
     try:

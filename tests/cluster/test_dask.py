@@ -326,8 +326,9 @@ def test_pieces_that_fail_cost_nothing_but_themselves(
         assert not Path("behind").exists() and not Path("last").exists()
         # Whatever kills its worker is given up before all workers are dead: here Dask's limit is one.
         deadly = piece("deadly", then="import os, signal; os.kill(os.getppid(), signal.SIGKILL); time.sleep(9)")
-        ended = {one.name: one for one in found.run([deadly, piece("other")])}
+        ended = {one.name: one for one in found.run([deadly, piece("other"), piece("after", "deadly")])}
         assert ended["deadly"].code == LOST and "workers died" in ended["deadly"].lines[0]
+        assert ended["after"].code == SKIPPED
         assert ended["other"].code == 0
         until(lambda: sum(worker.poll() is None for worker in cluster.workers) == 1)
         with pytest.raises(UserError, match="the scheduler is gone"):

@@ -1,4 +1,4 @@
-"""The README's line for several machines, on two hosts: the weights of one process, and a host that dies."""
+"""The documented line for several machines, on two hosts: the weights of one process, and a host that dies."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ EVEN = {"clips": 1, "items_per_clip": 2, "context_clips": 3, "max_frames": 3, "m
 
 
 def documented(host: Host) -> list[str]:
-    """The multi-node command of the README, up to the subcommand, for one process on each of two hosts."""
-    (line,) = re.findall(r"^ +torchrun (--nnodes 2 .*?) -m lit_mmpg", (ROOT / "README.md").read_text(), re.M)
+    """The multi-node command of the document, up to the subcommand, for one process on each of two hosts."""
+    text = (ROOT / "docs/several_machines.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^ +torchrun (--nnodes 2 .*?) -m lit_mmpg", text, re.M)
     words = shlex.split(line.replace("HOST:", f"{host.name}:"))
     words[words.index("--nproc_per_node") + 1] = "1"
     return [sys.executable, "-m", "torch.distributed.run", *words, "-m", "lit_mmpg"]
 
 
 def fit(config: Path, *more: str, nodes: int = 1, devices: int = 1) -> list[str]:
-    """Arguments of the program for one half after the other, as the README has them."""
+    """Arguments of the program for one half after the other, as the document has them."""
     strategy = ["--trainer.strategy", "ddp", "--trainer.num_nodes", str(nodes), "--trainer.devices", str(devices)]
     return ["fit", "--config", str(config), "--save_every_n_steps=1", *(strategy if nodes * devices > 1 else []), *more]
 
