@@ -16,13 +16,14 @@ BOARD_STAMP := $(BOARD_VENV)/.installed
 BOARD_PYTHON ?= $(or $(shell for p in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null && echo $$p && break; done),$(PYTHON))
 SOAK_MINUTES ?= 10
+DEVICES ?= 100
 # One more than cores, since many tests wait for processes; each makes the shared fixtures anew, so more than four bring little.
 TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n + 1 : 4)))
 TESTS ?=
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test test-docs soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
+.PHONY: help install test test-docs test-cluster fleet soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +66,14 @@ test: install lint ## lint and run every test (no network needed after the insta
 
 test-docs: install ## run the commands of the documents as they stand there
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -m docs
+
+# As root for the namespaces; PostgreSQL's programs (Debian: postgresql) for the store that many write to.
+test-cluster: install ## two hosts in namespaces, a Dask cluster with a store in PostgreSQL (what cannot run here is skipped)
+	@$(BIN)/python -m pip install --quiet -e '.[cluster]' pg8000
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -m cluster -rs
+
+fleet: install ## devices behind slow, far and breaking links, two replicas behind nginx (root; DEVICES=100)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m lit_mmpg.profiling.benchmarks.fleet --devices $(DEVICES)
 
 soak: install ## long fuzzing and load, left out of make test (SOAK_MINUTES=10 of load on the service)
 	@$(BIN)/python -m pip install --quiet --only-binary :all: 'atheris>=3' \

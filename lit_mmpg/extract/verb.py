@@ -12,6 +12,7 @@ from pathlib import Path
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.heartbeat import working
+from lit_mmpg.launcher import add_arguments, check_arguments, connected
 from lit_mmpg.report import escape, format_bytes, wide_console
 from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_video, video_digest
 from lit_mmpg.texts import printable
@@ -32,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     output = Path(os.path.expanduser(options.output))
     if output.suffix not in (".h5", ".hdf5") or output.is_dir():
         raise UserError(f"--output {output}: features are written as HDF5; name a file that ends in .h5")
-    if options.frames < 1 or options.workers < 1 or (options.size is not None and options.size < 32):
+    check_arguments(options, None if options.workers is None else "--workers")
+    workers = (os.cpu_count() or 1) if options.workers is None else options.workers
+    if options.frames < 1 or workers < 1 or (options.size is not None and options.size < 32):
         raise UserError("--frames and --workers must be at least 1, --size at least 32")
     # Before anything long: what is there, and whether it fits together.
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
@@ -47,6 +50,10 @@ def main(argv: Sequence[str]) -> int:
     with working("exporting the encoder, once", console=console):
         graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
     store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
+    where = (graph, Path(os.path.expanduser(options.videos)))
+    if options.launcher == "dask":
+        with connected(options.cluster, store.parts, where):
+            pass  # what does not fit is told before all videos are read
     sources: dict[str, str] = {}
     with working("reading the videos, to tell which are known", len(videos), "clips", console=console) as work:
         for clip, path in videos.items():
@@ -58,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     for problem in problems:
         console.print(f"[yellow]left out[/yellow] {escape(problem)}")
 
-    from lit_mmpg.extract.work import Done, Job, run_jobs
+    from lit_mmpg.extract.work import Done, Job, run_jobs, run_on_cluster
 
     jobs = [
         Job(clip, str(path), str(store.part(clip, sources[clip])))
@@ -73,8 +80,12 @@ def main(argv: Sequence[str]) -> int:
         return 1 if problems else 0
     failed: list[Done] = []
     frames, start = 0, time.perf_counter()
+    if options.launcher == "dask":
+        ended = run_on_cluster(jobs, store.settings, options.cluster, *where)
+    else:
+        ended = run_jobs(jobs, graph, store.settings, min(workers, max(1, len(jobs))))
     with working("extracting", len(jobs), "clips", console=console) as work:
-        for done in run_jobs(jobs, graph, store.settings, min(options.workers, max(1, len(jobs)))):
+        for done in ended:
             frames += done.frames
             work.advance()
             if done.error is not None:
@@ -147,8 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="height and width of the pictures (default: as the encoder says)"
     )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one for each core)"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    add_arguments(parser, "clips")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
     return parser

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
-import threading
-import time
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.errors import UserError
 from lit_mmpg.extract.store import Settings
+from lit_mmpg.launcher import CHILD_OF, Piece, connected, end_with
 from lit_mmpg.runtime.video import one_clip, sample_video
 from lit_mmpg.texts import printable
 from lit_mmpg.writing import write_bytes
@@ -47,6 +48,10 @@ class Done:
     frames: int = 0
     error: str | None = None
 
+
+CLIPS_PER_TASK = 64
+TOLD = "done "
+"""Begins the lines of a task that tell of a clip."""
 
 _STATE: dict[str, Any] = {}
 """Of one worker process: its encoder and the settings."""
@@ -82,6 +87,59 @@ def run_jobs(jobs: Sequence[Job], graph: Path, settings: Settings, workers: int)
             yield _alone(job, graph, settings)
 
 
+def run_on_cluster(
+    jobs: Sequence[Job], settings: Settings, address: str | None, graph: Path, videos: Path
+) -> Iterator[Done]:
+    """Do all jobs on a cluster, some clips in each task.
+
+    A worker that dies takes nothing that is finished with it: another one goes on with the rest of its clips.
+
+    Args:
+        jobs: The jobs.
+        settings: What the features depend on.
+        address: The cluster (:func:`lit_mmpg.launcher.connected`).
+        graph: The encoder.
+        videos: Folder of the videos, which all workers have to see.
+    """
+    if not jobs:
+        return
+    with connected(address, Path(jobs[0].target).parent, (graph, videos)) as cluster:
+        # Small enough that all workers end at about the same time, large enough that the start of a process is little.
+        size = min(CLIPS_PER_TASK, -(-len(jobs) // (4 * max(1, len(cluster.hosts)))))
+        parts = {f"clips {i + 1} to {i + len(p)}": p for i in range(0, len(jobs), size) if (p := jobs[i : i + size])}
+        shared = {"graph": str(graph), "settings": asdict(settings)}
+        pieces = [
+            Piece(name, ("-m", "lit_mmpg.extract.work"), text=json.dumps(shared | {"jobs": list(map(asdict, part))}))
+            for name, part in parts.items()
+        ]
+        for ended in cluster.run(pieces):
+            told = {}
+            for line in ended.lines:
+                if line.startswith(TOLD):
+                    clip, frames, error = json.loads(line[len(TOLD) :])
+                    told[clip] = (frames, error)
+            why = f"the task ended with {ended.code}: {printable(' '.join(ended.lines[-2:]))}"
+            for job in parts[ended.name]:
+                yield Done(job, *told.get(job.clip, (0, f"{printable(job.video)}: {why}")))
+
+
+def main() -> None:
+    """A task of :func:`run_on_cluster`: jobs come as JSON on standard input, a line for each goes out."""
+    end_with(int(sys.argv[1].removeprefix(f"{CHILD_OF}=")))
+    asked = json.load(sys.stdin)
+    jobs = [Job(**job) for job in asked["jobs"]]
+    there = [job for job in jobs if Path(job.target).is_file()]  # by a worker that has died since
+    for job in there:
+        _tell(Done(job, len(np.load(job.target, mmap_mode="r", allow_pickle=False))))
+    rest = [job for job in jobs if job not in there]
+    for done in run_jobs(rest, Path(asked["graph"]), Settings(**asked["settings"]), 1):
+        _tell(done)
+
+
+def _tell(done: Done) -> None:
+    print(TOLD + json.dumps([done.job.clip, done.frames, done.error]), flush=True)
+
+
 def _alone(job: Job, graph: Path, settings: Settings) -> Done:
     with _pool(graph, settings, 1) as pool:
         try:
@@ -95,15 +153,8 @@ def _pool(graph: Path, settings: Settings, workers: int) -> ProcessPoolExecutor:
 
 
 def _begin(graph: str, settings: Settings, parent: int) -> None:
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)  # workers of a killed run would wait for work for ever
     _STATE.update(session=open_graph(graph), settings=settings)
-
-
-def _end_with(parent: int) -> None:
-    """Workers of a killed run would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _extract(job: Job) -> Done:
@@ -120,3 +171,7 @@ def _extract(job: Job) -> Done:
     np.save(data, features)
     write_bytes(Path(job.target), data.getvalue())
     return Done(job, len(features))
+
+
+if __name__ == "__main__":
+    main()

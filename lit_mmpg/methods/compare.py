@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import find_config, read_yaml
+from lit_mmpg.launcher import CHILD_OF, add_arguments, check_arguments, connected, end_with
 from lit_mmpg.methods.comparison.plan import Comparison, is_template, read_comparison
 from lit_mmpg.report import print_rows
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the file or a run's settings are wrong.
     """
     options, flags = _parser().parse_known_args(list(argv))
+    if options.child_of is not None:
+        end_with(options.child_of)
     template = is_template(read_yaml(find_config(options.config)))
     comparison = read_comparison(options.config, options.data if template else None)
     data = ["--data", options.data] if options.data else []
@@ -43,37 +46,59 @@ def main(argv: Sequence[str]) -> int:
     folder = Path("outputs/compare") / comparison.name
     output = report_stem(options.output, folder)
     from lit_mmpg.methods.comparison.cells import CellStore
-    from lit_mmpg.methods.comparison.jobs import compute_in_processes, end_with
+    from lit_mmpg.methods.comparison.jobs import compute_in_processes
     from lit_mmpg.methods.comparison.work import Work
 
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; it must be at least 1")
+    check_arguments(options, None if options.jobs is None else "--jobs")
     store = CellStore(folder)
     if options.finished and options.fresh:
         raise UserError("--finished reports what is there and --fresh computes it again; choose one")
     work = Work(comparison, store, flags, options.fresh, options.finished)
-    work.check()
+    if options.child_of is None:
+        work.check()
     if options.list:
         _list(comparison, seeds, store)
         return 0
     work.run = _parent(work, store)
-    if options.cells_for is not None:
-        end_with(options.cells_for)
-        work.compute(seeds, baselines=False)
+    if options.child_of is not None:
+        work.compute(seeds, baselines=False, only=options.cell)
         return 0
     apart = None
-    if options.jobs > 1 and len(seeds) > 1 and not options.finished:
+    if not options.finished:
         only = ["--only", *options.only] if options.only else []
-        again = [
-            "--config",
-            options.config,
-            *(data if template else []),
-            *only,
-            *(["--fresh"] if options.fresh else []),
-            *flags,
-        ]
-        apart = partial(compute_in_processes, again, seeds, options.jobs)
+        again = ["--config", options.config, *(data if template else []), *only, *flags]
+        if options.launcher == "dask":
+            apart = partial(_on_cluster, options.cluster, again, work, seeds)
+        elif (options.jobs or 1) > 1 and len(seeds) > 1:
+            again += ["--fresh"] if options.fresh else []
+            apart = partial(compute_in_processes, again, seeds, options.jobs)
     return _run(work, seeds, store, output, apart)
+
+
+def _on_cluster(address: str | None, arguments: Sequence[str], work: Work, seeds: Sequence[int]) -> None:
+    """Compute the cells on a cluster.
+
+    Raises:
+        UserError: If the cluster or the store of the runs is not fit for it, or a cell fails.
+    """
+    from lit_mmpg.methods.comparison.jobs import compute_on_cluster
+    from lit_mmpg.tracking.store import database
+
+    work.store.folder.mkdir(parents=True, exist_ok=True)
+    with connected(address, work.store.folder) as cluster:
+        others = cluster.other_hosts
+        if work.run is not None and database(work.run.uri) is not None and others:
+            raise UserError(
+                f"the workers run on other hosts ({', '.join(others)}), which must not write the file of the store "
+                f"{work.run.uri} at once; start an MLflow server and name it with --tracking.uri http://HOST:PORT"
+            )
+        if work.fresh:  # said once: a cell whose worker dies goes on, it does not start anew
+            for name in (*work.comparison.runs, *work.comparison.adapted):
+                for seed in seeds:
+                    work.store.forget(name, seed)
+        compute_on_cluster(cluster, arguments, work.comparison, seeds)
 
 
 def _parent(work: Work, store: CellStore) -> ComparisonRun | None:
@@ -106,9 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--finished", action="store_true", help="report what is finished; compute nothing")
     parser.add_argument("--fresh", action="store_true", help="repeat cells that are finished")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="compute N seeds at once, each in a process of its own"
+        "--jobs", type=int, metavar="N", help="compute N seeds at once, each in a process of its own (default: 1)"
     )
-    parser.add_argument("--cells-for", type=int, help=argparse.SUPPRESS)  # pid of the process that has the report
+    add_arguments(parser, "cells")
+    parser.add_argument(CHILD_OF, type=int, help=argparse.SUPPRESS)  # pid of the process that has the report
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # the one row to compute, from what is finished
     return parser
 
 

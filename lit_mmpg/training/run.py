@@ -31,7 +31,7 @@ def fit(argv: Sequence[str]) -> int:
         from lit_mmpg.training.stages import train
 
         best = train(request)
-        if best and os.environ.get("LOCAL_RANK", "0") == "0":
+        if best and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):
             shown = shlex.quote(os.path.relpath(best) if Path(best).is_relative_to(Path.cwd()) else best)
             print(f"next: lit-mmpg test --ckpt_path {shown}\n  or: lit-mmpg export --ckpt {shown} --output bundle")
     return 0

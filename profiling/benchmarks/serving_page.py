@@ -23,7 +23,8 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
     shared = "the first of them for the service, the second for the load generator" if result["cores"] else "shared"
     yield Text(
         f"Checkpoint {result['checkpoint'][:12]}, {result['workers']} worker, {machine['cores']} cores, {shared}, "
-        f"load average {machine['load_average']:.1f} at the start, torch {machine['torch']}. Ratios within this run mean something; rates belong to this machine and hour."
+        f"load average {machine['load_average']:.1f} at the start, torch {machine['torch']}. Ratios "
+        "within this run mean something; rates belong to this machine and hour."
     )
     yield from (Heading("Throughput against the bare batched forward"), _throughput(result))
     yield from (Heading("Latency against offered load"), *_latency(result["latency"]))

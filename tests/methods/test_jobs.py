@@ -65,7 +65,7 @@ def test_processes_end_with_the_first(config: Path, tmp_path: Path) -> None:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if f"--cells-for={first.pid}".encode() in (process / "cmdline").read_bytes():
+                if f"--child-of={first.pid}".encode() in (process / "cmdline").read_bytes():
                     found.append(int(process.name))
             except OSError:
                 continue

@@ -2,17 +2,19 @@
 
 A cell is two files, ``NAME-seedS.safetensors`` (values of single items) and ``NAME-seedS.json``, which is written last
 and in one step: a cell exists when it is whole, whatever kills the process. ``NAME-seedS.started`` says since when the
-cell has been in work, so that a training that was cut short goes on from its last checkpoint.
+cell has been in work, so that a training that was cut short goes on from its last checkpoint. The process that computes
+the cell holds ``NAME-seedS.lock``.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -161,12 +163,37 @@ class CellStore:
         write_text(path, json.dumps({"digest": digest, "since_ms": since}))
         return since
 
+    @contextmanager
+    def locked(self, name: str, seed: int, finished: bool = False) -> Iterator[None]:
+        """Hold a cell while it is computed: a process that wants the same one waits, and finds it finished.
+
+        The lock is ``flock``, which network file systems hold across hosts (NFS from version 4 on); it is gone with
+        the process that holds it.
+
+        Args:
+            name: Name of the row.
+            seed: Its seed.
+            finished: Nothing is computed: do not wait.
+        """
+        if finished:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _suffixed(self.path(name, seed), "lock").open("w") as file, _exclusive(file):
+            yield
+
+    def forget(self, name: str, seed: int) -> None:
+        """Let a cell be computed anew."""
+        for suffix in ("json", "started"):
+            _suffixed(self.path(name, seed), suffix).unlink(missing_ok=True)
+
     def count_read(self, name: str, seed: int, digest: str, split: str) -> None:
         """Note, before it happens, that the test split is read; the file is only ever appended to."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entry = {"row": name, "seed": seed, "digest": digest, "split": split, "time": round(time.time(), 1)}
-        with (self.folder / "test_reads.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / "test_reads.jsonl").open("a", encoding="utf-8") as file, _exclusive(file):
             file.write(json.dumps(entry) + "\n")
+            file.flush()
 
     def reads(self) -> list[dict[str, Any]]:
         """All readings of the test split so far."""
@@ -198,6 +225,15 @@ class CellStore:
 def own_rows(rows: Sequence[Mapping[str, Any]], own: str, prefix: str = "") -> list[dict[str, Any]]:
     """Result rows of a test as a cell keeps them."""
     return [dict(row, own=row["method"] == own, split=f"{prefix}{row['split']}") for row in rows]
+
+
+@contextmanager
+def _exclusive(file: IO[str]) -> Iterator[None]:
+    with suppress(ImportError, OSError):  # a system or file system without locks
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def _suffixed(path: Path, suffix: str) -> Path:

@@ -1,4 +1,4 @@
-"""Several seeds of a comparison at once, each in a process of its own."""
+"""Much of a comparison at once: each seed in a process of its own, or each cell on a worker of a cluster."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import working
+from lit_mmpg.launcher import CHILD_OF, SKIPPED, Cluster, Piece
+from lit_mmpg.methods.comparison.plan import Comparison
+from lit_mmpg.report import escape, wide_console
+from lit_mmpg.texts import duration
 
 
 def compute_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
@@ -34,7 +38,7 @@ def compute_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: i
         if stopped.is_set():
             return 1
         command = [sys.executable, "-m", "lit_mmpg", "compare", *arguments, "--seeds", str(seed)]
-        command.append(f"--cells-for={os.getpid()}")
+        command.append(f"{CHILD_OF}={os.getpid()}")
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
         )
@@ -61,12 +65,44 @@ def compute_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: i
         )
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent is gone, however that ended: nobody would read its work."""
+def compute_on_cluster(
+    cluster: Cluster, arguments: Sequence[str], comparison: Comparison, seeds: Sequence[int]
+) -> None:
+    """Compute the cells on a cluster, each after the run that it starts from.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
+    Args:
+        cluster: The cluster.
+        arguments: Arguments of ``lit-mmpg compare`` without seeds and output.
+        comparison: The comparison.
+        seeds: The seeds.
 
-    threading.Thread(target=watch, daemon=True).start()
+    Raises:
+        UserError: If a cell fails; the others are computed before, so that nothing finished is lost.
+    """
+    starts = {name: run.device_half for name, run in comparison.runs.items()}
+    starts |= {name: row.checkpoint for name, row in comparison.adapted.items()}
+    pieces = [
+        Piece(
+            f"{name} seed {seed}",
+            ("-m", "lit_mmpg", "compare", *arguments, "--seeds", str(seed), "--cell", name),
+            () if start is None else (f"{start} seed {seed}",),
+        )
+        for name, start in starts.items()
+        for seed in seeds
+    ]
+    failed: list[str] = []
+    console = wide_console()
+    with working("cells on the cluster", len(pieces), "cells", console=console) as work:
+        for ended in cluster.run(pieces, show=True):
+            work.advance()
+            if ended.code and ended.code != SKIPPED:
+                failed.append(ended.name)
+                console.print(escape("\n".join(ended.lines[-3:])))
+            elif not ended.code:
+                spent = duration(ended.seconds)
+                console.print(escape(f"[{work.done}/{len(pieces)}] {ended.name} is finished: {spent} on {ended.host}"))
+    if failed:
+        raise UserError(
+            f"{', '.join(failed)} stopped with an error, see above; finished cells are kept: mend it and give the "
+            "same command again"
+        )

@@ -122,18 +122,25 @@ class Work:
 
     # -- computing -----------------------------------------------------------------------------------------------
 
-    def compute(self, seeds: Sequence[int], baselines: bool = True) -> dict[str, list[Cell]]:
-        """All cells, by row; without the baselines where another process computes those."""
+    def compute(self, seeds: Sequence[int], baselines: bool = True, only: str | None = None) -> dict[str, list[Cell]]:
+        """All cells, by row.
+
+        Args:
+            seeds: The seeds.
+            baselines: False where another process computes those.
+            only: Compute this row alone; what it starts from is finished.
+        """
         comparison = self.comparison
         once = not comparison.seed_flags  # a baseline draws nothing: it needs a seed only where the data does
         baseline_seeds = seeds[:1] if once else seeds
-        names = [*comparison.runs, *comparison.adapted] * len(seeds)
+        rows = [*comparison.runs, *comparison.adapted] if only is None else self._way_to(only)
+        names = rows * len(seeds)
         closed_form = comparison.baselines if baselines else ()
         progress = Progress(names + [name for name in closed_form for _ in baseline_seeds])
         cells: dict[str, list[Cell]] = {}
         for seed in seeds:
             finished: dict[str, Cell] = {}
-            for name in (*comparison.runs, *comparison.adapted):
+            for name in rows:
                 progress.start(name, seed)
                 cell = self._cell(name, seed, finished)
                 if cell is not None:
@@ -151,12 +158,23 @@ class Work:
             raise UserError(f"{comparison.path}: no cell is finished yet; leave --finished out to compute them")
         return cells
 
+    def _start(self, name: str) -> str | None:
+        """The run whose checkpoint a row starts from."""
+        run = self.comparison.runs.get(name)
+        return self.comparison.adapted[name].checkpoint if run is None else run.device_half
+
+    def _way_to(self, name: str) -> list[str]:
+        """A row and the runs that it starts from, in order."""
+        start = self._start(name)
+        return [*(self._way_to(start) if start is not None else []), name]
+
     def _cell(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         run = self.comparison.runs.get(name)
-        start = self.comparison.adapted[name].checkpoint if run is None else run.device_half
+        start = self._start(name)
         if start is not None and start not in finished:
             return None  # what it starts from is not finished
-        return self._adapted(name, seed, finished) if run is None else self._trained(name, run, seed, finished)
+        with self.store.locked(name, seed, self.finished_only):
+            return self._adapted(name, seed, finished) if run is None else self._trained(name, run, seed, finished)
 
     def _kept(self, name: str, seed: int, digest: str) -> Cell | None:
         cell = None if self.fresh else self.store.load(name, seed, digest)
