@@ -86,6 +86,7 @@ METRICS: dict[str, Metric] = {
     "energy_net_j": _energy("net_j_per_unit"),
     **{key: _memory(key) for key in ("peak_rss_bytes", "device_bytes", "engine_bytes")},
     "answers_per_s": Metric(lambda row: (row.get("throughput") or {}).get("answers_per_s"), higher_is_better=True),
+    "baked_ratio": Metric(lambda row: (row.get("personalisation") or {}).get("baked_ratio")),
     "upload_bytes": _message("upload"),
     "download_bytes": _message("download"),
 }
@@ -281,6 +282,21 @@ def median_interval(values: Sequence[float]) -> tuple[float, float | None, float
         tail += math.comb(count, cut) * 0.5**count
     middle = float(np.median(ordered))
     return (middle, None, None) if cut == 0 else (middle, ordered[cut - 1], ordered[count - cut])
+
+
+def quantile_interval(samples_ms: Sequence[float], q: float) -> tuple[float | None, float | None]:
+    """An interval of a quantile of correlated samples with 95 % coverage (bootstrap over blocks).
+
+    Args:
+        samples_ms: In the order in which they were taken; fewer than 20 give no interval.
+        q: Per cent.
+    """
+    if len(samples_ms) < 20:
+        return None, None
+    kept = np.asarray(samples_ms[:KEPT_SAMPLES])
+    values = _bootstrap(kept, lambda drawn: np.percentile(drawn, q, axis=-1), np.random.default_rng(0))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Change:

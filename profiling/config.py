@@ -17,7 +17,18 @@ from lit_mmpg.runtime.network import parse_address
 
 T = TypeVar("T")
 
-SCENARIOS = ("answer", "offline", "multistream", "server", "layers", "adapt", "stream", "finetune", "sustained")
+SCENARIOS = (
+    "answer",
+    "personalise",
+    "offline",
+    "multistream",
+    "server",
+    "layers",
+    "adapt",
+    "stream",
+    "finetune",
+    "sustained",
+)
 ENCODER = ("without", "with", "both")
 PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
 
@@ -169,7 +180,7 @@ class ProfileConfig:
     name: str
     engines: tuple[EngineSelection, ...]
     batches: tuple[int, ...] = (1,)
-    scenarios: tuple[str, ...] = ("answer",)
+    scenarios: tuple[str, ...] = ("answer", "personalise")
     encoder: str = "both"
     measure_memory: bool = True
     measure_energy: bool = True

@@ -138,6 +138,7 @@ class Harness:
             "network": [],
             "bytes": None,
             "throughput": None,
+            "personalisation": None,
             "stages": {},
             "series": {},
             "state_before": None,
@@ -300,6 +301,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "series": dict(outcome.series),
         "bytes": outcome.bytes,
         "throughput": outcome.throughput,
+        "personalisation": outcome.personalisation,
         "network": list(outcome.network),
         "notes": list(outcome.notes),
     }

@@ -82,6 +82,9 @@ def remarks(row: Row) -> str:
         rate = throughput["answers_per_s"]
         limit = f", p99 <= {format_ms(throughput['p99_limit_ms'])} ms" if "p99_limit_ms" in throughput else ""
         found.insert(0, f"{throughput['mode']}{limit}: {'none' if rate is None else f'{rate:,.4g}'} answers/s")
+    personal = row.get("personalisation")
+    if personal and personal["baked_ratio"] is not None:
+        found.insert(0, f"{personal['baked_ratio']:.3g} x baked ({personal['baked_by']})")
     device = (row.get("latency") or {}).get("device")
     if device:
         found.insert(0, f"GPU alone {format_ms(device['p50_ms'])} ms")
@@ -122,7 +125,7 @@ def print_document(document: Mapping[str, Any]) -> None:
             escape(note),
         )
     console.print(table)
-    for line in [*absent_lines(rows), *energy_lines(rows)]:
+    for line in [*personalisation_lines(rows), *absent_lines(rows), *energy_lines(rows)]:
         console.print(escape(line), highlight=False)
 
 
@@ -174,6 +177,33 @@ def print_comparison(comparison: Mapping[str, Any], shown: Sequence[str]) -> Non
         console.print(f"note: {escape(remark)}", highlight=False)
     for problem in comparison["problems"]:
         console.print(f"FAILED: {escape(problem)}", highlight=False)
+
+
+def personalisation_lines(rows: Sequence[Row]) -> list[str]:
+    """What new parameters cost each engine, at once and from then on: a line for each row that measured it."""
+    return [
+        f"Personalisation: {engine_label(row)} {row['precision']} from "
+        f"{'pixels' if row['encoder_included'] else 'features'}: {describe_personalisation(row['personalisation'])}"
+        for row in rows
+        if row.get("personalisation")
+    ]
+
+
+def describe_personalisation(found: Mapping[str, Any]) -> str:
+    """A row's personalisation in words, without its engine."""
+    first = found["first_right_answer_ms"]
+    text = (
+        f"{_with_interval(first['median'], first['low'], first['high'])} ms from the bytes of a download "
+        f"({format_bytes(found['download_bytes'])}) to the first right answer, by {found['way']}"
+    )
+    if found["baked_ratio"] is None:
+        return f"{text}; no ratio to baked parameters: {found['baked_reason']}"
+    ratio = _with_interval(found["baked_ratio"], found["baked_ratio_low"], found["baked_ratio_high"])
+    return f"{text}; from then on {ratio} times the inference with baked parameters ({found['baked_by']})"
+
+
+def _with_interval(middle: float, low: float | None, high: float | None) -> str:
+    return f"{middle:.3g}" + ("" if low is None or high is None else f" [{low:.3g}, {high:.3g}]")
 
 
 def absent_lines(rows: Sequence[Row]) -> list[str]:

@@ -40,6 +40,7 @@ class AotInductorEngine(TorchModuleEngine):
     """AOTInductor: compiled once per machine, then loaded as a library."""
 
     name = "torch_aoti"
+    ways = ("inputs",)
 
     @classmethod
     def requirements(cls) -> str | None:
