@@ -20,6 +20,7 @@ from lit_mmpg.files import find_config
 from lit_mmpg.heartbeat import tell
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling import engines as kept_engines
 from lit_mmpg.profiling import recording
 from lit_mmpg.profiling.compare import METRICS, Limit, compare_profiles
 from lit_mmpg.profiling.config import SCENARIOS, ProfileConfig, load_config
@@ -28,10 +29,10 @@ from lit_mmpg.profiling.html import render, render_comparison
 from lit_mmpg.profiling.interleave import compare_bundles
 from lit_mmpg.profiling.plan import Cell, engines_here, make_plan
 from lit_mmpg.profiling.schema import SCHEMA
-from lit_mmpg.profiling.tables import print_comparison, print_document, print_engines
+from lit_mmpg.profiling.tables import print_built, print_comparison, print_document, print_engines, print_kept
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.engines.cache import cache_folder
+from lit_mmpg.runtime.engines.cache import EngineCache, cache_folder
 from lit_mmpg.texts import masked, printable
 
 
@@ -101,8 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(function=_compare)
 
-    engines = commands.add_parser("engines", help="list the engines, with the reason where one cannot run here")
+    engines = commands.add_parser(
+        "engines",
+        help="list the engines, with the reason where one cannot run here; build, list and load what they keep",
+        description="Without a command: the engines, with the reason where one cannot run here.",
+    )
     engines.set_defaults(function=_engines)
+    _add_kept(engines)
 
     report = commands.add_parser("report", help="make the page of a profile again")
     report.add_argument("file", type=Path, metavar="FILE", help="profile.json")
@@ -112,6 +118,24 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON schema of profile.json")
     schema.set_defaults(function=_schema)
     return parser
+
+
+def _add_kept(engines: argparse.ArgumentParser) -> None:
+    commands = engines.add_subparsers(metavar="COMMAND")
+    for name, function, told in (
+        ("build", _build_engines, "build the engines of a configuration for this machine and its power mode, and keep"),
+        ("load", _load_engines, "load what is kept, compared with the reference; or say why it does not fit"),
+    ):
+        command = commands.add_parser(name, help=told)
+        command.add_argument("--bundle", required=True, type=Path, help="folder that 'lit-mmpg export' wrote")
+        command.add_argument("--config", default="configs/profile/generic_cpu.yaml", help="whose engines; %(default)s")
+        command.add_argument("--engines", nargs="+", metavar="ENGINE", help="only these engines of the configuration")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+        command.set_defaults(function=function)
+    listed = commands.add_parser("list", help="what is kept, with its key, and why it does not fit here")
+    listed.add_argument("--cache", type=Path, help="folder; the user's cache when not given")
+    listed.add_argument("--json", action="store_true", help="as JSON, with whole keys")
+    listed.set_defaults(function=_list_engines)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -309,6 +333,34 @@ def _engines(_: argparse.Namespace) -> int:
             for r in engines_here().values()
         ]
     )
+    return 0
+
+
+def _build_engines(options: argparse.Namespace) -> int:
+    config = _load_config(options.config, options.set, options.engines)
+    with handed_over(cache_folder()):
+        rows = kept_engines.build(config, Bundle.open(options.bundle), tell)
+    print_built(rows, "engines built")
+    return 0 if all(row["state"] in ("built", "kept", "none") for row in rows) else 1
+
+
+def _load_engines(options: argparse.Namespace) -> int:
+    config = _load_config(options.config, options.set, options.engines)
+    rows = kept_engines.load(config, Bundle.open(options.bundle), tell)
+    print_built(rows, "engines loaded")
+    return 0 if all(row["state"] in ("loaded", "none") for row in rows) else 1
+
+
+def _list_engines(options: argparse.Namespace) -> int:
+    found = kept_engines.kept_here(options.cache)
+    if options.json:
+        plain = [
+            {**vars(kept), "path": str(kept.path), "fits_here": reason is None, "reason": reason}
+            for kept, reason in found
+        ]
+        print(json.dumps(plain, indent=1))
+        return 0
+    print_kept(found, EngineCache(options.cache).folder)
     return 0
 
 

@@ -132,6 +132,7 @@ class Harness:
             "engine_details": {},
             "verdicts": [],
             "activate_ms": None,
+            "build_ms": {},
             "latency": None,
             "memory": None,
             "energy": [],
@@ -160,6 +161,7 @@ class Harness:
         with Pipeline(self.bundle, cell, more_roles(cell.scenario)) as pipeline:
             row |= {"roles": pipeline.roles, "activate_ms": pipeline.activate_ms}
             row["engine_details"] = pipeline.engines["model"].describe()
+            row["build_ms"] = pipeline.build_ms
             cold_ms = elapsed_ms(pipeline.answer)
             self.say("comparing with the reference")
             verdicts = pipeline.verify()

@@ -101,7 +101,13 @@ _ROW = {
         "options": {"type": "object"},
         "engine_details": {"type": "object"},
         "verdicts": {"type": "array", "items": {"type": "object"}, "description": "Check against the reference."},
-        "activate_ms": _NUMBER_OR_NULL,
+        "activate_ms": {**_NUMBER_OR_NULL, "description": "Making all graphs ready: building, loading, first memory."},
+        "build_ms": {
+            "type": "object",
+            "description": "By graph, what building (optimising, compiling) took of it; null where a kept engine was "
+            "loaded, or nothing is built before the first call.",
+            "additionalProperties": _NUMBER_OR_NULL,
+        },
         "latency": _LATENCY,
         "memory": _OBJECT_OR_NULL,
         "energy": {"type": "array", "items": _ENERGY},
@@ -126,7 +132,8 @@ _ROW = {
         },
         "stages": {
             "type": "object",
-            "description": "Distributions of the parts of a unit; a null part has its reason in notes.",
+            "description": "Distributions of the parts of a unit; a null part has its reason in notes. Of the scenario "
+            "answer: copy_inputs, compute and copy_outputs of all its graphs, from calls of their own.",
             "additionalProperties": {**_DISTRIBUTION, "type": ["object", "null"]},
         },
         "series": {"type": "object", "description": "Time series of the scenarios stream and sustained."},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lit_mmpg.report import escape, format_bytes, wide_console
+from lit_mmpg.runtime.engines.cache import Kept
 
 Row = Mapping[str, Any]
 
@@ -246,3 +248,43 @@ def print_engines(rows: Sequence[Mapping[str, Any]]) -> None:
             row["name"], escape(row["help"]), ", ".join(row["precisions"]), ", ".join(row["ways"]), escape(here)
         )
     wide_console().print(table)
+
+
+def print_built(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Print what became of each engine of a configuration."""
+    table = Table(title=title, title_justify="left")
+    for name in ("engine", "graph", "precision", "state", "took", "size", "reason"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("took", "size") else "left")
+    for row in rows:
+        took_ms = row["load_ms"] if row["build_s"] is None else row["build_s"] * 1e3
+        table.add_row(
+            row["engine"],
+            row["role"],
+            row["precision"],
+            row["state"],
+            "" if took_ms is None else f"{format_ms(took_ms)} ms",
+            "" if row["bytes"] is None else format_bytes(row["bytes"]),
+            escape(row["reason"] or ""),
+        )
+    wide_console().print(table)
+
+
+def print_kept(found: Sequence[tuple[Kept, str | None]], folder: Path) -> None:
+    """Print kept engines, what each was built for, and why it does not fit here."""
+    console = wide_console()
+    if not found:
+        console.print(escape(f"{folder}: nothing is kept; 'lit-mmpg profile engines build' builds"), highlight=False)
+        return
+    table = Table(title=f"engines kept in {escape(str(folder))}", title_justify="left")
+    for name in ("engine", "bundle", "graph", "precision", "built for", "size", "built", "here"):
+        table.add_column(name, overflow="fold", justify="right" if name == "size" else "left")
+    for kept, reason in found:
+        machine = kept.key.get("machine")
+        named = machine.items() if isinstance(machine, Mapping) else [("machine", machine)]
+        built_for = [f"{kept.key.get('library')} {kept.key.get('version')}"]
+        built_for += [f"{name.replace('_', ' ')} {value}" for name, value in named if value]
+        label = (escape(kept.label.get(name, "")) for name in ("engine", "bundle", "role", "precision"))
+        here = "fits" if reason is None else f"no: {reason}"
+        size = format_bytes(kept.size_bytes)
+        table.add_row(*label, escape(", ".join(built_for)), size, kept.built, escape(here))
+    console.print(table)
