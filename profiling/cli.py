@@ -1,4 +1,4 @@
-"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, compare, import, engines, report, schema."""
+"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, compare, import, engines, report, layers, schema."""
 
 from __future__ import annotations
 
@@ -29,7 +29,16 @@ from lit_mmpg.profiling.html import render, render_comparison
 from lit_mmpg.profiling.interleave import compare_bundles
 from lit_mmpg.profiling.plan import Cell, engines_here, make_plan
 from lit_mmpg.profiling.schema import SCHEMA
-from lit_mmpg.profiling.tables import print_built, print_comparison, print_document, print_engines, print_kept
+from lit_mmpg.profiling.tables import (
+    layer_graphs,
+    print_built,
+    print_comparison,
+    print_document,
+    print_engines,
+    print_kept,
+    print_layers,
+)
+from lit_mmpg.profiling.trtexec import is_trtexec, read_trtexec
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines.cache import EngineCache, cache_folder
@@ -114,6 +123,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("file", type=Path, metavar="FILE", help="profile.json")
     report.add_argument("--output", type=Path, help="HTML file; report.html beside FILE when not given")
     report.set_defaults(function=_report)
+
+    layers = commands.add_parser(
+        "layers",
+        help="the slowest layers of a profile, or of trtexec's",
+        description="Print where the time goes: of the rows of the scenario 'layers', or of what trtexec exported.",
+    )
+    layers.add_argument(
+        "file", type=Path, metavar="FILE", help="profile.json, or the file of 'trtexec --exportProfile'"
+    )
+    layers.add_argument(
+        "--layer-info", type=Path, metavar="FILE", help="file of 'trtexec --exportLayerInfo', for the kinds of layers"
+    )
+    layers.add_argument("--most", type=int, default=10, help="layers of each graph; %(default)s")
+    layers.set_defaults(function=_layers)
 
     schema = commands.add_parser("schema", help="print the JSON schema of profile.json")
     schema.set_defaults(function=_schema)
@@ -341,14 +364,20 @@ def _build_engines(options: argparse.Namespace) -> int:
     with handed_over(cache_folder()):
         rows = kept_engines.build(config, Bundle.open(options.bundle), tell)
     print_built(rows, "engines built")
-    return 0 if all(row["state"] in ("built", "kept", "none") for row in rows) else 1
+    return _status(rows, ("built", "kept"))
 
 
 def _load_engines(options: argparse.Namespace) -> int:
     config = _load_config(options.config, options.set, options.engines)
     rows = kept_engines.load(config, Bundle.open(options.bundle), tell)
     print_built(rows, "engines loaded")
-    return 0 if all(row["state"] in ("loaded", "none") for row in rows) else 1
+    return _status(rows, ("loaded",))
+
+
+def _status(rows: Sequence[dict[str, Any]], good: Sequence[str]) -> int:
+    """0 where something is as it should be, and nothing that can be here is not."""
+    states = {row["state"] for row in rows}
+    return 0 if states & set(good) and states <= {*good, "none", "absent"} else 1
 
 
 def _list_engines(options: argparse.Namespace) -> int:
@@ -368,6 +397,23 @@ def _report(options: argparse.Namespace) -> int:
     output = options.output or options.file.with_name("report.html")
     output.write_text(render(documents.load(options.file)), encoding="utf-8")
     print(f"Written: {printable(str(output))}")
+    return 0
+
+
+def _layers(options: argparse.Namespace) -> int:
+    if is_trtexec(options.file):
+        layers = read_trtexec(options.file, options.layer_info)
+        print_layers(
+            options.file.name, {"time_ms": sum(layer["time_ms"] for layer in layers), "layers": layers}, options.most
+        )
+        return 0
+    if options.layer_info is not None:
+        raise UserError(f"--layer-info {options.layer_info} goes with a file of 'trtexec --exportProfile'")
+    graphs = layer_graphs(documents.load(options.file)["rows"])
+    if not graphs:
+        raise UserError(f"{options.file} has no row of the scenario 'layers'; run the profile with --scenarios layers")
+    for title, graph in graphs:
+        print_layers(title, graph, options.most)
     return 0
 
 

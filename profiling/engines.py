@@ -45,7 +45,7 @@ def _maker(bundle: Bundle, what: Mapping[str, str], options: Mapping[str, Any]) 
     def make() -> Engine:
         known = {field.name for field in fields(engine_class(what["engine"]).config_class)}
         keep = {"keep": True} if "keep" in known else {}
-        return create_engine(what["engine"], bundle, what["role"], what["precision"], **options | keep)
+        return create_engine(what["engine"], bundle, what["role"], what["precision"], **{**options, **keep})
 
     return make
 
@@ -54,11 +54,14 @@ def build(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
     """Build and keep every engine, or find it kept.
 
     Returns:
-        Rows ``engine``, ``role``, ``precision`` with ``state`` (built, kept, none, failed), ``build_s``, ``bytes``,
-        ``path`` and ``reason``.
+        Rows ``engine``, ``role``, ``precision`` with ``state`` (built, kept, none, absent, failed), ``build_s``,
+        ``bytes``, ``path`` and ``reason``.
     """
 
     def one(engine: Engine) -> Row:
+        reason = getattr(engine, "compile_requirements", engine.requirements)()
+        if reason is not None:
+            return {"state": "absent", "reason": reason}
         key = engine.key()
         if key is None:
             return {"state": "none", "reason": _keeps_nothing(engine)}
@@ -77,16 +80,23 @@ def load(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
     """Load every kept engine and compare it with the reference; nothing is built.
 
     Returns:
-        Rows as of :func:`build` with ``state`` (loaded, none, does not fit, wrong, failed), ``load_ms`` and ``reason``.
+        Rows as of :func:`build` with ``state`` (loaded, none, absent, does not fit, wrong, failed), ``load_ms`` and
+        ``reason``.
     """
 
     def one(engine: Engine) -> Row:
-        key = engine.key()
+        absent = engine.requirements()
+        try:
+            key = engine.key()
+        except UserError as error:
+            return {"state": "absent", "reason": absent or str(error)}
         if key is None:
             return {"state": "none", "reason": _keeps_nothing(engine)}
         reason = engine.cache.why_not(key, engine.suffix, engine.label)
         if reason is not None:
             return {"state": "does not fit", "reason": reason}
+        if absent is not None:
+            return {"state": "absent", "reason": absent}
         start = time.perf_counter()
         with engine:
             spent_ms = (time.perf_counter() - start) * 1e3
@@ -103,6 +113,10 @@ def _tried(what: Mapping[str, str], make: Callable[[], Engine], one: Callable[[E
     """A row, whatever goes wrong: one engine's failure costs no other."""
     row: Row = {**what, **dict.fromkeys(("build_s", "load_ms", "bytes", "path", "reason"))}
     say(" ".join(what.values()))
+    try:
+        engine_class(what["engine"])
+    except UserError as error:
+        return row | {"state": "absent", "reason": str(error)}
     try:
         return row | one(make())
     except Exception as error:

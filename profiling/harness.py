@@ -238,11 +238,15 @@ class Harness:
         return [*found, energy.nothing(missing)]
 
     def _memory_of(self, cell: Cell, roles: dict[str, str]) -> memory.Memory:
-        """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process."""
+        """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process.
+
+        Of the scenario ``stream``: of a process that lives through it, with all that it needs.
+        """
         wanted = [role for role in ("encode", "model") if role in roles]
+        stream = to_json(self.config.stream) if cell.scenario == "stream" else None
         finetune = to_json(self.config.finetune) if cell.scenario == "finetune" else None
         ran = tuple((role, roles[role]) for role in wanted)
-        key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune))
+        key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune), str(stream))
         if key not in self._memory:
             self.say("memory in a fresh process")
             self._memory[key] = memory.measure(
@@ -253,6 +257,7 @@ class Harness:
                     "options": to_json(cell.selection.options),
                     "batch": cell.batch,
                     "finetune": finetune,
+                    "stream": stream,
                 }
             )
         return self._memory[key]

@@ -125,9 +125,9 @@ _ROW = {
         "personalisation": {
             **_OBJECT_OR_NULL,
             "description": "Of the scenario personalise. first_right_answer_ms: median and its interval (95 %), from "
-            "the bytes of a download to the first right answer. baked_ratio, baked_ratio_low, baked_ratio_high: time of "
-            "an inference over that of the same engine with the parameters inside (baked_by), median of blocks of turns "
-            "and its interval; null with baked_reason.",
+            "the bytes of a download to the first right answer. baked_ratio, baked_ratio_low, baked_ratio_high: time "
+            "of an inference over that of the same engine with the parameters inside (baked_by), median of blocks of "
+            "turns and its interval; null with baked_reason.",
             "required": ["way", "download_bytes", "first_right_answer_ms", "baked_ratio", "baked_reason"],
         },
         "stages": {

@@ -127,7 +127,15 @@ def print_document(document: Mapping[str, Any]) -> None:
             escape(note),
         )
     console.print(table)
-    for line in [*personalisation_lines(rows), *absent_lines(rows), *energy_lines(rows)]:
+    bounds = [f"Where the time goes: {title}, {describe_bound(graph)}" for title, graph in layer_graphs(rows)]
+    for line in [
+        *personalisation_lines(rows),
+        *apart_lines(rows),
+        *bounds,
+        *stream_memory_lines(rows),
+        *absent_lines(rows),
+        *energy_lines(rows),
+    ]:
         console.print(escape(line), highlight=False)
 
 
@@ -191,6 +199,38 @@ def personalisation_lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def apart_lines(rows: Sequence[Row]) -> list[str]:
+    """Building and copies apart from computing: a line for each engine and precision, of answers to one clip."""
+    lines = []
+    for row in rows:
+        apart = row["stages"] if row["status"] == "ok" and row["scenario"] == "answer" and row["batch"] == 1 else {}
+        if "compute" not in apart:
+            continue
+        parts = ", ".join(f"{name.replace('_', ' ')} {format_ms(part['p50_ms'])}" for name, part in apart.items())
+        built = [ms for ms in row.get("build_ms", {}).values() if ms is not None]
+        start = f"built in {format_ms(sum(built))} ms" if built else "not built here"
+        path = "pixels" if row["encoder_included"] else "features"
+        lines.append(f"Apart: {engine_label(row)} {row['precision']} from {path}: {start}; ms of an answer: {parts}")
+    return lines
+
+
+def stream_memory_lines(rows: Sequence[Row]) -> list[str]:
+    """The peak of a process that lived through a whole stream."""
+    lines = []
+    for row in rows:
+        memory = row["memory"] or {}
+        if memory.get("clips") and memory.get("peak_rss_bytes"):
+            grown, asked = memory["inference_rss_bytes"], memory["workspace_bytes"]
+            path = "pixels" if row["encoder_included"] else "features"
+            lines.append(
+                f"Memory of a stream of {memory['clips']} clips: {engine_label(row)} {row['precision']} from {path}: "
+                f"peak {format_bytes(memory['peak_rss_bytes'])}"
+                + ("" if grown is None else f", {format_bytes(grown)} above the engines when they were ready")
+                + ("" if asked is None else f"; workspace on the accelerator {format_bytes(asked)}")
+            )
+    return lines
+
+
 def describe_personalisation(found: Mapping[str, Any]) -> str:
     """A row's personalisation in words, without its engine."""
     first = found["first_right_answer_ms"]
@@ -206,6 +246,53 @@ def describe_personalisation(found: Mapping[str, Any]) -> str:
 
 def _with_interval(middle: float, low: float | None, high: float | None) -> str:
     return f"{middle:.3g}" + ("" if low is None or high is None else f" [{low:.3g}, {high:.3g}]")
+
+
+def layer_graphs(rows: Sequence[Row]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Graphs of the scenario ``layers`` with their titles."""
+    return [
+        (f"{engine_label(row)} {row['precision']}: {role}", graph)
+        for row in rows
+        if row["status"] == "ok"
+        for role, graph in row["series"].get("layers", {}).get("graphs", {}).items()
+    ]
+
+
+def describe_bound(graph: Mapping[str, Any]) -> str:
+    """What bounds a graph, and its slowest layer."""
+    text = f"{format_ms(graph['time_ms'])} ms"
+    roof = graph.get("roofline")
+    if roof:
+        text += f", bound by {roof['bound']} (arithmetic alone {format_ms(roof['arithmetic_ms'])} ms, memory alone "
+        text += f"{format_ms(roof['memory_ms'])} ms)"
+    layers = graph["layers"] or ()
+    total = sum(layer["time_ms"] for layer in layers)
+    if total > 0:
+        slowest = max(layers, key=lambda layer: layer["time_ms"])
+        name = slowest["operator"] or slowest["name"]
+        text += f"; slowest of {len(layers)} layers: {name}, {slowest['time_ms'] / total:.0%}"
+    return text
+
+
+def print_layers(title: str, graph: Mapping[str, Any], most: int) -> None:
+    """Print the slowest layers of a graph.
+
+    Args:
+        title: What it is.
+        graph: ``time_ms``, ``layers``, perhaps ``roofline``.
+        most: So many layers.
+    """
+    console = wide_console()
+    console.print(escape(f"{title}: {describe_bound(graph)}"), highlight=False)
+    table = Table()
+    for name in ("layer", "operator", "ms", "share"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("ms", "share") else "left")
+    layers = sorted(graph["layers"] or (), key=lambda layer: -layer["time_ms"])
+    total = sum(layer["time_ms"] for layer in layers)
+    for layer in layers[:most]:
+        share = f"{layer['time_ms'] / total:.0%}" if total > 0 else ""
+        table.add_row(escape(layer["name"]), escape(layer["operator"]), format_ms(layer["time_ms"]), share)
+    console.print(table)
 
 
 def absent_lines(rows: Sequence[Row]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class TorchModuleEngine(Engine):
 
     config_class = TorchConfig
     precisions = ("fp32",)
-    ways = ("inputs", "rebind")
+    ways: ClassVar[tuple[str, ...]] = ("inputs", "rebind")
     config: TorchConfig
 
     def __init__(self, bundle: Bundle, role: str, precision: str = "fp32", config: EngineConfig | None = None) -> None:

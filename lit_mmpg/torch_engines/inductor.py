@@ -55,7 +55,7 @@ class AotInductorEngine(TorchModuleEngine):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """torch with this package, and the machine."""
+        """Torch with this package, and the machine."""
         machine = {
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "gpu": f"{torch.cuda.get_device_properties(0)}" if torch.cuda.is_available() else None,

@@ -74,7 +74,9 @@ def run(context: Context) -> Outcome:
     def check() -> None:
         error = compare(turn["answer"], expected[turn["number"] % 2]).error
         if not error <= limit:
-            raise RuntimeError(f"the answer after a swap is not that of the new parameters (relative error {error:.2g})")
+            raise RuntimeError(
+                f"the answer after a swap is not that of the new parameters (relative error {error:.2g})"
+            )
         turn["number"] += 1
 
     parts = {"decode": decode, "load": load, "first_answer": first_answer}

@@ -333,7 +333,9 @@ def test_a_cuda_graph_is_replayed_for_the_same_shapes_alone(small, library, cuda
         before = launches()
         for case in ("device0", "device1", "device0"):  # a graph reads the parameters of now
             engine.load_parameters(own[case])
-            np.testing.assert_allclose(engine.infer(samples.inputs)["scores"], samples.outputs[case]["scores"], atol=1e-4)
+            np.testing.assert_allclose(
+                engine.infer(samples.inputs)["scores"], samples.outputs[case]["scores"], atol=1e-4
+            )
         assert launches() == before + 2, "all but the first call with these shapes"
         fewer = {name: array[:2] for name, array in samples.inputs.items()}
         for _ in range(2):
@@ -343,7 +345,9 @@ def test_a_cuda_graph_is_replayed_for_the_same_shapes_alone(small, library, cuda
         library.refuse = {"execute_async_v3"}
         with pytest.raises(UserError, match="leave cuda_graph out"):
             engine.infer(samples.inputs)
-    assert not cuda.leaked and engine.key() == engine_of(small, tmp_path).key(), "the same engine, with graphs or without"
+    assert not cuda.leaked and engine.key() == engine_of(small, tmp_path).key(), (
+        "the same engine, with graphs or without"
+    )
 
 
 def test_layers_come_from_the_profiler_with_their_kinds_from_the_inspector(small, library, cuda, tmp_path):

@@ -218,4 +218,4 @@ class EngineCache:
             and (kept.key.get("graph") == key.get("graph") or all(kept.label.get(k) == v for k, v in label.items()))
         ]
         near = [found for found in near if found]
-        return "; ".join(min(near, key=len)) if near else "none was built"
+        return "; ".join(min(near, key=lambda found: len(found))) if near else "none was built"

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -242,7 +243,7 @@ class OnnxRuntimeEngine(Engine):
         clock.append(time.perf_counter())
         self._binding.copy_outputs_to_cpu()
         clock.append(time.perf_counter())
-        spent = (end - start for start, end in zip(clock, clock[1:], strict=False))
+        spent = (end - start for start, end in pairwise(clock))
         return dict(zip(("copy_inputs", "compute", "copy_outputs"), (1e3 * s for s in spent), strict=True))
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> None:

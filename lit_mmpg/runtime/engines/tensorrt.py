@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -574,8 +575,8 @@ class TensorRTEngine(Engine):
         """Times between CUDA events before and after the copies; what the processor does in between counts, too."""
         self.infer(inputs)
         names = ("copy_inputs", "compute", "copy_outputs")
-        pairs = zip(self._events, self._events[1:], strict=False)
-        return {name: self._gpu.elapsed_ms(*pair) for name, pair in zip(names, pairs, strict=True)}
+        marks = pairwise(self._events)
+        return {name: self._gpu.elapsed_ms(*pair) for name, pair in zip(names, marks, strict=True)}
 
     def layer_times(self, inputs: Mapping[str, np.ndarray], calls: int) -> list[dict[str, Any]]:
         """Times from TensorRT's ``IProfiler`` on a context of its own; kinds of layers from its engine inspector.
