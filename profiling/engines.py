@@ -22,6 +22,9 @@ from lit_mmpg.runtime.verify import verify
 Row = dict[str, Any]
 Say = Callable[[str], None]
 
+ONE_DEVICE = "it would hold one device's own parameters"
+"""Why an engine with parameters inside is not kept."""
+
 
 def engines_of(config: ProfileConfig, bundle: Bundle) -> Iterator[tuple[dict[str, str], Callable[[], Engine]]]:
     """Every engine of a configuration for every graph of a bundle: what it is, and a function that makes it.
@@ -64,7 +67,7 @@ def build(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
             return {"state": "absent", "reason": reason}
         key = engine.key()
         if key is None:
-            return {"state": "none", "reason": _keeps_nothing(engine)}
+            return {"state": "none", "reason": ONE_DEVICE}
         before = engine.cache.why_not(key, engine.suffix, engine.label)
         data = engine.build()
         path = engine.cache.path(key, engine.suffix)
@@ -85,13 +88,9 @@ def load(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
     """
 
     def one(engine: Engine) -> Row:
-        absent = engine.requirements()
-        try:
-            key = engine.key()
-        except UserError as error:
-            return {"state": "absent", "reason": absent or str(error)}
+        absent, key = engine.requirements(), engine.key()
         if key is None:
-            return {"state": "none", "reason": _keeps_nothing(engine)}
+            return {"state": "none", "reason": ONE_DEVICE}
         reason = engine.cache.why_not(key, engine.suffix, engine.label)
         if reason is not None:
             return {"state": "does not fit", "reason": reason}
@@ -114,20 +113,19 @@ def _tried(what: Mapping[str, str], make: Callable[[], Engine], one: Callable[[E
     row: Row = {**what, **dict.fromkeys(("build_s", "load_ms", "bytes", "path", "reason"))}
     say(" ".join(what.values()))
     try:
-        engine_class(what["engine"])
+        if engine_class(what["engine"]).identity() is None:
+            return row | {"state": "none", "reason": "this engine keeps nothing that it builds"}
     except UserError as error:
         return row | {"state": "absent", "reason": str(error)}
     try:
-        return row | one(make())
+        engine = make()
+    except UserError as error:  # a graph that this engine does not run
+        return row | {"state": "absent", "reason": str(error)}
+    try:
+        return row | one(engine)
     except Exception as error:
         mistake = find_user_error(error)
         return row | {"state": "failed", "reason": str(mistake or f"{type(error).__name__}: {first_line(error)}")}
-
-
-def _keeps_nothing(engine: Engine) -> str:
-    if engine.personal and engine.config.personalise != "inputs":
-        return "it would hold one device's own parameters"
-    return "this engine keeps nothing that it builds"
 
 
 def kept_here(folder: Path | None = None) -> list[tuple[Kept, str | None]]:

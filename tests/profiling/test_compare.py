@@ -11,6 +11,7 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.benchmarks import gate
 from lit_mmpg.profiling.cli import main
 from lit_mmpg.profiling.compare import Limit, compare_profiles, median_interval
 from lit_mmpg.profiling.config import load_config
@@ -185,6 +186,32 @@ def test_two_bundles_in_turns(profile) -> None:
     slow = compare_bundles(harness, harness, limit, 6, open_b=twice)  # type: ignore[arg-type]
     assert not slow["passed"] and slow["rows"][0]["figures"]["p50_ms"]["low"] > 0.5
     assert len(slow["rows"][0]["round_ratios"]["p50_ms"]) == 6
+
+
+def test_the_benchmark_of_the_gate_goes_on_where_it_was_interrupted(
+    profile, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    kept = tmp_path / "runs.jsonl"
+    command = ["--bundle", str(profile[1]), "--runs", "2", "--kept", str(kept), "--output", str(tmp_path / "gate.json")]
+    done: list[bool] = []
+
+    def compared(a, b, limits, rounds, open_b) -> dict[str, object]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        slower = open_b is not open_pipeline
+        done.append(slower)
+        figure = {"change": 0.1 * slower, "low": 0.1 * slower, "high": 0.1 * slower}
+        return {"passed": not slower, "rows": [{"figures": {"p50_ms": figure}}]}
+
+    monkeypatch.setattr(gate, "compare_bundles", compared)
+    assert gate.main(command) == 130 and "3 of 4 runs are kept" in capsys.readouterr().err
+    kept.write_text(kept.read_text() + '{"planted": tr')  # killed while it wrote
+    done.clear()
+    assert gate.main(command) == 0
+    assert done == [True] and "3 of 4 runs are in" in capsys.readouterr().out
+    assert [run["planted"] for run in json.loads((tmp_path / "gate.json").read_text())["values"]] == [False, True] * 2
+    with pytest.raises(UserError, match="other settings"):
+        gate.main([*command, "--limit", "7"])
 
 
 @pytest.mark.parametrize(

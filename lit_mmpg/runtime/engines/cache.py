@@ -2,8 +2,8 @@
 
 An entry is found by a key over everything that it depends on (GPU, driver, module and power mode of a board, versions,
 graph, settings), so what another version has compiled is never loaded; and its digest is compared before it is, so a
-damaged entry is compiled again. A record beside each entry holds its key in the clear, so that it can be listed, and said
-why it does not fit.
+damaged entry is compiled again. A record beside each entry holds its key in the clear: what is kept can be listed, with
+the reason where it does not fit.
 """
 
 from __future__ import annotations
