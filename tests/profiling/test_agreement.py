@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.benchmarks.agreement import OURS, PERF_TEST, compare, main, read_perf_test
+from lit_mmpg.profiling.benchmarks.agreement import BOUND, OURS, PERF_TEST, compare, main, read_perf_test
 from tests.profiling.bundles import make_bundle
 
 NEW = """Session creation time cost: 0.0127 s
@@ -26,7 +26,7 @@ def test_all_tools_measure_one_file_in_turns(tmp_path: Path, capsys: pytest.Capt
     bundle, output = make_bundle(tmp_path / "bundle"), tmp_path / "rows.json"
     main(["--bundle", str(bundle), "--rounds", "6", "--calls", "10", "--batches", "4", "--output", str(output)])
     rows = json.loads(output.read_text())["values"]
-    assert [row["tool"] for row in rows] == [OURS, "torch.utils.benchmark", "polygraphy", "onnxruntime"]
+    assert [row["tool"] for row in rows] == [OURS, BOUND, "torch.utils.benchmark", "polygraphy", "onnxruntime"]
     for row in rows:
         assert len(row["rounds"]) == 6 and all(min(figures.values()) > 0 for figures in row["rounds"])
         assert row["latency_low"] <= row["latency_ratio"] <= row["latency_high"] and row["version"]
