@@ -6,7 +6,7 @@ change hold the true one in 95 % of cases:
 - from files, a quantile or mean of latency: bootstrap over blocks of neighbouring samples, since neighbours resemble
   each other. What happened between the two runs (temperature, other load) is not in it.
 - in turns: order statistics of the ratios of the rounds (sign test), each round with fresh sessions.
-- energy: the bounds of the sampling errors of both, added in the worst way.
+- energy, and the ratio to baked parameters: the ends of both, taken in the worst way.
 - bytes: exact.
 """
 
@@ -322,6 +322,11 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
         means = [_bootstrap(rate, lambda blocks: blocks.mean(-1), rng) for rate in rates]
         low, high = (float(q) for q in np.percentile(means[1] / means[0] - 1, (2.5, 97.5)))
         return Change(estimate, low, high)
+    if name == "baked_ratio":
+        ends = [row["personalisation"][f"baked_ratio_{end}"] for row in (a, b) for end in ("low", "high")]
+        if None in ends:
+            return Change(estimate, None, None)
+        return Change(estimate, ends[2] / ends[1] - 1, ends[3] / ends[0] - 1)
     if name.endswith("_bytes") and name not in ("peak_rss_bytes", "device_bytes"):
         return Change(estimate, estimate, estimate)
     return Change(estimate, None, None)

@@ -284,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rounds < 6 or options.calls < 10:
         raise UserError("--rounds must be at least 6 and --calls at least 10")
     bundle = Bundle.open(options.bundle)
-    rows, skipped = [], {}
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
     for role in options.roles:
         for batch in options.batches:
             with ExitStack() as stack:

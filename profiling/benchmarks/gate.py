@@ -145,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.append(run)
             with options.kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(run) + "\n")
-            kind = f"{options.planted:.0%} slower" if run["planted"] else "the same bundle"
+            which = f"{options.planted:.0%} slower" if run["planted"] else "the same bundle"
             told = f"{'passed' if run['passed'] else 'failed'}, change {run['change']:+.1%}"
-            print(f"run {len(found)} of {2 * options.runs}: {kind}: {told}", flush=True)
+            print(f"run {len(found)} of {2 * options.runs}: {which}: {told}", flush=True)
     except KeyboardInterrupt:
         print(f"interrupted: {len(found)} of {2 * options.runs} runs are kept in {options.kept}", file=sys.stderr)
         return 130

@@ -157,6 +157,19 @@ def test_energy_takes_the_bounds_of_both_and_never_an_estimate(profile) -> None:
     assert "energy_j" not in compare_profiles(a, b, [])["rows"][0]["figures"]
 
 
+def test_the_ratio_to_baked_parameters_is_compared_by_its_own_interval(profile) -> None:
+    def ratio(low: float, middle: float, high: float) -> documents.Document:
+        found = {"baked_ratio": middle, "baked_ratio_low": low, "baked_ratio_high": high}
+        return with_samples(profile[2], noise(0), personalisation=found)
+
+    def verdict(b: documents.Document) -> str:
+        row = compare_profiles(ratio(1.0, 1.02, 1.04), b, [Limit.parse("baked_ratio=5%")])["rows"][0]
+        return str(row["figures"]["baked_ratio"]["verdict"])
+
+    assert verdict(ratio(1.18, 1.2, 1.22)) == "worse" and verdict(ratio(0.9, 1.2, 1.5)) == "unsure"
+    assert verdict(ratio(1.0, 1.03, 1.06)) == "within"
+
+
 def test_the_interval_of_a_median_has_its_coverage() -> None:
     from scipy.stats import binom
 

@@ -82,7 +82,6 @@ FIELDS = {
     "machine.driver": "with driver {}",
     "machine.cpu": "for processor {}",
     "version": "by version {}",
-    "library": "by {}",
 }
 """Fields of a key that belong to the machine, in words; others are what was asked for."""
 
@@ -211,11 +210,11 @@ class EngineCache:
             return None
         if self.path(key, suffix).exists():
             return f"{self.path(key, suffix)} is damaged: its digest differs"
-        near = [
+        near: list[list[str]] = [
             differences(kept.key, key)
             for kept in self.entries()
-            if kept.path.suffix == suffix
-            and (kept.key.get("graph") == key.get("graph") or all(kept.label.get(k) == v for k, v in label.items()))
+            if (kept.path.suffix, kept.key.get("library")) == (suffix, key.get("library"))
+            and (kept.key.get("graph") == key.get("graph") or (label and kept.label == label))
         ]
         near = [found for found in near if found]
-        return "; ".join(min(near, key=lambda found: len(found))) if near else "none was built"
+        return "; ".join(min(near, key=lambda reasons: len(reasons))) if near else "none was built"

@@ -104,6 +104,8 @@ class OnnxRuntimeEngine(Engine):
 
     def _open_session(self, onnxruntime: Any) -> Any:
         """A session of the graph, optimised here or, where that is kept, before."""
+        if self.config.keep and self.provider != OnnxRuntimeEngine.provider:
+            raise UserError(f"engine '{self.name}' keeps no optimised graph; leave keep out")
         key = self.key() if self.config.keep else None
         kept = self.cache.read(key, self.suffix) if key is not None else None
         if kept is not None:
