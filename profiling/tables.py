@@ -18,7 +18,7 @@ NOT_TIMED = {"wrong": "WRONG", "failed": "failed", "absent": "not here", "compil
 
 def engine_label(row: Row) -> str:
     """Engine with the options that make it another one, for example ``onnxruntime personalise=rebind``."""
-    options = {key: value for key, value in row["options"].items() if key not in ("threads", "device")}
+    options = {key: value for key, value in row["options"].items() if key not in ("threads", "device", "cache", "keep")}
     return " ".join([row["engine"], *(f"{key}={value}" for key, value in options.items())])
 
 

@@ -17,4 +17,5 @@ def run(context: Context) -> Outcome:
     measured = latency.measure(pipeline.answer, context.config.latency, device_timer=pipeline.device_timer)
     apart = [parts for _ in range(PARTS_CALLS) if (parts := pipeline.parts_ms()) is not None]
     stages = {name: Distribution.of([parts[name] for parts in apart]) for name in (apart[0] if apart else ())}
-    return Outcome(unit=pipeline.unit, latency=measured, work=pipeline.answer, stages=stages)
+    notes = [] if apart else [f"engine '{pipeline.cell.engine}' does not tell copies from computing"]
+    return Outcome(unit=pipeline.unit, latency=measured, work=pipeline.answer, stages=stages, notes=notes)

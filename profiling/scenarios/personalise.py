@@ -23,7 +23,7 @@ from lit_mmpg.profiling.scenarios.adapt import time_parts
 from lit_mmpg.profiling.scenarios.exchange import download_of
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.engines import engine_class
-from lit_mmpg.runtime.verify import ABSENT_BELOW
+from lit_mmpg.runtime.verify import ABSENT_BELOW, LIMITS
 
 BAKED = ("reload", "refit", "rebind")
 """Ways whose engines hold the parameters inside, the preferred one first."""
@@ -57,7 +57,7 @@ def run(context: Context) -> Outcome:
         pipeline.load(parameters)
         expected.append(pipeline.answer())
     apart = _distance(*expected)
-    limit = max(SAME * _distance(expected[0], np.zeros_like(expected[0])), NEARER * apart)
+    limit = max(SAME * _size(expected[0]), NEARER * apart)
     notes = [
         "from the bytes of a download in memory: message checked and decoded, parameters loaded into every graph that "
         "takes some, one answer",
@@ -84,7 +84,8 @@ def run(context: Context) -> Outcome:
     parts = {"decode": decode, "load": load, "first_answer": first_answer}
     stages, latency = time_parts(parts, context.config.latency, after=check)
     context.say("ratio to baked parameters")
-    ratio = _ratio(pipeline, way, decoded[0], context.config.latency)
+    near = max(LIMITS[pipeline.cell.precision].error * _size(expected[0]), NEARER * apart)
+    ratio = _ratio(pipeline, way, decoded[0], expected[0], near, context.config.latency)
     low, high = quantile_interval(latency.wall.samples_ms, 50)
     found = {
         "way": way,
@@ -107,8 +108,24 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square((a - b)[real], dtype=np.float64))))
 
 
-def _ratio(pipeline: Pipeline, way: str, parameters: Arrays, config: LatencyConfig) -> dict[str, Any]:
-    """``baked_ratio`` with the interval of its median, or ``baked_reason`` where there is nothing to compare with."""
+def _size(answer: np.ndarray) -> float:
+    """Root mean square of an answer, without padding."""
+    return float(np.sqrt(np.mean(np.square(answer[answer > ABSENT_BELOW], dtype=np.float64))))
+
+
+def _ratio(
+    pipeline: Pipeline, way: str, parameters: Arrays, expected: np.ndarray, limit: float, config: LatencyConfig
+) -> dict[str, Any]:
+    """``baked_ratio`` with the interval of its median, or ``baked_reason`` where there is nothing to compare with.
+
+    Args:
+        pipeline: The row's engines.
+        way: How they take parameters.
+        parameters: Of one device.
+        expected: The answer with them.
+        limit: Farthest from it that a baked engine may answer.
+        config: How long.
+    """
     found: dict[str, Any] = dict.fromkeys(("baked_by", "baked_ratio", "baked_ratio_low", "baked_ratio_high"))
     found["baked_reason"] = None
     cell = pipeline.cell
@@ -118,9 +135,13 @@ def _ratio(pipeline: Pipeline, way: str, parameters: Arrays, config: LatencyConf
     if way != "inputs":
         return found | {"baked_reason": "this engine's parameters are inside already"}
     selection = replace(cell.selection, options={**cell.selection.options, "personalise": baked})
-    with Pipeline(pipeline.bundle, replace(cell, selection=selection)) as other:
-        for one in (pipeline, other):
-            one.load(parameters)
+    pipeline.load(parameters)
+    other = Pipeline(pipeline.bundle, replace(cell, selection=selection))
+    other.load(parameters)  # before it is made ready, so that it is built once
+    with other:
+        off = _distance(other.answer(), expected)
+        if not off <= limit:
+            return found | {"baked_reason": f"the engine with parameters by {baked} answers otherwise (by {off:.2g})"}
         ratios = turns(pipeline.answer, other.answer, config)
     middle, low, high = median_interval(ratios)
     return found | {"baked_by": baked, "baked_ratio": middle, "baked_ratio_low": low, "baked_ratio_high": high}

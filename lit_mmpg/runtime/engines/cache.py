@@ -217,4 +217,5 @@ class EngineCache:
             and (kept.key.get("graph") == key.get("graph") or (label and kept.label == label))
         ]
         near = [found for found in near if found]
-        return "; ".join(min(near, key=lambda reasons: len(reasons))) if near else "none was built"
+        nearest = min(near, key=len, default=["none was built"])
+        return "; ".join(nearest)
