@@ -5,6 +5,7 @@
 #   sudo jetson/power_modes.sh --modes "0 1" -- --bundle bundle --config configs/profile/jetson.yaml#orin_nano
 #
 #   --modes "IDS"  numbers of nvpmodel, see /etc/nvpmodel.conf or "nvpmodel -p --verbose"
+#   --build        only build the engines of each mode ("profile engines build"), so that later runs find them
 #   --clocks       also fix the clocks of each mode with jetson_clocks
 #   --output DIR   results go to DIR/mode-ID (default: outputs/profile)
 #   --settle S     seconds to wait after a change (default: 20)
@@ -17,6 +18,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 modes=""
 clocks=0
+build=0
 output="outputs/profile"
 settle=20
 
@@ -28,10 +30,11 @@ fail() {
 while [[ $# -gt 0 ]]; do
     case "$1" in
         --modes) modes="${2:?--modes needs numbers}"; shift 2 ;;
+        --build) build=1; shift ;;
         --clocks) clocks=1; shift ;;
         --output) output="${2:?--output needs a folder}"; shift 2 ;;
         --settle) settle="${2:?--settle needs seconds}"; shift 2 ;;
-        -h | --help) sed -n '2,15p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; exit 0 ;;
+        -h | --help) sed -n '2,16p' "${BASH_SOURCE[0]}" | sed 's/^# \{0,1\}//'; exit 0 ;;
         --) shift; break ;;
         *) fail "there is no option $1; see $0 --help" ;;
     esac
@@ -116,6 +119,10 @@ for mode in $modes; do
     [[ "$clocks" == 0 ]] || jetson_clocks </dev/null
     waited sleep "$settle"
     echo "== power mode $mode =="
-    waited "$lit_mmpg" profile run "$@" --output "$output/mode-$mode" || status=$?
+    if [[ "$build" == 1 ]]; then
+        waited "$lit_mmpg" profile engines build "$@" || status=$?
+    else
+        waited "$lit_mmpg" profile run "$@" --output "$output/mode-$mode" || status=$?
+    fi
 done
 exit "$status"

@@ -1,4 +1,4 @@
-"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, compare, import, engines, report, schema."""
+"""``lit-mmpg profile`` and ``python -m lit_mmpg.profiling``: run, compare, import, engines, report, layers, schema."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lit_mmpg.files import find_config
 from lit_mmpg.heartbeat import tell
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling import engines as kept_engines
 from lit_mmpg.profiling import recording
 from lit_mmpg.profiling.boards import compare_boards
 from lit_mmpg.profiling.compare import METRICS, Limit, compare_profiles
@@ -29,10 +30,19 @@ from lit_mmpg.profiling.html import render, render_boards, render_comparison
 from lit_mmpg.profiling.interleave import compare_bundles
 from lit_mmpg.profiling.plan import Cell, engines_here, make_plan
 from lit_mmpg.profiling.schema import SCHEMA
-from lit_mmpg.profiling.tables import print_comparison, print_document, print_engines
+from lit_mmpg.profiling.tables import (
+    layer_graphs,
+    print_built,
+    print_comparison,
+    print_document,
+    print_engines,
+    print_kept,
+    print_layers,
+)
+from lit_mmpg.profiling.trtexec import is_trtexec, read_trtexec
 from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.engines.cache import cache_folder
+from lit_mmpg.runtime.engines.cache import EngineCache, cache_folder
 from lit_mmpg.texts import masked, printable
 
 
@@ -102,8 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(function=_compare)
 
-    engines = commands.add_parser("engines", help="list the engines, with the reason where one cannot run here")
+    engines = commands.add_parser(
+        "engines",
+        help="list the engines, with the reason where one cannot run here; build, list and load what they keep",
+        description="Without a command: the engines, with the reason where one cannot run here.",
+    )
     engines.set_defaults(function=_engines)
+    _add_kept(engines)
 
     report = commands.add_parser(
         "report",
@@ -117,9 +132,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(function=_report)
 
+    layers = commands.add_parser(
+        "layers",
+        help="the slowest layers of a profile, or of trtexec's",
+        description="Print where the time goes: of the rows of the scenario 'layers', or of what trtexec exported.",
+    )
+    layers.add_argument(
+        "file", type=Path, metavar="FILE", help="profile.json, or the file of 'trtexec --exportProfile'"
+    )
+    layers.add_argument(
+        "--layer-info", type=Path, metavar="FILE", help="file of 'trtexec --exportLayerInfo', for the kinds of layers"
+    )
+    layers.add_argument("--most", type=int, default=10, help="layers of each graph; %(default)s")
+    layers.set_defaults(function=_layers)
+
     schema = commands.add_parser("schema", help="print the JSON schema of profile.json")
     schema.set_defaults(function=_schema)
     return parser
+
+
+def _add_kept(engines: argparse.ArgumentParser) -> None:
+    commands = engines.add_subparsers(metavar="COMMAND")
+    for name, function, told in (
+        ("build", _build_engines, "build the engines of a configuration for this machine and its power mode, and keep"),
+        ("load", _load_engines, "load what is kept, compared with the reference; or say why it does not fit"),
+    ):
+        command = commands.add_parser(name, help=told)
+        command.add_argument("--bundle", required=True, type=Path, help="folder that 'lit-mmpg export' wrote")
+        command.add_argument("--config", default="configs/profile/generic_cpu.yaml", help="whose engines; %(default)s")
+        command.add_argument("--engines", nargs="+", metavar="ENGINE", help="only these engines of the configuration")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+        command.set_defaults(function=function)
+    listed = commands.add_parser("list", help="what is kept, with its key, and why it does not fit here")
+    listed.add_argument("--cache", type=Path, help="folder; the user's cache when not given")
+    listed.add_argument("--json", action="store_true", help="as JSON, with whole keys")
+    listed.set_defaults(function=_list_engines)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -320,6 +367,40 @@ def _engines(_: argparse.Namespace) -> int:
     return 0
 
 
+def _build_engines(options: argparse.Namespace) -> int:
+    config = _load_config(options.config, options.set, options.engines)
+    with handed_over(cache_folder()):
+        rows = kept_engines.build(config, Bundle.open(options.bundle), tell)
+    print_built(rows, "engines built")
+    return _status(rows, ("built", "kept"))
+
+
+def _load_engines(options: argparse.Namespace) -> int:
+    config = _load_config(options.config, options.set, options.engines)
+    rows = kept_engines.load(config, Bundle.open(options.bundle), tell)
+    print_built(rows, "engines loaded")
+    return _status(rows, ("loaded",))
+
+
+def _status(rows: Sequence[dict[str, Any]], good: Sequence[str]) -> int:
+    """0 where something is as it should be, and nothing that can be here is not."""
+    states = {row["state"] for row in rows}
+    return 0 if states & set(good) and states <= {*good, "none", "absent"} else 1
+
+
+def _list_engines(options: argparse.Namespace) -> int:
+    found = kept_engines.kept_here(options.cache)
+    if options.json:
+        plain = [
+            {**vars(kept), "path": str(kept.path), "fits_here": reason is None, "reason": reason}
+            for kept, reason in found
+        ]
+        print(json.dumps(plain, indent=1))
+        return 0
+    print_kept(found, EngineCache(options.cache).folder)
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     profiles = [(file, documents.load(file)) for file in options.files]
     several = len(profiles) > 1
@@ -330,6 +411,23 @@ def _report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
     print(f"Written: {printable(str(output))}")
+    return 0
+
+
+def _layers(options: argparse.Namespace) -> int:
+    if is_trtexec(options.file):
+        layers = read_trtexec(options.file, options.layer_info)
+        print_layers(
+            options.file.name, {"time_ms": sum(layer["time_ms"] for layer in layers), "layers": layers}, options.most
+        )
+        return 0
+    if options.layer_info is not None:
+        raise UserError(f"--layer-info {options.layer_info} goes with a file of 'trtexec --exportProfile'")
+    graphs = layer_graphs(documents.load(options.file)["rows"])
+    if not graphs:
+        raise UserError(f"{options.file} has no row of the scenario 'layers'; run the profile with --scenarios layers")
+    for title, graph in graphs:
+        print_layers(title, graph, options.most)
     return 0
 
 

@@ -6,7 +6,7 @@ change hold the true one in 95 % of cases:
 - from files, a quantile or mean of latency: bootstrap over blocks of neighbouring samples, since neighbours resemble
   each other. What happened between the two runs (temperature, other load) is not in it.
 - in turns: order statistics of the ratios of the rounds (sign test), each round with fresh sessions.
-- energy: the bounds of the sampling errors of both, added in the worst way.
+- energy, and the ratio to baked parameters: the ends of both, taken in the worst way.
 - bytes: exact.
 """
 
@@ -86,6 +86,7 @@ METRICS: dict[str, Metric] = {
     "energy_net_j": _energy("net_j_per_unit"),
     **{key: _memory(key) for key in ("peak_rss_bytes", "device_bytes", "engine_bytes")},
     "answers_per_s": Metric(lambda row: (row.get("throughput") or {}).get("answers_per_s"), higher_is_better=True),
+    "baked_ratio": Metric(lambda row: (row.get("personalisation") or {}).get("baked_ratio")),
     "upload_bytes": _message("upload"),
     "download_bytes": _message("download"),
 }
@@ -283,6 +284,21 @@ def median_interval(values: Sequence[float]) -> tuple[float, float | None, float
     return (middle, None, None) if cut == 0 else (middle, ordered[cut - 1], ordered[count - cut])
 
 
+def quantile_interval(samples_ms: Sequence[float], q: float) -> tuple[float | None, float | None]:
+    """An interval of a quantile of correlated samples with 95 % coverage (bootstrap over blocks).
+
+    Args:
+        samples_ms: In the order in which they were taken; fewer than 20 give no interval.
+        q: Per cent.
+    """
+    if len(samples_ms) < 20:
+        return None, None
+    kept = np.asarray(samples_ms[:KEPT_SAMPLES])
+    values = _bootstrap(kept, lambda drawn: np.percentile(drawn, q, axis=-1), np.random.default_rng(0))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Change:
     estimate = y / x - 1
     if metric.statistic is not None:
@@ -306,6 +322,11 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
         means = [_bootstrap(rate, lambda blocks: blocks.mean(-1), rng) for rate in rates]
         low, high = (float(q) for q in np.percentile(means[1] / means[0] - 1, (2.5, 97.5)))
         return Change(estimate, low, high)
+    if name == "baked_ratio":
+        ends = [row["personalisation"][f"baked_ratio_{end}"] for row in (a, b) for end in ("low", "high")]
+        if None in ends:
+            return Change(estimate, None, None)
+        return Change(estimate, ends[2] / ends[1] - 1, ends[3] / ends[0] - 1)
     if name.endswith("_bytes") and name not in ("peak_rss_bytes", "device_bytes"):
         return Change(estimate, estimate, estimate)
     return Change(estimate, None, None)

@@ -15,7 +15,18 @@ from lit_mmpg.profiling.meters.network import LinkModel
 from lit_mmpg.runtime.network import parse_address
 from lit_mmpg.settings import from_plain
 
-SCENARIOS = ("answer", "offline", "multistream", "server", "layers", "adapt", "stream", "finetune", "sustained")
+SCENARIOS = (
+    "answer",
+    "personalise",
+    "offline",
+    "multistream",
+    "server",
+    "layers",
+    "adapt",
+    "stream",
+    "finetune",
+    "sustained",
+)
 ENCODER = ("without", "with", "both")
 PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
 
@@ -167,7 +178,7 @@ class ProfileConfig:
     name: str
     engines: tuple[EngineSelection, ...]
     batches: tuple[int, ...] = (1,)
-    scenarios: tuple[str, ...] = ("answer",)
+    scenarios: tuple[str, ...] = ("answer", "personalise")
     encoder: str = "both"
     measure_memory: bool = True
     measure_energy: bool = True

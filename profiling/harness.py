@@ -133,12 +133,14 @@ class Harness:
             "engine_details": {},
             "verdicts": [],
             "activate_ms": None,
+            "build_ms": {},
             "latency": None,
             "memory": None,
             "energy": [],
             "network": [],
             "bytes": None,
             "throughput": None,
+            "personalisation": None,
             "stages": {},
             "series": {},
             "state_before": None,
@@ -160,6 +162,7 @@ class Harness:
         with Pipeline(self.bundle, cell, more_roles(cell.scenario)) as pipeline:
             row |= {"roles": pipeline.roles, "activate_ms": pipeline.activate_ms}
             row["engine_details"] = pipeline.engines["model"].describe()
+            row["build_ms"] = pipeline.build_ms
             cold_ms = elapsed_ms(pipeline.answer)
             self.say("comparing with the reference")
             verdicts = pipeline.verify()
@@ -236,11 +239,15 @@ class Harness:
         return [*found, energy.nothing(missing)]
 
     def _memory_of(self, cell: Cell, roles: dict[str, str]) -> memory.Memory:
-        """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process."""
+        """Memory of the model's engine and, where it is in the path, the encoder's: in one fresh process.
+
+        Of the scenario ``stream``: of a process that lives through it, with all that it needs.
+        """
         wanted = [role for role in ("encode", "model") if role in roles]
+        stream = to_plain(self.config.stream) if cell.scenario == "stream" else None
         finetune = to_plain(self.config.finetune) if cell.scenario == "finetune" else None
         ran = tuple((role, roles[role]) for role in wanted)
-        key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune))
+        key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune), str(stream))
         if key not in self._memory:
             self.say("memory in a fresh process")
             self._memory[key] = memory.measure(
@@ -251,6 +258,7 @@ class Harness:
                     "options": to_plain(cell.selection.options),
                     "batch": cell.batch,
                     "finetune": finetune,
+                    "stream": stream,
                 }
             )
         return self._memory[key]
@@ -301,6 +309,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "series": dict(outcome.series),
         "bytes": outcome.bytes,
         "throughput": outcome.throughput,
+        "personalisation": outcome.personalisation,
         "network": list(outcome.network),
         "notes": list(outcome.notes),
     }

@@ -68,6 +68,23 @@ class Pipeline:
         return {role: engine.precision for role, engine in self.engines.items()}
 
     @property
+    def build_ms(self) -> dict[str, float | None]:
+        """What building took of the activation of every role; None where a kept engine was loaded, or none is built."""
+        spent_s = {role: engine.build_s for role, engine in self.engines.items()}
+        return {role: None if seconds is None else seconds * 1e3 for role, seconds in spent_s.items()}
+
+    def parts_ms(self) -> dict[str, float] | None:
+        """One inference of every engine in parts, summed; None where one does not tell copies from compute."""
+        total: dict[str, float] = {}
+        for role, engine in self.engines.items():
+            parts = engine.parts_ms(self.inputs[role])
+            if parts is None:
+                return None
+            for name, ms in parts.items():
+                total[name] = total.get(name, 0.0) + ms
+        return total
+
+    @property
     def unit(self) -> str:
         """One unit of work in words."""
         clips = "one clip" if self.cell.batch == 1 else f"{self.cell.batch} clips at once"

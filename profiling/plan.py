@@ -8,8 +8,9 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import EngineRow, engine_class, engine_table
+from lit_mmpg.tasks import find_task
 
-NEEDS_PARAMETERS = ("adapt", "stream", "finetune")
+NEEDS_PARAMETERS = ("personalise", "adapt", "stream", "finetune")
 
 
 @dataclass(frozen=True)
@@ -122,4 +123,8 @@ def _absent(
         return "the bundle holds no frame encoder; export with --frame-encoder"
     if scenario in NEEDS_PARAMETERS and not len(bundle.spec):
         return "the bundle's model takes no personal parameters"
+    if scenario == "personalise":
+        path = [*(["encode"] if encoder else []), "model", *find_task(bundle.manifest.task).paired_roles]
+        if not any(entry.graph in path for entry in bundle.spec):
+            return "all personal parameters act in the frame encoder, which is not in the path from features"
     return None

@@ -141,6 +141,7 @@ def flat_metrics(profile: Mapping[str, Any]) -> dict[str, float]:
             values |= {f"latency_{q}_ms": wall[f"{q}_ms"] for q in ("p50", "p90", "p95", "p99", "mean")}
             values["latency_cold_ms"] = row["latency"]["cold_ms"]
         values |= {f"{name}_p50_ms": stage["p50_ms"] for name, stage in row["stages"].items() if stage}
+        values["baked_ratio"] = (row.get("personalisation") or {}).get("baked_ratio")
         values["answers_per_s"] = (row.get("throughput") or {}).get("answers_per_s")
         memory = row["memory"] or {}
         values |= {key: memory.get(key) for key in ("peak_rss_bytes", "device_bytes", "engine_bytes")}

@@ -101,7 +101,13 @@ _ROW = {
         "options": {"type": "object"},
         "engine_details": {"type": "object"},
         "verdicts": {"type": "array", "items": {"type": "object"}, "description": "Check against the reference."},
-        "activate_ms": _NUMBER_OR_NULL,
+        "activate_ms": {**_NUMBER_OR_NULL, "description": "Making all graphs ready: building, loading, first memory."},
+        "build_ms": {
+            "type": "object",
+            "description": "By graph, what building (optimising, compiling) took of it; null where a kept engine was "
+            "loaded, or nothing is built before the first call.",
+            "additionalProperties": _NUMBER_OR_NULL,
+        },
         "latency": _LATENCY,
         "memory": _OBJECT_OR_NULL,
         "energy": {"type": "array", "items": _ENERGY},
@@ -116,9 +122,18 @@ _ROW = {
             "description": "mode: Offline, MultiStream or Server (MLPerf's names). answers_per_s: null where no probed "
             "rate of Server kept p99_limit_ms; probes: each rate with its latencies.",
         },
+        "personalisation": {
+            **_OBJECT_OR_NULL,
+            "description": "Of the scenario personalise. first_right_answer_ms: median and its interval (95 %), from "
+            "the bytes of a download to the first right answer. baked_ratio, baked_ratio_low, baked_ratio_high: time "
+            "of an inference over that of the same engine with the parameters inside (baked_by), median of blocks of "
+            "turns and its interval; null with baked_reason.",
+            "required": ["way", "download_bytes", "first_right_answer_ms", "baked_ratio", "baked_reason"],
+        },
         "stages": {
             "type": "object",
-            "description": "Distributions of the parts of a unit; a null part has its reason in notes.",
+            "description": "Distributions of the parts of a unit; a null part has its reason in notes. Of the scenario "
+            "answer: copy_inputs, compute and copy_outputs of all its graphs, from calls of their own.",
             "additionalProperties": {**_DISTRIBUTION, "type": ["object", "null"]},
         },
         "series": {"type": "object", "description": "Time series of the scenarios stream and sustained."},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lit_mmpg.report import escape, format_bytes, wide_console
+from lit_mmpg.runtime.engines.cache import Kept
 
 Row = Mapping[str, Any]
 
@@ -16,7 +18,7 @@ NOT_TIMED = {"wrong": "WRONG", "failed": "failed", "absent": "not here", "compil
 
 def engine_label(row: Row) -> str:
     """Engine with the options that make it another one, for example ``onnxruntime personalise=rebind``."""
-    options = {key: value for key, value in row["options"].items() if key not in ("threads", "device")}
+    options = {key: value for key, value in row["options"].items() if key not in ("threads", "device", "cache", "keep")}
     return " ".join([row["engine"], *(f"{key}={value}" for key, value in options.items())])
 
 
@@ -82,6 +84,9 @@ def remarks(row: Row) -> str:
         rate = throughput["answers_per_s"]
         limit = f", p99 <= {format_ms(throughput['p99_limit_ms'])} ms" if "p99_limit_ms" in throughput else ""
         found.insert(0, f"{throughput['mode']}{limit}: {'none' if rate is None else f'{rate:,.4g}'} answers/s")
+    personal = row.get("personalisation")
+    if personal and personal["baked_ratio"] is not None:
+        found.insert(0, f"{personal['baked_ratio']:.3g} x baked ({personal['baked_by']})")
     device = (row.get("latency") or {}).get("device")
     if device:
         found.insert(0, f"GPU alone {format_ms(device['p50_ms'])} ms")
@@ -122,7 +127,15 @@ def print_document(document: Mapping[str, Any]) -> None:
             escape(note),
         )
     console.print(table)
-    for line in [*absent_lines(rows), *energy_lines(rows)]:
+    bounds = [f"Where the time goes: {title}, {describe_bound(graph)}" for title, graph in layer_graphs(rows)]
+    for line in [
+        *personalisation_lines(rows),
+        *apart_lines(rows),
+        *bounds,
+        *stream_memory_lines(rows),
+        *absent_lines(rows),
+        *energy_lines(rows),
+    ]:
         console.print(escape(line), highlight=False)
 
 
@@ -176,6 +189,112 @@ def print_comparison(comparison: Mapping[str, Any], shown: Sequence[str]) -> Non
         console.print(f"FAILED: {escape(problem)}", highlight=False)
 
 
+def personalisation_lines(rows: Sequence[Row]) -> list[str]:
+    """What new parameters cost each engine, at once and from then on: a line for each row that measured it."""
+    return [
+        f"Personalisation: {engine_label(row)} {row['precision']} from "
+        f"{'pixels' if row['encoder_included'] else 'features'}: {describe_personalisation(row['personalisation'])}"
+        for row in rows
+        if row.get("personalisation")
+    ]
+
+
+def apart_lines(rows: Sequence[Row]) -> list[str]:
+    """Building and copies apart from computing: a line for each engine and precision, of answers to one clip."""
+    lines = []
+    for row in rows:
+        apart = row["stages"] if row["status"] == "ok" and row["scenario"] == "answer" and row["batch"] == 1 else {}
+        if "compute" not in apart:
+            continue
+        parts = ", ".join(f"{name.replace('_', ' ')} {format_ms(part['p50_ms'])}" for name, part in apart.items())
+        built = [ms for ms in row.get("build_ms", {}).values() if ms is not None]
+        start = f"built in {format_ms(sum(built))} ms" if built else "not built here"
+        path = "pixels" if row["encoder_included"] else "features"
+        lines.append(f"Apart: {engine_label(row)} {row['precision']} from {path}: {start}; ms of an answer: {parts}")
+    return lines
+
+
+def stream_memory_lines(rows: Sequence[Row]) -> list[str]:
+    """The peak of a process that lived through a whole stream."""
+    lines = []
+    for row in rows:
+        memory = row["memory"] or {}
+        if memory.get("clips") and memory.get("peak_rss_bytes"):
+            grown, asked = memory["inference_rss_bytes"], memory["workspace_bytes"]
+            path = "pixels" if row["encoder_included"] else "features"
+            lines.append(
+                f"Memory of a stream of {memory['clips']} clips: {engine_label(row)} {row['precision']} from {path}: "
+                f"peak {format_bytes(memory['peak_rss_bytes'])}"
+                + ("" if grown is None else f", {format_bytes(grown)} above the engines when they were ready")
+                + ("" if asked is None else f"; workspace on the accelerator {format_bytes(asked)}")
+            )
+    return lines
+
+
+def describe_personalisation(found: Mapping[str, Any]) -> str:
+    """A row's personalisation in words, without its engine."""
+    first = found["first_right_answer_ms"]
+    text = (
+        f"{_with_interval(first['median'], first['low'], first['high'])} ms from the bytes of a download "
+        f"({format_bytes(found['download_bytes'])}) to the first right answer, by {found['way']}"
+    )
+    if found["baked_ratio"] is None:
+        return f"{text}; no ratio to baked parameters: {found['baked_reason']}"
+    ratio = _with_interval(found["baked_ratio"], found["baked_ratio_low"], found["baked_ratio_high"])
+    return f"{text}; from then on {ratio} times the inference with baked parameters ({found['baked_by']})"
+
+
+def _with_interval(middle: float, low: float | None, high: float | None) -> str:
+    return f"{middle:.3g}" + ("" if low is None or high is None else f" [{low:.3g}, {high:.3g}]")
+
+
+def layer_graphs(rows: Sequence[Row]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Graphs of the scenario ``layers`` with their titles."""
+    return [
+        (f"{engine_label(row)} {row['precision']}: {role}", graph)
+        for row in rows
+        if row["status"] == "ok"
+        for role, graph in row["series"].get("layers", {}).get("graphs", {}).items()
+    ]
+
+
+def describe_bound(graph: Mapping[str, Any]) -> str:
+    """What bounds a graph, and its slowest layer."""
+    text = f"{format_ms(graph['time_ms'])} ms"
+    roof = graph.get("roofline")
+    if roof:
+        text += f", bound by {roof['bound']} (arithmetic alone {format_ms(roof['arithmetic_ms'])} ms, memory alone "
+        text += f"{format_ms(roof['memory_ms'])} ms)"
+    layers = graph["layers"] or ()
+    total = sum(layer["time_ms"] for layer in layers)
+    if total > 0:
+        slowest = max(layers, key=lambda layer: layer["time_ms"])
+        name = slowest["operator"] or slowest["name"]
+        text += f"; slowest of {len(layers)} layers: {name}, {slowest['time_ms'] / total:.0%}"
+    return text
+
+
+def print_layers(title: str, graph: Mapping[str, Any], most: int) -> None:
+    """Print the slowest layers of a graph.
+
+    Args:
+        title: What it is.
+        graph: ``time_ms``, ``layers``, perhaps ``roofline``.
+        most: So many layers.
+    """
+    console = wide_console()
+    console.print(escape(f"{title}: {describe_bound(graph)}"), highlight=False)
+    table = Table()
+    for name in ("layer", "operator", "ms", "share"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("ms", "share") else "left")
+    layers = sorted(graph["layers"] or (), key=lambda layer: -layer["time_ms"])
+    total = sum(layer["time_ms"] for layer in layers)
+    for layer in layers[:most]:
+        share = f"{layer['time_ms'] / total:.0%}" if total > 0 else ""
+        table.add_row(escape(layer["name"]), escape(layer["operator"]), format_ms(layer["time_ms"]), share)
+    console.print(table)
+
+
 def absent_lines(rows: Sequence[Row]) -> list[str]:
     """Cells that cannot run here, those with the same reason together."""
     groups: dict[tuple[str, str], dict[str, None]] = {}
@@ -216,3 +335,43 @@ def print_engines(rows: Sequence[Mapping[str, Any]]) -> None:
             row["name"], escape(row["help"]), ", ".join(row["precisions"]), ", ".join(row["ways"]), escape(here)
         )
     wide_console().print(table)
+
+
+def print_built(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Print what became of each engine of a configuration."""
+    table = Table(title=title, title_justify="left")
+    for name in ("engine", "graph", "precision", "state", "took", "size", "reason"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("took", "size") else "left")
+    for row in rows:
+        took_ms = row["load_ms"] if row["build_s"] is None else row["build_s"] * 1e3
+        table.add_row(
+            row["engine"],
+            row["role"],
+            row["precision"],
+            row["state"],
+            "" if took_ms is None else f"{format_ms(took_ms)} ms",
+            "" if row["bytes"] is None else format_bytes(row["bytes"]),
+            escape(row["reason"] or ""),
+        )
+    wide_console().print(table)
+
+
+def print_kept(found: Sequence[tuple[Kept, str | None]], folder: Path) -> None:
+    """Print kept engines, what each was built for, and why it does not fit here."""
+    console = wide_console()
+    if not found:
+        console.print(escape(f"{folder}: nothing is kept; 'lit-mmpg profile engines build' builds"), highlight=False)
+        return
+    table = Table(title=f"engines kept in {escape(str(folder))}", title_justify="left")
+    for name in ("engine", "bundle", "graph", "precision", "built for", "size", "built", "here"):
+        table.add_column(name, overflow="fold", justify="right" if name == "size" else "left")
+    for kept, reason in found:
+        machine = kept.key.get("machine")
+        named = machine.items() if isinstance(machine, Mapping) else [("machine", machine)]
+        built_for = [f"{kept.key.get('library')} {kept.key.get('version')}"]
+        built_for += [f"{name.replace('_', ' ')} {value}" for name, value in named if value]
+        label = (escape(kept.label.get(name, "")) for name in ("engine", "bundle", "role", "precision"))
+        here = "fits" if reason is None else f"no: {reason}"
+        size = format_bytes(kept.size_bytes)
+        table.add_row(*label, escape(", ".join(built_for)), size, kept.built, escape(here))
+    console.print(table)

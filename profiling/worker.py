@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.meters import nvml
-from lit_mmpg.profiling.meters.memory import Memory, device_bytes, status_bytes
+from lit_mmpg.profiling.meters.memory import Memory, device_bytes, restart_peak, status_bytes
+
+if TYPE_CHECKING:
+    from lit_mmpg.runtime.bundle import Bundle
+    from lit_mmpg.runtime.engines import Engine
 
 
 def run(request: dict[str, Any]) -> Memory:
@@ -19,7 +24,8 @@ def run(request: dict[str, Any]) -> Memory:
 
     Args:
         request: ``bundle``, ``engine``, ``roles`` (role -> precision), ``options`` (of the engine), ``batch``,
-            ``repeats``; ``finetune`` (its settings) for one adaptation by fine-tuning instead.
+            ``repeats``; instead, ``finetune`` (its settings) for one adaptation by fine-tuning, or ``stream`` (its
+            settings) for a stream of clips.
 
     Returns:
         The memory of this process.
@@ -44,30 +50,70 @@ def run(request: dict[str, Any]) -> Memory:
         OnDeviceTraining(bundle, clips, settings["steps"], settings["lr"]).adapt()
         peak = status_bytes("VmHWM")
         return Memory(peak, base, device_reason="trained on the processor", reason=None if peak else "not readable")
+    if request.get("stream"):
+        return _stream(bundle, request, base)
     with ExitStack() as stack:
         engines = {
             role: stack.enter_context(create_engine(request["engine"], bundle, role, precision, **options))
             for role, precision in request["roles"].items()
         }
+        activated, peak, restarted = status_bytes("VmRSS"), status_bytes("VmHWM"), restart_peak()
         for engine in engines.values():
             if engine.personal and parameters is not None:
                 engine.load_parameters(parameters)
         for _ in range(int(request.get("repeats", 5))):
             for role, engine in engines.items():
                 engine.infer(inputs[role])
-        gpu = nvml.open_gpu()
-        used, reason = device_bytes(os.getpid(), gpu if isinstance(gpu, nvml.Gpu) else None)
-        sizes = [engine.engine_bytes for engine in engines.values()]
-        workspaces = [engine.workspace_bytes for engine in engines.values()]
-        return Memory(
-            peak_rss_bytes=status_bytes("VmHWM"),
-            base_rss_bytes=base,
-            device_bytes=used,
-            device_reason=reason,
-            engine_bytes=_total(sizes),
-            workspace_bytes=_total(workspaces),
-            reason=None if status_bytes("VmHWM") else "/proc/self/status cannot be read",
-        )
+        return _memory(engines.values(), base, activated, peak, restarted)
+
+
+def _stream(bundle: Bundle, request: dict[str, Any], base: int | None) -> Memory:
+    """The memory of a process that lives through a stream of clips: every graph, the context, messages, swaps."""
+    from lit_mmpg.profiling.config import EngineSelection, StreamConfig
+    from lit_mmpg.profiling.pipeline import Pipeline
+    from lit_mmpg.profiling.plan import Cell
+    from lit_mmpg.profiling.scenarios import more_roles
+    from lit_mmpg.profiling.scenarios.stream import StreamOfClips
+
+    settings = StreamConfig(**request["stream"])
+    selection = EngineSelection(request["engine"], options=request.get("options", {}))
+    cell = Cell(selection, request["roles"]["model"], 1, "stream", "encode" in request["roles"])
+    with Pipeline(bundle, cell, more_roles("stream")) as pipeline:
+        activated, peak, restarted = status_bytes("VmRSS"), status_bytes("VmHWM"), restart_peak()
+        stream = StreamOfClips(pipeline, settings)
+        for number in range(settings.clips):
+            stream.clip(number)
+        found = _memory(pipeline.engines.values(), base, activated, peak, restarted)
+        return replace(found, clips=settings.clips)
+
+
+def _memory(
+    engines: Collection[Engine], base: int | None, activated: int | None, activation_peak: int | None, restarted: bool
+) -> Memory:
+    """Memory now, of active engines that have run.
+
+    Args:
+        engines: The engines.
+        base: Resident memory before the engines.
+        activated: Resident memory once they were ready.
+        activation_peak: Peak until then.
+        restarted: Whether the peak of now began there.
+    """
+    gpu = nvml.open_gpu()
+    used, reason = device_bytes(os.getpid(), gpu if isinstance(gpu, nvml.Gpu) else None)
+    peak = status_bytes("VmHWM")
+    grown = peak - activated if restarted and peak is not None and activated is not None else None
+    return Memory(
+        peak_rss_bytes=None if peak is None else max(peak, activation_peak or 0),
+        base_rss_bytes=base,
+        activated_rss_bytes=activated,
+        inference_rss_bytes=None if grown is None else max(0, grown),
+        device_bytes=used,
+        device_reason=reason,
+        engine_bytes=_total([engine.engine_bytes for engine in engines]),
+        workspace_bytes=_total([engine.workspace_bytes for engine in engines]),
+        reason=None if peak else "/proc/self/status cannot be read",
+    )
 
 
 def _total(values: Sequence[int | None]) -> int | None:

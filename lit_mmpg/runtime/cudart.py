@@ -1,4 +1,4 @@
-"""The little of the CUDA runtime that an engine without torch needs: memory, copies, a stream and events, by ctypes.
+"""The little of CUDA's runtime that an engine without torch needs: memory, copies, a stream, events, graphs; by ctypes.
 
 Written after the CUDA Runtime API reference (versions 12 and 13). Not verified on hardware.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError
 
 _NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12")
@@ -21,6 +24,7 @@ _WHEELS = ("nvidia/cuda_runtime/lib", "nvidia/cu13/lib")
 """Where the wheels of the CUDA runtime put the library, relative to site-packages."""
 
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+_CAPTURE_THREAD_LOCAL = 1  # cudaStreamCaptureMode
 _ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76}  # cudaDeviceAttr
 _NAME_BYTES = 256
 _PROPERTIES_BYTES = 8192  # more than cudaDeviceProp of any version; its first field is the name
@@ -83,6 +87,16 @@ def gpu_identity(device: int = 0) -> str:
     return f"{name} sm{values['major']}{values['minor']} x{values['multiprocessors']}"
 
 
+def driver_version(root: Path = Path("/")) -> str | None:
+    """Version of NVIDIA's kernel module where it tells, and of CUDA that the driver offers: ``540.4.0, CUDA 12.6``."""
+    library = load_library()
+    version = ctypes.c_int(0)
+    found = [sysfs.text(root / "sys/module/nvidia/version")]
+    if library is not None and library.cudaDriverGetVersion(ctypes.byref(version)) == 0 and version.value:
+        found.append(f"CUDA {version.value // 1000}.{version.value % 1000 // 10}")
+    return ", ".join(filter(None, found)) or None
+
+
 def _library() -> ctypes.CDLL:
     reason = why_no_gpu()
     library = load_library()
@@ -112,6 +126,7 @@ class Cuda:
         self._library, self.device = _library(), device
         self._memory: dict[int, ctypes.c_void_p] = {}
         self._events: list[ctypes.c_void_p] = []
+        self._graphs: list[ctypes.c_void_p] = []
         self._call("cudaSetDevice", device)
         self.stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(self.stream))
@@ -179,16 +194,44 @@ class Cuda:
         self._call("cudaEventElapsedTime", ctypes.byref(elapsed), start, end)
         return elapsed.value
 
+    def capture(self, work: Callable[[], None]) -> ctypes.c_void_p:
+        """Record what ``work`` puts into the stream, without running it, as a graph for :meth:`launch`."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cudaStreamBeginCapture", self.stream, _CAPTURE_THREAD_LOCAL)
+        try:
+            work()
+        except BaseException:
+            with suppress(UserError):  # the stream has to leave the capture, whatever it holds
+                self._call("cudaStreamEndCapture", self.stream, ctypes.byref(graph))
+            raise
+        self._call("cudaStreamEndCapture", self.stream, ctypes.byref(graph))
+        try:
+            self._call("cudaGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cudaGraphDestroy", graph)
+        self._graphs.append(executable)
+        return executable
+
+    def launch(self, graph: ctypes.c_void_p) -> None:
+        """Run a captured graph in the order of the stream."""
+        self._call("cudaGraphLaunch", graph, self.stream)
+
+    def drop(self, graph: ctypes.c_void_p) -> None:
+        """Give a captured graph back."""
+        self._graphs.remove(graph)
+        self._call("cudaGraphExecDestroy", graph)
+
     def close(self) -> None:
-        """Give back memory, events and the stream; one that CUDA refuses does not keep the others.
+        """Give back memory, graphs, events and the stream; one that CUDA refuses does not keep the others.
 
         Raises:
             UserError: If CUDA refused one, after all have been tried.
         """
         owned: list[tuple[str, ctypes.c_void_p]] = [("cudaFree", pointer) for pointer in self._memory.values()]
+        owned += [("cudaGraphExecDestroy", graph) for graph in self._graphs]
         owned += [("cudaEventDestroy", event) for event in self._events]
         owned += [("cudaStreamDestroy", self.stream)] if self.stream.value else []
-        self._memory, self._events, self.stream = {}, [], ctypes.c_void_p()
+        self._memory, self._graphs, self._events, self.stream = {}, [], [], ctypes.c_void_p()
         refused: UserError | None = None
         for function, handle in owned:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -84,10 +84,11 @@ def load_network(bundle: Bundle) -> DeviceModel:
 
 
 class TorchModuleEngine(Engine):
-    """Base of the torch engines: personal parameters are arguments of the module."""
+    """Base of the torch engines: personal parameters are arguments of the module, or buffers of it (``rebind``)."""
 
     config_class = TorchConfig
     precisions = ("fp32",)
+    ways: ClassVar[tuple[str, ...]] = ("inputs", "rebind")
     config: TorchConfig
 
     def __init__(self, bundle: Bundle, role: str, precision: str = "fp32", config: EngineConfig | None = None) -> None:
@@ -114,6 +115,9 @@ class TorchModuleEngine(Engine):
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self._spec = self.spec()
+        self._inside = self.personal and self.config.personalise != "inputs"
+        if self._inside and self.config.personalise == "rebind":
+            self._spec = self._baked(self._spec, self.parameters)
         self._module = self._prepare(self._spec)
         self._load_parameters(self.parameters)
 
@@ -125,7 +129,7 @@ class TorchModuleEngine(Engine):
         """Arguments of the module."""
         # In the order of the graph: a compiled package takes them by position and crashes on another order.
         arguments: dict[str, Any] = {info.name: self._tensor(inputs[info.name]) for info in self.inputs}
-        if self.personal:
+        if self.personal and not self._inside:
             arguments["parameters"] = self._personal
         return arguments
 
@@ -139,7 +143,15 @@ class TorchModuleEngine(Engine):
         return {self._spec.output: output.cpu().numpy()}
 
     def _load_parameters(self, parameters: Arrays) -> None:
+        if self.personal and self.config.personalise == "rebind":
+            cast(Baked, self._spec.module).take(parameters)  # in place, so nothing is compiled again
+            return
         self._personal = tuple(self._tensor(parameters[e.name]) for e in self.entries) if self.personal else ()
+
+    def _baked(self, spec: GraphSpec, parameters: Arrays) -> GraphSpec:
+        """The graph with the parameters inside."""
+        module = Baked(spec.module, self.entries.names, parameters)
+        return GraphSpec(spec.role, module, spec.example, spec.dims, spec.output, False)
 
     def _deactivate(self) -> None:
         for made in ("_module", "_spec", "_personal"):
@@ -152,6 +164,33 @@ class TorchModuleEngine(Engine):
             "device": self.config.device,
             "threads": self.config.threads,
         }
+
+
+class Baked(nn.Module):
+    """A graph whose personal parameters are buffers.
+
+    Args:
+        module: The graph.
+        names: Names of the parameters.
+        parameters: Their values.
+    """
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], parameters: Arrays) -> None:
+        super().__init__()
+        self.module = module
+        self.names = {own: own.replace(".", "_") for own in names}
+        for own, name in self.names.items():
+            self.register_buffer(name, torch.from_numpy(parameters[own].copy()))
+
+    def take(self, parameters: Arrays) -> None:
+        """Replace the values in place."""
+        for own, name in self.names.items():
+            getattr(self, name).copy_(torch.from_numpy(parameters[own]))
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The graph with its own parameters."""
+        output: Tensor = self.module(**inputs, parameters=tuple(getattr(self, name) for name in self.names.values()))
+        return output
 
 
 def exported_program(spec: GraphSpec, network: nn.Module, personal: bool) -> torch.export.ExportedProgram:

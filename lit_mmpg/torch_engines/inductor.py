@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import lit_mmpg
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.runtime.engines.cache import EngineCache, board
+from lit_mmpg.runtime.engines.cache import board
 from lit_mmpg.torch_engines.base import TorchModuleEngine, exported_program
 
 
@@ -40,6 +41,8 @@ class AotInductorEngine(TorchModuleEngine):
     """AOTInductor: compiled once per machine, then loaded as a library."""
 
     name = "torch_aoti"
+    ways = ("inputs",)
+    suffix = ".pt2"
 
     @classmethod
     def requirements(cls) -> str | None:
@@ -50,22 +53,33 @@ class AotInductorEngine(TorchModuleEngine):
         network = spec.module.to(self.config.device).get_submodule("network")
         return torch._inductor.aoti_load_package(str(self._package(spec, network)))
 
-    def _package(self, spec: GraphSpec, network: nn.Module) -> Path:
-        cache = EngineCache()
-        key = {
-            "engine": self.name,
-            "torch": torch.__version__,
-            "version": lit_mmpg.__version__,
-            "graph": self.info.sha256,
-            "device": self.config.device,
-            "target": torch.backends.cpu.get_cpu_capability(),
-            "gpu": f"{torch.cuda.get_device_properties(0)}" if self.config.device == "cuda" else "",
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """Torch with this package, and the machine."""
+        machine = {
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "gpu": f"{torch.cuda.get_device_properties(0)}" if torch.cuda.is_available() else None,
             **board(),
         }
-        path = cache.path(key, ".pt2")
-        if cache.read(key, ".pt2") is None:
+        return {"library": "torch", "version": f"{torch.__version__}, {lit_mmpg.__version__}", "machine": machine}
+
+    def key(self) -> dict[str, Any]:
+        """Adds graph and device."""
+        return self.identity() | {"graph": self.info.sha256, "device": self.config.device}
+
+    def build(self) -> bytes:
+        """The package, compiled or as it is kept."""
+        spec = self.spec()
+        return self._package(spec, spec.module.to(self.config.device).get_submodule("network")).read_bytes()
+
+    def _package(self, spec: GraphSpec, network: nn.Module) -> Path:
+        key, self.build_s = self.key(), None
+        path = self.cache.path(key, self.suffix)
+        if self.cache.read(key, self.suffix) is None:
+            start = time.perf_counter()
             path.parent.mkdir(parents=True, exist_ok=True)
             program = exported_program(spec, network, self.personal)
             built = Path(torch._inductor.aoti_compile_and_package(program, package_path=str(path)))
-            cache.write(key, built.read_bytes(), ".pt2")
+            self.cache.write(key, built.read_bytes(), self.suffix, self.label)
+            self.build_s = time.perf_counter() - start
         return path

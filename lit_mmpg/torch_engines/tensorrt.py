@@ -84,15 +84,9 @@ class TorchTensorRTEngine(TorchModuleEngine):
         network = spec.module.to("cuda").get_submodule("network")
         if not self.personal or self.config.personalise == "inputs":
             return exported_program(spec, network, self.personal)
-        baked = GraphSpec(spec.role, Baked(spec.module, self.entries.names, parameters), *_rest(spec))
+        baked = self._baked(spec, parameters)
+        baked.module.to("cuda")
         return exported_program(baked, network, False)
-
-    def arguments(self, inputs: Any) -> dict[str, Any]:
-        """Without personal parameters where they are in the module."""
-        arguments = super().arguments(inputs)
-        if self.config.personalise == "refit":
-            arguments.pop("parameters", None)
-        return arguments
 
     def _load_parameters(self, parameters: Arrays) -> None:
         super()._load_parameters(parameters)
@@ -114,29 +108,3 @@ class TorchTensorRTEngine(TorchModuleEngine):
         program = self._program(self._spec, parameters)
         # In place: a copy of the module at every swap would take its memory twice.
         self._module = refit_module_weights(self._module, program, in_place=True)
-
-
-class Baked(torch.nn.Module):
-    """A graph whose personal parameters are buffers.
-
-    Args:
-        module: The graph.
-        names: Names of the parameters.
-        parameters: Their values.
-    """
-
-    def __init__(self, module: torch.nn.Module, names: tuple[str, ...], parameters: Arrays) -> None:
-        super().__init__()
-        self.module = module
-        self.names = [name.replace(".", "_") for name in names]
-        for name, own in zip(self.names, names, strict=True):
-            self.register_buffer(name, torch.from_numpy(parameters[own]).to("cuda"))
-
-    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """The graph with its own parameters."""
-        output: torch.Tensor = self.module(**inputs, parameters=tuple(getattr(self, name) for name in self.names))
-        return output
-
-
-def _rest(spec: GraphSpec) -> tuple[Any, ...]:
-    return spec.example, spec.dims, spec.output, False

@@ -38,10 +38,11 @@ from rich.table import Table
 
 from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.heartbeat import working
-from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.link.messages import Download
 from lit_mmpg.profiling.benchmarks.timing import Ratio
-from lit_mmpg.profiling.meters.memory import status_bytes
+from lit_mmpg.profiling.meters.memory import restart_peak, status_bytes
 from lit_mmpg.profiling.meters.sources import first_line
+from lit_mmpg.profiling.scenarios.exchange import download_of
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
@@ -89,20 +90,7 @@ class Row:
 
 def downloads(bundle: Bundle) -> dict[str, bytes]:
     """Messages as the cloud would send them, for the devices of the reference."""
-    manifest, reference = bundle.manifest, bundle.reference()
-    upload = Upload.encode(
-        anchors=np.ones((1, 1, manifest.frames.width), np.float32),
-        anchor_mask=np.ones((1, 1), bool),
-        positions=np.zeros((1, 1), np.float32),
-        num_frames=np.ones(1, np.int64),
-        device_id="benchmark",
-        codec="int8",
-        checkpoint_digest=manifest.checkpoint_digest,
-        spec_digest=bundle.spec.digest(),
-    )
-    return {
-        case: Download.answer(upload, bundle.spec, reference.parameters[case], codec=CODEC).to_bytes() for case in CASES
-    }
+    return {case: download_of(bundle, number) for number, case in enumerate(CASES)}
 
 
 def first_row(bundle: Bundle) -> Arrays:
@@ -259,9 +247,7 @@ def child(name: str, way: str, bundle: Bundle) -> int | None:
     decoded = [Download.parse(data).parameters(bundle.spec) for data in downloads(bundle).values()]
     with create_engine(name, bundle, "model", personalise=way) as engine:
         engine.infer(inputs)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
-        except OSError:
+        if not restart_peak():
             return None
         before = status_bytes("VmRSS")
         for turn in range(6):

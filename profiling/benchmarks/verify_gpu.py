@@ -9,7 +9,7 @@ costs no other:
 - a training step of both halves: loss and updated weights equal those of the processor;
 - every CUDA engine, by every way to bring in personal parameters (inputs, refit, reload): outputs for several devices
   equal the reference of the bundle, in every precision, and again after the parameters have been swapped;
-- a CUDA graph: captured once, replayed with swapped parameters;
+- a CUDA graph: captured once, replayed with swapped parameters, by torch and by TensorRT; its layers and copies;
 - NVML's meters: state, memory of a process, energy of a load;
 - ``profile run`` on the GPU, with its report.
 
@@ -189,6 +189,11 @@ def check_engine(work: Path, device: str, name: str, way: str) -> dict[str, Any]
             figures[f"{role} {precision}"] = _compare(bundle, name, role, precision, options)
         except Exception as error:  # one precision's failure must not hide the others
             problems.append(f"{role} {precision}: {_reason(error)}")
+    if name in ("tensorrt", "tensorrt_rtx") and way == "inputs":
+        try:
+            figures["model fp32 replayed"] = _compare(bundle, name, "model", "fp32", options | {"cuda_graph": True})
+        except Exception as error:
+            problems.append(f"model fp32 replayed: {_reason(error)}")
     if problems:
         raise UserError("; ".join(problems))
     return figures
@@ -217,6 +222,9 @@ def _compare(bundle: Bundle, name: str, role: str, precision: str, options: dict
             "gpu_ms": getattr(engine, "gpu_ms", None),
             "workspace_bytes": engine.workspace_bytes,
             "engine_bytes": engine.engine_bytes,
+            "build_s": engine.build_s,
+            "parts_ms": engine.parts_ms(inputs),
+            "layers": engine.layer_times(inputs, 5),
             "details": engine.describe(),
         }
 

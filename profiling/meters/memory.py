@@ -25,19 +25,27 @@ class Memory:
         peak_rss_bytes: Most resident memory of a fresh process that opened the bundle, activated the engine, swapped
             parameters and inferred; interpreter and libraries included. None with a reason.
         base_rss_bytes: The same process before it loaded the engine's library.
+        activated_rss_bytes: The same process once the engines are ready, before the first inference.
+        inference_rss_bytes: By how much the peak of inferences and swaps exceeds that: an engine's workspace on the
+            processor, inputs, outputs and parameters. None where the system does not start a peak anew.
         device_bytes: Memory on the accelerator; None with ``device_reason``.
         device_reason: Where ``device_bytes`` comes from, or why there is none.
         engine_bytes: Size of what the engine loads or has built.
         workspace_bytes: Memory that the engine asks for activations; None where it does not say.
+        clips: Clips of the stream that the process lived through, messages and adaptations included; 0: none, it ran
+            single inferences.
         reason: Why ``peak_rss_bytes`` is None.
     """
 
     peak_rss_bytes: int | None = None
     base_rss_bytes: int | None = None
+    activated_rss_bytes: int | None = None
+    inference_rss_bytes: int | None = None
     device_bytes: int | None = None
     device_reason: str | None = None
     engine_bytes: int | None = None
     workspace_bytes: int | None = None
+    clips: int = 0
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +85,15 @@ def status_bytes(field: str, root: Path = Path("/"), pid: int | str = "self") ->
     ``getrusage`` is no substitute: its peak survives exec, so a child starts with the peak of its parent.
     """
     return sysfs.kilobytes(root / f"proc/{pid}/status", field)
+
+
+def restart_peak() -> bool:
+    """Start this process's peak of resident memory anew; whether the system can (Linux, proc(5), ``clear_refs``)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def device_bytes(pid: int, gpu: Gpu | None, root: Path = Path("/")) -> tuple[int | None, str]:

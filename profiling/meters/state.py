@@ -21,6 +21,7 @@ from typing import Any
 from lit_mmpg import sysfs
 from lit_mmpg.profiling.meters.nvml import Gpu
 from lit_mmpg.profiling.meters.sources import first_line
+from lit_mmpg.runtime.engines.cache import power_mode_names
 
 THROTTLING_KINDS = (
     # Kernel, Documentation/driver-api/thermal: what lowers a clock or keeps a processor idle.
@@ -335,16 +336,6 @@ def power_mode(root: Path = Path("/"), run: Callable[[Sequence[str]], tuple[int,
     else:
         mode["reason"] = "; ".join(filter(None, [mode["reason"], f"jetson_clocks: {output}"]))
     return mode
-
-
-def power_mode_names(root: Path = Path("/")) -> dict[int, str]:
-    """Names of a Jetson's power modes by number, from ``< POWER_MODEL ID=0 NAME=15W >`` in /etc/nvpmodel.conf."""
-    lines = re.finditer(
-        r"^\s*<\s*POWER_MODEL\s+ID\s*=\s*\"?([0-9]{1,9})\"?\s+NAME\s*=\s*(.*?)\s*>",
-        sysfs.text(root / "etc/nvpmodel.conf") or "",
-        re.MULTILINE,
-    )
-    return {int(line[1]): line[2].strip("\"'") for line in lines}
 
 
 def busy_fraction(

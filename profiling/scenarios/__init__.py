@@ -48,6 +48,7 @@ class Outcome:
         series: Time series.
         bytes: Sizes of the messages.
         network: Modelled costs of the messages.
+        personalisation: Time to the first right answer with new parameters, and the ratio to baked ones.
         throughput: ``mode`` by MLPerf's name, ``answers_per_s``, and how it was found.
         notes: What a reader should know.
     """
@@ -60,6 +61,7 @@ class Outcome:
     bytes: Mapping[str, Any] | None = None
     network: Sequence[Mapping[str, Any]] = ()
     throughput: Mapping[str, Any] | None = None
+    personalisation: Mapping[str, Any] | None = None
     notes: Sequence[str] = ()
 
 

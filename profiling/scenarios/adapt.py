@@ -61,6 +61,7 @@ def time_parts(
     parts: Mapping[str, Callable[[], object]],
     config: LatencyConfig,
     clock: Callable[[], float] = time.perf_counter,
+    after: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Distribution], Latency]:
     """Time the parts of a unit in turn.
 
@@ -68,6 +69,7 @@ def time_parts(
         parts: Parts in their order.
         config: How long.
         clock: Seconds.
+        after: Called after each turn, not timed.
 
     Returns:
         A distribution for each part, and the latency of their sum.
@@ -91,6 +93,7 @@ def time_parts(
                 cold_ms += spent_ms
             elif recorded >= 0:
                 samples[name].append(spent_ms)
+        after()
         if recorded < 0:
             begin = clock()
     total = [sum(values) for values in zip(*samples.values(), strict=True)]

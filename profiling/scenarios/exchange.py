@@ -138,14 +138,34 @@ def _service(url: str, api_key_env: str | None) -> Cloud:
 
 def _from_reference(bundle: Bundle) -> Cloud:
     """The parameters of one of the reference's devices in a real message: right bytes, no computation."""
-    parameters = adapted_parameters(bundle)
-    link = bundle.manifest.link
+    return lambda upload: Reply(_answer(bundle, upload, 0))
+
+
+def download_of(bundle: Bundle, number: int) -> bytes:
+    """A download as a cloud would send it to one of the reference's devices, to a request of one clip.
+
+    Args:
+        bundle: The bundle.
+        number: Which device.
+    """
+    manifest = bundle.manifest
+    upload = Upload.encode(
+        anchors=np.ones((1, 1, manifest.frames.width), np.float32),
+        anchor_mask=np.ones((1, 1), bool),
+        positions=np.zeros((1, 1), np.float32),
+        num_frames=np.ones(1, np.int64),
+        device_id="profile",
+        codec="fp32",
+        checkpoint_digest=manifest.checkpoint_digest,
+        spec_digest=bundle.spec.digest(),
+    )
+    return _answer(bundle, upload, number)
+
+
+def _answer(bundle: Bundle, upload: Upload, number: int) -> bytes:
+    parameters, link = adapted_parameters(bundle, number), bundle.manifest.link
     assert parameters is not None and link is not None
-
-    def ask(upload: Upload) -> Reply:
-        return Reply(Download.answer(upload, bundle.spec, parameters, codec=link.download_codec).to_bytes())
-
-    return ask
+    return Download.answer(upload, bundle.spec, parameters, codec=link.download_codec).to_bytes()
 
 
 def sizes(upload: Upload, reply: Reply) -> dict[str, dict[str, int]]:

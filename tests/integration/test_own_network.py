@@ -24,8 +24,10 @@ from lit_mmpg.export.source import open_source
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.parameters import ENCODE, MODEL
 from lit_mmpg.profiling.cli import main as profile
-from lit_mmpg.profiling.config import EngineSelection
+from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
+from lit_mmpg.profiling.harness import Harness, Instruments
 from lit_mmpg.profiling.inputs import adapted_parameters
+from lit_mmpg.profiling.meters.latency import LatencyConfig
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell
 from lit_mmpg.runtime.adaptation import judge
@@ -273,6 +275,21 @@ def test_each_graph_takes_its_own_parameters(own: Made) -> None:
     # The reference holds cases that differ, so that an encoder which ignored its parameters would fail.
     cases = own.bundle.reference().roles[ENCODE].outputs
     assert not np.allclose(cases["probe"]["features"], cases["static"]["features"], atol=1e-3)
+
+
+def test_its_profile_says_what_new_parameters_cost(own: Made) -> None:
+    """An input layer, injected layers and an encoder that takes parameters: all are swapped, and all are baked."""
+    meter = LatencyConfig(warmup=0, min_count=6, min_time_s=0.0, attempts=1)
+    engines = (EngineSelection("onnxruntime"), EngineSelection("torch"))
+    config = ProfileConfig(
+        "t", engines, scenarios=("personalise",), measure_memory=False, measure_energy=False, latency=meter
+    )
+    harness = Harness(own.bundle, config, Instruments.open())
+    for selection, baked in zip(engines, ("reload", "rebind"), strict=True):
+        row = harness.measure(Cell(selection, "fp32", 1, "personalise", True))
+        assert row["status"] == "ok", row["reason"]
+        assert row["personalisation"]["baked_by"] == baked and row["personalisation"]["baked_ratio"] > 0
+        assert {"encode", "model"} <= set(row["roles"]) and not any("would not show" in note for note in row["notes"])
 
 
 def test_a_device_with_its_bundle_answers_as_torch_does(own: Made) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling import document as documents
+from lit_mmpg.profiling.benchmarks import gate
 from lit_mmpg.profiling.cli import main
 from lit_mmpg.profiling.compare import Limit, compare_profiles, median_interval
 from lit_mmpg.profiling.config import load_config
@@ -156,6 +157,19 @@ def test_energy_takes_the_bounds_of_both_and_never_an_estimate(profile) -> None:
     assert "energy_j" not in compare_profiles(a, b, [])["rows"][0]["figures"]
 
 
+def test_the_ratio_to_baked_parameters_is_compared_by_its_own_interval(profile) -> None:
+    def ratio(low: float, middle: float, high: float) -> documents.Document:
+        found = {"baked_ratio": middle, "baked_ratio_low": low, "baked_ratio_high": high}
+        return with_samples(profile[2], noise(0), personalisation=found)
+
+    def verdict(b: documents.Document) -> str:
+        row = compare_profiles(ratio(1.0, 1.02, 1.04), b, [Limit.parse("baked_ratio=5%")])["rows"][0]
+        return str(row["figures"]["baked_ratio"]["verdict"])
+
+    assert verdict(ratio(1.18, 1.2, 1.22)) == "worse" and verdict(ratio(0.9, 1.2, 1.5)) == "unsure"
+    assert verdict(ratio(1.0, 1.03, 1.06)) == "within"
+
+
 def test_the_interval_of_a_median_has_its_coverage() -> None:
     from scipy.stats import binom
 
@@ -185,6 +199,32 @@ def test_two_bundles_in_turns(profile) -> None:
     slow = compare_bundles(harness, harness, limit, 6, open_b=twice)  # type: ignore[arg-type]
     assert not slow["passed"] and slow["rows"][0]["figures"]["p50_ms"]["low"] > 0.5
     assert len(slow["rows"][0]["round_ratios"]["p50_ms"]) == 6
+
+
+def test_the_benchmark_of_the_gate_goes_on_where_it_was_interrupted(
+    profile, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    kept = tmp_path / "runs.jsonl"
+    command = ["--bundle", str(profile[1]), "--runs", "2", "--kept", str(kept), "--output", str(tmp_path / "gate.json")]
+    done: list[bool] = []
+
+    def compared(a, b, limits, rounds, open_b) -> dict[str, object]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        slower = open_b is not open_pipeline
+        done.append(slower)
+        figure = {"change": 0.1 * slower, "low": 0.1 * slower, "high": 0.1 * slower}
+        return {"passed": not slower, "rows": [{"figures": {"p50_ms": figure}}]}
+
+    monkeypatch.setattr(gate, "compare_bundles", compared)
+    assert gate.main(command) == 130 and "3 of 4 runs are kept" in capsys.readouterr().err
+    kept.write_text(kept.read_text() + '{"planted": tr')  # killed while it wrote
+    done.clear()
+    assert gate.main(command) == 0
+    assert done == [True] and "3 of 4 runs are in" in capsys.readouterr().out
+    assert [run["planted"] for run in json.loads((tmp_path / "gate.json").read_text())["values"]] == [False, True] * 2
+    with pytest.raises(UserError, match="other settings"):
+        gate.main([*command, "--limit", "7"])
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ def test_each_mode_is_set_profiled_and_the_former_one_restored(board, tmp_path: 
     assert (tmp_path / "mode").read_text() == "2\n" and "restored: power mode 2" in done.stdout
 
 
+def test_engines_are_built_for_each_mode(board) -> None:
+    done, log = board("--modes", "0 1", "--build", *ASK)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in log if "profile in" in line] == [
+        f"profile in mode {mode}: profile engines build --bundle b --config c.yaml" for mode in (0, 1)
+    ]
+
+
 def test_clocks_are_fixed_when_asked_and_restored(board, tmp_path: Path) -> None:
     done, log = board("--modes", "0", "--clocks", *ASK)
     assert done.returncode == 0, done.stderr

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.cli import main
 from lit_mmpg.profiling.inputs import role_inputs
 from lit_mmpg.profiling.scenarios.layers import bytes_per_s, multiply_adds_per_s, roofline
+from lit_mmpg.profiling.trtexec import read_trtexec
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.engines.onnx_runtime import kernel_times
@@ -19,6 +22,47 @@ def test_every_layer_of_a_graph_has_a_time(tmp_path) -> None:
             layers = engine.layer_times(role_inputs(bundle, "model", 2), 5)
         operators = {layer["operator"] for layer in layers}
         assert {"MatMul", "Tanh"} <= operators and all(layer["time_ms"] >= 0 for layer in layers)
+
+
+def test_an_inference_comes_apart(tmp_path) -> None:
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle"))
+    inputs = role_inputs(bundle, "model", 2)
+    with create_engine("onnxruntime", bundle, "model") as engine:
+        assert engine.build_s is not None and engine.build_s > 0
+        parts = engine.parts_ms(inputs)
+        assert list(parts or ()) == ["copy_inputs", "compute", "copy_outputs"] and min((parts or {}).values()) > 0
+        scores = engine.infer(inputs)["scores"]
+    assert scores.shape == (2, 5)
+
+
+def test_layers_of_trtexec_are_read(tmp_path, capsys) -> None:
+    """Files in the form in which TensorRT's samples write them."""
+    profile, info = tmp_path / "profile.json", tmp_path / "layers.json"
+    profile.write_text(
+        '[\n  { "count" : 200 }\n, { "name" : "/conv", "timeMs" : 30, "averageMs" : 0.15, "percentage" : 75 }\n'
+        ', { "name" : "Reformatting CopyNode", "timeMs" : 10, "averageMs" : 0.05, "percentage" : 25 }\n]\n'
+    )
+    info.write_text(
+        '{"Layers": [{"Name": "/conv", "LayerType": "CaskConvolution"}, "Reformatting CopyNode"], "Bindings": []}'
+    )
+    assert read_trtexec(profile, info) == [
+        {"name": "/conv", "operator": "CaskConvolution", "time_ms": 0.15},
+        {"name": "Reformatting CopyNode", "operator": "", "time_ms": 0.05},
+    ]
+    assert main(["layers", str(profile), "--layer-info", str(info)]) == 0
+    assert "0.2 ms; slowest of 2 layers: CaskConvolution, 75%" in capsys.readouterr().out
+    for file, text, told in (
+        (profile, '[{"count": 1}]', "holds no layers"),
+        (profile, '[{"name": "x"}]', "a layer lacks 'averageMs'"),
+        (profile, "[", "truncated or no JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=told):
+            main(["layers", str(file)])
+    profile.write_text('[{"name": "/conv", "averageMs": 1}]')
+    info.write_text("{}")
+    with pytest.raises(UserError, match="holds no 'Layers'"):
+        main(["layers", str(profile), "--layer-info", str(info)])
 
 
 def test_kernel_times_leave_the_first_call_out() -> None:

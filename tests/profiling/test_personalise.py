@@ -1,11 +1,55 @@
-"""The benchmark of ways to personalise: that it runs and judges; its figures are nobody's test."""
+"""The scenario that says what new parameters cost, and the benchmark of ways to personalise: how they judge."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
+
 from lit_mmpg.profiling.benchmarks import personalise
+from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
+from lit_mmpg.profiling.harness import Harness, Instruments
+from lit_mmpg.profiling.meters.latency import LatencyConfig
+from lit_mmpg.profiling.pipeline import Pipeline
+from lit_mmpg.profiling.plan import Cell
+from lit_mmpg.profiling.scenarios.personalise import turns
+from lit_mmpg.runtime.bundle import Bundle
 from tests.profiling.bundles import make_bundle
+
+QUICK = LatencyConfig(warmup=0, min_count=8, min_time_s=0.0, attempts=1)
+
+
+def test_turns_give_the_ratio_whatever_the_machine_does_meanwhile():
+    now = [0.0]
+
+    def takes(seconds: float):
+        def call() -> None:
+            now[0] += seconds * (1 + now[0] / 100)  # the machine slows down all the time
+
+        return call
+
+    ratios = turns(takes(0.3), takes(0.2), QUICK, clock=lambda: now[0])
+    assert len(ratios) == 20 and all(ratio == pytest.approx(1.5, rel=0.02) for ratio in ratios)
+
+
+def test_an_answer_with_old_parameters_is_found(tmp_path, monkeypatch):
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle"))
+    config = ProfileConfig(
+        "t", (EngineSelection("onnxruntime"),), measure_memory=False, measure_energy=False, latency=QUICK
+    )
+    harness = Harness(bundle, config, Instruments(*[object(), [], []]))
+    cell = Cell(config.engines[0], "fp32", 1, "personalise", False)
+    assert harness.measure(cell)["personalisation"]["baked_ratio"] > 0
+    real, loads = Pipeline.load, [0]
+
+    def third_is_lost(self, parameters):
+        loads[0] += 1
+        if loads[0] != 4:  # two for the expected answers, then one a turn
+            real(self, parameters)
+
+    monkeypatch.setattr(Pipeline, "load", third_is_lost)
+    row = harness.measure(cell)
+    assert row["status"] == "failed" and "not that of the new parameters" in row["reason"]
 
 
 def test_all_ways_are_measured_and_open_ones_named(tmp_path, capsys):

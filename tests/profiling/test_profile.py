@@ -21,6 +21,7 @@ from lit_mmpg.profiling.config import SCENARIOS, load_config
 from lit_mmpg.profiling.html import render
 from lit_mmpg.profiling.plan import make_plan
 from lit_mmpg.profiling.schema import SCHEMA, problems
+from lit_mmpg.profiling.tables import personalisation_lines
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.settings import to_plain
 from tests.profiling.bundles import make_bundle
@@ -54,7 +55,9 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, documents.Document]:
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "test.yaml").write_text(CONFIG.replace("[answer,", "[answer, offline, multistream, server, layers,"))
+    (folder / "test.yaml").write_text(
+        CONFIG.replace("[answer,", "[answer, personalise, offline, multistream, server, layers,")
+    )
     arguments = ["run", "--bundle", str(bundle), "--config", str(folder / "test.yaml"), "--output", str(folder)]
     assert main([*arguments, "--no-record"]) == 0
     return folder, documents.load(folder / "profile.json")
@@ -82,6 +85,11 @@ def test_rows_are_verified_and_hold_raw_samples_and_memory(finished) -> None:
         assert row["memory"]["peak_rss_bytes"] > row["memory"]["base_rss_bytes"] > 2**20
         assert ("encode" in row["roles"]) == row["encoder_included"]
         assert row["energy"] == []
+        if row["scenario"] == "answer":
+            assert list(row["stages"]) == ["copy_inputs", "compute", "copy_outputs"]
+            assert set(row["build_ms"]) == set(row["roles"]) and min(row["build_ms"].values()) > 0
+        lived = row["memory"]["clips"], row["memory"]["inference_rss_bytes"]
+        assert lived[0] == (6 if row["scenario"] == "stream" else 0) and (lived[1] is None or lived[1] >= 0)
     assert profile["environment"]["packages"]["onnxruntime"]
 
 
@@ -100,6 +108,22 @@ def test_adaptation_counts_real_messages_and_names_what_it_did_not_measure(finis
     link = row["network"][0]
     bits = 8 * upload["message_bytes"] / 6e6 + 8 * download["message_bytes"] / 13e6
     assert link["time_ms"] == pytest.approx(70 + bits * 1e3) and link["energy_j"] is None and link["model"] is True
+
+
+def test_every_engine_says_what_new_parameters_cost(finished) -> None:
+    profile = finished[1]
+    rows = [row for row in profile["rows"] if row["scenario"] == "personalise"]
+    assert len(rows) == 2
+    for row in rows:
+        found, stages = row["personalisation"], row["stages"]
+        assert list(stages) == ["decode", "load", "first_answer"]
+        first = found["first_right_answer_ms"]
+        assert first["median"] == row["latency"]["wall"]["p50_ms"] > 0
+        assert found["baked_by"] == "reload" and found["way"] == "inputs"
+        assert found["baked_ratio_low"] <= found["baked_ratio"] <= found["baked_ratio_high"]
+        assert found["download_bytes"] > 2 * (12 * 2 + 2 * 8)
+    lines = personalisation_lines(profile["rows"])
+    assert len(lines) == 2 and "to the first right answer, by inputs; from then on" in lines[0]
 
 
 def test_throughput_has_the_names_of_mlperf(finished) -> None:
@@ -233,6 +257,32 @@ def test_an_interrupted_run_keeps_its_finished_rows(bundle: Path, config: Path, 
     profile = documents.load(output / "profile.json")
     assert profile["state"] == "interrupted" and [r["status"] for r in profile["rows"]] == ["ok", "ok"]
     assert "2 of 4 rows are finished and kept" in err and (output / "report.html").exists()
+
+
+def test_engines_are_built_kept_listed_and_loaded(bundle: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    cache = tmp_path / "kept"
+    settings = ["--set", f"engines=[{{engine: onnxruntime, options: {{cache: '{cache}'}}}}, {{engine: torch}}]"]
+    command = ["--bundle", str(bundle), "--config", "configs/profile/demo.yaml", *settings]
+
+    def states(name: str) -> tuple[int, list[str], str]:
+        status = main(["engines", name, *command])
+        text = capsys.readouterr().out
+        rows = [line.split("│")[1:6] for line in text.splitlines() if line.startswith("│ onnxruntime")]
+        return status, [cells[3].strip() for cells in rows], " ".join(text.split())
+
+    assert states("load")[:2] == (1, ["does not fit"] * 3)
+    assert states("build")[:2] == (0, ["built"] * 3) and states("build")[:2] == (0, ["kept"] * 3)
+    status, found, text = states("load")
+    assert (status, found) == (0, ["loaded"] * 3) and "keeps nothing" in text
+    assert main(["engines", "list", "--cache", str(cache), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {(kept["label"]["role"], kept["fits_here"]) for kept in told} == {
+        (r, True) for r in ("model", "project", "encode")
+    }
+    monkeypatch.setattr("lit_mmpg.sysfs.processor_name", lambda root: "another processor")
+    assert main(["engines", "list", "--cache", str(cache)]) == 0
+    assert "this is another processor" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert states("load")[:2] == (1, ["does not fit"] * 3)
 
 
 def test_a_full_disk_costs_no_row(bundle: Path, config: Path, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ class FakeCuda:
 
     def __init__(self, **status: int) -> None:
         self.memory: dict[int, ctypes.Array] = {}
-        self.owned: dict[str, set[int]] = {"Stream": set(), "Event": set()}
+        self.owned: dict[str, set[int]] = {"Stream": set(), "Event": set(), "Graph": set(), "GraphExec": set()}
+        self.capturing: list | None = None
+        self.graphs: dict[int, list] = {}
         self.calls: list[str] = []
         self.status = status
         self.gpu = b"Orin\0"
@@ -37,8 +39,22 @@ class FakeCuda:
             if self.status.get(name):
                 return self.status[name]
             kind = name.removeprefix("cuda").removesuffix("Create").removesuffix("Destroy")
+            if self.capturing is not None and name not in ("cudaStreamEndCapture", "cudaMemcpyAsync"):
+                return 900  # cudaErrorStreamCaptureUnsupported
             if name == "cudaGetDeviceCount":
                 arguments[0]._obj.value = 1
+            elif name == "cudaDriverGetVersion":
+                arguments[0]._obj.value = 12060
+            elif name == "cudaStreamBeginCapture":
+                self.capturing = []
+            elif name == "cudaStreamEndCapture":
+                self._made("Graph", arguments[1], self.capturing)
+                self.capturing = None
+            elif name == "cudaGraphInstantiateWithFlags":
+                self._made("GraphExec", arguments[0], self.graphs[arguments[1].value])
+            elif name == "cudaGraphLaunch":
+                for work in self.graphs[arguments[0].value]:
+                    work()
             elif name.endswith("Create"):
                 handle = len(self.calls) + 1000
                 arguments[0]._obj.value = handle
@@ -61,9 +77,15 @@ class FakeCuda:
 
         return call
 
+    def _made(self, kind: str, target, work) -> None:
+        handle = len(self.calls) + 1000
+        target._obj.value = handle
+        self.owned[kind].add(handle)
+        self.graphs[handle] = work
+
     @property
     def leaked(self) -> bool:
-        return bool(self.memory or self.owned["Stream"] or self.owned["Event"])
+        return bool(self.memory or any(self.owned.values()))
 
 
 class Network:
@@ -114,8 +136,14 @@ class Engine:
     def create_execution_context(self):
         return None if "create_execution_context" in self.trt.refuse else Context(self)
 
+    def create_engine_inspector(self):
+        layers = [{"Name": node.output[0], "LayerType": f"kind of {node.op_type}"} for node in self.model.graph.node]
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": layers, "Bindings": []}))
+
 
 class Context:
+    profiler = None
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -152,11 +180,19 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         if "execute_async_v3" in self.engine.trt.refuse:
             return False
+        if self.engine.trt.cuda is not None and self.engine.trt.cuda.capturing is not None:
+            self.engine.trt.cuda.capturing.append(self._execute)
+            return True
+        self._execute()
+        for node in self.engine.model.graph.node if self.profiler is not None else ():
+            self.profiler.report_layer_time(node.output[0], 0.25)
+        return True
+
+    def _execute(self) -> None:
         session = onnxruntime.InferenceSession(self.engine.model.SerializeToString())
         given = {v.name: self._array(v.name, self.shapes[v.name]) for v in self.engine.model.graph.input}
         for value, output in zip(self.engine.model.graph.output, session.run(None, given), strict=True):
             self._array(value.name, output.shape)[...] = output
-        return True
 
 
 class Refitter:
@@ -185,11 +221,14 @@ class Refitter:
         return True
 
 
-def fake_tensorrt(name: str = "tensorrt") -> ModuleType:
+def fake_tensorrt(name: str = "tensorrt", cuda: FakeCuda | None = None) -> ModuleType:
     """A module with TensorRT's names; ``refuse`` holds the calls that answer with an error, ``once`` only once."""
     trt = ModuleType(name)
     trt.__version__ = "10.3.0"
-    trt.refuse, trt.once, trt.types, trt.built = set(), set(), {}, []
+    trt.refuse, trt.once, trt.types, trt.built, trt.cuda = set(), set(), {}, [], cuda
+    trt.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
+    trt.LayerInformationFormat = SimpleNamespace(JSON="JSON")
+    trt.IProfiler = type("IProfiler", (), {})
     trt.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     trt.BuilderFlag = SimpleNamespace(TF32="TF32", REFIT="REFIT", REFIT_INDIVIDUAL="REFIT_INDIVIDUAL")
     trt.nptype = onnx.helper.tensor_dtype_to_np_dtype

@@ -39,7 +39,7 @@ def test_every_graph_of_a_bundle_is_compiled(made, kind, tmp_path):
         assert (compiled.build_s is None) == (graph.sha256 in seen)
         seen.add(graph.sha256)
     files = {path.suffix for path in tmp_path.iterdir()}
-    assert files == {".engine", ".sha256"}
+    assert files == {".engine", ".sha256", ".json"}
 
 
 def test_built_engines_are_kept_until_something_changes(made, tmp_path):
@@ -132,7 +132,7 @@ def cuda(monkeypatch) -> FakeCuda:
 
 @pytest.fixture
 def library(monkeypatch, cuda):
-    fake = fake_tensorrt()
+    fake = fake_tensorrt(cuda=cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     return fake
 
@@ -293,6 +293,73 @@ def test_what_is_built_ahead_is_what_activation_takes(small, library, cuda, tmp_
         timings.write_bytes(b"another machine")
         timings.with_suffix(".timings.sha256").write_text(hashlib.sha256(b"another machine").hexdigest())
     assert engine_of(small, tmp_path).compile(fresh=True).build_s is not None
+
+
+def test_an_engine_that_does_not_fit_says_why(small, library, tmp_path, monkeypatch):
+    def reason(**options: object) -> str | None:
+        engine = engine_of(small, tmp_path, **options)
+        return engine.cache.why_not(engine.key(), engine.suffix, engine.label)
+
+    mode = {"module": "Orin NX", "power_mode": "15W (2)"}
+    monkeypatch.setattr(tensorrt, "board", lambda: mode)
+    assert reason() == "none was built"
+    engine_of(small, tmp_path).build()
+    assert reason() is None
+    (kept,) = EngineCache(tmp_path).entries()
+    assert kept.label == {"engine": "tensorrt", "bundle": "bundle", "role": "model", "precision": "fp32"}
+    assert kept.size_bytes == kept.path.stat().st_size and kept.key["machine"]["driver"] == "CUDA 12.6"
+    mode["power_mode"] = "MAXN (0)"
+    assert reason() == "built for power mode 15W (2), this is MAXN (0)"
+    engine_of(small, tmp_path).build()
+    assert reason() is None and len(EngineCache(tmp_path).entries()) == 2, "one for each power mode"
+    library.__version__ = "10.7.0"
+    assert reason() == "built by version 10.3.0, this is 10.7.0"
+    library.__version__ = "10.3.0"
+    assert reason(workspace_mib=8) == "built with workspace mib 0, asked for 8"
+    assert engine_of(small, tmp_path, personalise="reload").key() is None
+    for entry in tmp_path.glob("*.engine"):
+        entry.write_bytes(b"damaged")
+    assert "its digest differs" in str(reason())
+
+
+def test_a_cuda_graph_is_replayed_for_the_same_shapes_alone(small, library, cuda, tmp_path):
+    samples, own = small.reference().roles["model"], small.reference().parameters
+
+    def launches() -> int:
+        return cuda.calls.count("cudaGraphLaunch")
+
+    with engine_of(small, tmp_path, cuda_graph=True) as engine:
+        assert verify(engine).ok
+        before = launches()
+        for case in ("device0", "device1", "device0"):  # a graph reads the parameters of now
+            engine.load_parameters(own[case])
+            np.testing.assert_allclose(
+                engine.infer(samples.inputs)["scores"], samples.outputs[case]["scores"], atol=1e-4
+            )
+        assert launches() == before + 2, "all but the first call with these shapes"
+        fewer = {name: array[:2] for name, array in samples.inputs.items()}
+        for _ in range(2):
+            scores = engine.infer(fewer)["scores"]
+            np.testing.assert_allclose(scores, samples.outputs["device0"]["scores"][:2], atol=1e-4)
+        assert launches() == before + 3 and len(cuda.owned["GraphExec"]) == 1
+        library.refuse = {"execute_async_v3"}
+        with pytest.raises(UserError, match="leave cuda_graph out"):
+            engine.infer(samples.inputs)
+    assert not cuda.leaked and engine.key() == engine_of(small, tmp_path).key(), (
+        "the same engine, with graphs or without"
+    )
+
+
+def test_layers_come_from_the_profiler_with_their_kinds_from_the_inspector(small, library, cuda, tmp_path):
+    inputs = small.reference().roles["model"].inputs
+    with engine_of(small, tmp_path, cuda_graph=True) as engine:
+        engine.infer(inputs)
+        layers = engine.layer_times(inputs, 4)
+        assert {layer["time_ms"] for layer in layers} == {0.25} and len(layers) == small.info("model").nodes
+        assert (layers[0]["name"], layers[0]["operator"]) == ("static", "kind of MatMul")
+        assert verify(engine).ok
+        assert engine.parts_ms(inputs) == {"copy_inputs": 0.0, "compute": 0.0, "copy_outputs": 0.0}
+    assert not cuda.leaked
 
 
 def test_the_key_of_a_portable_engine_asks_for_no_machine(small, cuda):

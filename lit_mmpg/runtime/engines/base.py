@@ -14,6 +14,7 @@ import numpy as np
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.bundle import Arrays, Bundle
+from lit_mmpg.runtime.engines.cache import EngineCache
 from lit_mmpg.runtime.manifest import TensorInfo
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class Engine(ABC):
     ways: ClassVar[tuple[str, ...]] = ("inputs",)
     """Ways in which personal parameters can reach the engine: ``inputs`` of the graph, or values inside it that are
     replaced by ``rebind``, ``refit`` or ``reload``."""
+    suffix: ClassVar[str] = ".engine"
+    """Of the files in which built engines are kept."""
+    build_s: float | None = None
+    """Seconds that building took when the engine was last made ready; ``None`` where a kept one was loaded, or nothing
+    is built ahead of the first call."""
 
     def __init__(self, bundle: Bundle, role: str, precision: str = "fp32", config: EngineConfig | None = None) -> None:
         if precision not in self.precisions:
@@ -141,6 +147,55 @@ class Engine(ABC):
             engine has no profiler here.
         """
         return None
+
+    def parts_ms(self, inputs: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+        """One inference in parts, which may take longer than :meth:`infer`.
+
+        Args:
+            inputs: As for :meth:`infer`.
+
+        Returns:
+            Milliseconds of ``copy_inputs``, ``compute`` and ``copy_outputs``; None where the engine does not tell.
+        """
+        return None
+
+    # -- built engines that are kept -----------------------------------------------------------------------------------
+
+    @classmethod
+    def identity(cls) -> dict[str, Any] | None:
+        """What built engines depend on here: ``library``, ``version`` and ``machine``; None where none are kept.
+
+        Raises:
+            UserError: If the library is missing, or the machine does not tell.
+        """
+        return None
+
+    def key(self) -> dict[str, Any] | None:
+        """What the built engine depends on, under which it is kept; None where it is not."""
+        return None
+
+    @property
+    def label(self) -> dict[str, str]:
+        """What the engine is built from, for people."""
+        return {
+            "engine": self.name,
+            "bundle": self.bundle.path.resolve().name,
+            "role": self.role,
+            "precision": self.precision,
+        }
+
+    @property
+    def cache(self) -> EngineCache:
+        """Where built engines are kept."""
+        return EngineCache(getattr(self.config, "cache", None))
+
+    def build(self) -> bytes:
+        """Build ahead of time, or take what is kept.
+
+        Raises:
+            UserError: If there is nothing to build, or it cannot be built here.
+        """
+        raise UserError(f"engine '{self.name}' builds nothing ahead of time")
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """The graph's inputs, of its types; engines read memory, so a wrong type would be read as garbage."""

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
@@ -34,9 +38,13 @@ class OnnxRuntimeConfig(EngineConfig):
 
     Attributes:
         threads: Threads within an operator; 0 leaves it to ONNX Runtime.
+        keep: Keep the graph as it is optimised for this processor, and load that from then on; on the processor only.
+        cache: Folder of what is kept or built; the user's cache folder when None.
     """
 
     threads: int = 1
+    keep: bool = False
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -49,6 +57,7 @@ class OnnxRuntimeEngine(Engine):
     name = "onnxruntime"
     config_class = OnnxRuntimeConfig
     ways: ClassVar[tuple[str, ...]] = ("inputs", "rebind", "reload")
+    suffix = ".onnx"
     provider = "CPUExecutionProvider"
     memory = "cpu"
     """Where personal parameters are kept between calls."""
@@ -87,11 +96,67 @@ class OnnxRuntimeEngine(Engine):
         self._shapes: list[tuple[int, ...]] = []
         self._baked = b""
         if not self.personal or self.config.personalise == "inputs":
-            self._session = self._make_session(onnxruntime, str(self.graph))
+            self._session = self._open_session(onnxruntime)
         elif self.config.personalise == "rebind":
             self._baked = bake(self.graph, self.parameters, external=True)
         if self.personal:
             self._load_parameters(self.parameters)
+
+    def _open_session(self, onnxruntime: Any) -> Any:
+        """A session of the graph, optimised here or, where that is kept, before."""
+        if self.config.keep and self.provider != OnnxRuntimeEngine.provider:
+            raise UserError(f"engine '{self.name}' keeps no optimised graph; leave keep out")
+        key = self.key() if self.config.keep else None
+        kept = self.cache.read(key, self.suffix) if key is not None else None
+        if kept is not None:
+            self.build_s = None
+            return self._make_session(onnxruntime, kept, optimised=True)
+        start = time.perf_counter()
+        if key is None:
+            session = self._make_session(onnxruntime, str(self.graph))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                written = Path(folder) / "optimised.onnx"
+                session = self._make_session(onnxruntime, str(self.graph), keep=written)
+                self.cache.write(key, written.read_bytes(), self.suffix, self.label)
+        self.build_s = time.perf_counter() - start
+        return session
+
+    @classmethod
+    def identity(cls) -> dict[str, Any] | None:
+        """The package, and the processor whose instructions the optimised graph is made for."""
+        if cls.provider != OnnxRuntimeEngine.provider:
+            return None
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(cls.package) from None
+        machine = {"cpu": f"{sysfs.processor_name(sysfs.system_root())}, {platform.machine()}"}
+        return {"library": "onnxruntime", "version": onnxruntime.__version__, "machine": machine}
+
+    def key(self) -> dict[str, Any] | None:
+        """Adds graph and precision; None where the graph holds one device's parameters, or a GPU runs it."""
+        identity = self.identity()
+        if identity is None or (self.personal and self.config.personalise != "inputs"):
+            return None
+        return identity | {"graph": self.info.sha256, "precision": self.precision}
+
+    def build(self) -> bytes:
+        """The optimised graph, kept."""
+        import onnxruntime
+
+        key = self.key()
+        if key is None:
+            return super().build()
+        self.build_s = None
+        found = self.cache.read(key, self.suffix)
+        if found is None:
+            self.config = replace(self.config, keep=True)
+            self._open_session(onnxruntime)
+            found = self.cache.read(key, self.suffix)
+        if found is None:
+            raise UserError(f"{self.cache.path(key, self.suffix)} cannot be written; free some space, or name a cache")
+        return found
 
     def layer_times(self, inputs: Mapping[str, np.ndarray], calls: int) -> list[dict[str, Any]]:
         """Times of the kernels, from ONNX Runtime's profile of a session of its own; its first call is left out."""
@@ -111,9 +176,19 @@ class OnnxRuntimeEngine(Engine):
         return kernel_times(events, calls)
 
     def _make_session(
-        self, onnxruntime: Any, graph: str | bytes, constants: Arrays | None = None, profile: Path | None = None
+        self,
+        onnxruntime: Any,
+        graph: str | bytes,
+        constants: Arrays | None = None,
+        profile: Path | None = None,
+        optimised: bool = False,
+        keep: Path | None = None,
     ) -> Any:
         options = onnxruntime.SessionOptions()
+        if optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if keep is not None:
+            options.optimized_model_filepath = str(keep)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         options.intra_op_num_threads = self.config.threads
@@ -154,13 +229,32 @@ class OnnxRuntimeEngine(Engine):
             self._shapes = shapes
         for name, buffer in self._buffers.items():
             np.copyto(buffer, inputs[name])
+        self._run(inputs)
+        return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
+
+    def parts_ms(self, inputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Copies are those into bound memory and out of it; a provider's own, to a GPU and back, are in ``compute``."""
+        arrays = self._checked(inputs)
+        if [arrays[name].shape for name in self._names] != self._shapes:
+            self._infer(arrays)
+        clock = [time.perf_counter()]
+        for name, buffer in self._buffers.items():
+            np.copyto(buffer, arrays[name])
+        clock.append(time.perf_counter())
+        self._run(arrays)
+        clock.append(time.perf_counter())
+        self._binding.copy_outputs_to_cpu()
+        clock.append(time.perf_counter())
+        spent = (end - start for start, end in pairwise(clock))
+        return dict(zip(("copy_inputs", "compute", "copy_outputs"), (1e3 * s for s in spent), strict=True))
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> None:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's errors have no narrower class
             given = ", ".join(f"{name} {list(inputs[name].shape)}" for name in self._names)
             reason = " ".join(str(error).split())[:500]
             raise UserError(f"engine '{self.name}' could not run {self.graph} with {given}: {reason}") from error
-        return dict(zip(self._outputs, self._binding.copy_outputs_to_cpu(), strict=True))
 
     def _bind(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Buffers for inputs of these shapes.
@@ -193,7 +287,9 @@ class OnnxRuntimeEngine(Engine):
                 self._values[name].update_inplace(array)
             return
         graph: str | bytes = self._baked or bake(self.graph, parameters)
+        start = time.perf_counter()
         self._session = self._make_session(onnxruntime, graph, parameters if self._baked else None)
+        self.build_s = time.perf_counter() - start
         self._shapes = []
 
     def _deactivate(self) -> None:
@@ -278,12 +374,10 @@ class OnnxRuntimeTensorRTConfig(OnnxRuntimeConfig):
     Attributes:
         max_batch: Most rows of a call.
         max_options: Most options of a question of multiple choice.
-        cache: Folder of the built engines; the user's cache folder when None.
     """
 
     max_batch: int = 32
     max_options: int = 16
-    cache: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,11 +8,13 @@ is looked at (:class:`Library`), and becomes an error with what TensorRT logged.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,9 +22,9 @@ import numpy as np
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.baking import bake
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.cudart import Cuda, gpu_identity, why_no_gpu
+from lit_mmpg.runtime.cudart import Cuda, driver_version, gpu_identity, why_no_gpu
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
-from lit_mmpg.runtime.engines.cache import EngineCache, board
+from lit_mmpg.runtime.engines.cache import board
 from lit_mmpg.runtime.engines.onnx_runtime import check_sizes, profile_sizes
 
 if TYPE_CHECKING:
@@ -46,12 +48,15 @@ class TensorRTConfig(EngineConfig):
         max_batch: Most rows of a call; engines are built for a range of shapes.
         max_options: Most options of a question of multiple choice; never fewer than the bundle was exported with.
         workspace_mib: Most memory for tactics while building, in MiB; 0 leaves it to TensorRT.
+        cuda_graph: Replay the second and later calls with inputs of the same shapes as a CUDA graph. Not verified on
+            hardware.
         cache: Folder of built engines and timings; the user's cache folder when None.
     """
 
     max_batch: int = 32
     max_options: int = 16
     workspace_mib: int = 0
+    cuda_graph: bool = False
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -200,6 +205,7 @@ def _build(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
         kept = config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == workspace_mib << 20
         check(kept, f"takes no limit of {workspace_mib} MiB", "change workspace_mib")
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector knows the kinds of layers
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     if refit is True:
@@ -300,6 +306,9 @@ class TensorRTEngine(Engine):
     _engine: Any = None
     _context: Any = None
     _compiled: Compiled | None = None
+    _graph: Any = None
+    _graph_key: object = None
+    _profiled = False
     _ran = False
 
     @classmethod
@@ -347,8 +356,9 @@ class TensorRTEngine(Engine):
         if reason:
             raise UserError(f"engine '{self.name}' cannot be built here: {reason}")
         trt = import_module(self.library)
-        cache = EngineCache(self.config.cache)
+        cache = self.cache
         key = self._key(trt, None if self.portable else gpu_identity())
+        label = self.label
         by_input = not self.personal or self.config.personalise == "inputs"
         refit = list(parameters) if self.personal and self.config.personalise == "refit" else []
         # The constants of a baked graph are one device's own: kept only where refit replaces them.
@@ -364,30 +374,52 @@ class TensorRTEngine(Engine):
         data, timings = _build(Library(trt), graph, largest, usual, refit, self.config.workspace_mib, timings)
         build_s = time.perf_counter() - start
         if kept:
-            cache.write(key, data)
+            cache.write(key, data, label=label)
         if timings:
             cache.write(timing_key, timings, ".timings")
         return Compiled(data, build_s)
 
     def build(self) -> bytes:
         """The serialised engine, built ahead of time; raises as :meth:`compile` does."""
-        return self.compile().data
+        compiled = self.compile()
+        self.build_s = compiled.build_s
+        return compiled.data
 
-    def _key(self, trt: Any, gpu: str | None) -> dict[str, object]:
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """The library, and the machine where an engine depends on it."""
+        problem = cls._library_problem()
+        if problem:
+            raise UserError(problem)
+        return cls._identity(import_module(cls.library), None if cls.portable else gpu_identity())
+
+    @classmethod
+    def _identity(cls, trt: Any, gpu: str | None) -> dict[str, Any]:
+        machine = "any" if cls.portable else {"gpu": gpu, "driver": driver_version(), **board()}
+        return {"library": cls.library, "version": trt.__version__, "machine": machine}
+
+    def key(self) -> dict[str, Any] | None:
+        """See :meth:`_key`; None where the engine holds one device's own parameters."""
+        if self.personal and self.config.personalise == "reload":
+            return None
+        problem = self._library_problem()
+        if problem:
+            raise UserError(problem)
+        return self._key(import_module(self.library), None if self.portable else gpu_identity())
+
+    def _key(self, trt: Any, gpu: str | None) -> dict[str, Any]:
         """What an engine depends on.
 
         Args:
             trt: The library.
             gpu: Identity of the GPU; a portable engine depends on none.
         """
-        return {
-            "library": self.library,
-            "version": trt.__version__,
-            "machine": "any" if self.portable else {"gpu": gpu, **board()},
-            "graph": self.info.sha256,
+        return self._identity(trt, gpu) | {
+            "graph": self.info.sha256,  # its precision is in it
             "personalise": self.config.personalise if self.personal else "inputs",
             "workspace_mib": self.config.workspace_mib,
             "sizes": profile_sizes(self, self.config.max_batch, self.config.max_options),
+            "verbosity": "detailed",
         }
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -397,14 +429,18 @@ class TensorRTEngine(Engine):
         self._buffers: dict[str, tuple[ctypes.c_void_p, int]] = {}
         self._ran = False
         self._cuda = Cuda()
-        self._events = (self._cuda.event(), self._cuda.event())
+        self._events = tuple(self._cuda.event() for _ in range(4))
+        self._graph, self._graph_key = None, None
         compiled = self.compile()
+        self.build_s = compiled.build_s
         try:
             self._deserialise(compiled)
         except UserError:
             if compiled.build_s is not None:
                 raise
-            self._deserialise(self.compile(fresh=True))  # what was kept does not fit after all
+            compiled = self.compile(fresh=True)  # what was kept does not fit after all
+            self.build_s = compiled.build_s
+            self._deserialise(compiled)
         if self.personal and self.config.personalise != "reload":
             self._load_parameters(self.parameters)
 
@@ -425,12 +461,21 @@ class TensorRTEngine(Engine):
                 raise UserError(f"{self.library}: '{info.name}' of {self.graph} is {found}, not {info.dtype}")
         needed = _workspace_bytes(engine)
         context = library.made(
-            engine.create_execution_context,
+            lambda: self._new_context(engine),
             "makes no execution context"
             + ("" if needed is None else f", for which it needs {needed} bytes of the GPU"),
             f"free memory of the GPU, or lower max_batch (now {self.config.max_batch})",
         )
+        self._drop_graph()
         self._context, self._engine, self._runtime, self._compiled = context, engine, runtime, compiled
+
+    def _new_context(self, engine: Any) -> Any:
+        """An execution context; TensorRT-RTX replays graphs by itself, one for each shape, where it is told to."""
+        if not (self.config.cuda_graph and self.portable):
+            return engine.create_execution_context()
+        runtime_config = engine.create_runtime_config()
+        runtime_config.cuda_graph_strategy = self._library.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return engine.create_execution_context(runtime_config)
 
     def _type_of(self, engine: Any, name: str) -> np.dtype | None:
         """Type of a tensor; ``None`` where NumPy has none for it."""
@@ -483,7 +528,9 @@ class TensorRTEngine(Engine):
         return self._library.refused(what, "; ".join(remedies))
 
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        before, start, end, after = self._events
         arrays = {info.name: np.ascontiguousarray(inputs[info.name]) for info in self.inputs}
+        self._gpu.record(before)
         for name, array in arrays.items():
             self._bind(name, array)
         outputs: Arrays = {}
@@ -493,18 +540,70 @@ class TensorRTEngine(Engine):
                 raise self._unknown_shape(info.name, shape)
             outputs[info.name] = np.empty(shape, info.dtype)
             self._address(info.name, self._buffer(info.name, outputs[info.name].nbytes))
-        start, end = self._events
         self._gpu.record(start)
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        self._library.check(
-            self._context.execute_async_v3(self._gpu.stream.value), f"could not run {self.graph} with {shapes}"
-        )
+        # A graph holds shapes and addresses, so it is replayed for the same ones only; values are read anew.
+        graph_key = (shapes, tuple((name, pointer.value) for name, (pointer, _) in self._buffers.items()))
+        replayed = self._graph is not None and graph_key == self._graph_key
+        if self._graph is not None and replayed:
+            self._gpu.launch(self._graph)
+        else:
+            self._enqueue(shapes)
         self._gpu.record(end)
         for name, array in outputs.items():
             self._gpu.download(array, self._buffers[name][0])
+        self._gpu.record(after)
         self._gpu.synchronise()
         self._ran = True
+        if self.config.cuda_graph and not self.portable and not self._profiled and not replayed:
+            # After an ordinary call, in which TensorRT does what it does once for new shapes.
+            self._drop_graph()
+            self._graph, self._graph_key = self._gpu.capture(lambda: self._enqueue(shapes)), graph_key
         return outputs
+
+    def _enqueue(self, shapes: str) -> None:
+        answer = self._context.execute_async_v3(self._gpu.stream.value)
+        remedy = "leave cuda_graph out" if self.config.cuda_graph else ""
+        self._library.check(answer, f"could not run {self.graph} with {shapes}", remedy)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            graph, self._graph, self._graph_key = self._graph, None, None
+            self._gpu.drop(graph)
+
+    def parts_ms(self, inputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Times between CUDA events before and after the copies; what the processor does in between counts, too."""
+        self.infer(inputs)
+        names = ("copy_inputs", "compute", "copy_outputs")
+        marks = pairwise(self._events)
+        return {name: self._gpu.elapsed_ms(*pair) for name, pair in zip(names, marks, strict=True)}
+
+    def layer_times(self, inputs: Mapping[str, np.ndarray], calls: int) -> list[dict[str, Any]]:
+        """Times from TensorRT's ``IProfiler`` on a context of its own; kinds of layers from its engine inspector.
+
+        Not verified on hardware.
+        """
+        library, arrays = self._library, self._checked(inputs)
+        profiler, own = _profiler(library.trt), self._context
+        self._drop_graph()
+        self._context, self._profiled = library.made(self._engine.create_execution_context, "makes no context"), True
+        try:
+            self._context.profiler = profiler  # it is told after each call, as enqueue_emits_profile is on by default
+            self._bind_parameters()
+            for call in range(1 + calls):
+                self._infer(arrays)
+                if call == 0:
+                    profiler.times_ms.clear()
+        finally:
+            self._context, self._profiled = own, False
+            self._bind_parameters()
+        inspector = library.made(self._engine.create_engine_inspector, "makes no engine inspector")
+        text = inspector.get_engine_information(library.trt.LayerInformationFormat.JSON)
+        return with_operators({name: ms / calls for name, ms in profiler.times_ms.items()}, inspected(text))
+
+    def _bind_parameters(self) -> None:
+        if self.personal and self.config.personalise == "inputs":
+            self._load_parameters(self.parameters)
 
     def _unknown_shape(self, name: str, shape: Sequence[int]) -> UserError:
         """The error for an output without a shape: some input has none."""
@@ -520,7 +619,7 @@ class TensorRTEngine(Engine):
     @property
     def gpu_ms(self) -> float | None:
         """Time of the last inference on the GPU between two events, without the copies; ``None`` before the first."""
-        return self._gpu.elapsed_ms(*self._events) if self.active and self._ran else None
+        return self._gpu.elapsed_ms(*self._events[1:3]) if self.active and self._ran else None
 
     def _load_parameters(self, parameters: Arrays) -> None:
         if self.config.personalise == "inputs":
@@ -546,6 +645,7 @@ class TensorRTEngine(Engine):
             self.deactivate()  # neither set is whole, so no answer would be right
 
     def _refit(self, parameters: Arrays) -> None:
+        self._drop_graph()  # it may hold the former weights
         library, trt = self._library, self._library.trt
         refitter = library.made(lambda: trt.Refitter(self._engine, library.logger), "makes no refitter")
         lost = sorted(set(parameters) - set(refitter.get_all_weights()))
@@ -559,6 +659,7 @@ class TensorRTEngine(Engine):
 
     def _deactivate(self) -> None:
         self._context = self._engine = self._runtime = self._compiled = None  # in this order: each needs the next
+        self._graph, self._graph_key = None, None  # the device gives it back
         cuda, self._cuda, self._buffers = self._cuda, None, {}
         if cuda is not None:
             cuda.close()
@@ -576,7 +677,7 @@ class TensorRTEngine(Engine):
     def describe(self) -> dict[str, Any]:
         """Adds the version, the GPU and how long building took."""
         limits = {"max_batch": self.config.max_batch, "max_options": self.config.max_options}
-        found = super().describe() | {"library": self.library, **limits}
+        found = super().describe() | {"library": self.library, **limits, "cuda_graph": self.config.cuda_graph}
         if self.active and self._compiled:
             found |= {
                 "version": self._library.trt.__version__,
@@ -585,6 +686,41 @@ class TensorRTEngine(Engine):
                 "cached": self._compiled.build_s is None,
             }
         return found
+
+
+def _profiler(trt: Any) -> Any:
+    """A profiler that adds up the milliseconds of each layer, in the order of their first reports."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)  # the bindings ask for the base class by name
+            self.times_ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times_ms[layer_name] = self.times_ms.get(layer_name, 0.0) + ms
+
+    return Profiler()
+
+
+def inspected(text: str) -> dict[str, str]:
+    """Kinds of layers by name, from the JSON of TensorRT's engine inspector or of ``trtexec --exportLayerInfo``.
+
+    ``Layers`` holds an object with ``Name`` and ``LayerType`` for each layer; names alone where the engine was built
+    without detailed verbosity, and then there are no kinds.
+
+    Raises:
+        ValueError: If it is no such JSON.
+    """
+    told = json.loads(text)
+    layers = told.get("Layers") if isinstance(told, dict) else None
+    if not isinstance(layers, list):
+        raise ValueError("it holds no 'Layers'")
+    return {str(each["Name"]): str(each.get("LayerType", "")) for each in layers if isinstance(each, dict)}
+
+
+def with_operators(times_ms: Mapping[str, float], operators: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Layers as :meth:`Engine.layer_times` has them."""
+    return [{"name": name, "operator": operators.get(name, ""), "time_ms": ms} for name, ms in times_ms.items()]
 
 
 def _workspace_bytes(engine: Any) -> int | None:
