@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.corpus import Texts
-from lit_mmpg.data.records import FilmedFrames, FrameSource, subsample
 from lit_mmpg.data.statistics import standardised
 from lit_mmpg.data.vocabulary import AnswerList
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import FilmedFrames, FrameSource, subsample
 from lit_mmpg.statistics import Moments
 
 _log = logging.getLogger(__name__)

@@ -27,10 +27,10 @@ from lit_mmpg.data.features import FeatureStore
 from lit_mmpg.data.filming import FilmedFeatures, Shot, film
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.readers import fingerprint_files, require_path
-from lit_mmpg.data.records import Clip, FrameSource
 from lit_mmpg.data.reflections import STRENGTHS, Reflection, middle
 from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Clip, FrameSource
 
 _log = logging.getLogger(__name__)
 

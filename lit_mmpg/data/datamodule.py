@@ -33,10 +33,10 @@ from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choos
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.settings import Remembering, to_plain
 from lit_mmpg.statistics import Moments, trained_moments
 from lit_mmpg.tasks import find_task
@@ -156,7 +156,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         if self._trained is None:
             self._fit_vocabulary(self._texts["train"])
         self._check_answers(stage)
-        self._statistics = self._own_statistics()
+        self._statistics = {} if stage == "devices" else self._own_statistics()
         self._items = {split: self._build_items(texts) for split, texts in self._texts.items()}
         if stage == "test":
             self._tell_left_out()
@@ -171,7 +171,11 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         return sentences
 
     def _fit_vocabulary(self, train: Texts) -> None:
-        self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
+        sentences = self.training_sentences()
+        if sentences or self._stage != "devices":
+            self.vocabulary = Vocabulary.build(sentences, self.min_count, self.max_vocabulary)
+        else:  # test clips alone can be listed, though nothing can be learnt from them
+            self.vocabulary = Vocabulary((), (0,), 0)
         answers = find_task(self.task).answers(train)
         self.answers = AnswerList.build(answers, self.max_answers) if answers else AnswerList(())
         self.kinds = self._found_kinds() or [""]

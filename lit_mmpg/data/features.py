@@ -23,8 +23,8 @@ import numpy as np
 from lit_mmpg import sysfs
 from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path
 from lit_mmpg.data.readers.identity import RESERVED
-from lit_mmpg.data.records import ClipIndex, FrameSource, Place
 from lit_mmpg.errors import UserError, fault, install_hint
+from lit_mmpg.records import ClipIndex, FrameSource, Place
 
 __all__ = ["FeatureFile", "FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
 

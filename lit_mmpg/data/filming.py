@@ -22,10 +22,10 @@ import numpy as np
 
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.records import FrameSource
 from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
 from lit_mmpg.heartbeat import working
+from lit_mmpg.records import FrameSource
 from lit_mmpg.writing import write_bytes
 
 _log = logging.getLogger(__name__)

@@ -39,8 +39,8 @@ import numpy as np
 
 from lit_mmpg.data.cameras import FAMILIES, Camera, apply, camera_conditions, check_recipe, noise_seed, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
-from lit_mmpg.data.records import Caption, Clip, Question
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Caption, Clip, Question
 
 GENERATOR_VERSION = 2
 """Raise it with every change of the generator that changes what it makes: caches of other versions are not read."""
@@ -238,7 +238,7 @@ def _mixture(rng: np.random.Generator, values: int, concentration: float, size: 
 
 
 class PixelClips:
-    """Frames of many clips in one array; a :class:`~lit_mmpg.data.records.FrameSource`.
+    """Frames of many clips in one array; a :class:`~lit_mmpg.records.FrameSource`.
 
     Args:
         pixels: ``[sum of T, 3, H, W]`` uint8.

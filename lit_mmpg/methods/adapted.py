@@ -38,7 +38,7 @@ class AdaptationCost:
         download_bytes: Bytes down.
         per: What the bytes are for: one ``adaptation`` (of a device), or one ``clip`` that is asked about.
         adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
-            and convolutions, from what the data holds: encoded features where it has no pixels).
+            and convolutions).
         adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
         answer_flops: Operations for a query clip with all its texts, what an online method learns from it included.
         answer_s: Wall-clock seconds of the same, for a single device.
@@ -50,6 +50,7 @@ class AdaptationCost:
         labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
         cloud_s: Wall-clock seconds in the cloud for one adaptation; ``None`` where the checkpoint's own cloud half
             has no part in it.
+        from_pixels: Whether operations, seconds and bytes include the frame encoder of a model that takes pixels.
     """
 
     upload_bytes: float = 0.0
@@ -66,6 +67,7 @@ class AdaptationCost:
     support_clips: float = 0.0
     labelled_items: float = 0.0
     cloud_s: float | None = None
+    from_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,8 @@ def evaluate_adapted(
     reason = kind.not_for(subject, data)
     if reason is not None:
         return Adapted(label, method, kind.setting, reason)
-    # Frames are encoded once for the sweep and the test together, unless the method works on pixels.
-    frozen = subject.pixels and kind.encode_once and not kind.needs_pixels
+    # Frames are encoded once for the sweep and the test together, unless the method or the cloud half changes how.
+    frozen = subject.pixels and kind.encode_once and not kind.needs_pixels and not subject.network.encodes_personally
     data.encode_once(_encoder(subject) if frozen else None)
     try:
         runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
@@ -319,4 +321,5 @@ class _Runner:
             support_clips=self.support_clips,
             labelled_items=self.labelled_items,
             cloud_s=cloud_s,
+            from_pixels=support.batch.frames.values.dtype == torch.uint8,
         )

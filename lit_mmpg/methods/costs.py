@@ -332,13 +332,12 @@ class Bill:
         return "The data holds frame features and the encoder that made them is not named: it is NOT included."
 
 
-def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: FrameEncoder | None) -> dict[str, Any]:
+def adapted_costs(cost: AdaptationCost, loaded: Loaded, encoder: FrameEncoder | None) -> dict[str, Any]:
     """Costs of a method that adapts a finished checkpoint, in the form of :func:`device_costs`.
 
     Args:
-        cost: What one adaptation and one answered clip cost, frames being encoded already.
+        cost: What one adaptation and one answered clip cost.
         loaded: The checkpoint and its data.
-        pixels: Whether the method works on pixels itself, so that its figures include the frame encoder.
         encoder: The encoder that made the data's features, where it is known.
     """
     network, data = loaded.subject.network, loaded.data
@@ -348,13 +347,13 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: F
     # Statistics of the device's own frames need all of them encoded, whatever the method itself looks at.
     needed = max(round(cost.support_clips * frames), int(batch.context.mask.sum()))
     own = len(network.shapes.frame) == 3
-    if own and not pixels:
+    if own and not cost.from_pixels:
         with torch.inference_mode():
             work = measured(lambda: network.encode(batch.frames.values))
         encoder = FrameEncoder("its own", work.flops / frames, work.seconds / frames, work.peak_bytes)
     answer = Measured(cost.answer_flops, cost.answer_s, cost.answer_peak_bytes)
     adapt = Measured(cost.adapt_flops, cost.adapt_s, cost.adapt_peak_bytes)
-    bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, needed)
+    bill = Bill(network, None if cost.from_pixels else encoder).of(answer, frames, adapt, needed)
     if own:
         bill["how"][0] = Bill(network).encoder_note()
     bill["cloud_s"] = cost.cloud_s

@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_mmpg import lora
 from lit_mmpg.errors import UserError
-from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
+from lit_mmpg.runtime.adaptation import Adaptation, adapt, judge, restore, take_in
 from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, KEY_VARIABLE, Cloud, CloudClient
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.session import STATIC, Answer, DeviceSession
@@ -254,17 +254,20 @@ class PersonalDevice:
     def load_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Answer with the parameters of a LoRA adapter from now on.
 
-        Whoever calls this vouches for them: unlike a cloud's they are not held against the bundle's bounds.
+        They are held against the bundle's bounds, as a cloud's are; a checkpoint has none but that outputs are finite.
 
         Args:
             folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
 
         Raises:
-            UserError: If it holds no LoRA adapter of exactly the model's dynamic layers; the parameters of before stay
-                in use.
+            UserError: If it holds no LoRA adapter of exactly the model's dynamic layers, or its parameters are not
+                plausible; those of before stay in use.
         """
         parameters = lora.load(folder, self.session.bundle.spec)
-        self.session.swap(parameters)
+        problem, _ = judge(self.session, self.state, parameters)
+        if problem is not None:
+            self.session.swap(self.state.parameters)
+            raise UserError(f"the parameters of {folder} are refused: {problem}")
         self.state.adopt(parameters)
 
     def reset(self) -> None:

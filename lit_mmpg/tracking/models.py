@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lit_mmpg
-from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, rebuild, require_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.tracking.store import address, find_run, open_store, project, reason, store_uri, stores
 
@@ -46,7 +46,8 @@ def log_model(checkpoint: str | Path, register: str | None = None, uri: str | No
         UserError: If the checkpoint is not usable, answers no questions, or its run is nowhere.
     """
     path = require_checkpoint(checkpoint).absolute()
-    ours = read_checkpoint(path)["lit_mmpg"]
+    stored = read_checkpoint(path)
+    ours = stored["lit_mmpg"]
     run_id = ours.get("run_id")
     asked = [store_uri(uri)] if uri else stores(ours.get("tracking_uri"), path)
     found = next((each for each in asked if run_id and find_run(each, run_id)), None)
@@ -56,10 +57,10 @@ def log_model(checkpoint: str | Path, register: str | None = None, uri: str | No
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
 
-    from lit_mmpg.cloud.loading import load_module
+    from lit_mmpg.device.base import AnsweringModule
 
     with tempfile.TemporaryDirectory() as folder:
-        load_module(path)[0].save_pretrained(folder)
+        rebuild(stored, str(path), AnsweringModule).save_pretrained(folder)  # type: ignore[type-abstract]
         example = _example(folder)
         open_store(found)
         with _in_project(found):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from lit_mmpg import InputLayer, adaptable
 from lit_mmpg.device.graphs import GraphSpec
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.forms.injection import Adaptable
 from lit_mmpg.profiling.benchmarks.timing import interleave
@@ -169,6 +170,7 @@ def _commit() -> str | None:
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description="what injected layers cost")

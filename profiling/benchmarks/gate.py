@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.compare import Limit
 from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
@@ -70,6 +71,7 @@ def runs(harness: Harness, cell: Cell, count: int, share: float, limit: Limit, r
 
 
 @working("gate", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark.
 

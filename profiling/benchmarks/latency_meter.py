@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.inputs import adapted_parameters, role_inputs
 from lit_mmpg.profiling.meters import latency
@@ -129,6 +129,7 @@ def _version(name: str) -> str | None:
 
 
 @working("latency meter", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison.
 

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, find_user_error, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link.messages import Download, Upload
 from lit_mmpg.profiling.benchmarks.timing import Ratio
@@ -445,6 +445,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 @working("personalise", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(

@@ -23,8 +23,8 @@ from lit_mmpg.data.batches import (
     TrainBatches,
 )
 from lit_mmpg.data.features import FeatureStore
-from lit_mmpg.data.records import subsample
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import subsample
 
 D = 3
 SHAPE = BatchShape(

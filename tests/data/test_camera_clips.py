@@ -15,8 +15,8 @@ from lit_mmpg.data.camera_clips import CLEAN, CameraClipsData, CameraPopulation,
 from lit_mmpg.data.cameras import apply, noise_seed
 from lit_mmpg.data.datamodule import Annotation
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.records import Clip
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Clip
 
 SMALL = CameraPopulation(
     pool=6, train=4, seen=2, val=2, test=5, clean=1, clips_per_camera=3, history=2, held_out="compression"

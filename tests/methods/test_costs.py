@@ -133,4 +133,4 @@ def test_own_statistics_have_every_frame_of_the_context_encoded(world: World) ->
         assert frames > 3
         assert device_costs(plain.subject.module, data, encoder)["static"]["adapt_flops"] == paid
         cost = evaluate_adapted(loaded, "unadapted").cost
-        assert cost is not None and adapted_costs(cost, loaded, False, encoder)["adapt_flops"] == paid
+        assert cost is not None and adapted_costs(cost, loaded, encoder)["adapt_flops"] == paid

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.latency_meter import OURS, compare, main
 from tests.profiling.bundles import make_bundle
 
@@ -28,6 +27,6 @@ def test_a_meter_that_is_wrong_is_found_out() -> None:
     assert rows["wrong"]["ratio"] == pytest.approx(1.1)
 
 
-def test_too_few_rounds_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="rounds"):
-        main(["--bundle", str(tmp_path), "--rounds", "2"])
+def test_too_few_rounds_are_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bundle", str(tmp_path), "--rounds", "2"]) == 2
+    assert capsys.readouterr().err.startswith("error: --rounds must be")

@@ -217,7 +217,6 @@ class Work:
 
     def _adapted(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         from lit_mmpg.methods.adapted import evaluate_adapted
-        from lit_mmpg.methods.registry import find_method
 
         row = self.comparison.adapted[name]
         checkpoint = finished[row.checkpoint].checkpoint
@@ -249,9 +248,7 @@ class Work:
                 # Further passes answer with what validation chose: nothing is selected on them.
                 options |= found.chosen
                 if found.cost is not None:
-                    encoder = frame_encoder(self.comparison.frame_encoder)
-                    pixels = find_method(row.method).needs_pixels
-                    cell.costs = {name: adapted_costs(found.cost, loaded, pixels, encoder)}
+                    cell.costs = {name: adapted_costs(found.cost, loaded, frame_encoder(self.comparison.frame_encoder))}
             if found.evaluation is None:
                 break
             _add(cell, found.rows, found.evaluation, [name], split)
