@@ -84,12 +84,12 @@ class Variant:
 
 
 def write_bundle(
-    source: Source, output: Path, options: Options = Options(), step: Step = lambda text: None
+    source: Trained, output: Path, options: Options = Options(), step: Step = lambda text: None
 ) -> list[Variant]:
     """Export a checkpoint.
 
     Args:
-        source: The checkpoint.
+        source: The checkpoint, or what a saved folder holds.
         output: Folder of the bundle; an older bundle there is replaced.
         options: What goes into it.
         step: Told what happens next.
@@ -106,7 +106,7 @@ def write_bundle(
         encoder = fitting_encoder(source, options.frame_encoder)
     step("reading the devices of the data")
     drawn = draw_samples(source, options.samples)
-    network, shape = source.network, source.data.batch
+    network, shape = source.network, source.shape
     asks = not network.task.searches
     choices = max(device.inputs["model"]["text"].shape[1] for device in drawn.acceptance) if asks else 1
     specs = graph_specs(network, shape.max_frames, choices)
@@ -141,7 +141,7 @@ def write_bundle(
                 )
                 variants.append(variant)
         guard = None
-        if drawn.source == "data":
+        if isinstance(source, Source):
             step("bounds of plausible parameters")
             guard = choose_guard(source, specs[0])
         step("reference")
@@ -213,7 +213,7 @@ def _other(spec: GraphSpec, specs: Sequence[GraphSpec]) -> GraphSpec | None:
     return next((s for s in specs if {s.role, spec.role} == pair and s.output == "embedding"), None)
 
 
-def _write_weights(source: Source, folder: Path) -> list[str]:
+def _write_weights(source: Trained, folder: Path) -> list[str]:
     from lit_mmpg.torch_engines.base import NETWORK, network_json
 
     state = {name: tensor.contiguous() for name, tensor in source.network.state_dict().items()}

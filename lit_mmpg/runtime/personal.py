@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
@@ -45,12 +45,16 @@ class Match:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed."""
+    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed.
+
+    ``encoded`` holds the features of a personal encoder under the digest of the parameters that gave them.
+    """
 
     clip: str | os.PathLike[str] | None
     features: np.ndarray
     indices: np.ndarray
     pixels: np.ndarray | None = None
+    encoded: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def asked(self) -> np.ndarray:
@@ -227,7 +231,7 @@ class PersonalDevice:
         found = []
         for number, each in enumerate(seen):
             self.session.alignment = self.state.alignment(each.features if alone else None)
-            features = self.session.asked(each.asked)
+            features = self._asked(each)
             score, *frames = (
                 float(self.session.embed_features(frames) @ text)
                 for frames in (features, *(frame[None] for frame in features))
@@ -235,6 +239,15 @@ class PersonalDevice:
             best = int(each.indices[np.argmax(frames)])
             found.append(Match(number, each.clip, score, best, self.parameters))
         return sorted(found, key=lambda match: -match.score)
+
+    def _asked(self, seen: _Seen) -> np.ndarray:
+        """As :meth:`DeviceSession.asked`; a clip is encoded once with the same parameters."""
+        if seen.pixels is None:
+            return self.session.asked(seen.features)
+        if self.parameters not in seen.encoded:
+            seen.encoded.clear()
+            seen.encoded[self.parameters] = self.session.asked(seen.pixels)
+        return seen.encoded[self.parameters]
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Write the personal parameters in use as a LoRA adapter (:mod:`lit_mmpg.lora`).

@@ -8,6 +8,7 @@ tests: {clean: [--data.clips.camera_severity=0]}  # further test passes on other
 reference: static                                 # the row against which every row's difference is shown
 runs:
 static:     {config: demo_device.yaml, about: One sentence.}
+elsewhere:  {config: demo_device.yaml, checkpoint: "notebook-{seed}.ckpt"}
 cdc_mmpg:   {config: demo.yaml, device_half: static, also: [shuffled_device]}
 adapted:
 tent:       {method: tent, checkpoint: static, options: {steps: 1}}
@@ -19,7 +20,7 @@ beats_static: {text: ..., method: cdc_mmpg, rivals: [static], margin: 0.0}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class TrainedRun:
         also: Further methods of the test to report (controls), beside the run's own: row name -> method of the test.
         test_flags: Further arguments of ``test`` (a model that was trained on other data than it is tested on).
         about: One sentence on what this is, for the report.
+        checkpoint: Checkpoint of a model that was trained elsewhere, as in a notebook, instead of a training here;
+            ``{seed}`` in it stands for the seed.
     """
 
     config: str
@@ -52,6 +55,7 @@ class TrainedRun:
     also: Mapping[str, str] = field(default_factory=dict)
     test_flags: tuple[str, ...] = ()
     about: str = ""
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
         try:
             run = TrainedRun(**value)
         except TypeError as error:
-            known = "config, flags, device_half, also, test_flags and about"
+            known = "config, flags, device_half, also, test_flags, about and checkpoint"
             raise UserError(f"{path}: run '{key}': {error}; known are {known}") from error
         if run.device_half is not None and run.device_half not in runs:
             raise UserError(
@@ -228,7 +232,7 @@ def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
         find_config(run.config, path.parent)
         also = run.also if isinstance(run.also, Mapping) else {method: method for method in run.also}
         flags, test_flags = tuple(map(str, run.flags)), tuple(map(str, run.test_flags))
-        runs[str(key)] = TrainedRun(run.config, flags, run.device_half, also, test_flags, run.about)
+        runs[str(key)] = replace(run, flags=flags, also=also, test_flags=test_flags)
     return runs
 
 

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
+from lit_mmpg.data.readers.files import fingerprint_files
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cell, CellStore, item_values, own_rows
 from lit_mmpg.methods.comparison.code import code_here
@@ -183,13 +184,16 @@ class Work:
 
         arguments = self.arguments(run, seed, finished)
         digest = self.digest(run, seed, arguments)
+        given = None if run.checkpoint is None else run.checkpoint.replace("{seed}", str(seed))
+        if given is not None:
+            digest = _sha([digest, fingerprint_files([require_checkpoint(given)])])
         kept = self._kept(name, seed, digest)
         if kept is not None or self.finished_only:
             return kept
         begun, began = time.monotonic(), self.store.begin(name, seed, digest, self.fresh)
         tags = self._tags(name, seed)
         request = read_request("fit", [*arguments, *self._tracking(f"{name} seed {seed}"), "--ckpt_path=last"])
-        checkpoint = train(request, tags, since_ms=began)
+        checkpoint = given or train(request, tags, since_ms=began)
         cell = Cell([], checkpoint=checkpoint, seed=seed, notes=_selection(checkpoint), code=self.code)
         for split, flags in self._test_passes(run, seed).items():
             self.store.count_read(name, seed, digest, split or "test")
