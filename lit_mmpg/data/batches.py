@@ -7,7 +7,7 @@ interrupted training goes on exactly where it stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -107,49 +107,6 @@ class Query:
     context: tuple[int, ...]
     foreign: tuple[int, ...] | None = None
     foreign_device: int = -1
-
-
-class EncodedFrames(FrameSource):
-    """Frames of another source, encoded once: for a training whose frame encoder is frozen.
-
-    Args:
-        source: Where the frames come from.
-        encode: ``[n, ...]`` frames to ``[n, D]`` float32 features.
-        at_once: Frames encoded in one call.
-    """
-
-    def __init__(self, source: FrameSource, encode: Callable[[np.ndarray], np.ndarray], at_once: int = 512) -> None:
-        lengths = {clip: source.num_frames(clip) for clip in source.ids()}
-        self._start = dict(zip(lengths, np.cumsum([0, *lengths.values()][:-1]).tolist(), strict=True))
-        self._length = lengths
-        _log.info("encoding %d frames of %d clips once, for the whole training", sum(lengths.values()), len(lengths))
-        parts: list[np.ndarray] = []
-        waiting: list[np.ndarray] = []
-        for clip in lengths:
-            waiting.append(source.frames(clip))
-            if sum(map(len, waiting)) >= at_once:
-                parts.append(encode(np.concatenate(waiting)))
-                waiting = []
-        if waiting:
-            parts.append(encode(np.concatenate(waiting)))
-        self._values = np.concatenate(parts)
-
-    @property
-    def frame_shape(self) -> tuple[int, ...]:
-        """``(D,)``."""
-        return self._values.shape[1:]
-
-    def ids(self) -> list[str]:
-        """Ids of all clips."""
-        return list(self._length)
-
-    def num_frames(self, clip: str) -> int:
-        """Number of frames of one clip."""
-        return self._length[clip]
-
-    def frames(self, clip: str) -> np.ndarray:
-        """``[T, D]`` float32."""
-        return self._values[self._start[clip] : self._start[clip] + self._length[clip]]
 
 
 class FrameGatherer:

@@ -22,7 +22,6 @@ from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import (
     BatchShape,
     Collator,
-    EncodedFrames,
     EvalBatches,
     FrameGatherer,
     Group,
@@ -80,7 +79,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         self.predict_device: str | None = None
         """Id of the one device to answer for; ``None`` for all unseen test devices."""
         self._statistics: dict[str, Any] = {}
-        self._encoded: dict[int, EncodedFrames] = {}
+        self._encoded: dict[int, FrameSource] = {}
         self._frame_encoder: Callable[[np.ndarray], np.ndarray] | None = None
 
     # -- what a checkpoint restores ------------------------------------------------------------------------------
@@ -373,7 +372,9 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None) -> FrameGatherer:
         if self._frame_encoder is not None:
             if id(source) not in self._encoded:
-                self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
+                count = len(source.values)
+                _log.info("encoding %d frames of %d clips once, for the whole training", count, len(source.ids()))
+                self._encoded[id(source)] = source.encoded(self._frame_encoder)
             source = self._encoded[id(source)]
         return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 

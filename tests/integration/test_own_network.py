@@ -422,7 +422,7 @@ def test_a_personal_encoder_searches(tmp_path: Path, monkeypatch: pytest.MonkeyP
     frames = data.corpus.frames
     films = [frames.frames(name) for name in frames.ids()[:3]]
     query = data.texts("train")[0].text
-    network, found = system._cloud.module.network, []
+    network, found = CloudModule.from_pretrained("cloud").network, []
     for source in ("cloud", "bundle"):
         with lit_mmpg.load(source).new_device("kitchen") as finder:
             for film in films:
