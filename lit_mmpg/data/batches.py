@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.corpus import Texts
-from lit_mmpg.data.statistics import standardised
+from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.data.vocabulary import AnswerList
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import FilmedFrames, FrameSource, subsample
-from lit_mmpg.statistics import Moments
 
 _log = logging.getLogger(__name__)
 
@@ -165,7 +163,7 @@ class Collator:
         clean: Where their clean twins come from; ``None`` where nobody wants them.
         shape: Sizes.
         with_context: Whether batches bring the context.
-        training: Moments of the training features, for ``shape.own_statistics``.
+        own: Standardises the query frames by the context.
     """
 
     def __init__(
@@ -175,10 +173,10 @@ class Collator:
         clean: FrameGatherer | None,
         shape: BatchShape,
         with_context: bool,
-        training: Moments[Tensor] | None = None,
+        own: OwnStatistics = OwnStatistics({}),
     ) -> None:
         self.items, self.frames, self.clean, self.shape, self.with_context = items, frames, clean, shape, with_context
-        self.training = training
+        self.own = own
 
     def __call__(
         self, queries: Sequence[Query], items: Sequence[Sequence[tuple[int, int]]], least: tuple[int, int] = (1, 1)
@@ -211,9 +209,9 @@ class Collator:
         clips, devices = [q.clips for q in queries], [q.device for q in queries]
         frames = self.frames(clips, width, devices)
         context = Frames(frames.values[:, :0], frames.mask[:, :0])
-        if self.with_context or self.training is not None:
+        if self.with_context or self.own:
             seen = self._contexts([q.context for q in queries], devices)
-            frames, context = self._standardised(frames, seen), seen if self.with_context else context
+            frames, context = self.own(frames, seen), seen if self.with_context else context
         others = [q.foreign for q in queries if q.foreign is not None]
         owners = [q.foreign_device for q in queries if q.foreign is not None]
         foreign = self._contexts(others, owners) if self.with_context and others else None
@@ -248,12 +246,7 @@ class Collator:
             contexts: Clip indices of each row that the device has seen before.
         """
         frames = self.frames(clips, width, devices)
-        return frames if self.training is None else self._standardised(frames, self._contexts(contexts, devices))
-
-    def _standardised(self, frames: Frames, seen: Frames) -> Frames:
-        if self.training is None:
-            return frames
-        return standardised(frames, seen, self.training, self.shape.own_statistics)
+        return self.own(frames, self._contexts(contexts, devices)) if self.own else frames
 
     def _contexts(self, groups: Sequence[Sequence[int]], devices: Sequence[int]) -> Frames:
         return self.frames(groups, max(1, *map(len, groups)), devices)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.batch import Frames
@@ -32,12 +31,12 @@ from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choos
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
+from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.settings import Remembering, to_plain
-from lit_mmpg.statistics import Moments, trained_moments
 from lit_mmpg.tasks import find_task
 
 _log = logging.getLogger(__name__)
@@ -359,11 +358,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
         clean = self.clean_frames() if with_clean else None
         frames = self._gatherer(self.corpus.frames, self.corpus.filmed)
-        return Collator(self._items[split], frames, clean, self.batch, with_context, self._training_moments())
-
-    def _training_moments(self) -> Moments[torch.Tensor] | None:
-        known = trained_moments(self._statistics)
-        return None if known is None else Moments(torch.from_numpy(known.mean), torch.from_numpy(known.variance))
+        return Collator(self._items[split], frames, clean, self.batch, with_context, OwnStatistics(self._statistics))
 
     def clean_frames(self) -> FrameGatherer | None:
         """Where the clean twins of all frames come from; None for data without them."""

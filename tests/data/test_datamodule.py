@@ -68,12 +68,13 @@ def rows_of(path: Path) -> list[list[str]]:
 
 def test_devices_are_listed_where_there_are_test_clips_alone(root: Path, tmp_path: Path) -> None:
     alone = cut_root(root, tmp_path / "cut", [clip.id for clip in tiny_clips() if clip.split == "test"])
-    data = ready(alone, "devices", batch=replace(BATCH, own_statistics=4))
+    captions = [Annotation("captions_csv", "captions.csv")]
+    data = ready(alone, "devices", captions=captions, batch=replace(BATCH, own_statistics=4))
     rows = device_rows(data)
     assert {row["group"] for row in rows} == {"test_unseen"}
     assert sum(row["items"] for row in rows) == 2 * sum(row["clips"] for row in rows) == 16
     with pytest.raises(UserError, match="no clip with"):
-        ready(alone, "fit")
+        ready(alone, "fit", captions=captions)
 
 
 def test_items_are_the_questions_of_the_split(root: Path) -> None:
@@ -225,7 +226,7 @@ def test_training_moments_come_with_the_checkpoint(root: Path, tmp_path: Path) -
     data.use_meta(json.loads(json.dumps(trained.meta)))
     data.setup("test")
     mean, _ = trained.feature_statistics()
-    moments = data.eval_batches("test_unseen").collate.training
+    moments = data.eval_batches("test_unseen").collate.own._training
     assert moments is not None
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
     assert not np.allclose(moments.mean, data.feature_statistics()[0], rtol=1e-3)
