@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 
 class UserError(Exception):
@@ -93,13 +94,16 @@ def find_user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def in_a_line(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
+Given = ParamSpec("Given")
+
+
+def in_a_line(main: Callable[Given, int | None]) -> Callable[Given, int]:
     """A program whose mistakes of the person at the keyboard are one line each, and exit status 2."""
 
     @wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
+    def run(*args: Given.args, **named: Given.kwargs) -> int:
         try:
-            return main(argv) or 0
+            return main(*args, **named) or 0
         except Exception as error:
             mistake = find_user_error(error)
             if mistake is None:
