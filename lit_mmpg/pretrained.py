@@ -15,12 +15,12 @@ from lit_mmpg.checkpoint import CODEBOOKS, CONFIG, WEIGHTS, read_checkpoint, reb
 from lit_mmpg.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from lit_mmpg.device.base import AnsweringModule
+    from lightning.pytorch import LightningModule
 
-Module = TypeVar("Module", bound="AnsweringModule")
+Module = TypeVar("Module", bound="LightningModule")
 
 
-def save(module: AnsweringModule, folder: str | Path) -> None:
+def save(module: LightningModule, folder: str | Path) -> None:
     """Write a module.
 
     Args:

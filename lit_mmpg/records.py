@@ -13,6 +13,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+"""Suffixes of video files."""
+
+
+def clip_id(path: Path) -> str:
+    """The name of a file without the suffix of a video; empty where it has none.
+
+    ``._clip.mp4``, which macOS leaves beside ``clip.mp4`` on other file systems, is not a clip.
+    """
+    name = "" if path.name.startswith("._") else path.name
+    return next((name[: -len(suffix)] for suffix in VIDEOS if name.lower().endswith(suffix)), "")
 
 
 def subsample(count: int, most: int) -> np.ndarray:

@@ -15,8 +15,7 @@ from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
-from lit_mmpg.export.encoder import FrameEncoder, load_encoder, pictures
-from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.export.encoder import pictures, preprocessing
 from lit_mmpg.export.guard import choose_guard
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
@@ -24,6 +23,7 @@ from lit_mmpg.export.samples import DeviceSample, draw_samples
 from lit_mmpg.export.source import Source, Trained
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
+from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.runtime.bundle import CODEBOOKS, MOMENTS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
 from lit_mmpg.runtime.manifest import (
     OWN_ENCODER,
@@ -39,6 +39,7 @@ from lit_mmpg.runtime.manifest import (
 )
 from lit_mmpg.statistics import trained_moments
 from lit_mmpg.texts import masked
+from lit_mmpg.vision import VisionModel, load_vision_model
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
@@ -160,12 +161,11 @@ def write_bundle(
         if options.weights:
             extra += _write_weights(source, folder)
         files = {name: file_digest(folder / name) for name in extra}
-        preprocessing = encoder.preprocessing if encoder else None
-        write_manifest(folder, make_manifest(source, variants, files, preprocessing, guard))
+        write_manifest(folder, make_manifest(source, variants, files, encoder, guard))
     return variants
 
 
-def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder") -> FrameEncoder:
+def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder") -> VisionModel:
     """The frame encoder that made the features of a checkpoint.
 
     Args:
@@ -179,7 +179,7 @@ def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder")
     frame = source.network.shapes.frame
     if len(frame) == 3:
         raise UserError(f"{option}: {source.path} takes pixels and has an encoder of its own; leave it out")
-    encoder = load_encoder(name, getattr(getattr(source, "data", None), "image_size", None), option)
+    encoder = load_vision_model(name, getattr(getattr(source, "data", None), "image_size", None), option)
     if encoder.features != frame[0]:
         raise UserError(
             f"{option} {name} gives {encoder.features} features a frame, {source.path} was trained on "
@@ -188,7 +188,7 @@ def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder")
     return encoder
 
 
-def show_pictures(devices: Sequence[DeviceSample], encoder: FrameEncoder, path: str | None, seed: int) -> None:
+def show_pictures(devices: Sequence[DeviceSample], encoder: VisionModel, path: str | None, seed: int) -> None:
     """Give each device pictures for the frame encoder.
 
     Args:
@@ -259,7 +259,7 @@ def make_manifest(
     source: Trained,
     variants: Sequence[Variant],
     files: dict[str, str],
-    preprocessing: Preprocessing | None = None,
+    encoder: VisionModel | None = None,
     guard: Guard | None = None,
 ) -> Manifest:
     """The manifest of a bundle.
@@ -268,14 +268,15 @@ def make_manifest(
         source: The checkpoint.
         variants: All graphs that were made.
         files: SHA-256 of every other file.
-        preprocessing: What happens before the frame encoder, where the device model has none of its own.
+        encoder: The frame encoder, where the device model has none of its own.
         guard: Bounds of plausible parameters.
     """
     network, shape, meta, cloud = source.network, source.shape, source.meta, source.cloud
     pixels = len(network.shapes.frame) == 3
+    before = None if encoder is None else preprocessing(encoder)
     if pixels:
         _, height, width = network.shapes.frame
-        preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
+        before = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
     features = network.feature_width
     clips = 1 if shape.context == "clip" else shape.context_clips
     left_out: dict[str, dict[str, str]] = {}
@@ -296,7 +297,7 @@ def make_manifest(
         if cloud
         else None,
         link=Link(cloud.link.upload_codec, cloud.link.download_codec) if cloud else None,
-        preprocessing=preprocessing,
+        preprocessing=before,
         max_words=int(meta["max_words"]),
         vocabulary=dict(meta["vocabulary"]),
         answers=tuple(meta["answers"]["answers"]),

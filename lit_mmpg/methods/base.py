@@ -124,6 +124,21 @@ class Subject:
         return answer_batch(self.network, episode.batch, encoded, episode.parameters)
 
 
+@dataclass
+class Loaded:
+    """A finished checkpoint with the data it was trained on.
+
+    Attributes:
+        subject: The checkpoint.
+        data: The data, set up.
+        checkpoint: Its file.
+    """
+
+    subject: Subject
+    data: DeviceData
+    checkpoint: str
+
+
 class AdaptationMethod(ABC):
     """One way to adapt a finished checkpoint to devices.
 

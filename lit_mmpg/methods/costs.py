@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
     from lit_mmpg.device.contract import DeviceModel
-    from lit_mmpg.methods.adapted import AdaptationCost, Loaded
+    from lit_mmpg.methods.base import Loaded
 
 LEAST_SECONDS, LEAST_TIMES, MOST_SECONDS, MOST_TIMES = 0.2, 5, 3.0, 50
 """Each timing is repeated until both of the first are reached, and no further than one of the last."""
@@ -74,6 +74,47 @@ class Measured:
         """This work and another, one after the other."""
         peak = max(self.peak_bytes, other.peak_bytes)
         return Measured(self.flops + other.flops, self.seconds + other.seconds, peak)
+
+
+@dataclass(frozen=True)
+class AdaptationCost:
+    """What one adaptation and one answered clip cost.
+
+    Attributes:
+        upload_bytes: Bytes up, counted on the serialised messages.
+        download_bytes: Bytes down.
+        per: What the bytes are for: one ``adaptation`` (of a device), or one ``clip`` that is asked about.
+        adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
+            and convolutions).
+        adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
+        answer_flops: Operations for a query clip with all its texts, what an online method learns from it included.
+        answer_s: Wall-clock seconds of the same, for a single device.
+        adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
+        answer_peak_bytes: The same during one answer.
+        answers_in: Who answers, ``device`` or ``cloud``: whose operations ``answer_flops`` are.
+        backward: Whether the adaptation needs a backward pass.
+        support_clips: Mean number of earlier clips that were used.
+        labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
+        cloud_s: Wall-clock seconds in the cloud for one adaptation; ``None`` where the checkpoint's own cloud half
+            has no part in it.
+        from_pixels: Whether operations, seconds and bytes include the frame encoder of a model that takes pixels.
+    """
+
+    upload_bytes: float = 0.0
+    download_bytes: float = 0.0
+    per: str = "adaptation"
+    adapt_flops: float = 0.0
+    adapt_s: float = 0.0
+    answer_flops: float = 0.0
+    answer_s: float = 0.0
+    adapt_peak_bytes: int = 0
+    answer_peak_bytes: int = 0
+    answers_in: str = "device"
+    backward: bool = False
+    support_clips: float = 0.0
+    labelled_items: float = 0.0
+    cloud_s: float | None = None
+    from_pixels: bool = False
 
 
 class PeakMemory(TorchDispatchMode):

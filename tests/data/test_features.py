@@ -270,7 +270,7 @@ def test_features_larger_than_memory_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_check_coverage(tmp_path: Path) -> None:
-    store = open_features(write_per_video(tmp_path / "f.h5", make_videos()))
+    store = FeatureFile(write_per_video(tmp_path / "f.h5", make_videos()))
     assert check_coverage(["video7", "video7", "video2"], store, drop_missing=False) == {"video7", "video2"}
     needed = ["video7", *(f"x{i}" for i in range(8))]
     with pytest.raises(UserError, match="8 of 9 videos") as caught:

@@ -9,8 +9,8 @@ import torch
 
 from lit_mmpg import InputLayer, adaptable
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.forms.injection import Adaptable
+from lit_mmpg.onnx_graphs import export_graph
 from tests.forms.test_injection import PICTURES, residual
 
 
@@ -76,7 +76,7 @@ class Graph(torch.nn.Module):
 
 def exported_equals_torch(net: Adaptable, pixels: torch.Tensor) -> None:
     spec = GraphSpec("model", Graph(net).eval(), {"pixels": pixels}, {"pixels": {0: "N"}}, "features", personal=True)
-    graph = export_graph(spec, net)  # type: ignore[arg-type]
+    graph = export_graph(spec, net)
     assert [value.name for value in graph.graph.input] == ["pixels", *net.spec.names]
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for rows in (1, 3):

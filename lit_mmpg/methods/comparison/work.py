@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
     from lit_mmpg.device.evaluation import Evaluation
-    from lit_mmpg.methods.adapted import Adapted, Loaded
+    from lit_mmpg.methods.adapted import Adapted
+    from lit_mmpg.methods.base import Loaded
     from lit_mmpg.methods.comparison.tracking import ComparisonRun
 
 
