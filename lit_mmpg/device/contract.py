@@ -173,6 +173,7 @@ class DeviceModel(nn.Module, ABC):
         self._sites: tuple[Site, ...] = ()
         self._holder: Holder | None = None
         self._verified: Verification | None = None
+        self._encodes = False
         needed: tuple[str, ...] = ("embed_video", "embed_text") if self.task.searches else ("answer",)
         needed += ("encode_frames", "feature_width") if shapes.pixels else ()
         lacking = [name for name in needed if getattr(type(self), name) is getattr(DeviceModel, name)]
@@ -256,12 +257,14 @@ class DeviceModel(nn.Module, ABC):
         with self._trial():
             frames, mask, text = self._example((1,))
             called.clear()
-            if self.shapes.pixels:
-                frames = self.encode_values(frames, neutral)
+            encoded = self.encode_values(frames, neutral)
             encoding = set(called)
+            self._encodes = bool(encoding)
             called.clear()
-            self(frames, mask, text, neutral)
+            self(encoded if self.shapes.pixels else frames, mask, text, neutral)
             behind = set(called)
+        if not self.shapes.pixels:  # features enter the graph that answers
+            encoding = set()
         if both := [s.name for s in self._sites if s.index in encoding & behind]:
             raise UserError(f"model.dynamic.layers: {both} are used in the encoder and behind it; leave them out")
         if missed := [s.name for s in self._sites if s.index not in encoding | behind]:
@@ -335,8 +338,8 @@ class DeviceModel(nn.Module, ABC):
 
     @property
     def encodes_personally(self) -> bool:
-        """Whether a dynamic layer lies in the encoder, so that features depend on whose they are."""
-        return len(self.spec.of(ENCODE)) > 0
+        """Whether a dynamic layer lies in :meth:`encode`, so that what it gives depends on whose it is."""
+        return self._encodes
 
     def placed(self, parameters: Sequence[Tensor], graph: str) -> Sequence[Tensor]:
         """The parameters of one graph at their places among all of them; others are left open.
@@ -365,9 +368,9 @@ class DeviceModel(nn.Module, ABC):
         if first.dim() == len(entry.shape):
             return self._held(parameters, None, run, inputs, named)
         devices = len(first)
-        if self._verified is None and not torch.compiler.is_compiling():
+        if devices > 1 and self._verified is None and not torch.compiler.is_compiling():
             self.verify()
-        if self._verified is not None and self._verified.batch:
+        if devices > 1 and self._verified is not None and self._verified.batch:
             return self._held(parameters, devices, run, inputs, named)
 
         def of(g: int, rows: Any, by_name: Any) -> Tensor:
@@ -443,10 +446,9 @@ class DeviceModel(nn.Module, ABC):
         Raises:
             UserError: If the encoder is personal, and features are given that it has encoded without parameters.
         """
-        own = parameters if self.encodes_personally else ()
         if not (self.shapes.pixels and frames.is_floating_point()):
-            return self.encode_values(frames, own)
-        if own and any(e.graph == ENCODE and p is not None for e, p in zip(self.spec, own, strict=True)):
+            return self.encode_values(frames, parameters if self.encodes_personally else ())
+        if parameters and any(e.graph == ENCODE and p is not None for e, p in zip(self.spec, parameters, strict=True)):
             raise UserError("the frame encoder is personal, so features do not tell what was seen; give pixels")
         return frames
 

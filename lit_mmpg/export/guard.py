@@ -88,7 +88,7 @@ def runner(source: Source, spec: GraphSpec, parameters: Arrays) -> Run:
 
     def run(features: np.ndarray, questions: np.ndarray | None) -> np.ndarray:
         rows = 1 if questions is None else len(questions)
-        if source.network.encodes_personally:
+        if source.network.shapes.pixels and source.network.encodes_personally:
             own = tuple(torch.from_numpy(parameters[e.name]) for e in source.network.spec) if parameters else ()
             with torch.inference_mode():
                 features = source.network.encode(torch.from_numpy(features), own).numpy()

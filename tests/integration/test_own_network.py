@@ -174,6 +174,32 @@ def test_several_devices_equal_each_alone_and_none_equals_the_static_network(for
         assert not torch.allclose(moved, plain(frames[0], mask[0], text[0]), atol=1e-4), name
 
 
+class Corrected(Residual):
+    """Takes features, which a first layer corrects."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, dynamic)
+        self.correction = nn.Linear(8, 8)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        return self.correction(frames)
+
+
+def test_a_first_layer_of_features_is_personal_wherever_they_are_encoded() -> None:
+    torch.manual_seed(0)
+    shapes = Shapes("open_ended", (8,), 10, 5, 6)
+    network = build_network(Corrected, shapes, DynamicConfig(("correction", "head"), "low_rank", 2)).eval()
+    assert network.encodes_personally and {entry.graph for entry in network.spec} == {MODEL}
+    frames, mask, text = torch.randn(3, 2, 4, 8), torch.ones(3, 2, 4, dtype=torch.bool), torch.ones(3, 2, 1, 6).long()
+    own = random_parameters(network, 3)
+    encoded = network.encode(frames, own)
+    assert not torch.allclose(encoded, network.encode(frames), atol=1e-3)
+    answered = network.answer(network.mix(network.project(encoded, own), mask, own), mask, text, own)
+    torch.testing.assert_close(network(frames, mask, text, own), answered)
+    head_alone = build_network(Corrected, shapes, DynamicConfig(("head",), "low_rank", 2))
+    assert not head_alone.encodes_personally
+
+
 class Mixing(Residual):
     """Compares each clip with the others of its call, which would be those of other devices."""
 
