@@ -197,7 +197,7 @@ def test_the_verbs_take_what_a_notebook_wrote(
     tiny.write_config(Path("both.yaml"), seeds=[0], runs=runs, adapted=adapted)
     assert main(["compare", "--config", "both.yaml", "--output", "compared"]) == 0
     compared = json.loads(Path("compared/report.json").read_text())
-    assert {row["row"] for row in compared["rows"]} >= {"static", "prior"}
+    assert {row["method"] for row in compared["rows"]} >= {"static", "prior"}
 
 
 def test_pretrained_folders_hold_json_and_safetensors(notebook: Notebook, tmp_path: Path) -> None:
