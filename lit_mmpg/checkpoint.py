@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
 Module = TypeVar("Module", bound="LightningModule")
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+"""Files of a folder that ``save_pretrained`` writes (:mod:`lit_mmpg.pretrained`)."""
+CODEBOOKS = "lit_mmpg.codebooks."
+"""Begins the names of its tensors that are the link's."""
 
 _IN_MEMORY: dict[str, dict[str, Any]] = {}
 
@@ -35,16 +42,34 @@ def require_checkpoint(path: str | Path) -> Path:
         UserError: If there is no such file; names the nearest one.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, which does not say with which data it was trained; name the checkpoint file itself"
+        )
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist{nearest(path)}")
     return path
+
+
+def require_trained(path: str | Path) -> Path:
+    """As :func:`require_checkpoint`, where a folder that ``save_pretrained`` wrote will do.
+
+    Raises:
+        UserError: If there is neither.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{path} is a folder without {CONFIG}; name a checkpoint, or what save_pretrained wrote")
+        return path
+    return require_checkpoint(path)
 
 
 def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]:
     """Load a checkpoint of this project on the CPU.
 
     Args:
-        path: The file.
+        path: The file, or a folder that ``save_pretrained`` wrote.
         half: ``device`` or ``cloud``, if it has to be one of them.
 
     Returns:
@@ -57,7 +82,11 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
 
     if str(path) in _IN_MEMORY:
         return _IN_MEMORY[str(path)]
-    path = require_checkpoint(path)
+    path = require_trained(path)
+    if path.is_dir():
+        checkpoint = _read_folder(path)
+        _expect(half, checkpoint["lit_mmpg"]["half"], str(path))
+        return checkpoint
     if not zipfile.is_zipfile(path):  # torn files lose the directory at their end
         raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint; copy it again")
     try:
@@ -75,6 +104,29 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
         raise UserError(f"checkpoint '{path}' was not written by lit-mmpg; name one that 'lit-mmpg fit' wrote")
     _expect(half, ours["half"], f"checkpoint '{path}'")
     return checkpoint
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """A folder that ``save_pretrained`` wrote, in the form of a checkpoint.
+
+    Raises:
+        UserError: If a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings, half = config["hyper_parameters"], config["half"]
+        data = settings["data"]
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}; save_pretrained writes it") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder} does not hold what save_pretrained wrote ({error}); save it again") from error
+    books = [name for name in tensors if name.startswith(CODEBOOKS)]
+    ours = {"half": half, "data": data, "codebooks": {n.removeprefix(CODEBOOKS): tensors.pop(n) for n in books}}
+    return {"hyper_parameters": settings, "state_dict": tensors, "lit_mmpg": ours}
 
 
 def _expect(half: str | None, found: str, name: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 
 class UserError(Exception):
@@ -89,6 +92,26 @@ def find_user_error(error: BaseException) -> UserError | None:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+Given = ParamSpec("Given")
+
+
+def in_a_line(main: Callable[Given, int | None]) -> Callable[Given, int]:
+    """A program whose mistakes of the person at the keyboard are one line each, and exit status 2."""
+
+    @wraps(main)
+    def run(*args: Given.args, **named: Given.kwargs) -> int:
+        try:
+            return main(*args, **named) or 0
+        except Exception as error:
+            mistake = find_user_error(error)
+            if mistake is None:
+                raise
+            print(f"error: {mistake}", file=sys.stderr)
+            return 2
+
+    return run
 
 
 def install_hint(extra: str) -> str:

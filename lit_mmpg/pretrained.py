@@ -11,20 +11,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lit_mmpg.checkpoint import rebuild
+from lit_mmpg.checkpoint import CODEBOOKS, CONFIG, WEIGHTS, read_checkpoint, rebuild, require_trained
 from lit_mmpg.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from lit_mmpg.device.base import AnsweringModule
+    from lightning.pytorch import LightningModule
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-_CODEBOOKS = "lit_mmpg.codebooks."
-
-Module = TypeVar("Module", bound="AnsweringModule")
+Module = TypeVar("Module", bound="LightningModule")
 
 
-def save(module: AnsweringModule, folder: str | Path) -> None:
+def save(module: LightningModule, folder: str | Path) -> None:
     """Write a module.
 
     Args:
@@ -39,7 +35,7 @@ def save(module: AnsweringModule, folder: str | Path) -> None:
     module.on_save_checkpoint(checkpoint)
     ours = checkpoint["lit_mmpg"]
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
-    tensors |= {f"{_CODEBOOKS}{name}": tensor for name, tensor in ours.pop("codebooks", {}).items()}
+    tensors |= {f"{CODEBOOKS}{name}": tensor for name, tensor in ours.pop("codebooks", {}).items()}
     config = {"library_name": "lit-mmpg", "half": ours["half"], "hyper_parameters": dict(module.hparams)}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -59,30 +55,16 @@ def load(kind: type[Module], name: str | Path, **hub: Any) -> Module:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = download(str(name), **hub)
-    return rebuild(read_folder(folder), str(folder), kind).eval()
+    return rebuild(read_checkpoint(folder), str(folder), kind).eval()
 
 
-def read_folder(folder: Path) -> dict[str, Any]:
-    """A folder that :func:`save` wrote, in the form of a checkpoint.
+def find_trained(name: str | Path) -> Path:
+    """A checkpoint, or the folder of one, that somebody named: here, or on a hub (``owner/name``).
 
     Raises:
-        UserError: If a file is missing or damaged.
+        UserError: If it is nowhere.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        settings, half = config["hyper_parameters"], config["half"]
-        data = settings["data"]
-        tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}; save_pretrained writes it") from error
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} does not hold what save_pretrained wrote ({error}); save it again") from error
-    books = [name for name in tensors if name.startswith(_CODEBOOKS)]
-    ours = {"half": half, "data": data, "codebooks": {n.removeprefix(_CODEBOOKS): tensors.pop(n) for n in books}}
-    return {"hyper_parameters": settings, "state_dict": tensors, "lit_mmpg": ours}
+    return download(str(name)) if is_repository(str(name)) else require_trained(name)
 
 
 def is_repository(name: str) -> bool:

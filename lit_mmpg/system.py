@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.messages import check_device_id
-from lit_mmpg.pretrained import CONFIG, download, is_repository
+from lit_mmpg.pretrained import find_trained
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
 from lit_mmpg.runtime.client import Cloud
 from lit_mmpg.runtime.personal import PersonalDevice
@@ -88,21 +87,12 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
             raise UserError(f"{path} is a bundle and brings its frame encoder; leave frame_encoder out")
         bundle = Bundle.open(path)
         return System(bundle, lambda: DeviceSession(bundle))
-    if is_repository(str(source)):
-        path = download(str(source))
-    saved = path.is_dir()
-    if saved and not (path / CONFIG).is_file():
-        raise UserError(
-            f"{path} is a folder without {MANIFEST} or {CONFIG}; name a checkpoint, or a folder that export or "
-            "save_pretrained wrote"
-        )
-    if not saved:
-        require_checkpoint(path)  # the cheap check, before torch is imported
+    path = find_trained(source)  # the cheap check, before torch is imported
     from lit_mmpg.export.in_process import CheckpointDevices, unnoticed
-    from lit_mmpg.export.source import open_folder, open_source
+    from lit_mmpg.export.source import open_trained
     from lit_mmpg.serving.in_process import CloudHere
 
     with unnoticed():
-        opened = open_folder(path) if saved else open_source(path)
+        opened = open_trained(path)
         devices = CheckpointDevices(opened, None if frame_encoder is None else str(frame_encoder))
     return System(devices.bundle, devices.session, None if opened.cloud is None else CloudHere(opened.cloud))

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.hub import build_model, load_model, read_settings
+from lit_mmpg.tasks.graphs import GraphSpec
+from lit_mmpg.writing import write_bytes
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,39 @@ class VisionModel:
     width: int
     name: str
     description: dict[str, Any]
+
+    def spec(self, any_size: bool = False) -> GraphSpec:
+        """Its graph, of role ``encode``.
+
+        Args:
+            any_size: Pictures of all sizes, which the graph itself resizes: simulated cameras film such.
+        """
+        size = (72, 96) if any_size else (self.height, self.width)
+        module = Resized(self.module, self.height, self.width) if any_size else self.module
+        dims = {0: "N", 2: "H", 3: "W"} if any_size else {0: "N"}
+        return GraphSpec(
+            "encode", module, {"pixels": torch.zeros(2, 3, *size, dtype=torch.uint8)}, {"pixels": dims}, "features"
+        )
+
+
+class Resized(nn.Module):
+    """An encoder with the resizing in front of it.
+
+    Args:
+        encoder: The encoder.
+        height: Height of its pictures, pixels.
+        width: Width of its pictures, pixels.
+    """
+
+    def __init__(self, encoder: nn.Module, height: int, width: int) -> None:
+        super().__init__()
+        self.encoder, self.size = encoder, (height, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` uint8 ``-> [N, D]``."""
+        x = F.interpolate(pixels.float(), self.size, mode="bilinear", align_corners=False)
+        features: Tensor = self.encoder(x)
+        return features
 
 
 class PooledEncoder(nn.Module):
@@ -74,6 +110,41 @@ class PooledEncoder(nn.Module):
             last = output.last_hidden_state  # [N, D, h, w] of convolutions, [N, places, D] of transformers
             features = last.mean((-2, -1)) if last.dim() == 4 else last.mean(1)
         return features.reshape(*pixels.shape[:-3], features.shape[-1])
+
+
+def keep_graph(
+    source: str, edge: int | None, target: Path, any_size: bool = False, option: str = "--encoder"
+) -> VisionModel:
+    """Export an encoder, hold it against the original and write its graph in one step.
+
+    Args:
+        source: Folder, or name on the hub.
+        edge: As for :func:`load_vision_model`.
+        target: The file.
+        any_size: As for :meth:`VisionModel.spec`.
+        option: What an error calls the option that named the encoder.
+
+    Raises:
+        UserError: If the model has no pooled output, or cannot be loaded.
+        RuntimeError: If the graph computes something else.
+    """
+    import onnxruntime
+
+    from lit_mmpg.onnx_graphs import export_graph
+
+    encoder = load_vision_model(source, edge, option)
+    spec = encoder.spec(any_size)
+    graph = export_graph(spec).SerializeToString()
+    pixels = torch.randint(0, 256, spec.example["pixels"].shape, dtype=torch.uint8, generator=torch.Generator())
+    with torch.inference_mode():
+        expected = spec.module(pixels).numpy()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"pixels": pixels.numpy()})
+    if not np.allclose(got, expected, rtol=1e-2, atol=1e-2):
+        raise RuntimeError(f"the exported frame encoder differs from the original by {abs(got - expected).max()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, graph)
+    return encoder
 
 
 def load_vision_model(source: str, edge: int | None = None, option: str = "--frame-encoder") -> VisionModel:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.base import AnsweringModule
-from lit_mmpg.pretrained import read_folder
 
 Module = TypeVar("Module", bound=AnsweringModule)
 
@@ -24,16 +23,14 @@ def load_module(path: str | Path) -> tuple[AnsweringModule, str | None]:
     Raises:
         UserError: If it is neither.
     """
-    folder = Path(path).expanduser()
-    checkpoint = read_folder(folder) if folder.is_dir() else read_checkpoint(path)
-    return _rebuilt(checkpoint, path, AnsweringModule)  # type: ignore[type-abstract]
+    return _rebuilt(read_checkpoint(path), path, AnsweringModule)  # type: ignore[type-abstract]
 
 
 def load_cloud_module(path: str | Path) -> tuple[CloudModule, str | None]:
     """As :func:`load_module`, of the cloud half.
 
     Raises:
-        UserError: If the file is not a checkpoint of the cloud half.
+        UserError: If it is not of the cloud half.
     """
     return _rebuilt(read_checkpoint(path, half="cloud"), path, CloudModule)
 

@@ -264,8 +264,8 @@ class CloudModule(AnsweringModule):
     def on_fit_start(self) -> None:
         """A training needs its data beside the loaders: for codebooks and for frames that are encoded once."""
         super().on_fit_start()
-        if self.freeze_static and self.network.injected:
-            self.network.eval()  # a trainer leaves the mode as it finds it, and a norm in training would mix devices
+        if self.freeze_static:
+            self.network.eval()  # a trainer leaves each submodule's mode as it finds it, and never calls train()
         if self._training is None:
             raise UserError("call prepare(data) with the training data before trainer.fit(module, datamodule=data)")
 

@@ -7,21 +7,19 @@ interrupted training goes on exactly where it stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.data.corpus import Texts
-from lit_mmpg.data.records import FilmedFrames, FrameSource, subsample
-from lit_mmpg.data.statistics import standardised
+from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.data.vocabulary import AnswerList
 from lit_mmpg.errors import UserError
-from lit_mmpg.statistics import Moments
+from lit_mmpg.records import FilmedFrames, FrameSource, subsample
 
 _log = logging.getLogger(__name__)
 
@@ -109,49 +107,6 @@ class Query:
     foreign_device: int = -1
 
 
-class EncodedFrames(FrameSource):
-    """Frames of another source, encoded once: for a training whose frame encoder is frozen.
-
-    Args:
-        source: Where the frames come from.
-        encode: ``[n, ...]`` frames to ``[n, D]`` float32 features.
-        at_once: Frames encoded in one call.
-    """
-
-    def __init__(self, source: FrameSource, encode: Callable[[np.ndarray], np.ndarray], at_once: int = 512) -> None:
-        lengths = {clip: source.num_frames(clip) for clip in source.ids()}
-        self._start = dict(zip(lengths, np.cumsum([0, *lengths.values()][:-1]).tolist(), strict=True))
-        self._length = lengths
-        _log.info("encoding %d frames of %d clips once, for the whole training", sum(lengths.values()), len(lengths))
-        parts: list[np.ndarray] = []
-        waiting: list[np.ndarray] = []
-        for clip in lengths:
-            waiting.append(source.frames(clip))
-            if sum(map(len, waiting)) >= at_once:
-                parts.append(encode(np.concatenate(waiting)))
-                waiting = []
-        if waiting:
-            parts.append(encode(np.concatenate(waiting)))
-        self._values = np.concatenate(parts)
-
-    @property
-    def frame_shape(self) -> tuple[int, ...]:
-        """``(D,)``."""
-        return self._values.shape[1:]
-
-    def ids(self) -> list[str]:
-        """Ids of all clips."""
-        return list(self._length)
-
-    def num_frames(self, clip: str) -> int:
-        """Number of frames of one clip."""
-        return self._length[clip]
-
-    def frames(self, clip: str) -> np.ndarray:
-        """``[T, D]`` float32."""
-        return self._values[self._start[clip] : self._start[clip] + self._length[clip]]
-
-
 class FrameGatherer:
     """Copies the frames of chosen clips into padded arrays.
 
@@ -208,7 +163,7 @@ class Collator:
         clean: Where their clean twins come from; ``None`` where nobody wants them.
         shape: Sizes.
         with_context: Whether batches bring the context.
-        training: Moments of the training features, for ``shape.own_statistics``.
+        own: Standardises the query frames by the context.
         contexts: Where the frames of contexts come from; ``None``: where all come from.
     """
 
@@ -219,11 +174,11 @@ class Collator:
         clean: FrameGatherer | None,
         shape: BatchShape,
         with_context: bool,
-        training: Moments[Tensor] | None = None,
+        own: OwnStatistics = OwnStatistics({}),
         contexts: FrameGatherer | None = None,
     ) -> None:
         self.items, self.frames, self.clean, self.shape, self.with_context = items, frames, clean, shape, with_context
-        self.training, self.context_frames = training, contexts or frames
+        self.own, self.context_frames = own, contexts or frames
 
     def __call__(
         self, queries: Sequence[Query], items: Sequence[Sequence[tuple[int, int]]], least: tuple[int, int] = (1, 1)
@@ -256,9 +211,9 @@ class Collator:
         clips, devices = [q.clips for q in queries], [q.device for q in queries]
         frames = self.frames(clips, width, devices)
         context = Frames(frames.values[:, :0], frames.mask[:, :0])
-        if self.with_context or self.training is not None:
+        if self.with_context or self.own:
             seen = self._contexts([q.context for q in queries], devices)
-            frames, context = self._standardised(frames, seen), seen if self.with_context else context
+            frames, context = self.own(frames, seen), seen if self.with_context else context
         others = [q.foreign for q in queries if q.foreign is not None]
         owners = [q.foreign_device for q in queries if q.foreign is not None]
         foreign = self._contexts(others, owners) if self.with_context and others else None
@@ -293,12 +248,7 @@ class Collator:
             contexts: Clip indices of each row that the device has seen before.
         """
         frames = self.frames(clips, width, devices)
-        return frames if self.training is None else self._standardised(frames, self._contexts(contexts, devices))
-
-    def _standardised(self, frames: Frames, seen: Frames) -> Frames:
-        if self.training is None:
-            return frames
-        return standardised(frames, seen, self.training, self.shape.own_statistics)
+        return self.own(frames, self._contexts(contexts, devices)) if self.own else frames
 
     def _contexts(self, groups: Sequence[Sequence[int]], devices: Sequence[int]) -> Frames:
         return self.context_frames(groups, max(1, *map(len, groups)), devices)

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,14 +24,14 @@ from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.cameras import FAMILIES, Camera, camera_conditions, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.data.datamodule import Annotation, VideoData
-from lit_mmpg.data.features import FeatureStore
-from lit_mmpg.data.filming import FilmedFeatures, Shot, film
+from lit_mmpg.data.features import finite
+from lit_mmpg.data.filming import Shot, film
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.readers import fingerprint_files, require_path
-from lit_mmpg.data.records import Clip, FrameSource
 from lit_mmpg.data.reflections import STRENGTHS, Reflection, middle
 from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Clip, FilmedFrames, FrameSource
 
 _log = logging.getLogger(__name__)
 
@@ -338,13 +339,15 @@ class CameraClipsData(VideoData):
         lengths = {clip: images.num_frames(clip) for clip in kept}
         return Corpus(
             clips=clips,
-            frames=(clean := _store(paths.pop(-1), every[-1].clips, lengths)),
+            frames=(clean := _load(paths.pop(-1), every[-1], lengths)),
             questions=[q for q in records.questions if q.clip in kept],
             captions=[c for c in records.captions if c.clip in kept],
             devices=plan.table,
             fingerprint=fingerprint,
             clean=clean,
-            filmed=FilmedFeatures(plan.shots, paths, lengths, clean),
+            filmed=FilmedFrames(
+                {i: partial(_load, path, plan.shots[i], lengths, "r") for i, path in paths.items()}, clean
+            ),
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
             conditions=_conditions(plan, clean),
         )
@@ -368,9 +371,11 @@ class CameraClipsData(VideoData):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _store(path: Path, clips: Sequence[str], lengths: dict[str, int]) -> FeatureStore:
-    offsets = np.concatenate([[0], np.cumsum([lengths[clip] for clip in clips])]).astype(np.int64)
-    return FeatureStore(clips, np.load(path, allow_pickle=False), offsets, path)
+def _load(path: Path, shot: Shot, lengths: Mapping[str, int], mode: Literal["r"] | None = None) -> FrameSource:
+    """Features of the clips of a shot; with ``mode`` they stay on the disk."""
+    values = np.load(path, mmap_mode=mode, allow_pickle=False)
+    source = FrameSource(values, {clip: lengths[clip] for clip in shot.clips})
+    return source if mode else finite(source, path)
 
 
 def _conditions(plan: _Plan, clean: FrameSource) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.data.records import SPLITS, Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.errors import fault
+from lit_mmpg.records import SPLITS, Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.tasks import find_task
 
 Texts = Sequence[Question | Caption]

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.batch import Frames
@@ -22,7 +21,6 @@ from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import (
     BatchShape,
     Collator,
-    EncodedFrames,
     EvalBatches,
     FrameGatherer,
     Group,
@@ -33,12 +31,12 @@ from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choos
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
-from lit_mmpg.data.records import Caption, Clip, FilmedFrames, FrameSource, Question
+from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.settings import Remembering, to_plain
-from lit_mmpg.statistics import Moments, trained_moments
 from lit_mmpg.tasks import find_task
 
 _log = logging.getLogger(__name__)
@@ -80,7 +78,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         self.predict_device: str | None = None
         """Id of the one device to answer for; ``None`` for all unseen test devices."""
         self._statistics: dict[str, Any] = {}
-        self._encoded: dict[int, EncodedFrames] = {}
+        self._encoded: dict[int, FrameSource] = {}
         self._frame_encoder: Callable[[np.ndarray], np.ndarray] | None = None
         self._encodes_queries = True
 
@@ -157,7 +155,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         if self._trained is None:
             self._fit_vocabulary(self._texts["train"])
         self._check_answers(stage)
-        self._statistics = self._own_statistics()
+        self._statistics = {} if stage == "devices" else self._own_statistics()
         self._items = {split: self._build_items(texts) for split, texts in self._texts.items()}
         if stage == "test":
             self._tell_left_out()
@@ -172,7 +170,11 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         return sentences
 
     def _fit_vocabulary(self, train: Texts) -> None:
-        self.vocabulary = Vocabulary.build(self.training_sentences(), self.min_count, self.max_vocabulary)
+        sentences = self.training_sentences()
+        if sentences or self._stage != "devices":
+            self.vocabulary = Vocabulary.build(sentences, self.min_count, self.max_vocabulary)
+        else:  # test clips alone can be listed, though nothing can be learnt from them
+            self.vocabulary = Vocabulary((), (0,), 0)
         answers = find_task(self.task).answers(train)
         self.answers = AnswerList.build(answers, self.max_answers) if answers else AnswerList(())
         self.kinds = self._found_kinds() or [""]
@@ -370,12 +372,8 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         clean = self.clean_frames() if with_clean else None
         contexts = self._gatherer(self.corpus.frames, self.corpus.filmed)
         frames = contexts if self._encodes_queries else self._gatherer(self.corpus.frames, self.corpus.filmed, False)
-        moments = self._training_moments()
-        return Collator(self._items[split], frames, clean, self.batch, with_context, moments, contexts)
-
-    def _training_moments(self) -> Moments[torch.Tensor] | None:
-        known = trained_moments(self._statistics)
-        return None if known is None else Moments(torch.from_numpy(known.mean), torch.from_numpy(known.variance))
+        own = OwnStatistics(self._statistics)
+        return Collator(self._items[split], frames, clean, self.batch, with_context, own, contexts)
 
     def clean_frames(self) -> FrameGatherer | None:
         """Where the clean twins of all frames come from; None for data without them."""
@@ -384,7 +382,9 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None, encoded: bool = True) -> FrameGatherer:
         if self._frame_encoder is not None and encoded:
             if id(source) not in self._encoded:
-                self._encoded[id(source)] = EncodedFrames(source, self._frame_encoder)
+                count = len(source.values)
+                _log.info("encoding %d frames of %d clips once, for the whole training", count, len(source.ids()))
+                self._encoded[id(source)] = source.encoded(self._frame_encoder)
             source = self._encoded[id(source)]
         return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 

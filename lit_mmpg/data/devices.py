@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_mmpg.data.corpus import Device, DeviceTable
-from lit_mmpg.data.records import SPLITS, Clip
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import SPLITS, Clip
 
 _log = logging.getLogger(__name__)
 

@@ -23,78 +23,41 @@ import numpy as np
 from lit_mmpg import sysfs
 from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path
 from lit_mmpg.data.readers.identity import RESERVED
-from lit_mmpg.data.records import ClipIndex, FrameSource, Place
 from lit_mmpg.errors import UserError, fault, install_hint
+from lit_mmpg.records import ClipIndex, FrameSource, Place
 
-__all__ = ["FeatureFile", "FeatureStore", "check_coverage", "fingerprint_files", "open_features"]
+__all__ = ["FeatureFile", "check_coverage", "fingerprint_files", "finite", "open_features"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_VALUES = 1 << 24
 
 
-class FeatureStore(FrameSource):
-    """Frame features of all clips in memory.
+def finite(source: FrameSource, origin: str | Path) -> FrameSource:
+    """Features, none of whose values is NaN or infinite.
 
     Args:
-        ids: Ids of the clips, V of them.
-        values: Their frames one after the other, ``[sum of T, D]`` float16 or float32.
-        offsets: ``[V + 1]`` int64; clip i has the rows ``offsets[i]:offsets[i + 1]``.
+        source: The features.
         origin: File or folder they come from, for messages.
 
     Raises:
-        UserError: If an id occurs twice, or a value is NaN or infinite.
+        UserError: If one is.
     """
-
-    def __init__(self, ids: Sequence[str], values: np.ndarray, offsets: np.ndarray, origin: str | Path) -> None:
-        self.values = values
-        self.offsets = offsets
-        self.origin = str(origin)
-        self._ids = list(ids)
-        self._index = {name: i for i, name in enumerate(self._ids)}
-        if len(self._index) != len(self._ids):
-            seen: set[str] = set()
-            repeated = next(name for name in self._ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise UserError(f"{origin}: video id '{repeated}' occurs more than once")
-        self._check_finite()
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of a frame's feature."""
-        return int(self.values.shape[1])
-
-    @property
-    def frame_shape(self) -> tuple[int, ...]:
-        """``(D,)``."""
-        return (self.dim,)
-
-    def ids(self) -> list[str]:
-        """Ids of all clips, in the order of the rows."""
-        return list(self._ids)
-
-    def num_frames(self, clip: str) -> int:
-        """Number of frames T of one clip."""
-        i = self._index[clip]
-        return int(self.offsets[i + 1] - self.offsets[i])
-
-    def frames(self, clip: str) -> np.ndarray:
-        """All frames of one clip, ``[T, D]``: a view, not a copy."""
-        i = self._index[clip]
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def _check_finite(self) -> None:
-        step = max(1, CHUNK_VALUES // max(1, self.dim))
-        bad_rows = [
-            start + np.flatnonzero(~np.isfinite(self.values[start : start + step]).all(axis=1))
-            for start in range(0, len(self.values), step)
-        ]
-        rows = np.concatenate(bad_rows) if bad_rows else np.empty(0, np.int64)
-        if len(rows):
-            clips = np.unique(np.searchsorted(self.offsets, rows, side="right") - 1)
-            first = ", ".join(self._ids[i] for i in clips[:5])
-            raise UserError(
-                f"{self.origin}: features of {len(clips)} videos ({len(rows)} frames) are NaN or infinite, "
-                f"first {first}; extract them again"
-            )
+    values = source.values
+    step = max(1, CHUNK_VALUES // max(1, values.shape[1]))
+    bad = [
+        start + np.flatnonzero(~np.isfinite(values[start : start + step]).all(axis=1))
+        for start in range(0, len(values), step)
+    ]
+    rows = np.concatenate(bad) if bad else np.empty(0, np.int64)
+    if len(rows):
+        ids = source.ids()
+        ends = np.cumsum([source.num_frames(clip) for clip in ids])
+        clips = np.unique(np.searchsorted(ends, rows, side="right"))
+        raise UserError(
+            f"{origin}: features of {len(clips)} videos ({len(rows)} frames) are NaN or infinite, "
+            f"first {', '.join(ids[i] for i in clips[:5])}; extract them again"
+        )
+    return source
 
 
 class FeatureFile:
@@ -126,7 +89,7 @@ class FeatureFile:
         """Ids of all clips."""
         return list(self._places)
 
-    def load(self, wanted: Collection[str] | None = None) -> FeatureStore:
+    def load(self, wanted: Collection[str] | None = None) -> FrameSource:
         """Frame features, read completely into memory.
 
         The dtype of the file is kept (float16 or float32; float64 becomes float32). What else the file holds is not
@@ -149,7 +112,7 @@ class FeatureFile:
                 return self._load_stacked(file, chosen)
             return self._gather(chosen, lambda name: file[self._places[name]])
 
-    def _load_stacked(self, file: Any, names: Sequence[str]) -> FeatureStore:
+    def _load_stacked(self, file: Any, names: Sequence[str]) -> FrameSource:
         features = file[self._places[names[0]][0]]
         shape = features.shape[1:]
         length = int(np.prod(shape[:-1]))
@@ -158,9 +121,9 @@ class FeatureFile:
         for i, name in enumerate(names):
             row = values[i * length : (i + 1) * length].reshape(shape)
             features.read_direct(row, np.s_[self._places[name][1]])
-        return FeatureStore(names, values, np.arange(len(names) + 1, dtype=np.int64) * length, self.path)
+        return finite(FrameSource(values, dict.fromkeys(names, length)), self.path)
 
-    def _gather(self, names: Sequence[str], opened: Callable[[str], Any]) -> FeatureStore:
+    def _gather(self, names: Sequence[str], opened: Callable[[str], Any]) -> FrameSource:
         """One video after the other is opened and closed, so that ten thousand of them need one descriptor."""
         shapes, kinds = [], []
         for name in names:
@@ -168,15 +131,16 @@ class FeatureFile:
             shapes.append(tuple(video.shape))
             kinds.append(video.dtype)
             _check_video(self.path, name, shapes[-1], kinds[-1], names[0], shapes[0])
-        offsets = np.concatenate([[0], np.cumsum([shape[0] for shape in shapes], dtype=np.int64)]).astype(np.int64)
+        lengths = {name: shape[0] for name, shape in zip(names, shapes, strict=True)}
         kept = np.float16 if kinds and all(kind == np.float16 for kind in kinds) else np.float32
-        values = _allocate(self.path, (int(offsets[-1]), shapes[0][1] if shapes else 0), kept)
-        for i, name in enumerate(names):
-            values[offsets[i] : offsets[i + 1]] = opened(name)[...]
-        return FeatureStore(names, values, offsets, self.path)
+        values = _allocate(self.path, (sum(lengths.values()), shapes[0][1] if shapes else 0), kept)
+        source = FrameSource(values, lengths)
+        for name in names:
+            source.frames(name)[...] = opened(name)[...]
+        return finite(source, self.path)
 
 
-def open_features(path: str | Path) -> FeatureStore:
+def open_features(path: str | Path) -> FrameSource:
     """All frame features of a file or folder; see :class:`FeatureFile`.
 
     Raises:

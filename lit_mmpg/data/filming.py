@@ -22,10 +22,10 @@ import numpy as np
 
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.records import FrameSource
 from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
 from lit_mmpg.heartbeat import working
+from lit_mmpg.records import FrameSource
 from lit_mmpg.writing import write_bytes
 
 _log = logging.getLogger(__name__)
@@ -59,41 +59,6 @@ class Shot:
         """What happens to the clips, for people."""
         glass = {} if self.reflection is None else {"reflection": self.reflection.describe()}
         return {**glass, **self.camera.describe()} or {"camera": "clean"}
-
-
-class FilmedFeatures:
-    """Features of clips as cameras see them, ``[T, D]`` float16, read from the disk when asked for.
-
-    Args:
-        shots: Device index -> what its camera films.
-        paths: Device index -> file of the features of those clips, one after the other; none for a device whose camera
-            changes nothing.
-        lengths: Frames of each clip.
-        clean: The clips before any camera.
-    """
-
-    def __init__(
-        self,
-        shots: Mapping[int, Shot],
-        paths: Mapping[int, Path],
-        lengths: Mapping[str, int],
-        clean: FrameSource,
-    ) -> None:
-        self._paths, self._clean = dict(paths), clean
-        self._rows: dict[int, dict[str, tuple[int, int]]] = {}
-        self._open: dict[int, np.ndarray] = {}
-        for device, shot in shots.items():
-            ends = np.cumsum([lengths[clip] for clip in shot.clips]).tolist()
-            self._rows[device] = {clip: (end - lengths[clip], end) for clip, end in zip(shot.clips, ends, strict=True)}
-
-    def filmed(self, device: int, clip: str) -> np.ndarray:
-        """Features of one clip as one device sees them, ``[T, D]`` float16."""
-        if device not in self._paths:
-            return self._clean.frames(clip)
-        if device not in self._open:
-            self._open[device] = np.load(self._paths[device], mmap_mode="r", allow_pickle=False)
-        start, end = self._rows[device][clip]
-        return self._open[device][start:end]
 
 
 def film(
@@ -146,17 +111,17 @@ def _sources(shot: Shot) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Decoded frames on the disk: one array, and the rows of each clip."""
+    """Decoded frames on the disk: one array, and the number of frames of each clip."""
 
     path: str
-    rows: dict[str, tuple[int, int]]
+    lengths: dict[str, int]
 
 
 def _unpack(images: ImageFrames, clips: Sequence[str], cache_dir: Path, fingerprint: str) -> _Pixels:
     """Decode the images once: cameras by the thousand film the same frames."""
-    lengths = [images.num_frames(clip) for clip in clips]
-    ends = np.cumsum(lengths).tolist()
-    rows = {clip: (end - length, end) for clip, length, end in zip(clips, lengths, ends, strict=True)}
+    lengths = {clip: images.num_frames(clip) for clip in clips}
+    ends = np.cumsum(list(lengths.values())).tolist()
+    rows = {clip: (end - lengths[clip], end) for clip, end in zip(clips, ends, strict=True)}
     content = json.dumps([FILMING_VERSION, fingerprint, rows], sort_keys=True).encode()
     path = cache_dir / f"pixels-{hashlib.sha256(content).hexdigest()[:24]}.npy"
     if not path.is_file():
@@ -174,7 +139,7 @@ def _unpack(images: ImageFrames, clips: Sequence[str], cache_dir: Path, fingerpr
                 work.advance()
         array.flush()
         partial.replace(path)
-    return _Pixels(str(path), rows)
+    return _Pixels(str(path), lengths)
 
 
 def _work(jobs: Sequence[tuple[Shot, Path]], pixels: _Pixels, graph: str, workers: int) -> None:
@@ -195,12 +160,13 @@ def _begin(pixels: _Pixels, graph: str) -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)  # idle BLAS threads that spin cost more than they bring: there is one process for each core
-    _STATE.update(pixels=np.load(pixels.path, mmap_mode="r"), rows=pixels.rows, session=open_graph(graph))
+    frames = FrameSource(np.load(pixels.path, mmap_mode="r"), pixels.lengths)
+    _STATE.update(frames=frames, session=open_graph(graph))
 
 
 def _film_one(shot: Shot, path: str) -> None:
     def pixels(clip: str) -> np.ndarray:
-        return np.asarray(_STATE["pixels"][slice(*_STATE["rows"][clip])])
+        return np.asarray(_STATE["frames"].frames(clip))
 
     def seen(clip: str) -> np.ndarray:
         frames = pixels(clip)

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from lit_mmpg.data.readers.files import require_path
-from lit_mmpg.data.records import subsample
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import subsample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

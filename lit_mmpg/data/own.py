@@ -26,8 +26,8 @@ from lit_mmpg.data.readers import Names
 from lit_mmpg.data.readers.files import json_entries, read_json, read_rows, require_path, texts_of
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.data.readers.qa_csv import OPTION_SEPARATOR, correct_option
-from lit_mmpg.data.records import SPLITS, Place
 from lit_mmpg.errors import UserError, collected, fault
+from lit_mmpg.records import SPLITS, Place
 from lit_mmpg.tasks import all_tasks, find_task
 from lit_mmpg.writing import write_text
 

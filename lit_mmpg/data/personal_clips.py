@@ -39,8 +39,8 @@ import numpy as np
 
 from lit_mmpg.data.cameras import FAMILIES, Camera, apply, camera_conditions, check_recipe, noise_seed, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
-from lit_mmpg.data.records import Caption, Clip, Question
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Caption, Clip, FrameSource, Question
 
 GENERATOR_VERSION = 2
 """Raise it with every change of the generator that changes what it makes: caches of other versions are not read."""
@@ -237,43 +237,6 @@ def _mixture(rng: np.random.Generator, values: int, concentration: float, size: 
     return np.minimum((rng.random(size)[..., None] > shares.cumsum(1)[:, None]).sum(-1), values - 1)
 
 
-class PixelClips:
-    """Frames of many clips in one array; a :class:`~lit_mmpg.data.records.FrameSource`.
-
-    Args:
-        pixels: ``[sum of T, 3, H, W]`` uint8.
-        num_frames: Clip id -> T, in the order of ``pixels``.
-    """
-
-    def __init__(self, pixels: np.ndarray, num_frames: dict[str, int]) -> None:
-        stops = np.cumsum(list(num_frames.values()))
-        if not len(stops) or stops[-1] != len(pixels):
-            raise ValueError(f"{len(pixels)} frames given, {stops[-1] if len(stops) else 0} listed")
-        self.pixels = pixels
-        self._spans = {
-            clip: (int(stop) - count, int(stop)) for (clip, count), stop in zip(num_frames.items(), stops, strict=True)
-        }
-
-    @property
-    def frame_shape(self) -> tuple[int, ...]:
-        """``(3, H, W)``."""
-        return self.pixels.shape[1:]
-
-    def ids(self) -> list[str]:
-        """Ids of all clips."""
-        return list(self._spans)
-
-    def num_frames(self, clip: str) -> int:
-        """Number of frames T of one clip."""
-        start, stop = self._spans[clip]
-        return stop - start
-
-    def frames(self, clip: str) -> np.ndarray:
-        """``[T, 3, H, W]`` uint8, a view of the whole array."""
-        start, stop = self._spans[clip]
-        return self.pixels[start:stop]
-
-
 def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corpus:
     """Make the data set.
 
@@ -336,7 +299,7 @@ def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corp
             captions.extend(_captions(clip, scene, rng))
     return Corpus(
         clips=clips,
-        frames=PixelClips(pixels["frames"], num_frames),
+        frames=FrameSource(pixels["frames"], num_frames),
         questions=questions,
         captions=captions,
         devices=DeviceTable(
@@ -345,7 +308,7 @@ def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corp
             {"kind": "personal_clips", "generator_version": GENERATOR_VERSION, **_plain(config)},
         ),
         fingerprint=config.digest(),
-        clean=PixelClips(pixels["clean"], num_frames),
+        clean=FrameSource(pixels["clean"], num_frames),
         conditions=np.stack([camera_conditions(member.camera(config)) for member in members]),
     )
 

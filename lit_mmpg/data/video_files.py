@@ -15,8 +15,8 @@ from lit_mmpg.data import readers
 from lit_mmpg.data.corpus import DeviceTable, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile, check_coverage
-from lit_mmpg.data.records import SPLITS, Caption, Clip, ClipIndex, Place, Question
 from lit_mmpg.errors import UserError, collected, fault
+from lit_mmpg.records import SPLITS, Caption, Clip, ClipIndex, Place, Question
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +49,9 @@ class FrameEncoder:
         """Export the graph unless it is there; call it before several processes open it."""
         if not self.graph.is_file():
             _log.info("exporting the frame encoder %s once", self.folder)
-            _export(self.folder, self.size, self.graph)
+            from lit_mmpg.vision import keep_graph
+
+            keep_graph(str(self.folder), self.size, self.graph, any_size=True, option="data.encoder")
         return self.graph
 
     @cached_property
@@ -78,50 +77,3 @@ def run_graph(session: Any, pixels: np.ndarray, at_once: int = 32) -> np.ndarray
     """Features ``[N, D]`` float32 of ``[N, 3, H, W]`` uint8 pixels."""
     parts = [session.run(None, {"pixels": pixels[i : i + at_once]})[0] for i in range(0, len(pixels), at_once)]
     return np.concatenate(parts)
-
-
-def _export(folder: Path, size: int, target: Path) -> None:
-    import torch
-
-    from lit_mmpg.vision import load_vision_model
-
-    encoder = load_vision_model(str(folder), size, "data.encoder").module
-
-    class Resized(torch.nn.Module):
-        """Resize inside the graph: simulated cameras film pixels of any size."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            """``[N, 3, H, W]`` uint8 ``-> [N, D]``."""
-            x = torch.nn.functional.interpolate(pixels.float(), (size, size), mode="bilinear", align_corners=False)
-            features: torch.Tensor = self.encoder(x)
-            return features
-
-    example = torch.randint(0, 256, (2, 3, 72, 96), dtype=torch.uint8)
-    wrapped = Resized().eval()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder_name:
-        path = Path(folder_name) / "encoder.onnx"
-        axes = {axis: torch.export.Dim(name, min=1, max=4096) for axis, name in ((0, "n"), (2, "h"), (3, "w"))}
-        torch.onnx.export(
-            wrapped,
-            (example,),
-            str(path),
-            input_names=["pixels"],
-            output_names=["features"],
-            dynamic_shapes=(axes,),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        with torch.inference_mode():
-            expected = wrapped(example).numpy()
-        got = run_graph(open_graph(path), example.numpy())
-        if not np.allclose(got, expected, rtol=1e-2, atol=1e-2):
-            raise RuntimeError(f"the exported frame encoder differs from the original by {abs(got - expected).max()}")
-        partial = target.with_name(f"{target.name}.{os.getpid()}")
-        shutil.copyfile(path, partial)
-        partial.replace(target)

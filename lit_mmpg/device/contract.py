@@ -17,8 +17,9 @@ Which layers take them is said by ``model.dynamic.layers``: names and globs of a
 of the network (``stem.conv``, ``blocks.*.norm``), which are made dynamic by injection
 (:mod:`lit_mmpg.forms.injection`), so that the class itself needs nothing but plain modules. Layers of the encoder are
 among them: then contexts are encoded with the static model, and what is asked about is encoded once more, with the
-device's own parameters. Several devices at once are computed one after the other. (The network of this package makes
-its linear layers by :meth:`DeviceModel.linear`, which computes several devices in one product.)
+device's own parameters. Several devices at once are computed together where a trial shows that this gives what each
+alone does (:meth:`DeviceModel.verify`), else one after the other. (The network of this package makes its linear layers
+by :meth:`DeviceModel.linear`, which needs no trial.)
 
 Baselines that work on a part of the network find it under its customary name: ``head`` (the last linear layer),
 ``frame_projection`` (the first), ``frame_norm`` (a layer norm behind it). Where there is none, a comparison leaves them
@@ -28,7 +29,8 @@ out and says why.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
@@ -40,7 +42,20 @@ from torch import Tensor, nn
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
 from lit_mmpg.forms.base import entries
-from lit_mmpg.forms.injection import INPUT, Holder, InputSite, Site, Unsafe, form_of, inject, not_called, one_by_one
+from lit_mmpg.forms.injection import (
+    INPUT,
+    Holder,
+    InputSite,
+    Site,
+    Unsafe,
+    Verification,
+    compared,
+    form_of,
+    inject,
+    not_called,
+    one_by_one,
+    random_parameters,
+)
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.targets import chosen_layers, matches
 from lit_mmpg.parameters import ENCODE, MODEL, ParameterSpec
@@ -160,6 +175,8 @@ class DeviceModel(nn.Module, ABC):
         self._parts: dict[str, int] = {}
         self._sites: tuple[Site, ...] = ()
         self._holder: Holder | None = None
+        self._verified: Verification | None = None
+        self._encodes = False
         needed: tuple[str, ...] = ("embed_video", "embed_text") if self.task.searches else ("answer",)
         needed += ("encode_frames", "feature_width") if shapes.pixels else ()
         lacking = [name for name in needed if getattr(type(self), name) is getattr(DeviceModel, name)]
@@ -239,31 +256,73 @@ class DeviceModel(nn.Module, ABC):
         like = next(self.parameters())
         neutral = tuple(p.start.neutral(p.shape).to(like) for layer in layers.values() for p in layer.parts())
         self.spec = ParameterSpec(tuple(e for name, layer in layers.items() for e in entries(name, layer.parts())))
-        shape = (1, 2, *self.shapes.frame)
-        frames = torch.zeros(shape, dtype=torch.uint8 if self.shapes.pixels else torch.float32, device=like.device)
-        mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
-        text = torch.ones(1, self.task.example_options, self.shapes.max_words, dtype=torch.long, device=like.device)
-        modes = [(m, m.training) for m in self.modules()]
         called = self._holder.called
-        try:
-            self.eval()
-            with torch.no_grad():
-                called.clear()
-                if self.shapes.pixels:
-                    frames = self.encode(frames, neutral)
-                encoding = set(called)
-                called.clear()
-                self(frames, mask, text, neutral)
-                behind = set(called)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with self._trial():
+            frames, mask, text = self._example((1,))
+            called.clear()
+            encoded = self.encode_values(frames, neutral)
+            encoding = set(called)
+            self._encodes = bool(encoding)
+            called.clear()
+            self(encoded if self.shapes.pixels else frames, mask, text, neutral)
+            behind = set(called)
+        if not self.shapes.pixels:  # features enter the graph that answers
+            encoding = set()
         if both := [s.name for s in self._sites if s.index in encoding & behind]:
             raise UserError(f"model.dynamic.layers: {both} are used in the encoder and behind it; leave them out")
         if missed := [s.name for s in self._sites if s.index not in encoding | behind]:
             why = "; sentences are embedded without personal parameters" if self.task.searches else ""
             raise UserError(f"model.dynamic.layers: {not_called(self, missed)}{why}")
         return {s.name: ENCODE if s.index in encoding else MODEL for s in self._sites}
+
+    @contextmanager
+    def _trial(self) -> Iterator[None]:
+        """While something is tried: evaluation mode, no gradients, full precision."""
+        modes = [(m, m.training) for m in self.modules()]
+        try:
+            self.eval()
+            with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _example(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Random frames, mask and text with leading dimensions, as :meth:`forward` takes them."""
+        generator, shapes = torch.Generator().manual_seed(0), self.shapes
+        shape = (*lead, 2, *shapes.frame)
+        frames = torch.randn(shape, generator=generator)
+        if shapes.pixels:
+            frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        size = (*lead, self.task.example_options, shapes.max_words)
+        text = torch.randint(1, max(2, shapes.words), size, generator=generator)
+        place = next(self.parameters()).device
+        return frames.to(place), torch.ones(shape[: len(lead) + 1], dtype=torch.bool, device=place), text.to(place)
+
+    def verify(self, devices: int = 3) -> Verification:
+        """Try random parameters: does a batch of devices equal each of them alone?
+
+        It is done once, when several devices are first computed; they are batched from then on where it does.
+
+        Args:
+            devices: Number of devices to try with.
+        """
+        parts = [part for layer in self.dynamic_layers().values() for part in layer.parts()]
+        with self._trial():
+            example = self._example((devices, 2))
+            parameters = random_parameters(parts, next(self.parameters()), devices)
+
+            def run(batch: bool) -> Tensor:
+                self._verified = Verification(devices, batch, "", None)
+                outputs: Tensor = self(*example, parameters)
+                return outputs
+
+            try:
+                self._verified = compared(devices, lambda: run(True), lambda: run(False))
+            except BaseException:
+                self._verified = None
+                raise
+        return self._verified
 
     def dynamic_layers(self) -> dict[str, DynamicLayer]:
         """The dynamic layers by name, in the order of the specification."""
@@ -283,8 +342,8 @@ class DeviceModel(nn.Module, ABC):
 
     @property
     def encodes_personally(self) -> bool:
-        """Whether a dynamic layer lies in the encoder, so that features depend on whose they are."""
-        return len(self.spec.of(ENCODE)) > 0
+        """Whether a dynamic layer lies in :meth:`encode`, so that what it gives depends on whose it is."""
+        return self._encodes
 
     def placed(self, parameters: Sequence[Tensor], graph: str) -> Sequence[Tensor]:
         """The parameters of one graph at their places among all of them; others are left open.
@@ -301,34 +360,43 @@ class DeviceModel(nn.Module, ABC):
     def _computed(
         self, parameters: Sequence[Tensor], run: Callable[..., Tensor], inputs: Any, named: Mapping[str, Any]
     ) -> Tensor:
-        """``run(parameters, inputs, named)`` while injected layers have their parameters, device by device."""
+        """``run(parameters, inputs, named)`` while injected layers have their parameters.
+
+        Several devices are computed at once where :meth:`verify` has shown that they may be.
+        """
         assert self._holder is not None
         if self._holder.values is not None:  # within a call that gave them theirs
             return run(parameters, inputs, named)
         self._unsafe.refuse()
         entry, first = next((e, p) for e, p in zip(self.spec, parameters, strict=True) if p is not None)
         if first.dim() == len(entry.shape):
-            return self._held(parameters, run, inputs, named)
+            return self._held(parameters, None, run, inputs, named)
+        devices = len(first)
+        if devices > 1 and self._verified is None and not torch.compiler.is_compiling():
+            self.verify()
+        if devices > 1 and self._verified is not None and self._verified.batch:
+            return self._held(parameters, devices, run, inputs, named)
 
         def of(g: int, rows: Any, by_name: Any) -> Tensor:
             own = tuple(None if p is None else p[g] for p in parameters)
-            return self._held(own, run, rows, by_name)  # type: ignore[arg-type]
+            return self._held(own, None, run, rows, by_name)  # type: ignore[arg-type]
 
-        outputs: Tensor = one_by_one(of, len(first), inputs, named)
+        outputs: Tensor = one_by_one(of, devices, inputs, named)
         return outputs
 
     def _held(
-        self, parameters: Sequence[Tensor], run: Callable[..., Tensor], inputs: Any, named: Mapping[str, Any]
+        self,
+        parameters: Sequence[Tensor],
+        devices: int | None,
+        run: Callable[..., Tensor],
+        inputs: Any,
+        named: Mapping[str, Any],
     ) -> Tensor:
-        holder = self._holder
-        assert holder is not None
+        assert self._holder is not None
         waiting = [tuple(self.own(site.name, parameters)) for site in self._sites]
-        holder.values = [() if any(p is None for p in own) else own for own in waiting]
-        holder.backward = torch.is_grad_enabled()
-        try:
-            return run(tuple(parameters), inputs, named)
-        finally:
-            holder.values = None
+        values = [() if any(p is None for p in own) else own for own in waiting]
+        outputs: Tensor = self._holder.holding(values, devices, lambda: run(tuple(parameters), inputs, named))
+        return outputs
 
     def own(self, name: str, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
         """The slice of ``parameters`` that belongs to one layer."""
@@ -386,8 +454,15 @@ class DeviceModel(nn.Module, ABC):
             frames: ``[..., T, 3, H, W]`` uint8 pixels, or ``[..., T, D]`` features. Features given to a model of pixels
                 are taken as already encoded by it.
             parameters: All personal parameters, or nothing: contexts are encoded without.
+
+        Raises:
+            UserError: If the encoder is personal, and features are given that it has encoded without parameters.
         """
-        return frames if self.shapes.pixels and frames.is_floating_point() else self.encode_values(frames, parameters)
+        if not (self.shapes.pixels and frames.is_floating_point()):
+            return self.encode_values(frames, parameters if self.encodes_personally else ())
+        if parameters and any(e.graph == ENCODE and p is not None for e, p in zip(self.spec, parameters, strict=True)):
+            raise UserError("the frame encoder is personal, so features do not tell what was seen; give pixels")
+        return frames
 
     def encode_values(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
         """As :meth:`encode`, without looking at the type: pixels may be given as floating point numbers, 0 to 255."""
@@ -408,7 +483,7 @@ class DeviceModel(nn.Module, ABC):
         if own is None:
             return frames
         pictures = frames.flatten(0, -4).to(own[0].dtype) / 255
-        return 255 * site.layer.apply(pictures, own, None).reshape(frames.shape)
+        return 255 * site.layer.apply(pictures, own, site.holder.devices).reshape(frames.shape)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """What :meth:`encode` computes: ``[..., 3, H, W]`` pixels, 0 to 255, to ``[..., D]``; features as they are."""

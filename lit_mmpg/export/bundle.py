@@ -15,8 +15,7 @@ from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
-from lit_mmpg.export.encoder import FrameEncoder, load_encoder, pictures
-from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.export.encoder import pictures, preprocessing
 from lit_mmpg.export.guard import choose_guard
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
@@ -24,6 +23,7 @@ from lit_mmpg.export.samples import DeviceSample, draw_samples
 from lit_mmpg.export.source import Source, Trained
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
+from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.runtime.bundle import CODEBOOKS, MOMENTS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
 from lit_mmpg.runtime.manifest import (
     OWN_ENCODER,
@@ -39,6 +39,7 @@ from lit_mmpg.runtime.manifest import (
 )
 from lit_mmpg.statistics import trained_moments
 from lit_mmpg.texts import masked
+from lit_mmpg.vision import VisionModel, load_vision_model
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
@@ -84,12 +85,12 @@ class Variant:
 
 
 def write_bundle(
-    source: Source, output: Path, options: Options = Options(), step: Step = lambda text: None
+    source: Trained, output: Path, options: Options = Options(), step: Step = lambda text: None
 ) -> list[Variant]:
     """Export a checkpoint.
 
     Args:
-        source: The checkpoint.
+        source: The checkpoint, or what a saved folder holds.
         output: Folder of the bundle; an older bundle there is replaced.
         options: What goes into it.
         step: Told what happens next.
@@ -106,7 +107,7 @@ def write_bundle(
         encoder = fitting_encoder(source, options.frame_encoder)
     step("reading the devices of the data")
     drawn = draw_samples(source, options.samples)
-    network, shape = source.network, source.data.batch
+    network, shape = source.network, source.shape
     asks = not network.task.searches
     choices = max(device.inputs["model"]["text"].shape[1] for device in drawn.acceptance) if asks else 1
     specs = graph_specs(network, shape.max_frames, choices)
@@ -141,7 +142,7 @@ def write_bundle(
                 )
                 variants.append(variant)
         guard = None
-        if drawn.source == "data":
+        if isinstance(source, Source):
             step("bounds of plausible parameters")
             guard = choose_guard(source, specs[0])
         step("reference")
@@ -160,12 +161,11 @@ def write_bundle(
         if options.weights:
             extra += _write_weights(source, folder)
         files = {name: file_digest(folder / name) for name in extra}
-        preprocessing = encoder.preprocessing if encoder else None
-        write_manifest(folder, make_manifest(source, variants, files, preprocessing, guard))
+        write_manifest(folder, make_manifest(source, variants, files, encoder, guard))
     return variants
 
 
-def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder") -> FrameEncoder:
+def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder") -> VisionModel:
     """The frame encoder that made the features of a checkpoint.
 
     Args:
@@ -179,7 +179,7 @@ def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder")
     frame = source.network.shapes.frame
     if len(frame) == 3:
         raise UserError(f"{option}: {source.path} takes pixels and has an encoder of its own; leave it out")
-    encoder = load_encoder(name, getattr(getattr(source, "data", None), "image_size", None), option)
+    encoder = load_vision_model(name, getattr(getattr(source, "data", None), "image_size", None), option)
     if encoder.features != frame[0]:
         raise UserError(
             f"{option} {name} gives {encoder.features} features a frame, {source.path} was trained on "
@@ -188,7 +188,7 @@ def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder")
     return encoder
 
 
-def show_pictures(devices: Sequence[DeviceSample], encoder: FrameEncoder, path: str | None, seed: int) -> None:
+def show_pictures(devices: Sequence[DeviceSample], encoder: VisionModel, path: str | None, seed: int) -> None:
     """Give each device pictures for the frame encoder.
 
     Args:
@@ -213,7 +213,7 @@ def _other(spec: GraphSpec, specs: Sequence[GraphSpec]) -> GraphSpec | None:
     return next((s for s in specs if {s.role, spec.role} == pair and s.output == "embedding"), None)
 
 
-def _write_weights(source: Source, folder: Path) -> list[str]:
+def _write_weights(source: Trained, folder: Path) -> list[str]:
     from lit_mmpg.torch_engines.base import NETWORK, network_json
 
     state = {name: tensor.contiguous() for name, tensor in source.network.state_dict().items()}
@@ -259,7 +259,7 @@ def make_manifest(
     source: Trained,
     variants: Sequence[Variant],
     files: dict[str, str],
-    preprocessing: Preprocessing | None = None,
+    encoder: VisionModel | None = None,
     guard: Guard | None = None,
 ) -> Manifest:
     """The manifest of a bundle.
@@ -268,14 +268,15 @@ def make_manifest(
         source: The checkpoint.
         variants: All graphs that were made.
         files: SHA-256 of every other file.
-        preprocessing: What happens before the frame encoder, where the device model has none of its own.
+        encoder: The frame encoder, where the device model has none of its own.
         guard: Bounds of plausible parameters.
     """
     network, shape, meta, cloud = source.network, source.shape, source.meta, source.cloud
     pixels = len(network.shapes.frame) == 3
+    before = None if encoder is None else preprocessing(encoder)
     if pixels:
         _, height, width = network.shapes.frame
-        preprocessing = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
+        before = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
     features = network.feature_width
     clips = 1 if shape.context == "clip" else shape.context_clips
     left_out: dict[str, dict[str, str]] = {}
@@ -296,7 +297,7 @@ def make_manifest(
         if cloud
         else None,
         link=Link(cloud.link.upload_codec, cloud.link.download_codec) if cloud else None,
-        preprocessing=preprocessing,
+        preprocessing=before,
         max_words=int(meta["max_words"]),
         vocabulary=dict(meta["vocabulary"]),
         answers=tuple(meta["answers"]["answers"]),

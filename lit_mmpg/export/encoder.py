@@ -1,53 +1,21 @@
-"""A pretrained frame encoder as the ``encode`` graph, and pictures to calibrate and check it on."""
+"""A pretrained frame encoder in a bundle: what comes before it, and pictures to calibrate and check it on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
-from torch import nn
 
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.device.graphs import GraphSpec
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.manifest import Preprocessing
-from lit_mmpg.vision import load_vision_model
+from lit_mmpg.vision import VisionModel
 
 
-@dataclass(frozen=True)
-class FrameEncoder:
-    """A frame encoder.
-
-    Attributes:
-        module: ``pixels [N, 3, h, w]`` uint8 ``-> features [N, D]``.
-        features: Width D.
-        preprocessing: What happens before.
-    """
-
-    module: nn.Module
-    features: int
-    preprocessing: Preprocessing
-
-    def spec(self) -> GraphSpec:
-        """The graph."""
-        height, width = self.preprocessing.height, self.preprocessing.width
-        example = {"pixels": torch.zeros(2, 3, height, width, dtype=torch.uint8)}
-        return GraphSpec("encode", self.module, example, {"pixels": {0: "N"}}, "features")
+def preprocessing(encoder: VisionModel) -> Preprocessing:
+    """What a device does before an encoder."""
+    return Preprocessing(encoder.height, encoder.width, "bilinear", "RGB", encoder.name)
 
 
-def load_encoder(source: str, edge: int | None = None, option: str = "--frame-encoder") -> FrameEncoder:
-    """The encoder of a bundle: a folder or a name on the hub, as :func:`lit_mmpg.vision.load_vision_model` takes it.
-
-    Raises:
-        UserError: If it cannot be loaded, or has no pooled output.
-    """
-    found = load_vision_model(source, edge, option)
-    preprocessing = Preprocessing(found.height, found.width, "bilinear", "RGB", found.name)
-    return FrameEncoder(found.module, found.features, preprocessing)
-
-
-def pictures(path: str | None, encoder: FrameEncoder, count: int, seed: int) -> np.ndarray:
+def pictures(path: str | None, encoder: VisionModel, count: int, seed: int) -> np.ndarray:
     """Pictures to calibrate and check an encoder on, ``[count, 3, h, w]`` uint8.
 
     Args:
@@ -63,7 +31,7 @@ def pictures(path: str | None, encoder: FrameEncoder, count: int, seed: int) -> 
     from PIL import Image
 
     rng = np.random.default_rng(seed)
-    size = (encoder.preprocessing.width, encoder.preprocessing.height)
+    size = (encoder.width, encoder.height)
     if path is not None:
         frames = ImageFrames(path, max_frames=1)
         clips = np.array(sorted(frames.ids()))

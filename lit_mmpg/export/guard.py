@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lit_mmpg.batch import Frames
-from lit_mmpg.data.statistics import standardised
+from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.device.graphs import GraphSpec
 from lit_mmpg.export.reference import expected_outputs
 from lit_mmpg.export.samples import DEVICES, generate
@@ -23,7 +23,6 @@ from lit_mmpg.export.source import Source
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.guard import CLIPS, Run, outputs, size
 from lit_mmpg.runtime.manifest import Guard
-from lit_mmpg.statistics import Moments, trained_moments
 from lit_mmpg.tasks import Task
 
 LEAST_DEVICES = 8
@@ -65,9 +64,7 @@ def context_lengths(source: Source) -> tuple[int, ...]:
 @torch.inference_mode()
 def lives(source: Source, group: str, most: int = DEVICES) -> Iterator[Life]:
     """Devices of a group at each length of context, at most ``most`` of them."""
-    network, meta, shape = source.network, source.meta, source.data.batch
-    kept = trained_moments(meta.get("own_statistics", {}))
-    training = None if kept is None else Moments(torch.from_numpy(kept.mean), torch.from_numpy(kept.variance))
+    network, own = source.network, OwnStatistics(source.meta.get("own_statistics", {}))
     for length in context_lengths(source):
         seen: set[int] = set()
         for batch in source.data.eval_batches(group, True, context_clips=length):
@@ -77,10 +74,7 @@ def lives(source: Source, group: str, most: int = DEVICES) -> Iterator[Life]:
                     continue
                 seen.add(device)
                 context = Frames(batch.context.values[b : b + 1], mask)
-                used = context
-                if training is not None:
-                    used = standardised(context, context, training, shape.own_statistics)
-                values = used.values[0]
+                values = own(context, context).values[0]
                 if network.shapes.pixels and not network.encodes_personally:
                     values = network.encode(values)
                 clips = [v[m].numpy() for v, m in zip(values, mask[0], strict=True) if m.any()]
@@ -94,7 +88,7 @@ def runner(source: Source, spec: GraphSpec, parameters: Arrays) -> Run:
 
     def run(features: np.ndarray, questions: np.ndarray | None) -> np.ndarray:
         rows = 1 if questions is None else len(questions)
-        if source.network.encodes_personally:
+        if source.network.shapes.pixels and source.network.encodes_personally:
             own = tuple(torch.from_numpy(parameters[e.name]) for e in source.network.spec) if parameters else ()
             with torch.inference_mode():
                 features = source.network.encode(torch.from_numpy(features), own).numpy()

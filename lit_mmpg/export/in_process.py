@@ -101,7 +101,7 @@ class CheckpointDevices:
         graphs = graph_specs(source.network, source.shape.max_frames, 1)
         if encoder is not None:
             graphs.append(encoder.spec())
-        manifest = make_manifest(source, [], {}, encoder.preprocessing if encoder else None)
+        manifest = make_manifest(source, [], {}, encoder)
         quantiser = source.cloud.quantiser if source.cloud else None
         moments = trained_moments(source.meta.get("own_statistics", {}))
         self.bundle = Bundle(source.path, manifest, quantiser, moments)

@@ -20,7 +20,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Arrays
 
 if TYPE_CHECKING:
-    from lit_mmpg.export.source import Source
+    from lit_mmpg.export.source import Source, Trained
 
 ROWS = 16
 """Most questions or clips of one device."""
@@ -58,20 +58,27 @@ class Samples:
     acceptance: list[DeviceSample]
 
 
-def draw_samples(source: Source, kind: str) -> Samples:
+def draw_samples(source: Trained, kind: str) -> Samples:
     """Collect devices.
 
     Args:
-        source: The checkpoint.
+        source: The checkpoint, or what a saved folder holds.
         kind: ``data`` or ``synthetic``.
 
     Raises:
-        UserError: If the data cannot be read.
+        UserError: If the data cannot be read, or nobody knows which it is.
     """
+    from lit_mmpg.export.source import Source
+
     if kind == "synthetic":
         rng = np.random.default_rng(0)
         devices = [_synthetic(source, i, rng) for i in range(2 * DEVICES)]
         return Samples(kind, devices[:DEVICES], devices[DEVICES:])
+    if not isinstance(source, Source):
+        raise UserError(
+            f"{source.path} does not say with which data it was trained, on whose devices export compares its graphs: "
+            "name the checkpoint, or use clips drawn from the training statistics (--samples synthetic)"
+        )
     try:
         source.data.setup("test")
     except UserError as error:
@@ -107,7 +114,7 @@ def _devices(source: Source, batches: Any) -> Iterator[DeviceSample]:
 
 
 @torch.inference_mode()
-def generate(source: Source, context: Frames) -> Arrays:
+def generate(source: Trained, context: Frames) -> Arrays:
     """What the cloud half of a checkpoint generates for a context ``[1, C, T, ...]``; nothing for a device half."""
     if source.cloud is None:
         return {}
@@ -125,7 +132,7 @@ def _batch_inputs(source: Source, batch: Batch, b: int) -> dict[str, Arrays]:
     return role_inputs(source, values, mask, batch.text[b, items])
 
 
-def role_inputs(source: Source, values: Tensor, mask: Tensor, text: Tensor) -> dict[str, Arrays]:
+def role_inputs(source: Trained, values: Tensor, mask: Tensor, text: Tensor) -> dict[str, Arrays]:
     """Inputs of every role for some clips of one device.
 
     Args:
@@ -145,8 +152,8 @@ def role_inputs(source: Source, values: Tensor, mask: Tensor, text: Tensor) -> d
     return inputs
 
 
-def _synthetic(source: Source, number: int, rng: np.random.Generator) -> DeviceSample:
-    shape, meta, shapes = source.data.batch, source.meta, source.network.shapes
+def _synthetic(source: Trained, number: int, rng: np.random.Generator) -> DeviceSample:
+    shape, meta, shapes = source.shape, source.meta, source.network.shapes
     options = source.network.task.example_options
 
     def clips(count: int) -> Frames:

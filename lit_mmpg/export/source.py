@@ -79,12 +79,21 @@ class Source(Trained):
         return self.data.batch
 
 
-def open_folder(folder: Path) -> Trained:
-    """Load what ``save_pretrained`` wrote of either half.
+def open_trained(path: str | Path, data_flags: Sequence[str] = ()) -> Trained:
+    """Load a checkpoint of either half, or what ``save_pretrained`` wrote of one.
+
+    Args:
+        path: File or folder.
+        data_flags: As for :func:`open_source`; a folder knows of no data.
 
     Raises:
-        UserError: If it is damaged, or of a version that did not say how its clips were cut.
+        UserError: If it is not usable, or of a version that did not say how its clips were cut.
     """
+    folder = Path(path)
+    if not folder.is_dir():
+        return open_source(path, data_flags)
+    if data_flags:
+        raise UserError(f"{folder} does not say with which data it was trained; leave {data_flags[0]} out")
     module, _ = load_module(folder)
     if "batch" not in module.meta:
         raise UserError(f"{folder} was saved by another version of lit-mmpg; save it again")

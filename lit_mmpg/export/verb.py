@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lit_mmpg.checkpoint import require_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.write import check_target
 from lit_mmpg.heartbeat import tell
+from lit_mmpg.pretrained import find_trained
 from lit_mmpg.report import format_bytes, wide_console
 from lit_mmpg.runtime.bundle import MANIFEST
 from lit_mmpg.runtime.manifest import PRECISIONS, Manifest
@@ -36,20 +36,20 @@ def main(argv: Sequence[str]) -> int:
     unknown = [flag for flag in flags if flag.startswith("-") and not flag.startswith("--data")]
     if unknown:
         raise UserError(f"export has no option {unknown[0]}; see lit-mmpg export --help")
-    checkpoint, output = require_checkpoint(options.ckpt), Path(options.output)
+    checkpoint, output = find_trained(options.ckpt), Path(options.output)
     check_target(output)
     if options.frames and not options.frame_encoder:
         raise UserError("--frames are for a frame encoder; name it with --frame-encoder")
     # Cheap checks come first: importing torch takes seconds, a typing mistake should not.
     from lit_mmpg.export.bundle import Options, write_bundle
-    from lit_mmpg.export.source import open_source
+    from lit_mmpg.export.source import open_trained
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = wide_console()
     with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("loading the checkpoint", total=None)
         tell("loading the checkpoint")
-        source = open_source(checkpoint, flags)
+        source = open_trained(checkpoint, flags)
         chosen = Options(
             tuple(options.precisions),
             options.samples,
@@ -77,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="--data.root FOLDER (and any other --data... flag) wins over the data configuration of the checkpoint.",
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt", required=True, help="checkpoint of either half that 'lit-mmpg fit' wrote")
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        help="checkpoint of either half that 'lit-mmpg fit' wrote, or "
+        "a folder or repository of save_pretrained (with --samples synthetic)",
+    )
     parser.add_argument("--output", required=True, help="folder of the bundle; an older bundle there is replaced")
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help=f"{', '.join(PRECISIONS)}"

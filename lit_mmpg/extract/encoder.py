@@ -68,13 +68,9 @@ def prepare_graph(folder: Path, digest: str, edge: int | None, cache: Path) -> t
     graph = cache / f"{digest}-{edge or 'own'}.onnx"
     note = graph.with_suffix(".json")
     if not (graph.is_file() and note.is_file()):
-        from lit_mmpg.export.encoder import load_encoder
-        from lit_mmpg.export.graphs import export_graph
+        from lit_mmpg.vision import keep_graph
 
-        encoder = load_encoder(str(folder), edge)
-        cache.mkdir(parents=True, exist_ok=True)
-        write_bytes(graph, export_graph(encoder.spec()).SerializeToString())
-        size = [encoder.preprocessing.height, encoder.preprocessing.width]
-        write_bytes(note, json.dumps(size).encode())
+        encoder = keep_graph(str(folder), edge, graph)
+        write_bytes(note, json.dumps([encoder.height, encoder.width]).encode())
     height, width = json.loads(note.read_text(encoding="utf-8"))
     return graph, (int(height), int(width))

@@ -8,8 +8,8 @@ runs and are taken away in ``finally``; without them a layer runs the forward of
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from typing import Any, Literal, overload
@@ -48,6 +48,20 @@ class Holder:
         self.devices: int | None = None
         self.called: set[int] = set()
         self.backward = False
+
+    def holding(self, values: list[tuple[Tensor, ...]], devices: int | None, run: Callable[[], Any]) -> Any:
+        """``run()`` while the parameters wait here; afterwards they are gone, whatever happens.
+
+        Args:
+            values: Site -> its tensors, none where it computes without.
+            devices: Number of devices in the rows, None for one whose tensors are unbatched.
+            run: Computes.
+        """
+        self.values, self.devices, self.backward = values, devices, torch.is_grad_enabled()
+        try:
+            return run()
+        finally:
+            self.values = self.devices = None
 
 
 class Site:
@@ -196,14 +210,15 @@ class Verification:
         reason: Why not, empty where they may.
         largest_difference: Between the outputs of batch and loop, as a share of the largest output; None where their
             shapes differ.
-        moved: Target -> how far random parameters for it alone moved the output, as a share of the largest output.
+        moved: Target -> how far random parameters for it alone moved the output, as a share of the largest output;
+            empty where nobody looked.
     """
 
     devices: int
     batch: bool
     reason: str
     largest_difference: float | None
-    moved: dict[str, float]
+    moved: dict[str, float] = field(default_factory=dict)
 
 
 TOLERANCE = 1e-3
@@ -364,12 +379,7 @@ class Adaptable(nn.Module):
             groups.append(tuple(values[start : start + count]))
             start += count
         holder.called.clear()
-        holder.values, holder.devices = groups, devices
-        holder.backward = torch.is_grad_enabled()
-        try:
-            output = self.module(*inputs, **named)
-        finally:
-            holder.values, holder.devices = None, None
+        output = holder.holding(groups, devices, lambda: self.module(*inputs, **named))
         missed = [site.name for site in self._sites if site.index not in holder.called]
         if missed:
             raise UserError(not_called(self.module, missed))
@@ -403,16 +413,9 @@ class Adaptable(nn.Module):
             size: Standard deviation around the values with which layers compute what they do without.
             seed: Of the generator.
         """
-        generator = torch.Generator().manual_seed(seed)
-        like = next(self.module.parameters(), torch.empty(0))
-        drawn = []
-        for site in self._sites:
-            for part in site.parts():
-                shape = (devices or 1, *part.shape)
-                base = torch.stack([part.start.draw(part.shape, generator).to(like) for _ in range(shape[0])])
-                noise = size * torch.randn(shape, generator=generator).to(like)
-                drawn.append(base + noise if devices else (base + noise)[0])
-        return tuple(drawn)
+        parts = [part for site in self._sites for part in site.parts()]
+        drawn = random_parameters(parts, next(self.module.parameters(), torch.empty(0)), devices or 1, size, seed)
+        return drawn if devices else tuple(tensor[0] for tensor in drawn)
 
     @torch.no_grad()
     def save_adapter(self, folder: str | os.PathLike[str], parameters: Sequence[Tensor]) -> None:
@@ -500,19 +503,58 @@ class Adaptable(nn.Module):
         still = [name for name, distance in moved.items() if distance < 1e-9]
         if still:
             raise UserError(f"targets do not change the output: {', '.join(still)}; leave them out of targets")
-        looped = self._looped(parameters, devices, inputs, by_name)
-        try:
-            batched = self._batched(parameters, devices, inputs, by_name)
-            difference, reason = _difference(batched, looped)
-        except UserError as error:
-            difference, reason = None, str(error)
-        except (RuntimeError, ValueError, IndexError) as error:  # rows that do not divide, wherever the module notices
-            difference, reason = None, f"the module does not run on the rows of several devices ({error})"
-        if difference is not None and difference > TOLERANCE:
-            reason = f"batched outputs differ from the loop by {difference:.2g} of the largest output: rows mix devices"
-        self._verified = not reason
+        found = compared(
+            devices,
+            lambda: self._batched(parameters, devices, inputs, by_name),
+            lambda: self._looped(parameters, devices, inputs, by_name),
+        )
+        self._verified = found.batch
         self._devices = "batch" if self._verified else "loop"
-        return Verification(devices, self._verified, reason, difference, moved)
+        return replace(found, moved=moved)
+
+
+def random_parameters(
+    parts: Iterable[Part], like: Tensor, devices: int, size: float = 0.3, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Random parameters none of which is zero.
+
+    Args:
+        parts: What they are.
+        like: A tensor of the same type, at the same place.
+        devices: Number of devices G.
+        size: Standard deviation around the values with which layers compute what they do without.
+        seed: Of the generator.
+
+    Returns:
+        A tensor ``[G, ...]`` for each part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for part in parts:
+        base = torch.stack([part.start.draw(part.shape, generator).to(like) for _ in range(devices)])
+        drawn.append(base + size * torch.randn(base.shape, generator=generator).to(like))
+    return tuple(drawn)
+
+
+def compared(devices: int, batch: Callable[[], Any], loop: Callable[[], Any]) -> Verification:
+    """Whether a batch of devices computes what the loop does.
+
+    Args:
+        devices: Number of devices.
+        batch: Computes all of them at once; may fail.
+        loop: Computes one after the other.
+    """
+    expected = loop()
+    difference: float | None = None
+    try:
+        difference, reason = _difference(batch(), expected)
+    except UserError as error:
+        reason = str(error)
+    except (RuntimeError, ValueError, IndexError) as error:  # rows that do not divide, wherever the module notices
+        reason = f"the module does not run on the rows of several devices ({error})"
+    if difference is not None and difference > TOLERANCE:
+        reason = f"batched outputs differ from the loop by {difference:.2g} of the largest output: rows mix devices"
+    return Verification(devices, not reason, reason, difference)
 
 
 def one_by_one(run: Callable[[int, Any, Any], Any], devices: int, inputs: Any, named: Any) -> Any:

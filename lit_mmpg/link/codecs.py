@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -295,3 +296,12 @@ def decode(codec: str, data: bytes, shape: Shape, axis: int | None = None) -> np
     if not np.isfinite(array).all():
         raise ImplausibleError("holds NaN or infinity")
     return array
+
+
+def round_trip(
+    codec: str, tensors: Mapping[str, np.ndarray], axis: int | None = None
+) -> tuple[dict[str, np.ndarray], int]:
+    """Named arrays as they arrive, and how many bytes they are under way."""
+    encoded = {name: encode(codec, tensor, axis) for name, tensor in tensors.items()}
+    arrived = {name: decode(codec, data, tensors[name].shape, axis) for name, data in encoded.items()}
+    return arrived, sum(map(len, encoded.values()))

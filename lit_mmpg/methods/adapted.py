@@ -15,8 +15,8 @@ import torch
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.evaluation import Cost, Evaluation
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.base import STREAM_CLIPS, AdaptationMethod, Episode, Options, State, Subject, rows
-from lit_mmpg.methods.costs import measured, single_clip
+from lit_mmpg.methods.base import STREAM_CLIPS, AdaptationMethod, Episode, Loaded, Options, State, Subject, rows
+from lit_mmpg.methods.costs import AdaptationCost, measured, single_clip
 from lit_mmpg.methods.episodes import Episodes, Group
 from lit_mmpg.methods.registry import find_method
 
@@ -27,45 +27,6 @@ _log = logging.getLogger(__name__)
 
 ENOUGH = 0.75
 """Share of the labelled clips that a supervised method asks for which devices must have on average."""
-
-
-@dataclass(frozen=True)
-class AdaptationCost:
-    """What one adaptation and one answered clip cost.
-
-    Attributes:
-        upload_bytes: Bytes up, counted on the serialised messages.
-        download_bytes: Bytes down.
-        per: What the bytes are for: one ``adaptation`` (of a device), or one ``clip`` that is asked about.
-        adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
-            and convolutions, from what the data holds: encoded features where it has no pixels).
-        adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
-        answer_flops: Operations for a query clip with all its texts, what an online method learns from it included.
-        answer_s: Wall-clock seconds of the same, for a single device.
-        adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
-        answer_peak_bytes: The same during one answer.
-        answers_in: Who answers, ``device`` or ``cloud``: whose operations ``answer_flops`` are.
-        backward: Whether the adaptation needs a backward pass.
-        support_clips: Mean number of earlier clips that were used.
-        labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
-        cloud_s: Wall-clock seconds in the cloud for one adaptation; ``None`` where the checkpoint's own cloud half
-            has no part in it.
-    """
-
-    upload_bytes: float = 0.0
-    download_bytes: float = 0.0
-    per: str = "adaptation"
-    adapt_flops: float = 0.0
-    adapt_s: float = 0.0
-    answer_flops: float = 0.0
-    answer_s: float = 0.0
-    adapt_peak_bytes: int = 0
-    answer_peak_bytes: int = 0
-    answers_in: str = "device"
-    backward: bool = False
-    support_clips: float = 0.0
-    labelled_items: float = 0.0
-    cloud_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,21 +56,6 @@ class Adapted:
     chosen: dict[str, Any] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-@dataclass
-class Loaded:
-    """A finished checkpoint with the data it was trained on.
-
-    Attributes:
-        subject: The checkpoint.
-        data: The data, set up.
-        checkpoint: Its file.
-    """
-
-    subject: Subject
-    data: DeviceData
-    checkpoint: str
 
 
 def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
@@ -169,8 +115,8 @@ def evaluate_adapted(
     reason = kind.not_for(subject, data)
     if reason is not None:
         return Adapted(label, method, kind.setting, reason)
-    # Frames are encoded once for the sweep and the test together, unless the method works on pixels.
-    frozen = subject.pixels and kind.encode_once and not kind.needs_pixels
+    # Frames are encoded once for the sweep and the test together, unless the method or the cloud half changes how.
+    frozen = subject.pixels and kind.encode_once and not kind.needs_pixels and not subject.network.encodes_personally
     data.encode_once(_encoder(subject) if frozen else None)
     try:
         runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
@@ -319,4 +265,5 @@ class _Runner:
             support_clips=self.support_clips,
             labelled_items=self.labelled_items,
             cloud_s=cloud_s,
+            from_pixels=support.batch.frames.values.dtype == torch.uint8,
         )

@@ -114,16 +114,29 @@ class Subject:
             return ()
         return self.cloud.personal(context, device, [self._names[int(d)] for d in device], self._exchange)
 
-    def features(self, batch: Batch) -> Tensor:
-        """Encoded frames ``[B, M, T, D]`` of a batch; pixels that are encoded already pass."""
-        return self.network.encode(batch.frames.values)
+    def features(self, episode: Episode) -> Tensor:
+        """Encoded frames ``[B, M, T, D]`` as the devices have them; pixels that are encoded already pass."""
+        return self.network.encode(episode.batch.frames.values, episode.parameters)
 
     def answer(self, episode: Episode, features: Tensor | None = None) -> Outputs:
-        """Answers of the checkpoint as it is; frames are encoded again where the encoder is personal."""
-        encoded = features
-        if encoded is None or (episode.parameters and self.network.encodes_personally):
-            encoded = self.network.encode(episode.batch.frames.values, episode.parameters)
+        """Answers of the checkpoint as it is, about its own features or others."""
+        encoded = self.features(episode) if features is None else features
         return answer_batch(self.network, episode.batch, encoded, episode.parameters)
+
+
+@dataclass
+class Loaded:
+    """A finished checkpoint with the data it was trained on.
+
+    Attributes:
+        subject: The checkpoint.
+        data: The data, set up.
+        checkpoint: Its file.
+    """
+
+    subject: Subject
+    data: DeviceData
+    checkpoint: str
 
 
 class AdaptationMethod(ABC):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
     from lit_mmpg.device.contract import DeviceModel
-    from lit_mmpg.methods.adapted import AdaptationCost, Loaded
+    from lit_mmpg.methods.base import Loaded
 
 LEAST_SECONDS, LEAST_TIMES, MOST_SECONDS, MOST_TIMES = 0.2, 5, 3.0, 50
 """Each timing is repeated until both of the first are reached, and no further than one of the last."""
@@ -74,6 +74,47 @@ class Measured:
         """This work and another, one after the other."""
         peak = max(self.peak_bytes, other.peak_bytes)
         return Measured(self.flops + other.flops, self.seconds + other.seconds, peak)
+
+
+@dataclass(frozen=True)
+class AdaptationCost:
+    """What one adaptation and one answered clip cost.
+
+    Attributes:
+        upload_bytes: Bytes up, counted on the serialised messages.
+        download_bytes: Bytes down.
+        per: What the bytes are for: one ``adaptation`` (of a device), or one ``clip`` that is asked about.
+        adapt_flops: Floating-point operations on the device for one adaptation (a multiply-add is two; matrix products
+            and convolutions).
+        adapt_s: Wall-clock seconds of one adaptation of a single device on this machine.
+        answer_flops: Operations for a query clip with all its texts, what an online method learns from it included.
+        answer_s: Wall-clock seconds of the same, for a single device.
+        adapt_peak_bytes: Most bytes of tensors that live at once during one adaptation.
+        answer_peak_bytes: The same during one answer.
+        answers_in: Who answers, ``device`` or ``cloud``: whose operations ``answer_flops`` are.
+        backward: Whether the adaptation needs a backward pass.
+        support_clips: Mean number of earlier clips that were used.
+        labelled_items: Mean number of labelled texts (QA pairs, captions) that were used; 0 without labels.
+        cloud_s: Wall-clock seconds in the cloud for one adaptation; ``None`` where the checkpoint's own cloud half
+            has no part in it.
+        from_pixels: Whether operations, seconds and bytes include the frame encoder of a model that takes pixels.
+    """
+
+    upload_bytes: float = 0.0
+    download_bytes: float = 0.0
+    per: str = "adaptation"
+    adapt_flops: float = 0.0
+    adapt_s: float = 0.0
+    answer_flops: float = 0.0
+    answer_s: float = 0.0
+    adapt_peak_bytes: int = 0
+    answer_peak_bytes: int = 0
+    answers_in: str = "device"
+    backward: bool = False
+    support_clips: float = 0.0
+    labelled_items: float = 0.0
+    cloud_s: float | None = None
+    from_pixels: bool = False
 
 
 class PeakMemory(TorchDispatchMode):
@@ -332,13 +373,12 @@ class Bill:
         return "The data holds frame features and the encoder that made them is not named: it is NOT included."
 
 
-def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: FrameEncoder | None) -> dict[str, Any]:
+def adapted_costs(cost: AdaptationCost, loaded: Loaded, encoder: FrameEncoder | None) -> dict[str, Any]:
     """Costs of a method that adapts a finished checkpoint, in the form of :func:`device_costs`.
 
     Args:
-        cost: What one adaptation and one answered clip cost, frames being encoded already.
+        cost: What one adaptation and one answered clip cost.
         loaded: The checkpoint and its data.
-        pixels: Whether the method works on pixels itself, so that its figures include the frame encoder.
         encoder: The encoder that made the data's features, where it is known.
     """
     network, data = loaded.subject.network, loaded.data
@@ -348,13 +388,13 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, pixels: bool, encoder: F
     # Statistics of the device's own frames need all of them encoded, whatever the method itself looks at.
     needed = max(round(cost.support_clips * frames), int(batch.context.mask.sum()))
     own = len(network.shapes.frame) == 3
-    if own and not pixels:
+    if own and not cost.from_pixels:
         with torch.inference_mode():
             work = measured(lambda: network.encode(batch.frames.values))
         encoder = FrameEncoder("its own", work.flops / frames, work.seconds / frames, work.peak_bytes)
     answer = Measured(cost.answer_flops, cost.answer_s, cost.answer_peak_bytes)
     adapt = Measured(cost.adapt_flops, cost.adapt_s, cost.adapt_peak_bytes)
-    bill = Bill(network, None if pixels else encoder).of(answer, frames, adapt, needed)
+    bill = Bill(network, None if cost.from_pixels else encoder).of(answer, frames, adapt, needed)
     if own:
         bill["how"][0] = Bill(network).encoder_note()
     bill["cloud_s"] = cost.cloud_s

@@ -96,8 +96,8 @@ class Episodes:
         self._collate = self.queries.collate
         shape = self._collate.shape
         twins = data.clean_frames() if clean else None
-        frames, moments = self._collate.frames, self._collate.training
-        self._supporter = Collator(all_items(data), frames, twins, shape, with_context=False, training=moments)
+        frames, own = self._collate.frames, self._collate.own
+        self._supporter = Collator(all_items(data), frames, twins, shape, with_context=False, own=own)
         self._keys: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for i, query in enumerate(self.supports.queries):
             self._keys.setdefault((query.device, query.context), []).append(i)

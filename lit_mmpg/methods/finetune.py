@@ -123,10 +123,10 @@ class FineTuning(AdaptationMethod):
     def answer(self, episode: Episode, values: Tensor, state: State) -> Outputs:
         """Answers with the weights of ``state``; ``values`` are what :meth:`prepare` returned."""
 
-    def prepare(self, batch: Batch) -> Tensor:
+    def prepare(self, episode: Episode) -> Tensor:
         """The part of the forward pass that tuning does not change: here the encoder."""
         with torch.no_grad():
-            return self.subject.features(batch)
+            return self.subject.features(episode)
 
     def adapt(self, support: Episode, options: Options) -> State:
         """Tuned weights, stacked over devices."""
@@ -134,7 +134,7 @@ class FineTuning(AdaptationMethod):
 
     def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
         """One trajectory for neighbouring points that differ in their steps alone; its states are not kept."""
-        values = self.prepare(support.batch)
+        values = self.prepare(support)
 
         def rest(options: Options) -> dict[str, Any]:
             return {name: value for name, value in options.items() if name != "steps"}
@@ -174,7 +174,7 @@ class FineTuning(AdaptationMethod):
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the device's own weights."""
-        return self.answer(query, self.prepare(query.batch), state)
+        return self.answer(query, self.prepare(query), state)
 
 
 class FineTuneHead(FineTuning):
@@ -328,9 +328,9 @@ class FineTuneAll(FineTuning):
             if not name.startswith(frozen)
         }
 
-    def prepare(self, batch: Batch) -> Tensor:
+    def prepare(self, episode: Episode) -> Tensor:
         """Frames as they are: the encoder is tuned, too."""
-        return batch.frames.values
+        return episode.batch.frames.values
 
     def answer(self, episode: Episode, values: Tensor, state: State) -> Outputs:
         """Answers of each device's own model, all at once."""

@@ -72,7 +72,7 @@ class ForwardOnly(AdaptationMethod):
 
     def _before_norm(self, episode: Episode) -> Tensor:
         with watched(self.network.frame_norm) as seen:
-            self.network.project(self.subject.features(episode.batch), episode.parameters)
+            self.network.project(self.subject.features(episode), episode.parameters)
         return seen[0]
 
     def _activations(self, episode: Episode, before: Tensor) -> tuple[list[Tensor], Outputs]:

@@ -61,7 +61,7 @@ class SourceStatistics:
 
 def places(subject: Subject, values: Tensor, parameters: tuple[Tensor, ...] = ()) -> dict[str, Tensor]:
     """Where statistics can be aligned: the encoded features, and the input of the norm after the projection."""
-    features = subject.network.encode(values)
+    features = subject.network.encode(values, parameters)
     with watched(subject.network.frame_norm) as seen:
         subject.network.project(features, parameters)
     return {"features": features, "projected": seen[0]}
@@ -109,7 +109,7 @@ class FeatureStatistics(AdaptationMethod):
         def align(x: Tensor) -> Tensor:
             return x * over(state["scale"], x) + over(state["shift"], x)
 
-        features = self.subject.features(query.batch)
+        features = self.subject.features(query)
         if options["where"] == "features":
             return self.subject.answer(query, align(features))
         with input_replaced(self.network.frame_norm, align):
@@ -144,7 +144,7 @@ class Tent(AdaptationMethod):
         """One trajectory per learning rate, of which the points take their steps."""
         found: dict[tuple[float, int], State] = {}
         with torch.no_grad():
-            features = self.subject.features(support.batch)
+            features = self.subject.features(support)
         for rate in dict.fromkeys(float(p["learning_rate"]) for p in points):
             steps = {int(p["steps"]) for p in points if float(p["learning_rate"]) == rate}
             state = self.start(len(support.batch))
@@ -197,7 +197,7 @@ class Tent(AdaptationMethod):
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the device's own norm."""
-        return self._answer(query, self.subject.features(query.batch), state)
+        return self._answer(query, self.subject.features(query), state)
 
 
 class OnlineTent(Tent):
@@ -216,7 +216,7 @@ class OnlineTent(Tent):
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers of the last forward pass over the batch."""
-        features = self.subject.features(query.batch)
+        features = self.subject.features(query)
         for _ in range(int(options["steps"])):
             outputs = self.step(query, features, state, float(options["learning_rate"]))
         return outputs

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from lit_mmpg.data.records import subsample
 from lit_mmpg.link import LinkError
+from lit_mmpg.records import subsample
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.client import Cloud, CloudError, Traffic

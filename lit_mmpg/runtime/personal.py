@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_mmpg import lora
 from lit_mmpg.errors import UserError
-from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
+from lit_mmpg.runtime.adaptation import Adaptation, adapt, judge, restore, take_in
 from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, KEY_VARIABLE, Cloud, CloudClient
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.session import STATIC, Answer, DeviceSession
@@ -45,12 +45,16 @@ class Match:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed."""
+    """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed.
+
+    ``encoded`` holds the features of a personal encoder under the digest of the parameters that gave them.
+    """
 
     clip: str | os.PathLike[str] | None
     features: np.ndarray
     indices: np.ndarray
     pixels: np.ndarray | None = None
+    encoded: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def asked(self) -> np.ndarray:
@@ -227,7 +231,7 @@ class PersonalDevice:
         found = []
         for number, each in enumerate(seen):
             self.session.alignment = self.state.alignment(each.features if alone else None)
-            features = self.session.asked(each.asked)
+            features = self._asked(each)
             score, *frames = (
                 float(self.session.embed_features(frames) @ text)
                 for frames in (features, *(frame[None] for frame in features))
@@ -235,6 +239,15 @@ class PersonalDevice:
             best = int(each.indices[np.argmax(frames)])
             found.append(Match(number, each.clip, score, best, self.parameters))
         return sorted(found, key=lambda match: -match.score)
+
+    def _asked(self, seen: _Seen) -> np.ndarray:
+        """As :meth:`DeviceSession.asked`; a clip is encoded once with the same parameters."""
+        if seen.pixels is None:
+            return self.session.asked(seen.features)
+        if self.parameters not in seen.encoded:
+            seen.encoded.clear()
+            seen.encoded[self.parameters] = self.session.asked(seen.pixels)
+        return seen.encoded[self.parameters]
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Write the personal parameters in use as a LoRA adapter (:mod:`lit_mmpg.lora`).
@@ -254,17 +267,20 @@ class PersonalDevice:
     def load_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Answer with the parameters of a LoRA adapter from now on.
 
-        Whoever calls this vouches for them: unlike a cloud's they are not held against the bundle's bounds.
+        They are held against the bundle's bounds, as a cloud's are; a checkpoint has none but that outputs are finite.
 
         Args:
             folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
 
         Raises:
-            UserError: If it holds no LoRA adapter of exactly the model's dynamic layers; the parameters of before stay
-                in use.
+            UserError: If it holds no LoRA adapter of exactly the model's dynamic layers, or its parameters are not
+                plausible; those of before stay in use.
         """
         parameters = lora.load(folder, self.session.bundle.spec)
-        self.session.swap(parameters)
+        problem, _ = judge(self.session, self.state, parameters)
+        if problem is not None:
+            self.session.swap(self.state.parameters)
+            raise UserError(f"the parameters of {folder} are refused: {problem}")
         self.state.adopt(parameters)
 
     def reset(self) -> None:

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lit_mmpg.data.records import Question, subsample
 from lit_mmpg.data.vocabulary import Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ENCODE, MODEL
+from lit_mmpg.records import Question, subsample
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.tasks import find_task

@@ -20,9 +20,9 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 from safetensors import safe_open
 
-from lit_mmpg.data.records import subsample
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import Upload
+from lit_mmpg.records import subsample
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.folder import FolderInUseError, StateFolder

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.errors import UserError, install_hint, nearest
+from lit_mmpg.records import VIDEOS, clip_id
 from lit_mmpg.runtime.containers import missing_bytes
 from lit_mmpg.runtime.shots import THUMBNAIL, find_cuts, histogram, shot_indices
 from lit_mmpg.texts import printable
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
 SAMPLING = ("uniform", "shots")
 CHUNK_BYTES = 1 << 20
 JPEG_QUANTISER = 3
@@ -84,17 +84,8 @@ def list_videos(folder: str | Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"folder {printable(folder)} cannot be read ({error.strerror})") from error
     if not found:
-        raise UserError(f"{printable(folder)} holds no video files ({', '.join(SUFFIXES)})")
+        raise UserError(f"{printable(folder)} holds no video files ({', '.join(VIDEOS)})")
     return found
-
-
-def clip_id(path: Path) -> str:
-    """The name of a file without the suffix of a video; empty where it has none.
-
-    ``._clip.mp4``, which macOS leaves beside ``clip.mp4`` on other file systems, is not a clip.
-    """
-    name = "" if path.name.startswith("._") else path.name
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def video_digest(path: Path) -> str:

@@ -133,7 +133,8 @@ class GuardedProtocol(HttpToolsProtocol):
             raise Refused(400, "http", f"at most {MAX_PIPELINED} requests may wait for their answers")
         if not self._unanswered and self._turned_away():
             return
-        self.scope["extensions"] = {GONE: []}
+        extensions: dict[str, Any] = {GONE: []}
+        self.scope["extensions"] = extensions
         super().on_headers_complete()
         self._in_head = False
         cycle: Any = self.cycle

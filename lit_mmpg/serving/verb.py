@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.pretrained import find_trained
 from lit_mmpg.serving.config import ContextLimits, ServeConfig
 from lit_mmpg.serving.limits import affordable_connections
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     default = ServeConfig("")
-    parser.add_argument("--ckpt", help="checkpoint of the cloud half (of 'lit-mmpg fit')")
+    parser.add_argument("--ckpt", help="checkpoint of the cloud half, or a folder or repository of save_pretrained")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8400, help="port to listen on")
     parser.add_argument("--workers", type=_count, default=1, help="processes that share the port")
@@ -149,7 +150,7 @@ def _config(options: argparse.Namespace) -> ServeConfig:
 
     if options.ckpt is None:
         raise UserError("--ckpt is missing; name the checkpoint of a cloud half, as 'lit-mmpg fit' printed it")
-    require_checkpoint(options.ckpt)
+    checkpoint = str(find_trained(options.ckpt))
     if options.keys is not None:
         KeyRing.load(options.keys)
     if options.download_codec is not None and options.download_codec not in codec_names():
@@ -161,7 +162,7 @@ def _config(options: argparse.Namespace) -> ServeConfig:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ServeConfig(
-        ckpt=options.ckpt,
+        ckpt=checkpoint,
         device=options.device,
         download_codec=options.download_codec,
         keys=options.keys,

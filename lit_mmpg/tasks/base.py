@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from lit_mmpg.data.records import Caption, Question
+from lit_mmpg.records import Caption, Question
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

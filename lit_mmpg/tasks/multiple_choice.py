@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from lit_mmpg.data.records import Caption, Question
+from lit_mmpg.records import Caption, Question
 from lit_mmpg.tasks.questions import QuestionTask
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.data.records import Caption, Question
+from lit_mmpg.records import Caption, Question
 from lit_mmpg.tasks.questions import QuestionTask
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lit_mmpg.data.records import Caption, Question
+from lit_mmpg.records import Caption, Question
 from lit_mmpg.tasks.base import Figure, Gallery, Gather, ItemResults, Metric, Task
 
 if TYPE_CHECKING:

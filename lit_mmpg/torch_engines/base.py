@@ -194,7 +194,7 @@ class Baked(nn.Module):
 
 
 def exported_program(spec: GraphSpec, network: nn.Module, personal: bool) -> torch.export.ExportedProgram:
-    """The module with named varying dimensions, as :func:`lit_mmpg.export.graphs.export_graph` exports it.
+    """The module with named varying dimensions, as :func:`lit_mmpg.onnx_graphs.export_graph` exports it.
 
     Args:
         spec: The graph.

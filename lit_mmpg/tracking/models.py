@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import lit_mmpg
-from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.errors import UserError
+from lit_mmpg.pretrained import find_trained
 from lit_mmpg.tracking.store import address, find_run, open_store, project, reason, store_uri, stores
 
 
@@ -45,21 +46,24 @@ def log_model(checkpoint: str | Path, register: str | None = None, uri: str | No
     Raises:
         UserError: If the checkpoint is not usable, answers no questions, or its run is nowhere.
     """
-    path = require_checkpoint(checkpoint).absolute()
-    ours = read_checkpoint(path)["lit_mmpg"]
+    path = find_trained(checkpoint).absolute()
+    stored = read_checkpoint(path)
+    ours = stored["lit_mmpg"]
     run_id = ours.get("run_id")
+    if run_id is None:
+        raise UserError(f"{path} does not name the run that trained it; name a checkpoint that 'lit-mmpg fit' wrote")
     asked = [store_uri(uri)] if uri else stores(ours.get("tracking_uri"), path)
-    found = next((each for each in asked if run_id and find_run(each, run_id)), None)
+    found = next((each for each in asked if find_run(each, run_id)), None)
     if found is None:
         raise UserError(f"the run that trained {path} is in none of {', '.join(asked)}; name its store with --uri")
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
 
-    from lit_mmpg.cloud.loading import load_module
+    from lit_mmpg.device.base import AnsweringModule
 
     with tempfile.TemporaryDirectory() as folder:
-        load_module(path)[0].save_pretrained(folder)
+        rebuild(stored, str(path), AnsweringModule).save_pretrained(folder)  # type: ignore[type-abstract]
         example = _example(folder)
         open_store(found)
         with _in_project(found):

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_mmpg.checkpoint import require_checkpoint
+from lit_mmpg.checkpoint import require_checkpoint, require_trained
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import check_output, json_alone, rows_text
 from lit_mmpg.training.config import DEMO, Request, read_request
@@ -25,7 +25,7 @@ def fit(argv: Sequence[str]) -> int:
             )
         device = request.flag("model.device_ckpt")
         if device not in (None, "null"):
-            require_checkpoint(str(device))
+            require_trained(str(device))
         request.arguments()  # an unset variable and faults of the data are answered before torch is imported
         check_data(request)
         from lit_mmpg.training.stages import train

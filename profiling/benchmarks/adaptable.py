@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from lit_mmpg import InputLayer, adaptable
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.forms.injection import Adaptable
+from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.profiling.benchmarks.timing import interleave
 from lit_mmpg.results import markdown, result, write_result
 from lit_mmpg.runtime.baking import bake
@@ -136,7 +137,7 @@ def inputs(sessions: int, runs: int = 15) -> list[list[Any]]:
         net = adaptable(Encoder().eval(), rank=RANK, **place)
         spec = GraphSpec("encode", Graph(net).eval(), {"pixels": pixels.repeat(2, 1, 1, 1)}, {"pixels": {0: "N"}}, "y",
                          personal=True)  # fmt: skip
-        graph = export_graph(spec, net)  # type: ignore[arg-type]
+        graph = export_graph(spec, net)
         own = {n: t.numpy() for n, t in zip(net.spec.names, net.random_parameters(size=0.05), strict=True)}
         both = {"inputs": (graph.SerializeToString(), own), "baked": (bake(graph, own), {})}
         medians: dict[str, list[float]] = {kind: [] for kind in both}
@@ -169,6 +170,7 @@ def _commit() -> str | None:
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description="what injected layers cost")

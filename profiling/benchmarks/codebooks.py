@@ -12,6 +12,7 @@ float32 upwards; what is sent downwards has the checkpoint's own codec. The test
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from lit_mmpg.cloud.exchange import Exchange
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.link import register
 from lit_mmpg.link.product import MAX_WORDS, k_means, learn, nearest
@@ -163,6 +165,7 @@ def _shown(row: dict[str, Any]) -> list[str]:
 
 
 @working("codebooks", bar=False)
+@in_a_line
 def main(args: Sequence[str] | None = None) -> None:
     """Measure and write one JSON file."""
     parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.codebooks", description=__doc__)
@@ -197,4 +200,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,7 +27,7 @@ from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.link.product import PQ
@@ -222,6 +222,7 @@ def screen_table(result: dict[str, Any]) -> Table:
 
 
 @working("codecs", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``NAME.json`` and ``NAME.md``."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.compare import Limit
 from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
@@ -114,6 +114,7 @@ def read_kept(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 @working("gate", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark.
 

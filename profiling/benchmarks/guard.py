@@ -20,7 +20,7 @@ from rich.table import Table
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.device.graphs import graph_specs
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.export.guard import LEAST_DEVICES, Life, choose_guard, lives, runner
 from lit_mmpg.export.source import Source
 from lit_mmpg.heartbeat import working
@@ -124,6 +124,7 @@ def screen_table(result: dict[str, Any]) -> Table:
 
 
 @working("guard", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``guard.json`` and ``guard.md``."""
     return command("guard", __doc__, measure, markdown, screen_table, argv)

@@ -10,6 +10,7 @@ the mean. A method is valid where it covers at least ``VALID`` in every case wit
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.report import FEW_CLUSTERS
@@ -226,6 +228,7 @@ def _range(entry: dict[str, Any]) -> str:
 
 
 @working("interval coverage", bar=False)
+@in_a_line
 def main(args: Sequence[str] | None = None) -> None:
     """Run all cases and write one JSON file."""
     parser = argparse.ArgumentParser(
@@ -261,4 +264,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

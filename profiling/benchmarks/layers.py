@@ -31,6 +31,7 @@ from torch.func import functional_call, vmap
 
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.parameters import ParameterEntry
 from lit_mmpg.profiling.benchmarks.timing import interleave
@@ -300,6 +301,7 @@ def compare_hyper_nn(devices: Sequence[int], rounds: int) -> list[dict[str, obje
 
 
 @working("layers", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the rows with hyper-nn as JSON."""
     parser = argparse.ArgumentParser(description="dynamic layers against hyper-nn")

@@ -44,7 +44,7 @@ from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell, working
-from lit_mmpg.link.codecs import decode, encode
+from lit_mmpg.link.codecs import round_trip
 from lit_mmpg.maps import Correction, PixelMaps, Scene, undo
 from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.metrics.statistics import clustered_mean
@@ -411,10 +411,8 @@ class Learnt:
             model = -1 if found is None else self.models[found.model]
             correction = self.memory.correction(found, seen, residual, gradient)
             if coded and correction is not None:
-                parts = encode(ANSWER_CODEC, correction.parameters(GRID), axis=0)
-                down = sum(part.nbytes for part in parts.values())
-                shape = (population.data.height, population.data.width)
-                correction = Correction.of(decode(ANSWER_CODEC, parts), *shape)
+                arrived, down = round_trip(ANSWER_CODEC, correction.parameters(GRID), axis=0)
+                correction = Correction.of(arrived, population.data.height, population.data.width)
             return Told(correction, model, up, down)
 
         return row
@@ -422,9 +420,8 @@ class Learnt:
 
 def _sent(seen: PixelMaps) -> tuple[np.ndarray, int]:
     """Median gradients as they arrive, and the bytes of their message."""
-    parts = encode(QUERY_CODEC, memory.asked(seen))
-    arrived = memory.understood(decode(QUERY_CODEC, parts), *seen.mean.shape[1:])
-    return arrived, sum(part.nbytes for part in parts.values())
+    arrived, size_bytes = round_trip(QUERY_CODEC, memory.asked(seen))
+    return memory.understood(arrived, *seen.mean.shape[1:]), size_bytes
 
 
 def learn_all(population: Population) -> dict[str, Learnt]:

@@ -9,6 +9,7 @@ devices; the test split is not read. Validation objects where the mean of either
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.methods.comparison.table import lower_is_better
 from lit_mmpg.metrics.statistics import clustered_mean
@@ -91,6 +93,7 @@ def _shown(row: dict[str, Any]) -> list[str]:
 
 
 @working("own statistics", bar=False)
+@in_a_line
 def main(args: Sequence[str] | None = None) -> None:
     """Train, validate and write one JSON file."""
     parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.own_statistics", description=__doc__)
@@ -125,4 +128,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

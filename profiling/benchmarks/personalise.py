@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, find_user_error, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link.messages import Download
 from lit_mmpg.profiling.benchmarks.timing import Ratio
@@ -290,11 +290,11 @@ def make_bundle(form: str, folder: Path, complete: bool = False) -> Bundle:
 
     from lit_mmpg.device.graphs import graph_specs
     from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
-    from lit_mmpg.export.graphs import export_graph
     from lit_mmpg.export.reference import make_reference, static_parameters
     from lit_mmpg.export.samples import DeviceSample
     from lit_mmpg.export.statistics import count_macs, tensor_infos
     from lit_mmpg.export.write import write_manifest
+    from lit_mmpg.onnx_graphs import export_graph
     from lit_mmpg.runtime.bundle import REFERENCE, STATIC, WEIGHTS, file_digest
     from lit_mmpg.runtime.manifest import Acceptance, AnchorRule, Frames, GraphInfo, Link, Manifest
     from lit_mmpg.torch_engines.base import NETWORK, network_json
@@ -430,6 +430,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 @working("personalise", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.profiling.benchmarks.streams import Stream, Walk, follow, static, streams
@@ -204,6 +205,7 @@ def screen_table(result: dict[str, Any]) -> Table:
 
 
 @working("policies", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``policies.json`` and ``policies.md``."""
 

@@ -33,7 +33,7 @@ from lit_mmpg.cloud.exchange import Anchors, Exchange, state_digest
 from lit_mmpg.data.batches import Query
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link.codecs import decode, encode
 from lit_mmpg.link.product import PQ
@@ -239,6 +239,7 @@ def screen_table(result: dict[str, Any]) -> Table:
 
 
 @working("privacy", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write ``privacy.json`` and ``privacy.md``."""
     return command(

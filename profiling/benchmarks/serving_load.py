@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.profiling.benchmarks.load import Offer, Outcome, offer
 from lit_mmpg.profiling.benchmarks.services import Service, free_port, litserve, running
@@ -310,6 +310,7 @@ def sampled(read: Callable[[], int], every_s: float = 1.0) -> Iterator[dict[str,
 
 
 @working("serving load", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and write ``report.json`` and ``report.html``."""
     parser = argparse.ArgumentParser(

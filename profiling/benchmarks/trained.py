@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,14 +126,10 @@ def command(
     add_options(parser)
     options, flags = parser.parse_known_args(argv)
     console = wide_console()
-    try:
-        trained = load(options.ckpt, flags)
-        with console.status("") as status:
-            result: dict[str, Any] = {"checkpoint": str(trained.path), "flags": list(flags)}
-            result |= measure(trained, options, lambda text: status.update(text))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    trained = load(options.ckpt, flags)
+    with console.status("") as status:
+        result: dict[str, Any] = {"checkpoint": str(trained.path), "flags": list(flags)}
+        result |= measure(trained, options, lambda text: status.update(text))
     files = write_results(options.output, getattr(options, "name", name), result, markdown(result))
     console.print(table(result))
     console.print(f"written: {files[0]}, {files[1]}", soft_wrap=True)

@@ -54,7 +54,7 @@ from lit_mmpg.data.datamodule import DeviceData
 from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling.benchmarks import layers
 from lit_mmpg.profiling.benchmarks.timing import interleave
@@ -415,6 +415,7 @@ def _target(row: Mapping[str, Any]) -> str:
 
 
 @working("training step", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -433,11 +434,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--devices must be at least 1")
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    try:
-        result = measure(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = measure(arguments)
     print_result(result)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, in_a_line
 from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison, read_comparison
 from lit_mmpg.methods.comparison.table import Row, lower_is_better, pool, rows_of
@@ -142,6 +143,7 @@ def changes(
             yield {column: line.get(column, "") for column in COLUMNS}
 
 
+@in_a_line
 def main(args: Sequence[str] | None = None) -> None:
     """Compare all results that were computed again with what was published before, and write one JSON file.
 
@@ -179,4 +181,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, find_user_error, in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling import environment
 from lit_mmpg.profiling.meters import nvml
@@ -523,6 +523,7 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 @working("verify gpu", bar=False)
+@in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, print the table and write the file."""
     given = list(sys.argv[1:] if argv is None else argv)

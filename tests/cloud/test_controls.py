@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lit_mmpg.batch import Frames
 from lit_mmpg.cli import main
 from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.cameras import FAMILIES, SEVERITIES, Camera, camera_conditions, sample_camera
+from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.adapted import Loaded, evaluate_adapted, load
 from lit_mmpg.methods.costs import device_costs
@@ -172,3 +174,35 @@ def test_the_oracle_needs_data_that_knows_the_cameras(trained: Callable[[str], T
     module = CloudModule(loaded.data.meta, str(run.device), cloud=CloudConfig(context="conditions"))
     with pytest.raises(UserError, match="does not know the cameras"):
         module.prepare(loaded.data)
+
+
+def test_the_frozen_network_is_never_in_training_mode(
+    trained: Callable[[str], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(tmp_path)
+    data = load(run.device).data
+    network = DeviceModelConfig(width=16, heads=2, dropout=0.3, frame_dropout=0.3)
+    small = CloudConfig(**SMALL)
+    for frozen in (True, False):
+        module = CloudModule.for_data(
+            data, device_ckpt=str(run.device), network=network, cloud=small, freeze_static=frozen
+        )
+        modes = Modes()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        L.Trainer(
+            max_epochs=2, limit_train_batches=1, limit_val_batches=1, accelerator="cpu", callbacks=modes, **quiet
+        ).fit(module, datamodule=data)
+        assert modes.seen == 2 * [({not frozen}, {True})]  # in the second epoch validation lies behind
+
+
+class Modes(L.Callback):
+    """Notes at each step in which modes the modules of both halves are."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[set[bool], set[bool]]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *args: object) -> None:
+        assert isinstance(module, CloudModule)
+        halves = (module.network, module.adaptor)
+        self.seen.append(tuple({m.training for m in half.modules()} for half in halves))  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from lit_mmpg.cloud.memory import (
 )
 from lit_mmpg.data.artefacts import Instance, Placement, draw_model
 from lit_mmpg.errors import UserError
-from lit_mmpg.link.codecs import decode, encode
+from lit_mmpg.link.codecs import round_trip
 from lit_mmpg.maps import PixelMaps, Scene, gradients
 
 H, W = 24, 32
@@ -171,10 +171,9 @@ def test_a_query_has_one_size_and_is_understood():
     sizes = set()
     for count in (1, 4, 64):
         query = asked(PixelMaps.of(film(0, Placement(), count, 40)))
-        parts = encode("int6", query)
-        sizes.add(sum(part.nbytes for part in parts.values()))
-        arrived = understood(decode("int6", parts), H, W)
-        found = TOLD.recognise(arrived)
+        arrived, size_bytes = round_trip("int6", query)
+        sizes.add(size_bytes)
+        found = TOLD.recognise(understood(arrived, H, W))
         assert found is not None and found.model == 0
     assert len(sizes) == 1 and max(sizes) < 500  # at 24 x 32 pixels
     flat = {"luma": np.full((16, 21), 3.0), "chroma": np.zeros((2, 6, 8))}

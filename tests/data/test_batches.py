@@ -16,15 +16,13 @@ from lit_mmpg.batch import Batch
 from lit_mmpg.data.batches import (
     BatchShape,
     Collator,
-    EncodedFrames,
     EvalBatches,
     FrameGatherer,
     Items,
     TrainBatches,
 )
-from lit_mmpg.data.features import FeatureStore
-from lit_mmpg.data.records import subsample
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import FrameSource, subsample
 
 D = 3
 SHAPE = BatchShape(
@@ -34,12 +32,11 @@ TIMELINES = {0: np.arange(7), 3: np.arange(7, 9), 4: np.array([9]), 8: np.arange
 CLIPS = 22
 
 
-def make_source(clips: int = CLIPS) -> FeatureStore:
+def make_source(clips: int = CLIPS) -> FrameSource:
     """Clip c has 1 + c % 6 frames; frame t of it is filled with c + t / 100."""
     lengths = 1 + np.arange(clips) % 6
     values = np.concatenate([np.repeat(c + np.arange(n) / 100, D).reshape(n, D) for c, n in enumerate(lengths)])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return FeatureStore([f"c{i}" for i in range(clips)], values.astype(np.float32), offsets, "made up")
+    return FrameSource(values.astype(np.float32), {f"c{i}": int(n) for i, n in enumerate(lengths)})
 
 
 def make_items(asked: Iterable[int], per_clip: int = 3, extra_per_clip: int = 0, options: int = 1) -> Items:
@@ -129,15 +126,7 @@ def test_frames_are_padded_and_masked() -> None:
 
 
 def test_pixels_stay_bytes() -> None:
-    class Pixels(FeatureStore):
-        @property
-        def frame_shape(self) -> tuple[int, ...]:
-            return (3, 2, 2)
-
-        def frames(self, clip: str) -> np.ndarray:
-            return np.full((2, 3, 2, 2), 200, np.uint8)
-
-    source = Pixels(["a"], np.zeros((2, 1), np.float32), np.array([0, 2]), "made up")
+    source = FrameSource(np.full((2, 3, 2, 2), 200, np.uint8), {"a": 2})
     frames = FrameGatherer(source, ["a"], 4)([[0]], 1)
     assert frames.values.dtype == torch.uint8 and frames.values.shape == (1, 1, 2, 3, 2, 2)
     assert (frames.values == 200).all()
@@ -151,7 +140,7 @@ def test_frames_encoded_once_are_those_of_their_clips() -> None:
         calls.append(len(frames))
         return np.concatenate([2 * frames, frames], 1)
 
-    encoded = EncodedFrames(source, encode, at_once=7)
+    encoded = source.encoded(encode, at_once=7)
     assert encoded.frame_shape == (2 * D,) and encoded.ids() == source.ids()
     for clip in source.ids():
         np.testing.assert_array_equal(encoded.frames(clip)[:, :D], 2 * source.frames(clip))

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_mmpg.data import filming
+from lit_mmpg.data import camera_clips, filming
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.camera_clips import CLEAN, CameraClipsData, CameraPopulation, plan_cameras
 from lit_mmpg.data.cameras import apply, noise_seed
 from lit_mmpg.data.datamodule import Annotation
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.records import Clip
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Clip, FilmedFrames
 
 SMALL = CameraPopulation(
     pool=6, train=4, seen=2, val=2, test=5, clean=1, clips_per_camera=3, history=2, held_out="compression"
@@ -148,7 +149,8 @@ def test_filming_equals_camera_then_encoder_and_is_done_once(
     plan = plan_cameras(make_clips(), SMALL)
     paths = filming.film(images, encoder, plan.shots, tmp_path / "cache", "content", workers=2)  # type: ignore[arg-type]
     lengths = {clip: images.num_frames(clip) for clip in images.ids()}
-    filmed = filming.FilmedFeatures(plan.shots, paths, lengths, clean=None)  # type: ignore[arg-type]
+    films = {i: partial(camera_clips._load, path, plan.shots[i], lengths, "r") for i, path in paths.items()}
+    filmed = FilmedFrames(films, clean=None)  # type: ignore[arg-type]
     for device in (0, len(plan.shots) - 2):
         shot = plan.shots[device]
         for clip in shot.clips:

@@ -19,8 +19,18 @@ from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
 from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.errors import UserError
+from lit_mmpg.training.devices import device_rows
 from tests.integration.conftest import pixel_data
-from tests.integration.tiny import COLOURS, FEATURES, SHAPES, build_root, tiny_clips, write_features, write_rows
+from tests.integration.tiny import (
+    COLOURS,
+    FEATURES,
+    SHAPES,
+    build_root,
+    cut_root,
+    tiny_clips,
+    write_features,
+    write_rows,
+)
 
 BATCH = BatchShape(devices=2, clips=2, items_per_clip=2, context_clips=3, max_frames=4, max_words=8)
 DEALING = Dealing(train_devices=4, val_devices=2, test_devices=2)
@@ -54,6 +64,17 @@ def ready(root: Path, stage: str = "fit", **over: Any) -> VideoData:
 def rows_of(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))
+
+
+def test_devices_are_listed_where_there_are_test_clips_alone(root: Path, tmp_path: Path) -> None:
+    alone = cut_root(root, tmp_path / "cut", [clip.id for clip in tiny_clips() if clip.split == "test"])
+    captions = [Annotation("captions_csv", "captions.csv")]
+    data = ready(alone, "devices", captions=captions, batch=replace(BATCH, own_statistics=4))
+    rows = device_rows(data)
+    assert {row["group"] for row in rows} == {"test_unseen"}
+    assert sum(row["items"] for row in rows) == 2 * sum(row["clips"] for row in rows) == 16
+    with pytest.raises(UserError, match="no clip with"):
+        ready(alone, "fit", captions=captions)
 
 
 def test_items_are_the_questions_of_the_split(root: Path) -> None:
@@ -209,7 +230,7 @@ def test_training_moments_come_with_the_checkpoint(root: Path, tmp_path: Path) -
     data.use_meta(json.loads(json.dumps(trained.meta)))
     data.setup("test")
     mean, _ = trained.feature_statistics()
-    moments = data.eval_batches("test_unseen").collate.training
+    moments = data.eval_batches("test_unseen").collate.own._training
     assert moments is not None
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-6)
     assert not np.allclose(moments.mean, data.feature_statistics()[0], rtol=1e-3)

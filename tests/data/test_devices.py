@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lit_mmpg.data.corpus import DeviceTable
 from lit_mmpg.data.devices import Dealing, cluster_centres, cluster_values, deal, device_name
-from lit_mmpg.data.records import Clip
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import Clip
 
 SMALL = Dealing(train_devices=5, val_devices=2, test_devices=3)
 SPLIT_OF = {"train": "train", "val": "val", "test_seen": "test", "test_unseen": "test"}

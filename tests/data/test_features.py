@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from lit_mmpg.data import features as module
-from lit_mmpg.data.features import FeatureFile, FeatureStore, check_coverage, open_features
+from lit_mmpg.data.features import FeatureFile, check_coverage, finite, open_features
 from lit_mmpg.data.readers import recording
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import FrameSource
 
 LENGTHS = {"video7": 3, "video10": 1, "video2": 5}
 DIM = 4
@@ -46,7 +47,7 @@ def fails(match: str, path: Path) -> str:
     return str(caught.value)
 
 
-def assert_holds(store: FeatureStore, videos: dict[str, np.ndarray]) -> None:
+def assert_holds(store: FrameSource, videos: dict[str, np.ndarray]) -> None:
     assert sorted(store.ids()) == sorted(videos)
     for name, values in videos.items():
         assert store.num_frames(name) == len(values)
@@ -60,7 +61,7 @@ def test_hdf5_per_video(tmp_path: Path, dtype: type, options: dict) -> None:
     store = open_features(write_per_video(tmp_path / "f.h5", videos, **options))
     assert_holds(store, videos)
     assert store.values.dtype == dtype
-    assert store.dim == DIM and store.frame_shape == (DIM,)
+    assert store.frame_shape == (DIM,)
     with pytest.raises(KeyError):
         store.frames("absent")
 
@@ -224,10 +225,9 @@ def test_non_finite_values_are_found_across_chunks(monkeypatch: pytest.MonkeyPat
     for row in range(9):
         values = np.zeros((9, DIM), np.float16)
         values[row, row % DIM] = np.inf
-        offsets = np.array([0, 3, 4, 9])
         expected = ["a", "a", "a", "b", "c", "c", "c", "c", "c"][row]
         with pytest.raises(UserError, match=rf"1 videos \(1 frames\).*first {expected};"):
-            FeatureStore(["a", "b", "c"], values, offsets, "somewhere")
+            finite(FrameSource(values, {"a": 3, "b": 1, "c": 5}), "somewhere")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_features_larger_than_memory_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_check_coverage(tmp_path: Path) -> None:
-    store = open_features(write_per_video(tmp_path / "f.h5", make_videos()))
+    store = FeatureFile(write_per_video(tmp_path / "f.h5", make_videos()))
     assert check_coverage(["video7", "video7", "video2"], store, drop_missing=False) == {"video7", "video2"}
     needed = ["video7", *(f"x{i}" for i in range(8))]
     with pytest.raises(UserError, match="8 of 9 videos") as caught:
@@ -317,9 +317,9 @@ def test_other_spellings_are_shown(tmp_path: Path) -> None:
 def test_real_msrvtt_features() -> None:
     path = Path(os.environ["LIT_MMPG_DATA"]) / "msrvtt" / "frames_mobilenet_v2.h5"
     store = open_features(path)
-    assert (len(store.ids()), store.dim, store.values.dtype) == (3862, 1280, np.float16)
+    assert (len(store.ids()), store.frame_shape, store.values.dtype) == (3862, (1280,), np.float16)
     with h5py.File(path) as file:
         for name in store.ids()[::500]:
             np.testing.assert_array_equal(store.frames(name), file[name][()])
-    lengths = np.diff(store.offsets)
+    lengths = np.array([store.num_frames(name) for name in store.ids()])
     assert (lengths.min(), lengths.max(), int(np.median(lengths))) == (2, 46, 4)

@@ -22,11 +22,11 @@ from lit_mmpg.data.personal_clips import (
     OPEN_TYPES,
     SHORT_FRAMES,
     PersonalClipsConfig,
-    PixelClips,
     draw_latents,
     generate,
 )
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import FrameSource
 
 SMALL = PersonalClipsConfig(train_devices=5, val_devices=2, test_devices=3, train_clips=6, seen_clips=2, unseen_clips=9)
 
@@ -300,4 +300,4 @@ def test_camera_settings_are_checked_too() -> None:
 
 def test_frames_must_match_their_list() -> None:
     with pytest.raises(ValueError, match="3 frames given, 4 listed"):
-        PixelClips(np.zeros((3, 3, 4, 4), np.uint8), {"a": 2, "b": 2})
+        FrameSource(np.zeros((3, 3, 4, 4), np.uint8), {"a": 2, "b": 2})

@@ -28,8 +28,8 @@ from lit_mmpg.data.readers import (
     resolve_ids,
 )
 from lit_mmpg.data.readers.tgif_qa import is_validation
-from lit_mmpg.data.records import Caption, Clip, Question
 from lit_mmpg.errors import UserError, collected
+from lit_mmpg.records import Caption, Clip, Question
 
 QA_HEADER = "video,question,answer,qid,type\n"
 MC_HEADER = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"

@@ -12,6 +12,7 @@ from lit_mmpg.data.cameras import noise_seed
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.reflections import STRENGTHS, Reflection, reflect
 from lit_mmpg.errors import UserError
+from lit_mmpg.records import FrameSource
 from tests.data.test_camera_clips import make_clips
 
 GLASS = CameraPopulation(
@@ -82,9 +83,9 @@ def test_filming_through_glass_is_reflection_then_camera_then_encoder(tmp_path: 
     population = dataclasses.replace(GLASS, max_severity=2)
     plan = plan_cameras(make_clips(train=20), population)
     shot = next(s for d, s in plan.shots.items() if plan.table.devices[d].id == "test000")
-    rows = {clip: (3 * i, 3 * i + 3) for i, clip in enumerate(sorted(images.ids()))}
-    pixels = np.concatenate([images.pixels(clip) for clip in rows])
-    monkeypatch.setattr(filming, "_STATE", {"pixels": pixels, "rows": rows, "session": None})
+    lengths = dict.fromkeys(sorted(images.ids()), 3)
+    frames = FrameSource(np.concatenate([images.pixels(clip) for clip in lengths]), lengths)
+    monkeypatch.setattr(filming, "_STATE", {"frames": frames, "session": None})
     monkeypatch.setattr(filming, "run_graph", lambda _, filmed: filmed.reshape(len(filmed), -1) / 255)
     filming._film_one(shot, str(tmp_path / "out.npy"))
     assert shot.reflection is not None

@@ -16,7 +16,7 @@ import torch
 from lit_mmpg.cli import main
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
-from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.onnx_graphs import export_graph
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data, write_experiment
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from lit_mmpg.cli import main
+from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.errors import UserError
-from lit_mmpg.export.encoder import load_encoder, pictures
-from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.export.encoder import pictures
+from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.verify import verify
+from lit_mmpg.vision import keep_graph, load_vision_model
 from tests.export.test_graphs import session
 
 transformers = pytest.importorskip("transformers")
@@ -26,7 +28,7 @@ def folder(encoder_folder: Path) -> Path:
 
 def test_scaling_is_that_of_the_image_processor(folder):
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    encoder = load_encoder(str(folder))
+    encoder = load_vision_model(str(folder))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 40)).astype(np.uint8)
     expected = processor(list(pixels), return_tensors="pt", do_resize=False)["pixel_values"]
     seen: list[torch.Tensor] = []
@@ -38,16 +40,27 @@ def test_scaling_is_that_of_the_image_processor(folder):
 
 def test_mistakes_are_answered(folder, tmp_path, made, capsys):
     with pytest.raises(UserError, match="is not a folder"):
-        load_encoder(str(tmp_path / "gone"))
+        load_vision_model(str(tmp_path / "gone"))
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_encoder(str(tmp_path))
+        load_vision_model(str(tmp_path))
     arguments = ["export", "--ckpt", str(made("features").cloud), "--output", str(tmp_path / "b")]
     assert main([*arguments, "--frames", str(tmp_path)]) == 2
     assert "--frame-encoder" in capsys.readouterr().err
 
 
+def test_a_graph_for_any_size_resizes_as_torch_does(folder: Path, tmp_path: Path) -> None:
+    encoder = keep_graph(str(folder), 32, tmp_path / "kept.onnx", any_size=True)
+    run = open_graph(tmp_path / "kept.onnx")
+    for size in ((1, 24, 40), (3, 50, 31)):
+        pixels = np.random.default_rng(0).integers(0, 256, (size[0], 3, *size[1:])).astype(np.uint8)
+        with torch.inference_mode():
+            resized = torch.nn.functional.interpolate(torch.from_numpy(pixels).float(), (32, 32), mode="bilinear")
+            expected = encoder.module(resized).numpy()
+        np.testing.assert_allclose(run_graph(run, pixels), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_pictures_of_two_seeds_differ(folder):
-    encoder = load_encoder(str(folder))
+    encoder = load_vision_model(str(folder))
     first, second = (pictures(None, encoder, 3, seed) for seed in (0, 1))
     assert first.shape == (3, 3, 40, 40) and first.dtype == np.uint8
     assert first.std() > 20 and not np.array_equal(first, second)
@@ -74,8 +87,8 @@ def test_real_frames_give_the_features_that_were_extracted():
     model, video = root.parent / "models" / "mobilenet_v2_1.0_224", root / "videos" / "video7013.mp4"
     if not (model.is_dir() and video.is_file()):
         pytest.skip(f"{model} or {video} is not there")
-    encoder = load_encoder(str(model))
-    assert encoder.features == 1280 and encoder.preprocessing.height == 224
+    encoder = load_vision_model(str(model))
+    assert encoder.features == 1280 and encoder.height == 224
     shown = (0, 86, 158, 218)
     with av.open(str(video)) as container:
         decoded = [f.to_image() for i, f in enumerate(container.decode(video=0)) if i in shown]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lit_mmpg.device.graphs import graph_specs
-from lit_mmpg.export.graphs import IR_VERSION, OPSET, export_graph
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.statistics import count_macs, zeros
+from lit_mmpg.onnx_graphs import IR_VERSION, OPSET, export_graph
 from lit_mmpg.runtime.manifest import PRECISIONS
 from lit_mmpg.tasks.graphs import ABSENT
 from tests.export.conftest import Exported, device_model, exported

@@ -24,12 +24,12 @@ from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
-from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.source import Source, open_source
 from lit_mmpg.export.write import write_manifest
 from lit_mmpg.methods.adapted import evaluate_adapted, load
+from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.adaptation import take_in
 from lit_mmpg.runtime.bundle import MOMENTS, Bundle, file_digest

@@ -84,7 +84,7 @@ def test_a_training_runs_on_extracted_features(videos: Path, encoder: Path, tmp_
     root = tiny.build_root(tmp_path / "data")
     shutil.move("f.h5", root / "features.h5")
     store = open_features(root / "features.h5")
-    assert (store.dim, len(store.ids()), store.num_frames("clip000")) == (12, 40, 4)
+    assert (store.frame_shape, len(store.ids()), store.num_frames("clip000")) == ((12,), 40, 4)
     config = tiny.write_config(
         tmp_path / "c.yaml",
         data=tiny.data_config(root),

@@ -9,8 +9,8 @@ import torch
 
 from lit_mmpg import InputLayer, adaptable
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.export.graphs import export_graph
 from lit_mmpg.forms.injection import Adaptable
+from lit_mmpg.onnx_graphs import export_graph
 from tests.forms.test_injection import PICTURES, residual
 
 
@@ -98,7 +98,7 @@ def exported_equals_torch(
 ) -> None:
     module = named(net).eval()
     spec = GraphSpec("model", module, inputs, {name: {0: "N"} for name in inputs}, "features", personal=True)
-    graph = export_graph(spec, net)  # type: ignore[arg-type]
+    graph = export_graph(spec, net)
     assert [value.name for value in graph.graph.input] == [*inputs, *net.spec.names]
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for rows in (1, 3):

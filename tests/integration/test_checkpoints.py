@@ -29,6 +29,7 @@ from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods import adapted
+from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.training.config import read_request
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, pixel_data
@@ -178,9 +179,6 @@ def test_a_module_without_start_values_is_not_trained(notebook: Notebook) -> Non
 def test_the_verbs_take_what_a_notebook_wrote(
     notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lit_mmpg.methods.adapted import evaluate_adapted, load
-    from lit_mmpg.serving.cloud_half import CloudHalf
-
     monkeypatch.chdir(tmp_path)
     quick = ["--trainer.logger=false", "--trainer.accelerator=cpu"]
     assert main(["test", "--ckpt_path", str(notebook.cloud_ckpt), "--output", "rows.json", *quick]) == 0
@@ -191,8 +189,15 @@ def test_the_verbs_take_what_a_notebook_wrote(
     assert json.loads(Path("bundle/manifest.json").read_text())["task"] == "open_ended"
     half = CloudHalf.load(str(notebook.cloud_ckpt))
     assert half.width == notebook.cloud.network.anchor_width
-    result = evaluate_adapted(load(notebook.device_ckpt), "unadapted", groups=["test_unseen"])
-    assert result.rows
+    tiny.write_config(
+        Path("one.yaml"), data=pixel_data(), model=tiny.device_config(), trainer=tiny.trainer_config(logger=False)
+    )
+    runs = {"static": {"config": "one.yaml", "checkpoint": str(notebook.device_ckpt)}}
+    adapted = {"prior": {"method": "majority", "checkpoint": "static"}}
+    tiny.write_config(Path("both.yaml"), seeds=[0], runs=runs, adapted=adapted)
+    assert main(["compare", "--config", "both.yaml", "--output", "compared"]) == 0
+    compared = json.loads(Path("compared/report.json").read_text())
+    assert {row["method"] for row in compared["rows"]} >= {"static", "prior"}
 
 
 def test_pretrained_folders_hold_json_and_safetensors(notebook: Notebook, tmp_path: Path) -> None:
@@ -330,7 +335,7 @@ def test_what_the_user_names_is_trusted(
 
 
 def test_a_saved_folder_and_a_repository_are_systems(
-    notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    notebook: Notebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notebook.cloud.save_pretrained(tmp_path / "cloud")
     clip = notebook.data.corpus.frames.frames(notebook.data.corpus.frames.ids()[0])
@@ -342,8 +347,22 @@ def test_a_saved_folder_and_a_repository_are_systems(
         device.observe(clip)
         outcomes.append((static, device.personalise().digest, device.answer(clip, "what is mine")))
     assert outcomes[0] == outcomes[1]
+    # Every verb takes a folder, too, or says why not.
+    folder, bundle = str(tmp_path / "cloud"), str(tmp_path / "bundle")
+    assert CloudHalf.load(folder).checkpoint_digest == system.bundle.manifest.checkpoint_digest
+    assert main(["export", "--ckpt", folder, "--output", bundle, "--samples", "synthetic"]) == 0
+    assert lit_mmpg.load(bundle).bundle.manifest.checkpoint_digest == system.bundle.manifest.checkpoint_digest
+    capsys.readouterr()
+    for command, said in (
+        (["export", "--ckpt", folder, "--output", bundle], "--samples synthetic"),
+        (["test", "--ckpt_path", folder], "name the checkpoint file itself"),
+        (["log-model", "--ckpt", folder], "does not name the run"),
+    ):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.startswith(f"error: {folder}") and err.count("\n") == 1
     (tmp_path / "cloud" / "config.json").rename(tmp_path / "cloud" / "kept.json")
-    with pytest.raises(UserError, match=r"without manifest\.json or config\.json"):
+    with pytest.raises(UserError, match=r"without config\.json"):
         lit_mmpg.load(tmp_path / "cloud")
 
     hub = pytest.importorskip("huggingface_hub")

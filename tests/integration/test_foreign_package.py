@@ -53,7 +53,7 @@ class PriorShift(AdaptationMethod):
     "toy_layout": """
 import json
 from lit_mmpg.data.readers import Reader
-from lit_mmpg.data.records import Question
+from lit_mmpg.records import Question
 
 def read(path):
     rows = json.loads((path / "toys.json").read_text())

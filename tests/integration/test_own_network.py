@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,15 @@ from torch import Tensor, nn
 
 import lit_mmpg
 from lit_mmpg.cli import main
-from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.cloud.module import CloudConfig, CloudModule
+from lit_mmpg.data.batches import BatchShape
+from lit_mmpg.data.datamodule import PersonalClipsData
+from lit_mmpg.data.personal_clips import PersonalClipsConfig
+from lit_mmpg.device.base import OptimiserConfig
 from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_network
 from lit_mmpg.device.graphs import graph_specs
+from lit_mmpg.device.model import DeviceModelConfig
+from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.guard import runner
 from lit_mmpg.export.source import open_source
@@ -41,7 +49,7 @@ from lit_mmpg.serving.app import create_app
 from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
 from tests.integration import tiny
-from tests.integration.conftest import pixel_data
+from tests.integration.conftest import PIXEL_NETWORK, pixel_data
 from tests.serving.test_connections import running
 
 LAYERS = ["stem.conv", "stem.norm", "neck", "head"]
@@ -166,6 +174,74 @@ def test_several_devices_equal_each_alone_and_none_equals_the_static_network(for
         ]
         moved = network(frames[0], mask[0], text[0], own)
         assert not torch.allclose(moved, plain(frames[0], mask[0], text[0]), atol=1e-4), name
+
+
+class Corrected(Residual):
+    """Takes features, which a first layer corrects."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, dynamic)
+        self.correction = nn.Linear(8, 8)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        return self.correction(frames)
+
+
+def test_a_first_layer_of_features_is_personal_wherever_they_are_encoded() -> None:
+    torch.manual_seed(0)
+    shapes = Shapes("open_ended", (8,), 10, 5, 6)
+    network = build_network(Corrected, shapes, DynamicConfig(("correction", "head"), "low_rank", 2)).eval()
+    assert network.encodes_personally and {entry.graph for entry in network.spec} == {MODEL}
+    frames, mask, text = torch.randn(3, 2, 4, 8), torch.ones(3, 2, 4, dtype=torch.bool), torch.ones(3, 2, 1, 6).long()
+    own = random_parameters(network, 3)
+    encoded = network.encode(frames, own)
+    assert not torch.allclose(encoded, network.encode(frames), atol=1e-3)
+    answered = network.answer(network.mix(network.project(encoded, own), mask, own), mask, text, own)
+    torch.testing.assert_close(network(frames, mask, text, own), answered)
+    head_alone = build_network(Corrected, shapes, DynamicConfig(("head",), "low_rank", 2))
+    assert not head_alone.encodes_personally
+
+
+class Mixing(Residual):
+    """Compares each clip with the others of its call, which would be those of other devices."""
+
+    def contextualise(self, projected: Tensor, mask: Tensor) -> Tensor:
+        return self.time(projected - projected.mean(0, keepdim=True))
+
+
+class Tiled(Residual):
+    """Does not keep the rows of a device together."""
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        order = torch.arange(frames.shape[:-3].numel())
+        order = torch.cat([order[::2], order[1::2]])
+        pictures = frames.flatten(0, -4).float()[order] / 255
+        return self.block(self.stem(pictures)).mean((-1, -2))[order.argsort()].unflatten(0, frames.shape[:-3])
+
+
+@pytest.mark.parametrize(("kind", "together"), [(Residual, True), (Mixing, False), (Tiled, False)])
+def test_devices_are_computed_together_only_where_that_changes_nothing(kind: type[Residual], together: bool) -> None:
+    torch.manual_seed(0)
+    layers = DynamicConfig(tuple(LAYERS), FORM, 2, InputLayer(grid=(2, 2)))
+    network = build_network(kind, SHAPES, layers).eval()
+    frames = torch.randint(0, 256, (3, 2, 4, 3, 24, 24), dtype=torch.uint8)
+    mask, text = torch.ones(3, 2, 4, dtype=torch.bool), torch.randint(1, 10, (3, 2, 1, 6))
+    parameters = random_parameters(network, 3)
+    calls: list[object] = []
+    network.stem.register_forward_hook(lambda *call: calls.append(call))
+    network.train()
+    for norm in network.modules():
+        norm.train(not isinstance(norm, nn.BatchNorm2d))
+    before = torch.get_rng_state()
+    network(frames, mask, text, parameters)  # tried at the first call
+    assert torch.equal(before, torch.get_rng_state()) and network.training
+    calls.clear()
+    found = network(frames, mask, text, parameters)
+    assert len(calls) == (1 if together else 3)
+    for g in range(3):
+        alone = network(frames[g], mask[g], text[g], tuple(p[g] for p in parameters))
+        torch.testing.assert_close(found[g], alone)
+    assert network.verify().batch == together
 
 
 def test_parameters_are_gone_after_a_call_that_fails() -> None:
@@ -365,6 +441,57 @@ def test_bounds_of_plausible_parameters_are_chosen_by_what_devices_compute(own: 
             session.swap(own_parameters or None)
             found = runner(source, spec, own_parameters)(pixels, questions)
             np.testing.assert_allclose(session.outputs(pixels, questions), found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_personal_encoder_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    settings = pixel_data()["init_args"]
+    data = PersonalClipsData(
+        PersonalClipsConfig(**settings["clips"]), "clips", "retrieval", BatchShape(**settings["batch"])
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    device = DeviceModule.for_data(data, network=DeviceModelConfig(**PIXEL_NETWORK))
+    device.save_pretrained("device")
+    layers = DynamicConfig(("encoder.stages.0", "head"), "low_rank", 2, InputLayer(grid=(2, 2), use=("gain", "bias")))
+    small = CloudConfig(latent=4, reasoner_hidden=16, embedding=8, adaptor_hidden=16)
+    cloud = CloudModule.for_data(
+        data, device_ckpt="device", dynamic=layers, cloud=small, optimiser=OptimiserConfig(learning_rate=0.1)
+    )
+    L.Trainer(max_steps=4, accelerator="cpu", **quiet).fit(cloud, datamodule=data)
+    cloud.save_pretrained("cloud")
+    assert main(["export", "--ckpt", "cloud", "--output", "bundle", "--samples", "synthetic"]) == 0
+    system = lit_mmpg.load("cloud")
+    frames = data.corpus.frames
+    films = [frames.frames(name) for name in frames.ids()[:3]]
+    query = data.texts("train")[0].text
+    network, found = CloudModule.from_pretrained("cloud").network, []
+    for source in ("cloud", "bundle"):
+        with lit_mmpg.load(source).new_device("kitchen") as finder:
+            for film in films:
+                finder.observe(film)
+            static = finder.search(query)
+            finder.personalise(system._cloud)
+            with patch.object(finder.session, "encode", wraps=finder.session.encode) as encode:
+                personal = finder.search(query)
+                assert finder.search(query) == personal
+            assert encode.call_count == len(films)  # each once with these parameters
+            parameters = finder.state.parameters
+            assert parameters is not None and {match.parameters for match in personal} == {finder.session.digest}
+            own = tuple(torch.from_numpy(parameters[name].astype(np.float32)) for name in network.spec.names)
+            text = torch.tensor([finder.session._tokens([query])[0].tolist()])
+            with torch.inference_mode():
+                for match in personal:
+                    pixels = torch.from_numpy(films[match.number])[None]
+                    mask = torch.ones(pixels.shape[:2], dtype=torch.bool)
+                    score = network(pixels, mask, text[:, None], own)
+                    assert match.score == pytest.approx(float(score), abs=1e-4)
+            finder.session.swap(None)
+            assert finder.search(query) == static
+            scores = [{m.number: m.score for m in matches} for matches in (static, personal)]
+            assert all(abs(scores[0][n] - scores[1][n]) > 1e-4 for n in range(3))
+            found.append(scores[1])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
 def test_it_is_profiled(own: Made, tmp_path: Path) -> None:

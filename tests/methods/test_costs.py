@@ -10,9 +10,14 @@ import torch
 from torch import nn
 
 from lit_mmpg.batch import Frames
+from lit_mmpg.cloud.module import CloudConfig, CloudModule
+from lit_mmpg.device.evaluation import Evaluation
+from lit_mmpg.device.model import DeviceModelConfig, DynamicConfig
+from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods import costs
 from lit_mmpg.methods.adapted import Loaded, evaluate_adapted, load
+from lit_mmpg.methods.base import Subject
 from lit_mmpg.methods.costs import (
     FrameEncoder,
     PeakMemory,
@@ -23,7 +28,7 @@ from lit_mmpg.methods.costs import (
     power_model,
     single_clip,
 )
-from tests.integration.conftest import Trained
+from tests.integration.conftest import PIXEL_NETWORK, Trained
 from tests.methods.conftest import World, make_data
 
 
@@ -123,6 +128,32 @@ def test_the_frames_that_the_device_needs_give_the_same_anchors(trained: Callabl
     assert torch.equal(part.mask, whole.mask)
 
 
+def test_a_personal_encoder_is_run_with_the_parameters_and_billed(pixel_world: Loaded) -> None:
+    torch.manual_seed(1)
+    data, small = pixel_world.data, CloudConfig(latent=4, reasoner_hidden=16, embedding=8, adaptor_hidden=16)
+    layers = DynamicConfig(("encoder.stages.0", "head"), "low_rank", 2)
+    cloud = CloudModule(data.meta, network=DeviceModelConfig(**PIXEL_NETWORK), dynamic=layers, cloud=small)
+    for layer in cloud.adaptor.layers.values():
+        for part in layer.get_submodule("generators").children():
+            torch.nn.init.normal_(part.get_parameter("weight"))
+    loaded = Loaded(Subject(cloud, [device.id for device in data.device_table.devices]), data, "none.ckpt")
+    found = evaluate_adapted(loaded, "unadapted", groups=["test_unseen"])
+    assert found.cost is not None and found.evaluation is not None
+    expected = device_costs(cloud, data)
+    billed = adapted_costs(found.cost, loaded, None)
+    assert billed["answer_flops"] == expected["cdc_mmpg"]["answer_flops"] > expected["static"]["answer_flops"]
+    evaluation, network = Evaluation.of([data.group("test_unseen")], ["by hand"]), cloud.network
+    for batch in data.eval_batches("test_unseen"):
+        own = loaded.subject.personal(batch.context, batch.device)
+        with torch.no_grad():
+            outputs = answer_batch(network, batch, network.encode(batch.frames.values, own), own)
+        evaluation.update("test_unseen", "by hand", batch, outputs)
+    values = [e.compute("test_unseen", m) for e, m in ((found.evaluation, "unadapted"), (evaluation, "by hand"))]
+    assert values[0] == values[1]
+    with pytest.raises(UserError, match="give pixels"):
+        network.encode(network.encode(batch.frames.values), own)
+
+
 def test_own_statistics_have_every_frame_of_the_context_encoded(world: World) -> None:
     """Nobody adapts anything here: the device still encodes its earlier clips to standardise its features."""
     plain, encoder = world("open_ended"), FrameEncoder("named", 1000.0, 0.0, 0)
@@ -133,4 +164,4 @@ def test_own_statistics_have_every_frame_of_the_context_encoded(world: World) ->
         assert frames > 3
         assert device_costs(plain.subject.module, data, encoder)["static"]["adapt_flops"] == paid
         cost = evaluate_adapted(loaded, "unadapted").cost
-        assert cost is not None and adapted_costs(cost, loaded, False, encoder)["adapt_flops"] == paid
+        assert cost is not None and adapted_costs(cost, loaded, encoder)["adapt_flops"] == paid

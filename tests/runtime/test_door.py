@@ -23,7 +23,7 @@ from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.loop import Device
-from lit_mmpg.runtime.manifest import Frames, OwnStatistics
+from lit_mmpg.runtime.manifest import Frames, Guard, OwnStatistics
 from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.policies import Always
 from lit_mmpg.runtime.questions import Question, Questions
@@ -128,6 +128,11 @@ def test_personal_parameters_travel_as_a_lora_adapter(system: System, videos: li
     personal = second.answer(seen, ASKED)
     assert second.parameters == personal.parameters == digest
     assert personal.scores == first.answer(seen, ASKED).scores != static.scores
+    bounds = Guard(8, (1,), 0.5, [], {"head.u": (0.0, 1e-9)}, {})
+    second.session.manifest = dataclasses.replace(second.session.manifest, guard=bounds)
+    with pytest.raises(UserError, match=r"adapter are refused: 'head.u' has size"):
+        second.load_adapter(tmp_path / "adapter")
+    second.session.manifest = first.session.manifest
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read"):
         second.load_adapter(tmp_path / "adapter")

@@ -106,13 +106,25 @@ def test_mlflow_serves_it(logged: tuple[Path, System]) -> None:
         server.wait()
 
 
-def test_a_path_is_a_clip(made: Callable, tmp_path: Path) -> None:
-    trained, clip = made("pixels"), write_video(tmp_path / "c.mp4", 4)
+def test_a_path_is_a_clip_below_the_folder_that_the_server_names(
+    made: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clips").mkdir()
+    trained, clip = made("pixels"), write_video(tmp_path / "clips" / "c.mp4", 4)
+    (tmp_path / "clips" / "out.mp4").symlink_to(write_video(tmp_path / "secret.mp4", 4))
     store = f"sqlite:///{trained.folder}/mlruns/mlflow.db"
     uri = log_model(trained.cloud, None, store)
     with _in_project(store_uri(store)):
-        found = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame([{"clip": str(clip), "question": ASKED}]))
-    assert tuple(found.iloc[0]) == expected(lit_mmpg.load(trained.cloud), str(clip), [])
+        model = mlflow.pyfunc.load_model(uri)
+    with pytest.raises(UserError, match="row 0: a clip is a path; set LIT_MMPG_CLIPS"):
+        model.predict(pd.DataFrame([{"clip": str(clip), "question": ASKED}]))
+    monkeypatch.setenv("LIT_MMPG_CLIPS", str(tmp_path / "clips"))
+    found = model.predict(pd.DataFrame([{"clip": each, "question": ASKED} for each in (str(clip), "c.mp4")]))
+    for row in found.itertuples(index=False):
+        assert tuple(row) == expected(lit_mmpg.load(trained.cloud), str(clip), [])
+    for outside in ("../secret.mp4", "out.mp4", "/etc/hostname"):
+        with pytest.raises(UserError, match="row 0: a clip lies outside"):
+            model.predict(pd.DataFrame([{"clip": outside, "question": ASKED}]))
 
 
 def test_a_checkpoint_without_its_run(

@@ -20,7 +20,6 @@ from lit_mmpg.batch import Batch, Outputs, masked_mean
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import PersonalClipsData
 from lit_mmpg.data.personal_clips import DIRECTIONS, PersonalClipsConfig
-from lit_mmpg.data.records import Question
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.errors import UserError
@@ -29,6 +28,7 @@ from lit_mmpg.export.source import Source
 from lit_mmpg.methods.comparison.table import lower_is_better
 from lit_mmpg.methods.registry import applicability
 from lit_mmpg.metrics.states import GatheredMetric
+from lit_mmpg.records import Question
 from lit_mmpg.report import print_rows
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.guard import odd_outputs

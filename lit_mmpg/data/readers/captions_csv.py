@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import header_of, json_entries, read_json, read_rows, require_file, texts_of
-from lit_mmpg.data.records import Caption, Place
+from lit_mmpg.records import Caption, Place
 
 
 def read_captions_csv(path: Path) -> list[Caption]:

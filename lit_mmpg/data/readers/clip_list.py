@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.files import read_rows, require_path
 from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_clips
-from lit_mmpg.data.records import SPLITS, Clip, Place
 from lit_mmpg.errors import UserError, fault
+from lit_mmpg.records import SPLITS, Clip, Place
 
 
 def read_clips(path: str | Path) -> list[Clip]:

@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from lit_mmpg.data.records import Caption, Clip, Question
 from lit_mmpg.errors import UserError, fault
-from lit_mmpg.runtime.video import SUFFIXES as VIDEOS
-from lit_mmpg.runtime.video import clip_id
+from lit_mmpg.records import VIDEOS, Caption, Clip, Question, clip_id
 from lit_mmpg.texts import printable
 
 PREFIXES = ("video", "vid")

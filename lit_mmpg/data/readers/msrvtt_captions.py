@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.data.readers.files import json_entries, read_json, require_path, split_files, texts_of
-from lit_mmpg.data.records import SPLITS, Caption, Clip, Place
 from lit_mmpg.errors import UserError, fault
+from lit_mmpg.records import SPLITS, Caption, Clip, Place
 
 FILES = {"train and val": "train_val_videodatainfo.json", "test": "test_videodatainfo.json"}
 SPLIT_NAMES = {"validate": "val"}

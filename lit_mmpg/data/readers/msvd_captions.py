@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import read_lines, require_file
-from lit_mmpg.data.records import Caption, Place
 from lit_mmpg.errors import fault
+from lit_mmpg.records import Caption, Place
 
 
 def read_msvd_captions(path: Path) -> list[Caption]:

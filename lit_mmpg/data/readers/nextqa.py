@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
 from lit_mmpg.data.readers.options import choice_questions
-from lit_mmpg.data.records import SPLITS, Place, Question
+from lit_mmpg.records import SPLITS, Place, Question
 
 COLUMNS = ("video", "question", "answer", "qid", "type")
 OPTION_COLUMNS = ("a0", "a1", "a2", "a3", "a4")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lit_mmpg.data.records import Place, Question
 from lit_mmpg.errors import fault
+from lit_mmpg.records import Place, Question
 
 
 def choice_questions(

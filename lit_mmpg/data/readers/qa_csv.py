@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
-from lit_mmpg.data.records import SPLITS, Place, Question
 from lit_mmpg.errors import fault
+from lit_mmpg.records import SPLITS, Place, Question
 
 OPTION_SEPARATOR = "|"
 COLUMNS = ("video", "question", "answer", "qid")

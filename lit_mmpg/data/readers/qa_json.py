@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import json_entries, read_json, read_lines, read_splits, split_files
-from lit_mmpg.data.records import SPLITS, Place, Question
 from lit_mmpg.errors import fault
+from lit_mmpg.records import SPLITS, Place, Question
 
 MAPPING_NAME = "youtube_mapping.txt"
 

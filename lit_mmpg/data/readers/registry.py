@@ -20,9 +20,9 @@ from lit_mmpg.data.readers.qa_json import read_msrvtt_qa, read_msvd_aliases, rea
 from lit_mmpg.data.readers.tgif_qa import TASKS as TGIF_TASKS
 from lit_mmpg.data.readers.tgif_qa import aliases_reader as tgif_aliases_reader
 from lit_mmpg.data.readers.tgif_qa import reader as tgif_reader
-from lit_mmpg.data.records import Caption, Question
 from lit_mmpg.errors import UserError
 from lit_mmpg.plugins import Registry
+from lit_mmpg.records import Caption, Question
 
 
 @dataclass(frozen=True)

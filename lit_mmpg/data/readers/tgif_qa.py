@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
 from lit_mmpg.data.readers.options import choice_questions
-from lit_mmpg.data.records import Place, Question
+from lit_mmpg.records import Place, Question
 
 TASKS = ("action", "transition", "frameqa", "count")
 OPTION_COLUMNS = ("a1", "a2", "a3", "a4", "a5")

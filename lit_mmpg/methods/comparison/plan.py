@@ -8,6 +8,7 @@ tests: {clean: [--data.clips.camera_severity=0]}  # further test passes on other
 reference: static                                 # the row against which every row's difference is shown
 runs:
 static:     {config: demo.yaml, stage: device, about: One sentence.}
+elsewhere:  {config: demo.yaml, stage: device, checkpoint: "notebook-{seed}.ckpt"}
 cdc_mmpg:   {config: demo.yaml, device_half: static, also: [shuffled_device]}
 adapted:
 tent:       {method: tent, checkpoint: static, options: {steps: 1}}
@@ -53,6 +54,8 @@ class TrainedRun:
         also: Further methods of the test to report (controls), beside the run's own: row name -> method of the test.
         test_flags: Further arguments of ``test`` (a model that was trained on other data than it is tested on).
         about: One sentence on what this is, for the report.
+        checkpoint: Checkpoint of a model that was trained elsewhere, as in a notebook, instead of a training here;
+            ``{seed}`` in it stands for the seed.
     """
 
     config: str
@@ -62,6 +65,7 @@ class TrainedRun:
     also: Mapping[str, str] = field(default_factory=dict)
     test_flags: tuple[str, ...] = ()
     about: str = ""
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
+from lit_mmpg.data.readers.files import fingerprint_files
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cell, CellStore, item_values, own_rows
 from lit_mmpg.methods.comparison.code import code_here
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
     from lit_mmpg.device.evaluation import Evaluation
-    from lit_mmpg.methods.adapted import Adapted, Loaded
+    from lit_mmpg.methods.adapted import Adapted
+    from lit_mmpg.methods.base import Loaded
     from lit_mmpg.methods.comparison.tracking import ComparisonRun
 
 
@@ -198,13 +200,16 @@ class Work:
 
         arguments = self.arguments(run, seed, finished)
         digest = self.digest(run, seed, arguments)
+        given = None if run.checkpoint is None else run.checkpoint.replace("{seed}", str(seed))
+        if given is not None:
+            digest = _sha([digest, fingerprint_files([require_checkpoint(given)])])
         kept = self._kept(name, seed, digest)
         if kept is not None or self.finished_only:
             return kept
         begun, began = time.monotonic(), self.store.begin(name, seed, digest, self.fresh)
         tags = self._tags(name, seed)
         request = read_request("fit", [*arguments, *self._tracking(f"{name} seed {seed}"), "--ckpt_path=last"])
-        checkpoint = train(request, tags, since_ms=began)
+        checkpoint = given or train(request, tags, since_ms=began)
         cell = Cell([], checkpoint=checkpoint, seed=seed, notes=_selection(checkpoint), code=self.code)
         for split, flags in self._test_passes(run, seed).items():
             self.store.count_read(name, seed, digest, split or "test")
@@ -232,7 +237,6 @@ class Work:
 
     def _adapted(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         from lit_mmpg.methods.adapted import evaluate_adapted
-        from lit_mmpg.methods.registry import find_method
 
         row = self.comparison.adapted[name]
         checkpoint = finished[row.checkpoint].checkpoint
@@ -264,9 +268,7 @@ class Work:
                 # Further passes answer with what validation chose: nothing is selected on them.
                 options |= found.chosen
                 if found.cost is not None:
-                    encoder = frame_encoder(self.comparison.frame_encoder)
-                    pixels = find_method(row.method).needs_pixels
-                    cell.costs = {name: adapted_costs(found.cost, loaded, pixels, encoder)}
+                    cell.costs = {name: adapted_costs(found.cost, loaded, frame_encoder(self.comparison.frame_encoder))}
             if found.evaluation is None:
                 break
             _add(cell, found.rows, found.evaluation, [name], split)

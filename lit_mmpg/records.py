@@ -5,6 +5,7 @@ No torch here: readers, dealing and the ideal observer work on these plain recor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,6 +13,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+"""Suffixes of video files."""
+
+
+def clip_id(path: Path) -> str:
+    """The name of a file without the suffix of a video; empty where it has none.
+
+    ``._clip.mp4``, which macOS leaves beside ``clip.mp4`` on other file systems, is not a clip.
+    """
+    name = "" if path.name.startswith("._") else path.name
+    return next((name[: -len(suffix)] for suffix in VIDEOS if name.lower().endswith(suffix)), "")
 
 
 def subsample(count: int, most: int) -> np.ndarray:
@@ -99,25 +111,71 @@ class ClipIndex(Protocol):
         """Ids of all clips that have frames."""
 
 
-class FrameSource(Protocol):
-    """Where the frames of the clips come from: features from a file, or rendered pixels."""
+class FrameSource:
+    """Frames of clips in one array, one clip after the other: features, or pixels.
+
+    Args:
+        values: ``[sum of T, D]`` float16 or float32 features, or ``[sum of T, 3, H, W]`` uint8 pixels.
+        lengths: Clip id -> number of its frames T, in the order of ``values``.
+
+    Raises:
+        ValueError: If they are not as many.
+    """
+
+    def __init__(self, values: np.ndarray, lengths: Mapping[str, int]) -> None:
+        listed = sum(lengths.values())
+        if listed != len(values):
+            raise ValueError(f"{len(values)} frames given, {listed} listed")
+        self.values = values
+        ends = np.cumsum(list(lengths.values()), dtype=np.int64).tolist()
+        self._rows = {clip: (end - count, end) for (clip, count), end in zip(lengths.items(), ends, strict=True)}
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """Shape of one frame: ``(D,)`` for features, ``(3, H, W)`` for uint8 pixels."""
+        """Shape of one frame: ``(D,)`` for features, ``(3, H, W)`` for pixels."""
+        return self.values.shape[1:]
 
     def ids(self) -> list[str]:
         """Ids of all clips that have frames."""
+        return list(self._rows)
 
     def num_frames(self, clip: str) -> int:
         """Number of frames T of one clip."""
+        start, end = self._rows[clip]
+        return int(end - start)
 
     def frames(self, clip: str) -> np.ndarray:
-        """All frames of one clip, ``[T, *frame_shape]``; float16/float32 features or uint8 pixels."""
+        """All frames of one clip, ``[T, *frame_shape]``: a view, not a copy."""
+        start, end = self._rows[clip]
+        return self.values[start:end]
+
+    def encoded(self, encode: Callable[[np.ndarray], np.ndarray], at_once: int = 512) -> FrameSource:
+        """The same clips with each frame encoded once.
+
+        Args:
+            encode: ``[n, *frame_shape]`` frames to ``[n, D]`` features.
+            at_once: Frames encoded in one call.
+        """
+        parts = [encode(self.values[i : i + at_once]) for i in range(0, len(self.values), at_once)]
+        return FrameSource(np.concatenate(parts), {clip: self.num_frames(clip) for clip in self._rows})
 
 
-class FilmedFrames(Protocol):
-    """What each device sees of a clip, where devices share clips but film them with cameras of their own."""
+class FilmedFrames:
+    """What each device sees of a clip, where devices share clips but film them with cameras of their own.
+
+    Args:
+        films: Device -> opens what its camera has filmed, when it is asked for first; the others see clips as they are.
+        clean: The clips before any camera.
+    """
+
+    def __init__(self, films: Mapping[int, Callable[[], FrameSource]], clean: FrameSource) -> None:
+        self._films, self._clean = films, clean
+        self._open: dict[int, FrameSource] = {}
 
     def filmed(self, device: int, clip: str) -> np.ndarray:
         """All frames of one clip as one device sees them, ``[T, *frame_shape]``."""
+        if device not in self._films:
+            return self._clean.frames(clip)
+        if device not in self._open:
+            self._open[device] = self._films[device]()
+        return self._open[device].frames(clip)

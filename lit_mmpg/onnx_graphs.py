@@ -1,4 +1,4 @@
-"""Export of the graphs of a bundle to ONNX in fp32.
+"""Export of graphs to ONNX in fp32: those of a bundle, and those that a machine keeps of a frame encoder.
 
 Opset 20 and IR version 10 are what the last ONNX Runtime for Python 3.10 reads. Every example has two rows and every
 varying dimension is named, so no size of the example stays in the graph.
@@ -10,26 +10,32 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 import torch
 from torch.export import Dim
 
-from lit_mmpg.device.contract import DeviceModel
-from lit_mmpg.device.graphs import GraphSpec
+from lit_mmpg.parameters import ParameterSpec
+from lit_mmpg.tasks.graphs import GraphSpec
 
 OPSET = 20
 IR_VERSION = 10
 _OUTPUT = "lit_mmpg.output"
 
 
-def export_graph(spec: GraphSpec, network: DeviceModel | None = None) -> onnx.ModelProto:
+class Personal(Protocol):
+    """A model that takes generated parameters."""
+
+    spec: ParameterSpec
+
+
+def export_graph(spec: GraphSpec, network: Personal | None = None) -> onnx.ModelProto:
     """Export one graph.
 
     Args:
         spec: The graph.
-        network: The device model whose personal parameters the graph takes, for ``personal`` graphs.
+        network: The model whose personal parameters the graph takes, for ``personal`` graphs.
     """
     named = {name: Dim(name) for dims in spec.dims.values() for name in dims.values()}
     shapes: dict[str, Any] = {
