@@ -362,6 +362,18 @@ def test_layers_come_from_the_profiler_with_their_kinds_from_the_inspector(small
     assert not cuda.leaked
 
 
+def test_the_real_bindings_take_the_profiler_and_know_the_names():
+    profiler = tensorrt._profiler(trt)
+    assert isinstance(profiler, trt.IProfiler)
+    for name, ms in (("a", 0.5), ("b", 1.0), ("a", 0.25)):
+        profiler.report_layer_time(name, ms)
+    assert profiler.times_ms == {"a": 0.75, "b": 1.0}
+    assert trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE and trt.LayerInformationFormat.JSON
+    for name in ("create_engine_inspector", "create_runtime_config", "create_execution_context"):
+        assert hasattr(trt.ICudaEngine, name)
+    assert hasattr(trt.IRuntimeConfig, "cuda_graph_strategy") and hasattr(trt.IExecutionContext, "profiler")
+
+
 def test_the_key_of_a_portable_engine_asks_for_no_machine(small, cuda):
     ahead = create_engine("tensorrt_rtx", small, "model")
     assert ahead._key(trt, None) == ahead._key(trt, "Orin sm87 x16")
