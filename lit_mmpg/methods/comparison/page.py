@@ -18,6 +18,7 @@ from lit_mmpg.methods.comparison.view import (
     cost_notes,
     cost_rows,
     environment_lines,
+    format_seconds,
     introduction,
     method_lines,
     method_sentences,
@@ -142,7 +143,7 @@ def figures(results: Results) -> Iterator[Block]:
         yield from _against(results, "bytes", "bytes up and down, of one adaptation", dict(sent), format_bytes, "none")
     spent = {name: amortised(own, "s", SHOWN_REUSE) for name, own in results.costs.items()}
     title = f"device time per answered clip, one adaptation serving {SHOWN_REUSE} clips"
-    yield from _against(results, "device time", title, spent, _duration, "0")
+    yield from _against(results, "device time", title, spent, format_seconds, "0")
     yield from _devices(results)
 
 
@@ -192,10 +193,6 @@ def _against(
         f"{'Down' if lower else 'Up'} and to the left is better; the line joins the rows that no other row beats in "
         f"both. Rows: {names}.",
     )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1e3:g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:g} µs"
 
 
 def _differences(results: Results) -> Iterator[Block]:
