@@ -448,6 +448,7 @@ class CloudModule(AnsweringModule):
         cost = Cost(self._exchange.upload_bytes, self._exchange.download_bytes)
         return {"cdc_mmpg": cost, "shuffled_device": cost}
 
+    @torch.compiler.disable
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect answers, and reconstruction errors for several numbers of anchors."""
         super().test_step(batch, batch_idx, dataloader_idx)

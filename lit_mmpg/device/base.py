@@ -344,18 +344,21 @@ class AnsweringModule(Remembering, L.LightningModule):
         """Remember what is asked."""
         self._groups = _groups(self.trainer.predict_dataloaders)
 
+    @torch.compiler.disable
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the answers of the module's own method."""
         assert self.evaluation is not None
         for method, outputs in self.respond(batch, self.methods[:1]).items():
             self.evaluation.update(self._groups[0].name, method, batch, outputs)
 
+    @torch.compiler.disable
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect the answers of all methods."""
         assert self.evaluation is not None
         for method, outputs in self.respond(batch, self.methods).items():
             self.evaluation.update(self._groups[dataloader_idx].name, method, batch, outputs)
 
+    @torch.compiler.disable
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, object]]:
         """Answers of the module's own method: one row per question, or per caption its ranked clips.
 
@@ -402,7 +405,7 @@ class AnsweringModule(Remembering, L.LightningModule):
         """Figures of the last test, by name."""
         return self._figures
 
-    # -- logging, which a compiled step leaves to Python -------------------------------------------------------------
+    # -- logging and evaluation, which stay in Python where a step is compiled ----------------------------------------
 
     @torch.compiler.disable
     def log(self, *args: Any, **kwargs: Any) -> None:
