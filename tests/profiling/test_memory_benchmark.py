@@ -58,8 +58,11 @@ def test_the_static_model_undoes_what_it_can_and_ranks_are_those_of_a_direct_cou
     plain, _ = train_head(clean, clean, targets, 60, 0)
     assert isinstance(head, Head)
     at = slice(240, 300)
-    assert score == pytest.approx(log_ranks(head, seen[at], targets[at]).mean())
-    assert score < log_ranks(plain, seen[at], targets[at]).mean()
-    similarity = targets[at] @ head.predict(seen[at]).T
-    wanted = [1 + sum(row > row[i]) for i, row in enumerate(similarity)]
-    np.testing.assert_allclose(log_ranks(head, seen[at], targets[at]), np.log(wanted))
+    assert score == pytest.approx(log_ranks(head, seen[at], clean[at], targets[at]).mean())
+    assert score < log_ranks(plain, seen[at], clean[at], targets[at]).mean()
+    own, others = head.predict(seen[at]), head.predict(clean[at])
+    wanted = [
+        1 + sum(text @ other > text @ own[i] for j, other in enumerate(others) if j != i)
+        for i, text in enumerate(targets[at])
+    ]
+    np.testing.assert_allclose(log_ranks(head, seen[at], clean[at], targets[at]), np.log(wanted))
