@@ -18,6 +18,8 @@ Show = Callable[[float], str]
 
 SPREAD = 20.0
 """From how many times the median magnitude on the axis of a chart of rows is logarithmic away from zero."""
+_LEAST = 1e-6
+"""Share of the largest value below which a logarithmic axis shows nothing finer."""
 _PHONE = 300.0
 """Narrowest width of a chart, pixels; points that would touch each other there are drawn apart."""
 
@@ -76,7 +78,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low, low + 1.0]
-    power = 10.0 ** math.floor(math.log10(span / count))
+    power = 10.0 ** math.floor(math.log10(max(span / count, 1e-300)))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= span / count * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
@@ -97,11 +99,12 @@ def rows(items: Sequence[Item], unit: str, title: str, intervals: bool = False) 
     if not items:
         return Html()
     ends = [0.0, *(end for item in items for end in (*item.ends, item.value))]
-    usual = median([abs(item.value) for item in items if item.value] or [1.0])
-    wide = max(map(abs, ends)) > SPREAD * usual
+    largest = max(map(abs, ends))
+    usual = max(median([abs(item.value) for item in items if item.value] or [1.0]), _LEAST * largest)
+    wide = largest > SPREAD * usual
     power = 10.0 ** math.floor(math.log10(usual))
     if wide:
-        decades = [power * 10**k for k in range(1 + math.ceil(math.log10(max(map(abs, ends)) / power)))]
+        decades = [power * 10**k for k in range(1 + math.ceil(math.log10(largest / power)))]
         marks = (
             [-d for d in reversed(decades) if d < -10 * min(ends)] + [0.0] + [d for d in decades if d < 10 * max(ends)]
         )
