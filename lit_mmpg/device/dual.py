@@ -245,9 +245,7 @@ class DualEncoder(DeviceNetwork):
         self._tokenizer = text if isinstance(text, str) else None
         self._pretrained = [part.model for part in (eyes, reader) if part is not None]
         self.frozen_encoder = frozen and eyes is not None
-        for part in (eyes, reader):
-            if part is None:
-                continue
+        for part in (part for part in (eyes, reader) if part is not None):
             for name, parameter in part.model.named_parameters():
                 # A pooling layer that is not used would wait for gradients that never come.
                 parameter.requires_grad_(not frozen and (part.pools or "pooler" not in name.split(".")))

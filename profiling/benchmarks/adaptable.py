@@ -191,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = result(
         "What injected layers cost",
         "python -m lit_mmpg.profiling.benchmarks.adaptable "
-        f"--rounds {arguments.rounds} --sessions {arguments.sessions}",
+        f"--rounds {arguments.rounds} --sessions {arguments.sessions}"
+        + (f" --only {arguments.only}" if arguments.only else ""),
         ["comparison", "case", "ratio, median", "10th to 90th percentile", "target"],
         rows,
         commit,

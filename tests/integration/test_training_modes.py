@@ -100,8 +100,8 @@ def test_weights_in_another_precision_are_refused(precision: str, data: Personal
 
 @pytest.mark.soak
 def test_a_compiled_module_trains_what_a_plain_one_does(data: PersonalClipsData, device_ckpt: str) -> None:
-    plain = trained(cloud(data, device_ckpt), data)
-    compiled = trained(cloud(data, device_ckpt), data, compiled=True)
+    plain = trained(cloud(data, device_ckpt), data, limit_train_batches=2)
+    compiled = trained(cloud(data, device_ckpt), data, compiled=True, limit_train_batches=2)
     assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-4)
 
 
