@@ -76,9 +76,9 @@ class Point:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from at most ``low`` to at least ``high``."""
     span = high - low
-    if not math.isfinite(span) or span <= 0:
+    if not math.isfinite(span) or span < 1e-300:
         return [low, low + 1.0]
-    power = 10.0 ** math.floor(math.log10(max(span / count, 1e-300)))
+    power = 10.0 ** math.floor(math.log10(span / count))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= span / count * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
