@@ -558,8 +558,8 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[st
     """All rows of one seed, from the files that are there and from work for those that are not.
 
     Returns:
-        ``rows``: name and C -> ``values [3, n]`` (log-rank of the model trained on artefacts, of the one that never saw any,
-        distance of features), and for each device ``model``, ``up``, ``down``; ``device [n]``,
+        ``rows``: name and C -> ``values [3, n]`` (log-rank of the model trained on artefacts, of the one that never
+        saw any, distance of features), and for each device ``model``, ``up``, ``down``; ``device [n]``,
         ``clip [n]``, ``group``, ``cluster``, ``kind`` and ``true`` of each device, ``facts``.
     """
     tell(f"seed {seed}: the fleet")
@@ -794,8 +794,8 @@ def main(args: Sequence[str] | None = None) -> None:
     seeds = " ".join(map(str, options.seeds))
     notes = [
         "Mean log-rank of known devices (lower is better), all rows before the static model that is trained on the "
-        f"same artefacts; share of the gap of {size:.3f} to the exact correction in per cent, with its 95 % interval "
-        "over camera models and clips; the same share of the squared distance to the features of clean frames; by family "
+        f"same artefacts; share of the gap of {size:.3f} to the exact correction in per cent, its 95 % interval "
+        "over camera models and clips; the same share of the squared distance to features of clean frames; by family "
         "that share and the log-rank that is won; loss on clean devices and on devices of unseen models with its "
         "one-sided 95 % bound; recognitions in per cent of devices (right, wrong, clean, unseen models); payload bytes "
         "up and down where they are coded by the link.",
