@@ -806,8 +806,9 @@ def main(args: Sequence[str] | None = None) -> None:
         "Mean log-rank of known devices (lower is better), all rows before the static model that is trained on the "
         f"same artefacts; share of the gap of {size:.3f} to the exact correction in per cent, its 95 % interval "
         "over camera models and clips; the same on the families that models of cameras really share (shading, housing, "
-        "overlay; shared glass and dirt are a stress test); the same share of the squared distance to features of clean frames; by family "
-        "that share (-: the exact correction itself brings features no nearer) and the log-rank that is won; loss on "
+        "overlay; shared glass and dirt are a stress test); the same share of the squared distance to features of "
+        "clean frames; by family that share (-: the exact correction itself brings features no nearer) and the "
+        "log-rank that is won; loss on "
         "clean devices and on devices of unseen models with its one-sided 95 % bound; recognitions in per cent of "
         "devices (right, wrong, clean, unseen models); payload bytes "
         "up and down where they are coded by the link.",
