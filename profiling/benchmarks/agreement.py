@@ -19,7 +19,8 @@ onnxruntime_perf_test  its program, where one is given or found: no wheel or pac
 They take turns in every round, in an order that rotates, so that a slow moment of the machine hits each of them. A
 ratio is that of a tool's figure to ours within a round: of medians where the tool tells one, else of means; given are
 the median over the rounds and its interval (95 %). Target: within 3 %, in latency and in throughput. A bound call has
-less to do than one that is handed its arrays, which shows where a call takes a tenth of a millisecond.
+less to do than one that is handed its arrays. What a tool does between two calls costs the next one its caches: with
+calls of a tenth of a millisecond (batch 1) the tools differ by that, so that the target is for the default batch.
 """
 
 from __future__ import annotations
