@@ -117,7 +117,8 @@ async def read_body(
 
 
 GONE = "lit_mmpg.gone"
-"""ASGI extension of our protocol: a list of callables, all called when the client hangs up before its answer."""
+"""ASGI extension of our protocol: under ``call`` a list of callables, all called when the client hangs up before its
+answer."""
 
 
 async def unless_gone(scope: Mapping[str, Any], answer: asyncio.Future[_T]) -> _T:
@@ -135,7 +136,7 @@ async def unless_gone(scope: Mapping[str, Any], answer: asyncio.Future[_T]) -> _
         left = True
         answer.cancel()
 
-    scope.get("extensions", {}).get(GONE, []).append(leave)
+    scope.get("extensions", {}).get(GONE, {"call": []})["call"].append(leave)
     try:
         return await answer
     except asyncio.CancelledError as error:

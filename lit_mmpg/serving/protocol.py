@@ -133,8 +133,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise Refused(400, "http", f"at most {MAX_PIPELINED} requests may wait for their answers")
         if not self._unanswered and self._turned_away():
             return
-        extensions: dict[str, Any] = {GONE: []}
-        self.scope["extensions"] = extensions
+        self.scope["extensions"] = {GONE: {"call": []}}
         super().on_headers_complete()
         self._in_head = False
         cycle: Any = self.cycle
@@ -249,7 +248,7 @@ class GuardedProtocol(HttpToolsProtocol):
         for cycle in self._unanswered:
             cycle.disconnected = True
             cycle.message_event.set()
-            for leave in cycle.scope["extensions"][GONE]:
+            for leave in cycle.scope["extensions"][GONE]["call"]:
                 leave()
         self._unanswered.clear()
 
