@@ -158,10 +158,10 @@ class Device:
         return own
 
     def live(self, stop: threading.Event, fresh: bool) -> None:
-        """Adapt again and again."""
-        chance = random.Random(self.number)
-        while not stop.wait(self.world.pause_s * 2 * chance.random()):
-            self.adapt(fresh)
+        """Adapt again and again; after a failure sooner."""
+        chance, pause_s = random.Random(self.number), self.world.pause_s
+        while not stop.wait(2 * chance.random() * pause_s):
+            pause_s = self.world.pause_s / (1 if self.adapt(fresh) else 4)
 
 
 class Devices:
