@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from lit_mmpg import __version__, cli  # noqa: E402
 
 project = "lit-mmpg"
-author = copyright = "The lit-mmpg developers"  # noqa: A001
+author = copyright = "The lit-mmpg developers"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -30,7 +30,6 @@ myst_enable_extensions = ["attrs_block", "attrs_inline", "deflist", "fieldlist"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_class_signature = "separated"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 napoleon_google_docstring = True
@@ -67,11 +66,8 @@ def _shown() -> Iterator[list[argparse.ArgumentParser]]:
 
 def parser_of(*arguments: str) -> argparse.ArgumentParser:
     """The parser that prints the help of a command."""
-    with _shown() as parsers:
-        try:
-            cli.main(arguments)
-        except SystemExit:
-            pass
+    with _shown() as parsers, suppress(SystemExit):
+        cli.main(arguments)
     return parsers[-1]
 
 
@@ -113,7 +109,9 @@ def _described(parser: argparse.ArgumentParser, level: int) -> list[str]:
     lines = [_escape(parser.description or ""), ""]
     lines += _options(parser)
     if parser.epilog:
-        lines += ["```text", parser.epilog.strip(), "```", ""] if "\n" in parser.epilog else [_escape(parser.epilog), ""]
+        lines += (
+            ["```text", parser.epilog.strip(), "```", ""] if "\n" in parser.epilog else [_escape(parser.epilog), ""]
+        )
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             said = {choice.dest: choice.help for choice in action._choices_actions}

@@ -46,7 +46,7 @@ def test_every_shipped_group_file_is_used() -> None:
     assert groups and all(f"../{path.parent.name}/{path.name}" in named for path in groups)
 
 
-def test_help_shows_every_flag_that_the_readme_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_flag_that_the_documents_name(capsys: pytest.CaptureFixture[str]) -> None:
     said = ""
     classes = {"model": ("CloudModule", "DeviceModule"), "data": ("VideoData", "PersonalClipsData", "CameraClipsData")}
     asked = [f"--{part}.help={name}" for part, names in classes.items() for name in names]
@@ -56,8 +56,8 @@ def test_help_shows_every_flag_that_the_readme_names(capsys: pytest.CaptureFixtu
         assert ended.value.code == 0
         said += capsys.readouterr().out
     assert all(f"--{part}.help" in said and name in said for part, names in classes.items() for name in names)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    flags = set(re.findall(r"--(?:model|data|trainer|tracking)\.[a-z_]+(?:\.[a-z_]+)*", readme)) - {
+    pages = "".join(page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    flags = set(re.findall(r"--(?:model|data|trainer|tracking)\.[a-z_]+(?:\.[a-z_]+)*", pages)) - {
         "--model.help",
         "--data.help",
     }
