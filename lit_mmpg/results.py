@@ -95,6 +95,13 @@ def result(
         commit: Commit of the code.
         notes: Sentences below the table.
         fields: What else is worth keeping: seeds, exact values, readings of the test split.
+
+    Example:
+        >>> found = result("Costs", "lit-mmpg x", ["row", "ms"], [["ours", 1.5]], "c0ffee", seeds=[0])
+        >>> print(markdown_table(found["columns"], found["rows"]))
+        | row | ms |
+        | --- | --- |
+        | ours | 1.5 |
     """
     return {
         "title": title,
