@@ -72,8 +72,12 @@ def parser_of(*arguments: str) -> argparse.ArgumentParser:
 
 
 def _escape(text: str) -> str:
-    text = "".join(c for c in text if c.isprintable() or c == "\n")
-    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(text.split()))
+    """Help as Markdown: what a docstring marks as code stays that."""
+    text = " ".join("".join(c for c in text if c.isprintable() or c == "\n").split())
+    parts = re.split(r"(?::\w+:`~?([^`]+)`|``(.+?)``)", text)
+    words, codes = parts[::3], (role or code for role, code in zip(parts[1::3], parts[2::3], strict=True))
+    escaped = [re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", part) for part in words]
+    return escaped[0] + "".join(f"`{code}`{rest}" for code, rest in zip(codes, escaped[1:], strict=True))
 
 
 def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> list[str]:
@@ -99,7 +103,8 @@ def _options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -
     for action in parser._actions:
         hidden = action.help == argparse.SUPPRESS or isinstance(action, argparse._SubParsersAction)
         flag = (action.option_strings or [""])[-1]
-        if not hidden and flag != "--help" and not flag.startswith(leave_out or ("\0",)):
+        shows_help = flag.endswith((".help", "--help"))
+        if not hidden and not shows_help and not flag.startswith(leave_out or ("\0",)):
             lines += _option(parser, action)
     return lines
 

@@ -48,6 +48,7 @@ class Links(html.parser.HTMLParser):
         self.loaded += [found["href"]] if tag == "link" and "href" in found else []
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning", "ignore::DeprecationWarning")
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
     build = pytest.importorskip("sphinx.cmd.build", reason="the extra 'docs' is not installed")
     pytest.importorskip("furo", reason="the extra 'docs' is not installed")
@@ -96,6 +97,13 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert there.exists(), f"{page.name}: {target}"
             if anchor and "results/" not in target:  # those are anchors of their own, which test_results.py knows
                 assert anchor in headings(there), f"{page.name}: {target}#{anchor}"
+
+
+def test_files_that_documents_name_are_there() -> None:
+    named = re.compile(r"`?\b((?:configs|examples|tests|jetson|lit_mmpg)/[\w/.-]+\.(?:yaml|py|sh|conf))\b")
+    for page in PAGES:
+        for name in named.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
 def test_readme_is_short_and_complete() -> None:
