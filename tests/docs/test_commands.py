@@ -34,7 +34,7 @@ FIRST = (
     "lit-mmpg export --ckpt CKPT --output bundle",
 )
 SHIM = r"""#!{python}
-import os, subprocess, sys
+import json, os, socket, subprocess, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=4"]
 few = {{"train_devices": 16, "val_devices": 8, "test_devices": 4, "train_clips": 8, "seen_clips": 2, "unseen_clips": 8}}
@@ -48,7 +48,13 @@ if name == "lit-mmpg":
         arguments += [part for setting in measured for part in ("--set", setting)]
         arguments += [] if "--engines" in arguments else ["--engines", "onnxruntime"]
         arguments += ["--rounds", "3"] if "--interleave" in arguments else []
-    os.execv(sys.executable, [sys.executable, "-m", "lit_mmpg", *arguments])
+    if arguments[0] in ("serve", "ui", "extract") or "ddp" in arguments:  # which start processes of their own
+        os.execv(sys.executable, [sys.executable, "-m", "lit_mmpg", *arguments])
+    with socket.socket(socket.AF_UNIX) as talk:
+        talk.connect(os.path.join(os.path.dirname(__file__), "socket"))
+        asked = json.dumps({{"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}}).encode()
+        socket.send_fds(talk, [asked], [0, 1, 2])
+        sys.exit(talk.recv(1)[0])
 if name == "python":
     os.execv(sys.executable, [sys.executable, *arguments])
 if name == "make":
@@ -56,16 +62,57 @@ if name == "make":
     sys.exit(subprocess.call(["make", "-n", "-C", {root!r}, *arguments], stdout=2))
 sys.exit(0)  # pip: extras are checked by test_pages.py
 """
+SERVER = """
+import json, os, socket, sys, traceback
+import mlflow, lit_mmpg.training.evaluation, lit_mmpg.training.lightning_cli, lit_mmpg.training.stages
+from lit_mmpg import cli
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+while True:
+    talk, _ = server.accept()
+    data, files, _, _ = socket.recv_fds(talk, 1 << 18, 3)
+    asked = json.loads(data)
+    child = os.fork()
+    if not child:
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+        os.chdir(asked["cwd"])
+        os.environ.clear()
+        os.environ.update(asked["env"])
+        sys.argv, sys.path[0] = ["lit-mmpg", *asked["arguments"]], asked["cwd"]
+        try:
+            status = cli.main(asked["arguments"])
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(int(status or 0))
+    for file in files:
+        os.close(file)
+    talk.sendall(bytes([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256]))
+    talk.close()
+"""
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of programs as the commands name them."""
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of programs as the commands name them; ``lit-mmpg`` is a fork of one that has imported torch already."""
     folder = tmp_path_factory.mktemp("bin")
     for name in ("lit-mmpg", "python", "pip", "make"):
         (folder / name).write_text(SHIM.format(python=sys.executable, root=str(ROOT)))
         (folder / name).chmod(0o755)
-    return folder
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(folder / "socket")], cwd=folder, env=environ)
+    while not (folder / "socket").exists():
+        assert server.poll() is None
+        time.sleep(0.1)
+    yield folder
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +151,8 @@ def place(trained: Path, encoder: Path, tmp_path: Path, request: pytest.FixtureR
     (tmp_path / "outputs/cache").symlink_to(trained / "outputs/cache")
     for name in ("best.ckpt", "main.ckpt", "branch.ckpt"):
         shutil.copy(trained / "best.ckpt", tmp_path / name)
-    shutil.copytree(trained / "bundle", tmp_path / "bundle")
+    for name in ("bundle", "mlruns"):
+        shutil.copytree(trained / name, tmp_path / name)
     for folder in ("clips", "films"):
         (tmp_path / folder).mkdir()
     for i, name in enumerate("abc"):
@@ -142,14 +190,8 @@ class Session:
             named = re.match(r"# file: (\S+)\n", block.text)
             if named:
                 (self.place / named[1]).write_text(block.text)
-            done = subprocess.run(
-                [sys.executable, "-c", block.text],
-                cwd=self.place,
-                env=environment(self.tools),
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, f"{block.page.name}:{block.line}\n{done.stderr[-3000:]}"
+            (self.place / "typed.py").write_text(block.text)
+            run("python typed.py", self.place, self.tools)
         elif block.runs_on:
             self.start(self.meant(block.text))
         else:
