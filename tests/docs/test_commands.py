@@ -235,12 +235,15 @@ def session(place: Path, tools: Path, encoder: Path) -> Iterator[Session]:
     made.end()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
+def typed(page: Path) -> list[Block]:
+    """What a reader of a page types."""
+    return [block for block in blocks(page) if block.language in ("bash", "python")]
+
+
+@pytest.mark.parametrize("page", filter(typed, PAGES), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page(page: Path, session: Session) -> None:
     data = os.environ.get("LIT_MMPG_DATA")
-    for block in blocks(page):
-        if block.language not in ("bash", "python"):
-            continue
+    for block in typed(page):
         if block.needs:
             pretrained = Path(data or "").parent / "models/mobilenet_v2_1.0_224"
             if not NEEDS[block.needs] or not data or not pretrained.is_dir():
