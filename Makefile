@@ -23,7 +23,7 @@ TESTS ?=
 HOST ?= 127.0.0.1
 PORT ?= 5000
 
-.PHONY: help install test test-docs test-cluster fleet soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
+.PHONY: help install test docs test-docs test-cluster fleet soak lint format demo results ui clean board-wheels test-aarch64 verify-gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ install: $(STAMP) $(BOARD_STAMP) ## make .venv with all that runs here, and .ven
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or newer with venv found; name one: make install PYTHON=/path/to/python3"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[train,video,serve,rtx,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[train,video,serve,rtx,dev,docs]'
 	@touch $(STAMP)
 
 # The package itself is found by PYTHONPATH, so that tests of the board run the checkout.
@@ -63,6 +63,11 @@ format: install ## let ruff rewrite what it can
 # One thread each: two processes on two cores are faster than threads that wait for each other.
 test: install lint ## lint and run every test (no network needed after the install; TESTS=folder for some)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal $(TESTS)
+
+# Pages are made anew each time: what Sphinx keeps does not know when a parser or a docstring has changed.
+docs: install ## build the site into build/docs; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d build/docs-made docs build/docs
+	@echo "The site: build/docs/index.html (needs no server and no network)"
 
 test-docs: install ## run the commands of the documents as they stand there
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -m docs
@@ -95,7 +100,7 @@ demo: install ## train, compare, export and profile on the embedded data (a few 
 		--config configs/profile/demo.yaml --output outputs/demo/profile
 	@echo "Rows: outputs/demo/summary.json. Runs, configs and plots: make ui  (or $(BIN)/lit-mmpg ui)"
 
-results: install ## make the tables of docs/results and README.md from docs/results/*.json
+results: install ## make the tables of README.md and docs from docs/results/*.json
 	@$(BIN)/python -m lit_mmpg.results
 
 ui: install ## open the recorded runs in MLflow's web page (HOST=..., PORT=...)

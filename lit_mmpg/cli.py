@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in VERBS:
-        return _fail(f"there is no verb '{name}'{closest(name, VERBS) or '; see lit-mmpg --help'}")
+        return _fail(f"there is no command '{name}'{closest(name, VERBS) or '; see lit-mmpg --help'}")
     module, function = VERBS[name].target.split(":")
     try:
         with working(name, bar=False) if name in LONG else nullcontext():
@@ -127,12 +127,12 @@ def _usage() -> str:
     lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
     return "\n".join(
         [
-            "usage: lit-mmpg VERB [options]",
+            "usage: lit-mmpg COMMAND [options]",
             "",
             "Adapt small multi-modal models on devices without backpropagation, by cloud-device collaboration.",
             "",
             *lines,
             "",
-            "lit-mmpg VERB --help shows the options of a verb; lit-mmpg --version the version.",
+            "lit-mmpg COMMAND --help shows the options of a command, lit-mmpg --version the version.",
         ]
     )

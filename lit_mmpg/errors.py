@@ -123,7 +123,12 @@ def install_hint(extra: str) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Hint with the most similar of the known names, '' where none is similar."""
+    """Hint with the most similar of the known names, '' where none is similar.
+
+    Example:
+        >>> closest("predicct", ["fit", "predict"])
+        "; did you mean 'predict'?"
+    """
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -49,7 +49,16 @@ class ParameterEntry:
 
 @dataclass(frozen=True, slots=True)
 class ParameterSpec:
-    """Ordered description of one device's dynamic parameters."""
+    """Ordered description of one device's dynamic parameters.
+
+    Example:
+        >>> spec = ParameterSpec((ParameterEntry("head.u", (5, 2)), ParameterEntry("head.c", (5,))))
+        >>> spec.names, spec.size
+        (('head.u', 'head.c'), 15)
+        >>> spec.validate({"head.u": np.zeros((5, 2))})
+        Traceback (most recent call last):
+        ValueError: parameters do not match: missing ['head.c'], unknown []
+    """
 
     entries: tuple[ParameterEntry, ...]
 

@@ -1,7 +1,8 @@
 """Results as files: one small JSON for each table, from which Markdown is made, so that no number is typed by hand.
 
 ``python -m lit_mmpg.results`` writes ``docs/results/README.md`` from ``docs/results/*.json`` and fills every part of
-``README.md`` between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` with the table of ``NAME.json``.
+``README.md`` and of the pages of ``docs`` between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` with the
+table of ``NAME.json``. The name ``main`` is that of :func:`main_results`, which picks its rows from several files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_mmpg import sysfs
 from lit_mmpg.errors import UserError
@@ -26,6 +27,47 @@ MEASURED = re.compile(  # an interval, or a cell that is a decimal number or a p
     r"\[[+-]?\d[\d.]*, ?[+-]?\d[\d.]*\]|\| *\**[+-]?(?:[\d,]*\.\d+(?: ?[%A-Za-z]+)?|[\d.]+ ?%)\** *(?=\|)"
 )
 PART = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
+
+MAIN = "main"
+"""Name of the table of main results."""
+
+
+class Headline(NamedTuple):
+    """A row of the table of main results: one cell of a result.
+
+    Attributes:
+        name: The result.
+        data: What was adapted to.
+        measure: What is measured.
+        row: Its row, by how the first cell begins, without emphasis.
+        column: Its column, by how the heading begins; holds a difference from the static model with its interval.
+        lower_is_better: Whether a negative difference is a gain.
+    """
+
+    name: str
+    data: str
+    measure: str
+    row: str
+    column: str
+    lower_is_better: bool = False
+
+
+ACCURACY, LOG_RANK = "accuracy, points", "mean log-rank (lower is better)"
+HEADLINES = (
+    Headline("compare_demo", "rendered clips of personal things", ACCURACY, "cdc_mmpg", "minus static"),
+    Headline("compare_msrvtt_qa", "MSR-VTT, questions, clean frames", ACCURACY, "cdc_mmpg", "minus static"),
+    Headline("compare_msrvtt_retrieval", "MSR-VTT, retrieval, clean", LOG_RANK, "cdc_mmpg", "minus static", True),
+    Headline("compare_msrvtt_dmma", "through simulated cameras", LOG_RANK, "CDC-MMPG on static", "minus static", True),
+    Headline("compare_msrvtt_glass", "behind window glass", LOG_RANK, "CDC-MMPG", "log-rank minus static", True),
+    Headline(
+        "compare_msrvtt_glass_own",
+        "the same, standardised by own statistics, which do most of it",
+        LOG_RANK,
+        "CDC-MMPG on static_own",
+        "log-rank minus static",
+        True,
+    ),
+)
 
 
 def machine() -> str:
@@ -53,6 +95,13 @@ def result(
         commit: Commit of the code.
         notes: Sentences below the table.
         fields: What else is worth keeping: seeds, exact values, readings of the test split.
+
+    Example:
+        >>> found = result("Costs", "lit-mmpg x", ["row", "ms"], [["ours", 1.5]], "c0ffee", seeds=[0])
+        >>> print(markdown_table(found["columns"], found["rows"]))
+        | row | ms |
+        | --- | --- |
+        | ours | 1.5 |
     """
     return {
         "title": title,
@@ -85,6 +134,41 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def main_results(results: Mapping[str, Mapping[str, Any]], page: str = "") -> str:
+    """The table of main results in Markdown: what generated parameters gain over the static model, won or not.
+
+    A row is won where the 95 % interval of the difference lies on the better side of 0, as a whole.
+
+    Args:
+        results: All results.
+        page: Path of the page of all results, from the document that the table is for.
+
+    Raises:
+        UserError: If a result, row or column is not there.
+    """
+    rows = []
+    for line in HEADLINES:
+        found = results.get(line.name)
+        cell = None if found is None else _cell(found, line.row, line.column)
+        interval = INTERVAL.search(cell or "")
+        if cell is None or interval is None:
+            raise UserError(f"{FOLDER}/{line.name}.json lacks the row '{line.row}' or the column '{line.column}'")
+        low, high = sorted(float(end) * (-1 if line.lower_is_better else 1) for end in interval[0][1:-1].split(","))
+        verdict = "**won**" if low > 0 else "lost" if high < 0 else "not won"
+        rows.append([f"[{line.data}]({page}#{line.name})", line.measure, cell, verdict])
+    return markdown_table(["unseen devices, data", "measure", "minus the static model", "verdict"], rows)
+
+
+def _cell(found: Mapping[str, Any], row: str, column: str) -> str | None:
+    columns = [i for i, heading in enumerate(found["columns"]) if str(heading).startswith(column)]
+    names = [str(cells[0]).replace("*", "") for cells in found["rows"]]
+    # The row itself where it is there, else the first that begins so.
+    numbers = [i for i, name in enumerate(names) if name == row] + [
+        i for i, name in enumerate(names) if name.startswith(row)
+    ]
+    return str(found["rows"][numbers[0]][columns[0]]).replace("*", "") if columns and numbers else None
+
+
 def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """Name -> result.
 
@@ -105,6 +189,8 @@ def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page of all results."""
     parts = ["# Results", "Made from the files beside this page by `make results`."]
+    if all(line.name in results for line in HEADLINES):
+        parts += ["## Main results", main_results(results), "In brackets: 95 % interval."]
     for name, found in results.items():
         parts += [f'<a id="{name}"></a>\n\n## {found["title"]}', f"[{name}.json]({name}.json)", markdown(found)]
     return "\n\n".join(parts) + "\n"
@@ -119,6 +205,8 @@ def fill(text: str, results: Mapping[str, Mapping[str, Any]], where: str = "READ
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
+        if name == MAIN:
+            return f"{match[1]}\n{main_results(results, str(FOLDER / 'README.md'))}\n\n{match[4]}"
         if name not in results:
             raise UserError(f"{where}: there is no {FOLDER}/{name}.json behind the results '{name}'")
         return f"{match[1]}\n{markdown(results[name])}\n\n{match[4]}"
@@ -140,12 +228,15 @@ def typed_results(text: str) -> list[str]:
 def main() -> int:
     """Make the Markdown of all results anew."""
     try:
-        results, readme = load(), Path("README.md")
-        text = fill(readme.read_text(encoding="utf-8"), results)
+        results = load()
         write_text(FOLDER / "README.md", page(results))
-        write_text(readme, text)
-        for line in typed_results(text):
-            raise UserError(f"{readme}: the results in '{line}' are made from no file; put them into {FOLDER}")
+        for path in (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
+            text = path.read_text(encoding="utf-8")
+            filled = fill(text, results, str(path))
+            if filled != text:
+                write_text(path, filled)
+            for line in typed_results(filled):
+                raise UserError(f"{path}: the results in '{line}' are made from no file; put them into {FOLDER}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -59,6 +59,12 @@ def alignment(
 
     Returns:
         Scale and shift, ``[..., D]`` each.
+
+    Example:
+        >>> training = Moments(np.zeros(1), np.ones(1))
+        >>> scale, shift = alignment(np.array([2.0]), np.array([4.0]), np.array([16.0]), training, prior=0)
+        >>> (scale * np.array([0.0, 2.0, 4.0]) + shift).round(3).tolist()
+        [-1.0, 0.0, 1.0]
     """
     share = count / (count + prior + 1e-12)
     blended_mean = share * mean + (1 - share) * training.mean

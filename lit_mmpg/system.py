@@ -80,6 +80,11 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
 
     Raises:
         UserError: If it is not there, is none of these, or the frame encoder does not fit.
+
+    Example:
+        >>> load("gone.ckpt")
+        Traceback (most recent call last):
+        lit_mmpg.errors.UserError: checkpoint gone.ckpt does not exist (there is no 'gone.ckpt' in .)
     """
     path = Path(source).expanduser()
     if (path / MANIFEST).is_file():

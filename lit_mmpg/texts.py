@@ -38,12 +38,22 @@ def html(text: object) -> Html:
 
 
 def masked(text: str, mask: str = "***@") -> str:
-    """A text without the secrets in its URLs: ``http://user:password@host`` becomes ``http://***@host``."""
+    """A text without the secrets in its URLs.
+
+    Example:
+        >>> masked("no answer from http://user:password@host:8400")
+        'no answer from http://***@host:8400'
+    """
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(rf"\1{mask}", text))
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``45 s``, ``12 min``, ``3.5 h``."""
+    """Seconds for people.
+
+    Example:
+        >>> duration(45), duration(720), duration(12600)
+        ('45 s', '12 min', '3.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

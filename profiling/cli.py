@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, help="configuration, for example configs/profile/generic_cpu.yaml")
     run.add_argument("--output", type=Path, help="folder for the results; outputs/profile/NAME when not given")
     run.add_argument("--engines", nargs="+", metavar="ENGINE", help="only these engines of the configuration")
-    run.add_argument("--scenarios", nargs="+", metavar="SCENARIO", help=f"instead of the configuration's: {SCENARIOS}")
+    run.add_argument("--scenarios", nargs="+", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, dotted key")
     run.add_argument("--tracking-uri", help="MLflow store; the training run's when not given")
     run.add_argument("--no-record", action="store_true", help="write the files only")

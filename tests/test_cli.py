@@ -58,7 +58,7 @@ def test_help_lists_every_verb_and_every_verb_exists(capsys: pytest.CaptureFixtu
 
 def test_unknown_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predicct"]) == 2
-    assert capsys.readouterr().err == "error: there is no verb 'predicct'; did you mean 'predict'?\n"
+    assert capsys.readouterr().err == "error: there is no command 'predicct'; did you mean 'predict'?\n"
 
 
 @pytest.mark.parametrize("verb", ["fail_plainly", "fail_wrapped"])

@@ -7,7 +7,18 @@ import pytest
 
 from lit_mmpg import results
 from lit_mmpg.errors import UserError
-from lit_mmpg.results import PART, fill, load, markdown, page, result, typed_results, write_result
+from lit_mmpg.results import (
+    HEADLINES,
+    PART,
+    fill,
+    load,
+    main_results,
+    markdown,
+    page,
+    result,
+    typed_results,
+    write_result,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,3 +76,20 @@ def test_a_table_without_its_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bad\.json is not a file of results"):
         load(tmp_path)
     assert PART.search("<!-- results: a-b_1 -->\n<!-- end of results -->")
+
+
+def test_main_results_are_won_where_the_interval_says_so() -> None:
+    def verdicts(cell: str) -> list[str]:
+        made = {h.name: {"columns": ["row", f"{h.column} (x)"], "rows": [[f"**{h.row}**", cell]]} for h in HEADLINES}
+        shown = main_results(made, "PAGE").splitlines()[2:]
+        assert all(f"](PAGE#{h.name})" in line for h, line in zip(HEADLINES, shown, strict=True))
+        return [line.split("|")[-2].strip() for line in shown]
+
+    gain, loss, nothing = (verdicts(cell) for cell in ("**+0.2 [+0.1, +0.3]**", "-0.2 [-0.3, -0.1]", "0 [-0.1, +0.1]"))
+    for number, headline in enumerate(HEADLINES):
+        sides = (loss, gain) if headline.lower_is_better else (gain, loss)
+        assert [side[number] for side in sides] == ["**won**", "lost"] and nothing[number] == "not won"
+    with pytest.raises(UserError, match=rf"{HEADLINES[0].name}\.json lacks the row"):
+        main_results({})
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert main_results(load(ROOT / results.FOLDER), "docs/results/README.md") in readme

@@ -626,6 +626,15 @@ def adaptable(
 
     Raises:
         UserError: If a target names no layer, a form does not suit one, or the module is adaptable already.
+
+    Example:
+        >>> import torch, lit_mmpg
+        >>> network = torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.ReLU())
+        >>> net = lit_mmpg.adaptable(network, ["0"], form="low_rank", rank=1)
+        >>> [(entry.name, entry.shape) for entry in net.spec]
+        [('0.u', (3, 1)), ('0.v', (6, 1)), ('0.c', (3,))]
+        >>> net(torch.ones(2, 6), parameters=net.random_parameters()).shape
+        torch.Size([2, 3])
     """
     layers = chosen_layers(module, targets) if targets or targets == "" else {}
     if not layers and input_layer is None:

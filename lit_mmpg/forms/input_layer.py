@@ -31,6 +31,10 @@ class InputLayer:
         grid: Height and width of the gain and bias images.
         kernel: Edge k of the kernels, an odd number.
         use: Which of ``gain [C, h, w]``, ``bias [C, h, w]``, ``colour [C, C]`` and ``kernel [C, k, k]``.
+
+    Example:
+        >>> [(part.name, part.shape) for part in InputLayer(use=("bias", "colour"), grid=(2, 2)).parts()]
+        [('bias', (3, 2, 2)), ('colour', (3, 3))]
     """
 
     at: str = ""

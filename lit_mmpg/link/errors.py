@@ -15,4 +15,4 @@ class VersionError(LinkError):
 
 
 class ImplausibleError(LinkError):
-    """A well-formed message with values that nobody computed in earnest: NaN, infinity, an absurd norm."""
+    """A well-formed message with values that no working device sends: NaN, infinity, an absurd norm."""

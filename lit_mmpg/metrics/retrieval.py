@@ -92,6 +92,10 @@ def ranks(similarity: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         ValueError: As :func:`rank_bounds`.
+
+    Example:
+        >>> ranks(torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2]]), torch.tensor([2, 0]))
+        tensor([2., 2.], dtype=torch.float64)
     """
     return mean_ranks(rank_bounds(similarity, target))
 

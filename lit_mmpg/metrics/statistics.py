@@ -84,6 +84,14 @@ def clustered_mean(values: ArrayLike, *clusters: ArrayLike) -> Estimate:
 
     Raises:
         ValueError: If values are not finite, or lengths differ.
+
+    Example:
+        >>> found = clustered_mean([1, 1, 0, 0, 1, 0], ["a", "a", "b", "b", "c", "c"])
+        >>> found.value, found.clusters
+        (0.5, 3)
+        >>> interval = found.interval()
+        >>> bool(interval.low < 0.5 < interval.high)
+        True
     """
     array = _finite(values, "values")
     if array.ndim not in (1, 2):
@@ -272,6 +280,10 @@ def holm(p_values: ArrayLike) -> FloatArray:
 
     Raises:
         ValueError: If a p-value is not between 0 and 1.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+        [0.03, 0.06, 0.06]
     """
     p: NDArray[Any] = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():

@@ -147,6 +147,13 @@ def parse_policy(text: str) -> Policy:
 
     Raises:
         UserError: If it names none, or its number is out of range.
+
+    Example:
+        >>> parse_policy("every:8")
+        EveryN(clips=8)
+        >>> parse_policy("drift:-1")
+        Traceback (most recent call last):
+        lit_mmpg.errors.UserError: --policy 'drift:-1': X is a number above 0; write drift:0.3
     """
     kind, colon, number = text.partition(":")
     if kind == "always" and not colon:

@@ -169,7 +169,7 @@ def check_values(upload: Upload, config: ServeConfig) -> None:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Refuse with 409 for another protocol version, 422 for values that nobody computed in earnest, else 400."""
+    """Refuse with 409 for another protocol version, 422 for values that no working device sends, else 400."""
     try:
         yield
     except VersionError as error:

@@ -27,7 +27,7 @@ class Batcher(Generic[_Q, _A]):
     Args:
         compute: Answers to several questions, in order. Called in a thread of its own, one batch at a time.
         max_batch: Most questions in a batch.
-        max_wait_ms: How long the first question of a batch waits for company while nothing is being computed.
+        max_wait_ms: How long the first question of a batch waits for others while nothing is being computed.
         max_queue: Most questions that wait.
         on_batch: Told the size of each batch.
     """

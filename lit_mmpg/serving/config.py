@@ -37,7 +37,7 @@ class ServeConfig:
         download_codec: Codec of the parameters; ``None``: the checkpoint's.
         keys: File of API keys; ``None``: anybody may ask (loopback only).
         max_batch: Most uploads computed together.
-        max_wait_ms: How long the first of a batch waits for company.
+        max_wait_ms: How long the first upload of a batch waits for others.
         max_queue: Most uploads that wait; beyond, 503.
         max_body_bytes: Largest body.
         max_norm: Largest norm of an anchor.

@@ -72,15 +72,23 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that are values, where the text does not name them itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = "default" in (action.help or "") or action.default in (None, False, [])
+        return action.help if said else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg serve",
         description="Serve the cloud half of a checkpoint: devices POST anchors to /v1/adapt and get their parameters.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Defaults,
     )
     default = ServeConfig("")
     parser.add_argument("--ckpt", help="checkpoint of the cloud half, or a folder or repository of save_pretrained")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all, which needs --keys")
     parser.add_argument("--port", type=int, default=8400, help="port to listen on")
     parser.add_argument("--workers", type=_count, default=1, help="processes that share the port")
     parser.add_argument("--threads", type=_count, help="CPU threads per worker (default: cores / workers)")
@@ -88,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--download-codec", help="codec of the parameters (default: the checkpoint's)")
     group = parser.add_argument_group("batching")
     group.add_argument("--max-batch", type=_count, default=default.max_batch, help="most uploads computed together")
-    group.add_argument("--max-wait-ms", type=float, default=default.max_wait_ms, help="wait of the first for company")
+    group.add_argument(
+        "--max-wait-ms", type=float, default=default.max_wait_ms, help="how long the first upload waits for others"
+    )
     group.add_argument("--max-queue", type=_count, default=default.max_queue, help="most uploads that wait, then 503")
     group = parser.add_argument_group("access")
     group.add_argument("--keys", help="file of API keys; needed beyond loopback; changes count within a second")
@@ -104,10 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         "--proxy-ips", nargs="+", default=[], metavar="IP", help="proxies whose X-Forwarded-* is believed"
     )
     group = parser.add_argument_group("limits")
-    group.add_argument("--max-body-bytes", type=_count, default=default.max_body_bytes, help="largest upload")
-    group.add_argument("--max-clips", type=_count, default=default.context.clips, help="clips of one context")
-    group.add_argument("--max-anchors", type=_count, default=default.context.anchors, help="anchors of one clip")
-    group.add_argument("--max-frames", type=_count, default=default.context.frames, help="frames of one context")
+    group.add_argument("--max-body-bytes", type=_count, default=default.max_body_bytes, help="largest upload, bytes")
+    group.add_argument("--max-clips", type=_count, default=default.context.clips, help="most clips of one context")
+    group.add_argument("--max-anchors", type=_count, default=default.context.anchors, help="most anchors of one clip")
+    group.add_argument("--max-frames", type=_count, default=default.context.frames, help="most frames of one context")
     group.add_argument(
         "--max-connections", type=_count, default=default.max_connections, help="open connections per worker, then 503"
     )
@@ -122,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         "--stuck-s", type=float, default=default.stuck_s, help="time for one batch, then /healthz answers 503"
     )
     group.add_argument("--drain-s", type=int, default=30, help="time to finish requests after SIGTERM")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="log lines")
+    parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level in the log"
+    )
     parser.add_argument("--log-requests", action="store_true", help="log every request, not only refused ones")
     return parser
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
 
 from lit_mmpg.cli import main
 from lit_mmpg.data.features import open_features
@@ -98,7 +96,7 @@ def test_a_training_runs_on_extracted_features(videos: Path, encoder: Path, tmp_
 def test_from_videos_and_one_table_to_a_result(
     videos: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What README tells for one's own data, as a stranger types it: each verb takes what the one before wrote."""
+    """What docs/your_data.md tells, as a stranger types it: each command takes what the one before wrote."""
     (tmp_path / "trip").mkdir()
     for i in range(8):
         shutil.copy(videos / f"clip{i:03d}.mp4", tmp_path / f"trip/clip{i:03d}.MP4")
@@ -238,32 +236,3 @@ def test_mistakes_are_answered_at_once(
     (twice / "a.mp4").rename(twice / "ids.mp4")
     (tmp_path / "f.h5").unlink()
     assert "none of the 1 videos" in error(*arguments(twice, encoder))
-
-
-@pytest.mark.docs
-def test_the_commands_of_the_readme_lead_from_eight_videos_to_a_result(encoder: Path, tmp_path: Path) -> None:
-    """The four commands of "Your own data", word for word but for the names that stand for something."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("### Your own data") :]
-    commands = re.findall(r"^    (lit-mmpg .*?)(?: +#.*)?$", section[: section.index("| column")], re.MULTILINE)
-    assert [line.split()[1] for line in commands] == ["init-data", "extract", "fit", "test"]
-    folder = tmp_path / "films"
-    folder.mkdir()
-    rows = ["video,question,answer,owner"]
-    for i in range(8):
-        write_clip(folder / f"clip{i}.mp4", i % 2)
-        rows.append(f"clip{i}.mp4,which colour?,{('red', 'green')[i % 2]},owner{i // 2}")
-    (folder / "table.csv").write_text("\n".join(rows) + "\n")
-    names = {"FOLDER": "films", "ENCODER": str(encoder)}
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for line in commands:
-        for name, value in names.items():
-            line = line.replace(name, value)
-        done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-        found = re.search(r"--ckpt_path (\S+)", done.stdout)
-        names |= {"CKPT": found[1]} if found else {}
-    assert "accuracy" in done.stdout
-    store = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    runs = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
-    assert any(key.endswith("accuracy") for run in runs for key in run.data.metrics)

@@ -79,7 +79,7 @@ def test_there_are_few_files() -> None:
     assert len(PAIRS) == 8 and len(list(shipped_configs().rglob("*.yaml"))) <= 35
 
 
-def test_help_shows_every_flag_that_the_readme_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_flag_that_the_documents_name(capsys: pytest.CaptureFixture[str]) -> None:
     said = ""
     classes = {"model": ("CloudModule", "DeviceModule"), "data": ("VideoData", "PersonalClipsData", "CameraClipsData")}
     asked = [f"--{part}.help={name}" for part, names in classes.items() for name in names]
@@ -89,8 +89,8 @@ def test_help_shows_every_flag_that_the_readme_names(capsys: pytest.CaptureFixtu
         assert ended.value.code == 0
         said += capsys.readouterr().out
     assert all(f"--{part}.help" in said and name in said for part, names in classes.items() for name in names)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    flags = set(re.findall(r"--(?:model|data|trainer|tracking)\.[a-z_]+(?:\.[a-z_]+)*", readme)) - {
+    pages = "".join(page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    flags = set(re.findall(r"--(?:model|data|trainer|tracking)\.[a-z_]+(?:\.[a-z_]+)*", pages)) - {
         "--model.help",
         "--data.help",
     }
