@@ -287,7 +287,7 @@ def test_mistakes_are_said_in_one_sentence(
         return str(caught.value)
 
     assert "does not exist; did you mean" in error(lit_mmpg.load, made("pixels").cloud.with_name("bset.ckpt"))
-    assert "is a folder without manifest.json" in error(lit_mmpg.load, tmp_path)
+    assert "is a folder without config.json" in error(lit_mmpg.load, tmp_path)
     assert "damaged or not a checkpoint" in error(lit_mmpg.load, videos[0])
     assert "brings its frame encoder" in error(lit_mmpg.load, made("pixels").bundle, frame_encoder=tmp_path)
     assert "name the device otherwise" in error(system.new_device, "two\nlines")
