@@ -18,7 +18,7 @@ from lit_mmpg.training.run import check_data
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
 
-DEFAULT = "configs/experiment/demo_device.yaml"
+DEFAULT = "configs/experiment/demo.yaml"
 """Shown when no configuration is named: the embedded data."""
 
 SHOWN = 6

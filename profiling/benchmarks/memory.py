@@ -1,6 +1,6 @@
 """What a memory of camera models wins, in shares of the gap to the exact correction: a pilot on validation clips.
 
-    python -m lit_mmpg.profiling.benchmarks.memory --settings configs/fleet/msrvtt_pilot.yaml --output FILE.json
+    python -m lit_mmpg.profiling.benchmarks.memory --settings profiling/benchmarks/memory_pilot.yaml --output FILE.json
 
 For each seed a fleet of cameras is drawn (:mod:`lit_mmpg.data.fleet`). A memory is learnt from its training devices in
 three ways; each asked device shows C earlier frames and gets gain and bias images for the input of its frozen encoder.
@@ -118,7 +118,7 @@ class Settings:
             given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise UserError(
-                f"{path} is no readable YAML ({error}); name a file such as configs/fleet/*.yaml"
+                f"{path} is no readable YAML ({error}); name a file such as profiling/benchmarks/memory_pilot.yaml"
             ) from error
         known = {entry.name: entry for entry in fields(cls)}
         if not isinstance(given, dict) or set(given) - set(known):
@@ -777,7 +777,7 @@ def _listed(facts: Mapping[str, Mapping[str, Any]]) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Run all seeds and write one JSON file."""
     parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.memory", description=__doc__)
-    parser.add_argument("--settings", default="configs/fleet/msrvtt_pilot.yaml", metavar="FILE.yaml")
+    parser.add_argument("--settings", default="profiling/benchmarks/memory_pilot.yaml", metavar="FILE.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds above 0")
     parser.add_argument("--folder", type=Path, default=Path("outputs/memory"), help="where cells are kept")
     parser.add_argument("--output", type=Path, default=Path("outputs/memory.json"), metavar="FILE.json")

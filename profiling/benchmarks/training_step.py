@@ -139,8 +139,8 @@ class Stages:
 
 def read_configs() -> dict[str, dict[str, Any]]:
     """The shipped configurations of the demo: data, device half and cloud half."""
-    cloud, device = (load_config(find_config(f"configs/experiment/{name}.yaml")) for name in ("demo", "demo_device"))
-    return {"data": device["data"], "device": device["model"], "cloud": cloud["model"]}
+    config = load_config(find_config("configs/experiment/demo.yaml"))
+    return {"data": config["data"], "device": config["device_stage"]["model"], "cloud": config["model"]}
 
 
 def build_stages(configs: Mapping[str, dict[str, Any]]) -> Stages:

@@ -17,7 +17,7 @@ from lit_mmpg.device.contract import DynamicConfig, Shapes, build_network, netwo
 from lit_mmpg.device.dual import PretrainedText
 from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.errors import UserError
-from lit_mmpg.export.graphs import export_graph
+from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.parameters import MODEL
 from lit_mmpg.runtime.engines.tensorrt import build_engine
 from lit_mmpg.settings import to_plain
