@@ -11,7 +11,7 @@ Beside it stands the squared distance of the encoder's features to those of the 
 
 What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C. The test split is read
 where the settings name it, and not otherwise. Every row of a seed is a file, so that a run that was ended goes on. A
-seed takes about eight minutes on two busy cores.
+seed takes five minutes on two cores, fifteen on very busy ones.
 """
 
 from __future__ import annotations
