@@ -821,16 +821,8 @@ def main(args: Sequence[str] | None = None) -> None:
             for seed, run in zip(options.seeds, runs, strict=True)
         ),
     ]
-    columns = [
-        "row",
-        "C",
-        "log-rank",
-        "share of the gap",
-        "of the features' distance",
-        *families,
-        "loss: clean",
-        "loss: unseen models",
-    ]
+    columns = ["row", "C", "log-rank", "share of the gap", "on families that models share"]
+    columns += ["of the features' distance", *families, "loss: clean", "loss: unseen models"]
     columns += ["recognised: right / wrong / clean / unseen", "bytes"]
     command = f"python -m lit_mmpg.profiling.benchmarks.memory --settings {options.settings} --seeds {seeds}"
     found = result(
