@@ -47,7 +47,7 @@ if name == "lit-mmpg":
     if arguments[:2] == ["profile", "run"] or "--interleave" in arguments:
         arguments += [part for setting in measured for part in ("--set", setting)]
         arguments += [] if "--engines" in arguments else ["--engines", "onnxruntime"]
-        arguments += ["--rounds", "3"] if "--interleave" in arguments else []
+        arguments += ["--rounds", "6"] if "--interleave" in arguments else []
     if arguments[0] in ("serve", "ui", "extract") or "ddp" in arguments:  # which start processes of their own
         os.execv(sys.executable, [sys.executable, "-m", "lit_mmpg", *arguments])
     with socket.socket(socket.AF_UNIX) as talk:
@@ -90,6 +90,7 @@ while True:
             traceback.print_exc()
             status = 1
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(int(status or 0))
     for file in files:
         os.close(file)
