@@ -142,7 +142,7 @@ def write_bundle(
                 )
                 variants.append(variant)
         guard = None
-        if isinstance(source, Source):
+        if drawn.source == "data" and isinstance(source, Source):
             step("bounds of plausible parameters")
             guard = choose_guard(source, specs[0])
         step("reference")

@@ -134,8 +134,8 @@ def test_a_method_on_a_cloud_half_goes_on_top_of_its_parameters(cloud_world: Wor
     group = same.evaluation.groups[0]
     assert same.evaluation.compute(group, "adabn") == pytest.approx(own.evaluation.compute(group, "unadapted"))
     assert own.cost is not None and same.cost is not None
-    # Messages carry a running number, so their lengths differ by a digit.
-    assert same.cost.upload_bytes == pytest.approx(own.cost.upload_bytes, abs=2) and own.cost.upload_bytes > 500
+    # Each is a mean over the devices that it was measured on, whose contexts differ in length.
+    assert same.cost.upload_bytes == pytest.approx(own.cost.upload_bytes, rel=0.02) and own.cost.upload_bytes > 100
     assert same.cost.download_bytes == pytest.approx(own.cost.download_bytes, abs=2) and own.cost.download_bytes > 500
     assert own.cost.cloud_s is not None and own.cost.adapt_flops > 0 and same.cost.adapt_flops > own.cost.adapt_flops
     on_static = evaluate_adapted(world("open_ended"), "adabn", options=nothing).cost

@@ -207,7 +207,7 @@ def test_tent_by_hand() -> None:
     def method(kind: type[Tent]) -> Any:
         tent: Any = kind.__new__(kind)
         tent.network = SimpleNamespace(frame_norm=norm, task=find_task("open_ended"))
-        tent.subject = SimpleNamespace(features=lambda batch: batch.features)
+        tent.subject = SimpleNamespace(features=lambda episode: episode.batch.features)
         head = torch.from_numpy(toy.weight)
 
         def answer(_: Any, features: torch.Tensor, state: dict[str, torch.Tensor]) -> Outputs:
@@ -311,7 +311,7 @@ def test_adabn(world: World) -> None:
     states = method.adapt_all(support, [{"where": "features", "prior": prior} for prior in (0.0, 16.0)])
     source = method.source.moments["features"]
     mean, variance = source.mean.double().numpy(), source.variance.double().numpy()
-    values = loaded.subject.features(support.batch).double().numpy()
+    values = loaded.subject.features(support).double().numpy()
     for prior, state in zip((0.0, 16.0), states, strict=True):
         for g, real in enumerate(support.batch.frames.mask.numpy()):
             x = values[g][real]
