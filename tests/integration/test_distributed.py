@@ -32,7 +32,7 @@ def lit_mmpg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("task", ["open_ended", "retrieval"])
+@pytest.mark.parametrize("task", ["open_ended", pytest.param("retrieval", marks=pytest.mark.soak)])
 def test_both_stages_train_in_two_processes(task: str, trained: Train, tmp_path: Path) -> None:
     config = write_experiment(tmp_path, trained(task).root, task)
     done = lit_mmpg(tmp_path, "fit", "--config", str(config), *DDP)
@@ -48,7 +48,10 @@ def test_both_stages_train_in_two_processes(task: str, trained: Train, tmp_path:
         assert torch.load(path, weights_only=True)["global_step"] > 0
 
 
-@pytest.mark.parametrize(("task", "verb"), [("open_ended", "test"), ("retrieval", "test"), ("retrieval", "validate")])
+@pytest.mark.parametrize(
+    ("task", "verb"),
+    [("open_ended", "test"), ("retrieval", "test"), pytest.param("retrieval", "validate", marks=pytest.mark.soak)],
+)
 def test_two_processes_measure_what_one_measures(
     task: str, verb: str, trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,6 +263,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
             assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
+@pytest.mark.soak
 def test_two_processes_train_both_stages(trained: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
     # Two processes with half the batch take the same steps as one: same data per step, same number of steps.
