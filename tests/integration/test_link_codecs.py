@@ -32,7 +32,7 @@ def test_codecs_of_a_test(trained, monkeypatch, tmp_path):
         row = measured(tmp_path, run.cloud, f"--model.link.upload_codec={codec}", "--model.link.download_codec=int8")
         bytes_up[codec] = row["upload_bytes"]
         assert 0 <= row["value"] <= 1
-    # Two anchors of 16 values of each clip that is there: 16, 8 and 12 bytes each; two of a scale for a clip's integers.
+    # Two anchors of 16 values of each clip that is there: 16, 8 and 12 bytes each; two for the scale of integers.
     clips = (bytes_up["int8"] - bytes_up["int4"]) / (2 * 8)
     assert 1 <= clips <= 3
     assert bytes_up["int8"] - bytes_up["pq"] == pytest.approx(clips * (2 * 4 + 2))
