@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_mmpg import pretrained
 from lit_mmpg.batch import Batch
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
-from lit_mmpg.device.contract import DeviceModel, Shapes
+from lit_mmpg.device.contract import DeviceModel, Shapes, evaluating
 from lit_mmpg.device.evaluation import Cost, Evaluation
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.device.plots import accuracy_per_device
@@ -193,10 +193,8 @@ class AnsweringModule(Remembering, L.LightningModule):
 
     @torch.inference_mode()
     def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        training = self.network.training
-        self.network.eval()
-        encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
-        self.network.train(training)
+        with evaluating(self.network):
+            encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
         return encoded.float().cpu().numpy()
 
     def _cost_of_encoding(self, data: DeviceData, personal: bool) -> str:
@@ -216,11 +214,8 @@ class AnsweringModule(Remembering, L.LightningModule):
             learnt = [tensor.clone().requires_grad_() for tensor in own]
             torch.autograd.grad(self.network.encode(pictures, learnt).sum(), learnt, allow_unused=True)
 
-        training = self.network.training
-        self.network.eval()
-        with torch.enable_grad():
+        with evaluating(self.network), torch.enable_grad():
             anew = _seconds(step) / len(frames)
-        self.network.train(training)
         asked = data.training_frames()
         first = next(entry.name for entry in self.network.spec.of(ENCODE)).rpartition(".")[0]
         return (

@@ -138,6 +138,18 @@ def _holding(method: Callable[..., Tensor], place: int) -> Callable[..., Tensor]
     return call
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode; afterwards each of its modules is in the mode that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 class DeviceModel(nn.Module, ABC):
     """Device half: static layers plus dynamic layers whose parameters are arguments.
 
@@ -278,14 +290,9 @@ class DeviceModel(nn.Module, ABC):
     @contextmanager
     def _trial(self) -> Iterator[None]:
         """While something is tried: evaluation mode, no gradients, full precision."""
-        modes = [(m, m.training) for m in self.modules()]
-        try:
-            self.eval()
-            with torch.no_grad(), torch.autocast(next(self.parameters()).device.type, enabled=False):
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        device = next(self.parameters()).device.type
+        with evaluating(self), torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
 
     def _example(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Random frames, mask and text with leading dimensions, as :meth:`forward` takes them."""

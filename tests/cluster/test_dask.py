@@ -27,11 +27,11 @@ from lit_mmpg.cli import main
 from lit_mmpg.data.features import open_features
 from lit_mmpg.errors import UserError
 from lit_mmpg.launcher import LOST, SKIPPED, Piece, connected
+from lit_mmpg.profiling.benchmarks.services import free_port
 from tests.cluster.conftest import ROOT
 from tests.extract.test_extract import encoder, videos
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
-from tests.serving.conftest import free_port
 
 pytestmark = pytest.mark.cluster
 __all__ = ["encoder", "videos"]

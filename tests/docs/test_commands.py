@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from urllib.request import urlopen
 import pytest
 from mlflow import MlflowClient
 
+from lit_mmpg.profiling.benchmarks.services import free_port
 from tests.docs.pages import NEEDS, PAGES, ROOT, Block, blocks
 from tests.extract.test_extract import encoder, write_clip
 
@@ -164,12 +164,6 @@ def place(trained: Path, encoder: Path, tmp_path: Path, request: pytest.FixtureR
         rows.append(f"clip{i}.mp4,which colour?,{('red', 'green')[i % 2]},owner{i // 2}")
     (tmp_path / "films/table.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Session:

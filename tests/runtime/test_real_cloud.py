@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +16,12 @@ import torch
 
 from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors, Exchange
+from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.policies import Always
 from lit_mmpg.runtime.video import list_videos
 from tests.runtime.cloud_server import write_video
 from tests.runtime.test_device import Hands
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 
 from lit_mmpg.cloud.loading import load_cloud_module
 from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.serving.keys import add_key
 from tests.serving.making import make_cloud_checkpoint
 
@@ -87,12 +87,6 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 Start = Callable[..., Server]

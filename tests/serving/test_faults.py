@@ -21,13 +21,14 @@ import pytest
 
 from lit_mmpg.cli import main
 from lit_mmpg.cloud.module import CloudModule
+from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.serving.keys import add_key
-from tests.serving.conftest import Guarded, Server, Start, free_port, make_certificate
+from tests.serving.conftest import Guarded, Server, Start, make_certificate
 from tests.serving.making import loaded, make_uploads, offline, same_bits
 
 HOLD_MS = 1500.0

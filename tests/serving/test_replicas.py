@@ -20,10 +20,11 @@ import yaml
 
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.link import Upload
+from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.serving import verb
 from lit_mmpg.serving.keys import add_key
-from tests.serving.conftest import ROOT, Guarded, Server, Start, free_port, make_certificate
+from tests.serving.conftest import ROOT, Guarded, Server, Start, make_certificate
 from tests.serving.making import make_uploads, offline, same_bits
 
 SERVING = ROOT / "configs" / "serving"
