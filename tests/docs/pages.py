@@ -21,7 +21,6 @@ NEEDS = {  # what a block may need that a test does not have -> whether it is ru
     "two machines": False,
     "a certificate": False,
     "an interrupted run": False,
-    "two profiles": False,
     "frames of a fleet": False,
     "MSR-VTT": True,
 }
