@@ -7,7 +7,8 @@ It takes minutes, so it may run in the background, prints a line for each run, a
 killed) and started again with the same command, it goes on with the run that is next.
 
 Each run compares a bundle with itself. In half of the runs every answer of B is followed by a busy wait that lasts a
-share of A's median latency: the regression. Target: planted ones fail in all runs, and 19 of 20 runs without one pass.
+share of what that answer took: the regression, of the same share whatever else the machine does. Target: planted ones
+fail in all runs, and 19 of 20 runs without one pass.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from lit_mmpg.profiling.compare import Limit
 from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
 from lit_mmpg.profiling.harness import Harness, Instruments
 from lit_mmpg.profiling.interleave import Open, compare_bundles, open_pipeline
-from lit_mmpg.profiling.meters import latency
 from lit_mmpg.profiling.meters.latency import LatencyConfig
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell
@@ -38,22 +38,19 @@ from lit_mmpg.tracking.store import git_commit
 
 
 class Slower(Pipeline):
-    """A pipeline whose answers take longer by a fixed time."""
+    """A pipeline whose answers take longer by a fixed share."""
 
-    extra_s = 0.0
+    share = 0.0
 
     def answer(self, features: np.ndarray | None = None) -> np.ndarray:
         """The answer, then a busy wait."""
+        start = time.perf_counter()
         found = super().answer(features)
-        end = time.perf_counter() + self.extra_s
-        while time.perf_counter() < end:
-            pass
+        now = time.perf_counter()
+        end = now + self.share * (now - start)
+        while now < end:
+            now = time.perf_counter()
         return found
-
-
-def planted(share: float, median_ms: float) -> type[Slower]:
-    """A pipeline that is slower by a share of a median."""
-    return type("Planted", (Slower,), {"extra_s": share * median_ms / 1e3})
 
 
 def runs(
@@ -79,9 +76,7 @@ def runs(
     Yields:
         ``planted``, ``passed`` and the ``change`` of each, with the interval's ends.
     """
-    with Pipeline(harness.bundle, cell) as pipeline:
-        median_ms = latency.measure(pipeline.answer, harness.config.latency).wall.p50_ms
-    slower = planted(share, median_ms)
+    slower = type("Planted", (Slower,), {"share": share})
     for number in range(len(finished), 2 * count):
         opener: Open = open_pipeline if number % 2 == 0 else (lambda harness, cell: slower(harness.bundle, cell))
         comparison = compare_bundles(harness, harness, [limit], rounds, open_b=opener)
