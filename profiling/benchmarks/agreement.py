@@ -1,6 +1,6 @@
 """Do other tools measure the same? Ours, Polygraphy's and ONNX Runtime's own, on the same ONNX file in one run.
 
-    python -m lit_mmpg.profiling.benchmarks.agreement --bundle BUNDLE [--roles model encode] [--batches 1 16]
+    python -m lit_mmpg.profiling.benchmarks.agreement --bundle BUNDLE [--roles model encode] [--batches 1 64]
         [--rounds 40] [--calls 50] [--perf-test onnxruntime_perf_test] [--output FILE.json]
 
 Each tool opens its own session of the file, on the processor with one thread, and measures in its own way:
@@ -19,8 +19,9 @@ onnxruntime_perf_test  its program, where one is given or found: no wheel or pac
 They take turns in every round, in an order that rotates, so that a slow moment of the machine hits each of them. A
 ratio is that of a tool's figure to ours within a round: of medians where the tool tells one, else of means; given are
 the median over the rounds and its interval (95 %). Target: within 3 %, in latency and in throughput. A bound call has
-less to do than one that is handed its arrays. What a tool does between two calls costs the next one its caches: with
-calls of a tenth of a millisecond (batch 1) the tools differ by that, so that the target is for the default batch.
+less to do than one that is handed its arrays. What a tool does around a call, some ten microseconds of Python, and what
+it does between two calls, which costs the next one its caches, is in its figures: with calls of a tenth of a millisecond
+(batch 1) the tools differ by that, so that the target is for the default batch, whose calls last over a millisecond.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.agreement")
     parser.add_argument("--bundle", required=True, type=Path, help="bundle that 'lit-mmpg export' wrote")
     parser.add_argument("--roles", nargs="+", default=["model"], help="graphs to run")
-    parser.add_argument("--batches", nargs="+", type=int, default=[16], help="rows")
+    parser.add_argument("--batches", nargs="+", type=int, default=[64], help="rows")
     parser.add_argument("--rounds", type=int, default=40, help="turns of each tool")
     parser.add_argument("--calls", type=int, default=50, help="calls in a turn")
     parser.add_argument("--perf-test", help=f"program {PERF_TEST}; the one that is found when not given")
