@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +19,7 @@ from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfi
 from lit_mmpg.onnx_graphs import export_graph
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data, write_experiment
+from tests.shared import made_once
 
 MAX_FRAMES, OPTIONS = 5, 3
 
@@ -57,9 +58,19 @@ def device_model(
 
 @cache
 def exported(task: str, form: str | None, frame: tuple[int, ...] = (24,)) -> Exported:
-    network = device_model(task, form, frame)
+    return export_once(f"{task}_{form}_{len(frame)}", device_model(task, form, frame))
+
+
+def export_once(name: str, network: DeviceNetwork) -> Exported:
+    """Export a device model, once for all test processes."""
     specs = {spec.role: spec for spec in graph_specs(network, MAX_FRAMES, OPTIONS)}
-    return Exported(network, specs, {role: export_graph(spec, network) for role, spec in specs.items()})
+
+    def make(folder: Path) -> None:
+        for role, spec in specs.items():
+            onnx.save(export_graph(spec, network), folder / f"{role}.onnx")
+
+    folder = made_once(f"exported_{name}", make)
+    return Exported(network, specs, {role: onnx.load(folder / f"{role}.onnx") for role in specs})
 
 
 @dataclass(frozen=True)
@@ -79,36 +90,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
     def make(kind: str = "features") -> Made:
         if kind not in done:
-            folder = tmp_path_factory.mktemp(kind)
-            config = write_experiment(folder, tiny.build_root(folder / "data"), "open_ended")
-            if kind == "pixels":
-                data = pixel_data()
-                tiny.write_config(
-                    folder / "device.yaml",
-                    data=data,
-                    model=tiny.device_config(network=PIXEL_NETWORK),
-                    trainer=tiny.trainer_config(),
-                )
-                tiny.write_config(
-                    config,
-                    data=data,
-                    model=tiny.cloud_config(),
-                    trainer=tiny.trainer_config(),
-                    device_stage="device.yaml",
-                )
-            before = Path.cwd()
-            os.chdir(folder)
-            try:
-                assert main(["fit", "--config", str(config)]) == 0
-                device, cloud = (best_checkpoint(folder, half) for half in ("device", "cloud"))
-                precisions = ["--precisions", "fp32", "fp16", "int8_weight", "int8", "--keep-failed", "--torch"]
-                assert main(["export", "--ckpt", str(cloud), "--output", "bundle", *precisions]) == 0
-            finally:
-                os.chdir(before)
+            template = made_once(f"bundle_of_{kind}", lambda folder: _train_and_export(folder, kind))
+            folder = shutil.copytree(template, tmp_path_factory.mktemp(kind) / "project")
+            device, cloud = (best_checkpoint(folder, half) for half in ("device", "cloud"))
             done[kind] = Made(folder, device, cloud, folder / "bundle")
         return done[kind]
 
     return make
+
+
+def _train_and_export(folder: Path, kind: str) -> None:
+    config = write_experiment(folder, tiny.build_root(folder / "data"), "open_ended")
+    if kind == "pixels":
+        data, trainer = pixel_data(), tiny.trainer_config()
+        network = tiny.device_config(network=PIXEL_NETWORK)
+        tiny.write_config(folder / "device.yaml", data=data, model=network, trainer=trainer)
+        tiny.write_config(config, data=data, model=tiny.cloud_config(), trainer=trainer, device_stage="device.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", str(config)]) == 0
+        precisions = ["--precisions", "fp32", "fp16", "int8_weight", "int8", "--keep-failed", "--torch"]
+        cloud = best_checkpoint(folder, "cloud")
+        assert main(["export", "--ckpt", str(cloud), "--output", "bundle", *precisions]) == 0
 
 
 @pytest.fixture(scope="session")

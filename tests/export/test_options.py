@@ -21,7 +21,6 @@ from lit_mmpg.batch import Frames
 from lit_mmpg.cli import main
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.vision import FrameEncoder
-from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.precision import convert
@@ -29,7 +28,6 @@ from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.source import Source, open_source
 from lit_mmpg.export.write import write_manifest
 from lit_mmpg.methods.adapted import evaluate_adapted, load
-from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.adaptation import take_in
 from lit_mmpg.runtime.bundle import MOMENTS, Bundle, file_digest
@@ -38,7 +36,7 @@ from lit_mmpg.runtime.manifest import PRECISIONS, OwnStatistics
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.verify import verify
-from tests.export.conftest import MAX_FRAMES, OPTIONS, Exported, device_model
+from tests.export.conftest import Exported, device_model, export_once
 from tests.export.test_graphs import random_inputs, session
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
@@ -54,9 +52,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, object]]] = {
 @cache
 def exported(name: str) -> Exported:
     task, form, layers, options = CASES[name]
-    network = device_model(task, form, layers=layers, **options)
-    specs = {spec.role: spec for spec in graph_specs(network, MAX_FRAMES, OPTIONS)}
-    return Exported(network, specs, {role: export_graph(spec, network) for role, spec in specs.items()})
+    return export_once(name, device_model(task, form, layers=layers, **options))
 
 
 @pytest.mark.parametrize("name", CASES)

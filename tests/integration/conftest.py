@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from lit_mmpg.cli import main
 from tests.integration import tiny
+from tests.shared import made_once
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ def write_experiment(
     )
 
 
+def fit_both(folder: Path, task: str, **options: object) -> None:
+    """Build tiny data in a folder, and train both halves there; options as for :func:`write_experiment`."""
+    config = write_experiment(folder, tiny.build_root(folder / "data"), task, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", str(config)]) == 0
+
+
 def pixel_data(task: str = "open_ended") -> dict:
     """Data of very few, very small rendered clips."""
     clips = {
@@ -73,24 +82,16 @@ PIXEL_NETWORK = {"width": 16, "heads": 2, "encoder_features": 8, "encoder_channe
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Trained]]:
-    """Train both halves for a task on the tiny data, once."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """Train both halves for a task on the tiny data, once; the data are those of all processes."""
     done: dict[str, Trained] = {}
 
     def train(task: str) -> Trained:
         if task not in done:
-            folder = tmp_path_factory.mktemp(task)
-            root = tiny.build_root(folder / "data")
-            config = write_experiment(folder, root, task)
-            before = Path.cwd()
-            os.chdir(folder)
-            try:
-                assert main(["fit", "--config", str(config)]) == 0
-            finally:
-                os.chdir(before)
-            done[task] = Trained(
-                folder, root, config, best_checkpoint(folder, "device"), best_checkpoint(folder, "cloud")
-            )
+            template = made_once(f"trained_{task}", lambda folder: fit_both(folder, task))
+            folder = shutil.copytree(template, tmp_path_factory.mktemp(task) / "project")
+            device, cloud = (best_checkpoint(folder, half) for half in ("device", "cloud"))
+            done[task] = Trained(folder, template / "data", folder / "both.yaml", device, cloud)
         return done[task]
 
-    yield train
+    return train

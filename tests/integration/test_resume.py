@@ -20,7 +20,7 @@ from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, Trained, pixel_data
 
 Train = Callable[[str], Trained]
-EPOCHS = 4
+EPOCHS = 3
 
 
 def command(config: Path, *more: str) -> list[str]:
@@ -56,7 +56,9 @@ def kill_in_mid_epoch(folder: Path, config: Path, steps_per_epoch: int) -> int:
     return step
 
 
-def test_killed_and_resumed_equals_uninterrupted(trained: Train, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(
+    trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained("open_ended")
     model = tiny.cloud_config(run.device)
     # One batch per device group: several steps an epoch; the sleep leaves time to kill it there.
@@ -64,14 +66,14 @@ def test_killed_and_resumed_equals_uninterrupted(trained: Train, tmp_path: Path)
     data = tiny.data_config(run.root, batch=batch)
     slow = {"class_path": "tests.integration.slow.Slow"}
     trainer = tiny.trainer_config(max_epochs=EPOCHS, callbacks=[slow])
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    os.environ.update(environment)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     configs = {}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         configs[name] = tiny.write_config(tmp_path / name / "run.yaml", data=data, model=model, trainer=trainer)
 
-    subprocess.run(command(configs["whole"]), cwd=tmp_path / "whole", check=True, capture_output=True, timeout=600)
+    monkeypatch.chdir(tmp_path / "whole")
+    assert main(command(configs["whole"])[3:]) == 0
     expected, _, steps = final_weights(tmp_path / "whole")
     killed_at = kill_in_mid_epoch(tmp_path / "killed", configs["killed"], steps // EPOCHS)
     _, run_id, _ = final_weights(tmp_path / "killed")

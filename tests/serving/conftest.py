@@ -21,7 +21,9 @@ from lit_mmpg.cloud.loading import load_cloud_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.serving.keys import add_key
+from tests.integration.conftest import best_checkpoint
 from tests.serving.making import make_cloud_checkpoint
+from tests.shared import made_once
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,9 +38,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint() -> Path:
     """A checkpoint of both halves, trained for three epochs on tiny data."""
-    return make_cloud_checkpoint(tmp_path_factory.mktemp("serving"))
+    return best_checkpoint(made_once("served", make_cloud_checkpoint), "cloud")
 
 
 @pytest.fixture(scope="session")

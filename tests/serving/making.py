@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,17 +15,9 @@ from lit_mmpg.link import Download, Upload
 
 def make_cloud_checkpoint(folder: Path, task: str = "open_ended", **cloud: object) -> Path:
     """Train both halves for an epoch on tiny data; returns the cloud half's checkpoint."""
-    from lit_mmpg.cli import main
-    from tests.integration import tiny
-    from tests.integration.conftest import best_checkpoint, write_experiment
+    from tests.integration.conftest import best_checkpoint, fit_both
 
-    config = write_experiment(folder, tiny.build_root(folder / "data"), task, epochs=3, **cloud)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(["fit", "--config", str(config)]) == 0
-    finally:
-        os.chdir(before)
+    fit_both(folder, task, epochs=3, **cloud)
     return best_checkpoint(folder, "cloud")
 
 

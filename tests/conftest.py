@@ -1,0 +1,16 @@
+"""The folder that the processes of one run share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests import shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp()
+    shared.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.FOLDER.mkdir(exist_ok=True)
