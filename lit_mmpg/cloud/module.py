@@ -360,7 +360,7 @@ class CloudModule(AnsweringModule):
         parameters = self.adaptor(self._context(reconstruction, mask, batch.device))
         fixed = self.freeze_static and not self.network.encodes_personally
         with torch.no_grad() if fixed else torch.enable_grad():
-            features = self.network.encode(batch.frames.values, parameters)
+            features = self.network.encode_asked(batch.frames.values, parameters)
         adapted = self.network.project(features, parameters)
         outputs = answer_batch(self.network, batch, features, parameters, adapted)
         task = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
@@ -427,7 +427,7 @@ class CloudModule(AnsweringModule):
 
     def respond(self, batch: Batch, methods: list[str]) -> dict[str, Outputs]:
         """Answers with the own, no, and another device's parameters."""
-        features = self.network.encode(batch.frames.values)
+        features = self.network.encode_asked(batch.frames.values)
         anew = self.network.encodes_personally
         results = {}
         for method in methods:
@@ -437,7 +437,7 @@ class CloudModule(AnsweringModule):
             elif method == "shuffled_device":
                 assert batch.foreign is not None
                 parameters = self.adapt(batch.foreign, batch.device)
-            own = self.network.encode(batch.frames.values, parameters) if anew and parameters else features
+            own = self.network.encode_asked(batch.frames.values, parameters) if anew and parameters else features
             results[method] = answer_batch(self.network, batch, own, parameters)
         return results
 

@@ -78,9 +78,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         self.predict_device: str | None = None
         """Id of the one device to answer for; ``None`` for all unseen test devices."""
         self._statistics: dict[str, Any] = {}
-        self._encoded: dict[int, FrameSource] = {}
-        self._frame_encoder: Callable[[np.ndarray], np.ndarray] | None = None
-        self._encodes_queries = True
+        self.encode_once(None, None)
 
     # -- what a checkpoint restores ------------------------------------------------------------------------------
 
@@ -315,7 +313,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         Yields:
             ``[1, C, T, ...]`` clips of one device, without overlap.
         """
-        gather = self._gatherer(self.corpus.frames, self.corpus.filmed)
+        gather = self._gatherer(self.corpus.frames, self._encode_contexts, self.corpus.filmed)
         timelines = {device: clips for device, clips in self._timelines("train").items() if len(clips)}
         share, size = max(1, most // max(1, len(timelines))), self.batch.context_clips
         for device, clips in timelines.items():
@@ -323,17 +321,19 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
                 chosen = clips[start : min(start + size, share)].tolist()
                 yield gather([chosen], len(chosen), [device])
 
-    def encode_once(self, encode: Callable[[np.ndarray], np.ndarray] | None, queries: bool = True) -> None:
-        """Hand out features instead of pixels from now on, each frame encoded once; ``None`` goes back to pixels.
+    def encode_once(
+        self, contexts: Callable[[np.ndarray], np.ndarray] | None, asked: Callable[[np.ndarray], np.ndarray] | None
+    ) -> None:
+        """Hand out what a frozen encoder makes of frames, each computed once; ``None`` goes back to pixels.
 
-        For a training whose frame encoder is frozen: encoding again in every epoch would be most of its cost.
+        Encoding again in every epoch would be most of the cost of a training.
 
         Args:
-            encode: ``[n, 3, H, W]`` pixels to ``[n, D]`` features.
-            queries: Whether of the query clips, too; else of contexts alone.
+            contexts: ``[n, 3, H, W]`` pixels of contexts, and of clean twins, to ``[n, D]`` features.
+            asked: Those of the clips that are asked about to whatever the model goes on from, ``[n, ...]``.
         """
-        self._frame_encoder, self._encodes_queries = encode, queries
-        self._encoded = {}
+        self._encode_contexts, self._encode_asked = contexts, asked
+        self._encoded: dict[tuple[int, object], FrameSource] = {}
 
     def training_frames(self) -> int:
         """About how many frames of query clips one epoch of training brings."""
@@ -370,22 +370,28 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
 
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
         clean = self.clean_frames() if with_clean else None
-        contexts = self._gatherer(self.corpus.frames, self.corpus.filmed)
-        frames = contexts if self._encodes_queries else self._gatherer(self.corpus.frames, self.corpus.filmed, False)
+        contexts = self._gatherer(self.corpus.frames, self._encode_contexts, self.corpus.filmed)
+        frames = self._gatherer(self.corpus.frames, self._encode_asked, self.corpus.filmed)
         own = OwnStatistics(self._statistics)
         return Collator(self._items[split], frames, clean, self.batch, with_context, own, contexts)
 
     def clean_frames(self) -> FrameGatherer | None:
         """Where the clean twins of all frames come from; None for data without them."""
-        return None if self.corpus.clean is None else self._gatherer(self.corpus.clean)
+        return None if self.corpus.clean is None else self._gatherer(self.corpus.clean, self._encode_contexts)
 
-    def _gatherer(self, source: FrameSource, filmed: FilmedFrames | None = None, encoded: bool = True) -> FrameGatherer:
-        if self._frame_encoder is not None and encoded:
-            if id(source) not in self._encoded:
+    def _gatherer(
+        self,
+        source: FrameSource,
+        encode: Callable[[np.ndarray], np.ndarray] | None,
+        filmed: FilmedFrames | None = None,
+    ) -> FrameGatherer:
+        if encode is not None:
+            key = (id(source), encode)
+            if key not in self._encoded:
                 count = len(source.values)
                 _log.info("encoding %d frames of %d clips once, for the whole training", count, len(source.ids()))
-                self._encoded[id(source)] = source.encoded(self._frame_encoder)
-            source = self._encoded[id(source)]
+                self._encoded[key] = source.encoded(encode)
+            source = self._encoded[key]
         return FrameGatherer(source, self.clip_ids, self.batch.max_frames, filmed)
 
     def train_dataloader(self) -> TrainBatches:

@@ -36,12 +36,16 @@ if TYPE_CHECKING:
 
     from lit_mmpg.data.batches import Group
     from lit_mmpg.data.datamodule import DeviceData
+    from lit_mmpg.device.prefix import Prefix
 
 
 _log = logging.getLogger(__name__)
 
 SAMPLE = 8
-"""Frames on which the cost of encoding is measured."""
+"""Frames on which the cost of encoding is measured, and that a prefix computes at once."""
+
+MOST_KEPT_BYTES = 4 * 2**30
+"""Memory for what comes before the first dynamic layer of an encoder."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class AnsweringModule(Remembering, L.LightningModule):
             UserError: If the data does not fit the description, or lacks what a setting needs.
         """
         self.check_meta(self.meta, data.meta)
-        data.encode_once(None)  # what an earlier training left
+        self.network.prefix = None  # what an earlier training left
+        data.encode_once(None, None)
         data.bring(self.needs_context, self.needs_clean)
         self._training = data
         with self._drawing():
@@ -169,8 +174,8 @@ class AnsweringModule(Remembering, L.LightningModule):
     def setup(self, stage: str) -> None:
         """In training, frames that are always encoded alike are encoded once, not once per epoch.
 
-        These are all frames, or those of contexts alone where dynamic layers lie in the encoder. What that costs is
-        measured on a few frames and said before.
+        Where dynamic layers lie in the encoder, this holds for contexts; of the clips that are asked about, what comes
+        before the first of these layers is computed once. What that costs is measured on a few frames and said before.
 
         Raises:
             UserError: If the trainer would keep weights in another precision.
@@ -182,14 +187,19 @@ class AnsweringModule(Remembering, L.LightningModule):
         data = self._training
         if stage != "fit" or data is None or not self.network.shapes.pixels or not self.static_encoder:
             return
-        personal = self.network.encodes_personally
-        _log.info("%s", self._cost_of_encoding(data, personal))
-        data.encode_once(self._encode_pixels, queries=not personal)
+        if not self.network.encodes_personally:
+            _log.info("%s; epochs begin behind it", self._cost_of_encoding(data))
+            data.encode_once(self._encode_pixels, self._encode_pixels)
+            return
+        self.network.prefix, kept = self._find_prefix(data)
+        _log.info("%s, for contexts; %s", self._cost_of_encoding(data), self._cost_of_an_epoch(data, kept))
+        data.encode_once(self._encode_pixels, self._encode_prefix if self.network.prefix is not None else None)
 
     def teardown(self, stage: str) -> None:
         """Let the data hand out pixels again."""
         if stage == "fit" and self._training is not None:
-            self._training.encode_once(None)
+            self.network.prefix = None
+            self._training.encode_once(None, None)
 
     @torch.inference_mode()
     def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
@@ -197,31 +207,58 @@ class AnsweringModule(Remembering, L.LightningModule):
             encoded = self.network.encode(torch.from_numpy(pixels).to(self.device))
         return encoded.float().cpu().numpy()
 
-    def _cost_of_encoding(self, data: DeviceData, personal: bool) -> str:
-        """What encoding frames costs on this machine, in words."""
+    @torch.inference_mode()
+    def _encode_prefix(self, pixels: np.ndarray) -> np.ndarray:
+        prefix = self.network.prefix
+        assert prefix is not None
+        with evaluating(self.network):
+            parts = [
+                prefix.values(
+                    self.network.encode_values, torch.from_numpy(pixels[i : i + SAMPLE]).to(self.device)
+                ).cpu()
+                for i in range(0, len(pixels), SAMPLE)
+            ]
+        return torch.cat(parts).numpy()
+
+    def _find_prefix(self, data: DeviceData) -> tuple[Prefix | None, str]:
+        """What comes before the first dynamic layer of the encoder, if it is kept; and what is done, in words."""
+        first = next(entry.name for entry in self.network.spec.of(ENCODE)).rpartition(".")[0]
+        anew = f"frames anew with personal parameters (from {first} on)"
+        if self._compiler_ctx is not None:  # modules that hand out what was kept are no code for a compiler
+            return None, anew
         source = data.corpus.frames
-        frames = source.frames(source.ids()[0])[:SAMPLE]
+        prefix = self.network.find_prefix(torch.from_numpy(source.values[:SAMPLE]).to(self.device))
+        if prefix is None:
+            return None, anew
+        size = len(source.values) * prefix.width * 4
+        if size > MOST_KEPT_BYTES:
+            return None, f"{anew}, since what comes before would take {size / 2**30:.1f} GiB"
+        return (
+            prefix,
+            f"frames from {first} on with personal parameters, what comes before is kept ({size / 2**20:.0f} MiB)",
+        )
+
+    def _cost_of_encoding(self, data: DeviceData) -> str:
+        """What encoding all frames costs on this machine, in words."""
+        frames, total = data.corpus.frames.values[:SAMPLE], len(data.corpus.frames.values)
         once = _seconds(lambda: self._encode_pixels(frames)) / len(frames)
-        total = sum(source.num_frames(clip) for clip in source.ids())
-        said = f"frame encoder: {total} frames once, about {duration(once * total)}"
-        if not personal:
-            return f"{said}; epochs begin behind it"
+        return f"frame encoder: {total} frames once, about {duration(once * total)}"
+
+    def _cost_of_an_epoch(self, data: DeviceData, kept: str) -> str:
+        """What the clips that are asked about cost in each epoch, in words."""
         layers = self.network.dynamic_layers()
         own = [p.start.neutral(p.shape).to(self.device) for layer in layers.values() for p in layer.parts()]
-        pictures = torch.from_numpy(frames).to(self.device)
+        frames = data.corpus.frames.values[:SAMPLE]
+        given = torch.from_numpy(frames if self.network.prefix is None else self._encode_prefix(frames)).to(self.device)
 
         def step() -> None:
             learnt = [tensor.clone().requires_grad_() for tensor in own]
-            torch.autograd.grad(self.network.encode(pictures, learnt).sum(), learnt, allow_unused=True)
+            torch.autograd.grad(self.network.encode_asked(given, learnt).sum(), learnt, allow_unused=True)
 
         with evaluating(self.network), torch.enable_grad():
             anew = _seconds(step) / len(frames)
         asked = data.training_frames()
-        first = next(entry.name for entry in self.network.spec.of(ENCODE)).rpartition(".")[0]
-        return (
-            f"{said}, for contexts; each epoch encodes {asked} frames anew with personal parameters (from {first} on), "
-            f"about {duration(anew * asked)} on this machine"
-        )
+        return f"each epoch encodes {asked} {kept}, about {duration(anew * asked)} on this machine"
 
     @staticmethod
     def check_meta(trained: Mapping[str, Any], data: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mmpg.device.dynamic import DynamicLinear
+from lit_mmpg.device.prefix import Prefix, find_prefix
 from lit_mmpg.errors import UserError
 from lit_mmpg.forms.base import entries
 from lit_mmpg.forms.injection import (
@@ -189,6 +190,7 @@ class DeviceModel(nn.Module, ABC):
         self._holder: Holder | None = None
         self._verified: Verification | None = None
         self._encodes = False
+        self.prefix: Prefix | None = None
         needed: tuple[str, ...] = ("embed_video", "embed_text") if self.task.searches else ("answer",)
         needed += ("encode_frames", "feature_width") if shapes.pixels else ()
         lacking = [name for name in needed if getattr(type(self), name) is getattr(DeviceModel, name)]
@@ -470,6 +472,35 @@ class DeviceModel(nn.Module, ABC):
         if parameters and any(e.graph == ENCODE and p is not None for e, p in zip(self.spec, parameters, strict=True)):
             raise UserError("the frame encoder is personal, so features do not tell what was seen; give pixels")
         return frames
+
+    def encode_asked(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        """As :meth:`encode`, of clips that are asked about.
+
+        Where a training has set ``prefix``, ``[..., T, prefix.width]`` of it goes on behind what was kept.
+        """
+        prefix = self.prefix
+        if prefix is None or not frames.is_floating_point():
+            return self.encode(frames, parameters)
+        if not parameters:
+            return prefix.resume(frames, self.encode_frames)
+        return self._computed(
+            parameters, lambda own, inputs, named: prefix.resume(inputs[0], self.encode_frames), (frames,), {}
+        )
+
+    def find_prefix(self, pixels: Tensor) -> Prefix | None:
+        """What is computed before the first dynamic layer of the encoder, if there is such a part.
+
+        Args:
+            pixels: ``[n, 3, H, W]`` uint8, three or more.
+        """
+        if self._holder is None or not self._encodes:
+            return None
+        like = next(self.parameters())
+        parts = [part for layer in self.dynamic_layers().values() for part in layer.parts()]
+        neutral = tuple(part.start.neutral(part.shape).to(like) for part in parts)
+        with self._trial():
+            drawn = tuple(values[0] for values in random_parameters(parts, like, 1))
+            return find_prefix(self, self._holder, self.encode_values, pixels, neutral, drawn)
 
     def encode_values(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
         """As :meth:`encode`, without looking at the type: pixels may be given as floating point numbers, 0 to 255."""

@@ -117,7 +117,8 @@ def evaluate_adapted(
         return Adapted(label, method, kind.setting, reason)
     # Frames are encoded once for the sweep and the test together, unless the method or the cloud half changes how.
     frozen = subject.pixels and kind.encode_once and not kind.needs_pixels and not subject.network.encodes_personally
-    data.encode_once(_encoder(subject) if frozen else None)
+    encode = _encoder(subject) if frozen else None
+    data.encode_once(encode, encode)
     try:
         runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
         asked_groups = list(groups or data.test_groups)
@@ -132,7 +133,7 @@ def evaluate_adapted(
         evaluation = runner.test(label, chosen, runner.groups(asked_groups))
         cost = runner.cost(chosen, evaluation.groups[0])
     finally:
-        data.encode_once(None)
+        data.encode_once(None, None)
     found = evaluation.rows({label: Cost(cost.upload_bytes, cost.download_bytes)})
     seconds = time.perf_counter() - start
     return Adapted(label, method, kind.setting, None, evaluation, found, cost, chosen, sweep, seconds)

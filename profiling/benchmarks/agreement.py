@@ -20,8 +20,8 @@ They take turns in every round, in an order that rotates, so that a slow moment 
 ratio is that of a tool's figure to ours within a round: of medians where the tool tells one, else of means; given are
 the median over the rounds and its interval (95 %). Target: within 3 %, in latency and in throughput. A bound call has
 less to do than one that is handed its arrays. What a tool does around a call, some ten microseconds of Python, and what
-it does between two calls, which costs the next one its caches, is in its figures: with calls of a tenth of a millisecond
-(batch 1) the tools differ by that, so that the target is for the default batch, whose calls last over a millisecond.
+it does between two calls, which costs the next one its caches, is in its figures. With calls of a tenth of a
+millisecond (batch 1) the tools differ by that, so the target is for the default batch, of calls over a millisecond.
 """
 
 from __future__ import annotations

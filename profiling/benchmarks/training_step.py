@@ -154,7 +154,7 @@ def build_stages(configs: Mapping[str, dict[str, Any]]) -> Stages:
     settings = configs["cloud"].get("init_args", {}) | {"device_ckpt": hand_on(static.module)}
     cloud = Stage(configs["cloud"] | {"init_args": settings}, _instance(DeviceData, configs["data"]))
     module = cloud.module
-    cloud.data.encode_once(None)
+    cloud.data.encode_once(None, None)
     pixels = _first(cloud.loader())
     module.setup("fit")  # encoded frames again
     start = time.perf_counter()

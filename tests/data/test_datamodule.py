@@ -173,15 +173,19 @@ def test_statistics_and_caption_pairs_are_of_training_clips(root: Path) -> None:
 def test_frames_can_be_encoded_once(root: Path) -> None:
     data = ready(root)
     plain = next(iter(data.train_dataloader()))
-    data.encode_once(lambda frames: 2 * frames[:, :5])
+
+    def encode(frames: np.ndarray) -> np.ndarray:
+        return 2 * frames[:, :5]
+
+    data.encode_once(encode, encode)
     encoded = next(iter(data.train_dataloader()))
     assert encoded.frames.values.shape[-1] == 5
     torch.testing.assert_close(encoded.frames.values, 2 * plain.frames.values[..., :5])
-    data.encode_once(lambda frames: 2 * frames[:, :5], queries=False)
+    data.encode_once(encode, None)
     contexts = next(iter(data.train_dataloader()))
     assert torch.equal(contexts.frames.values, plain.frames.values)
     assert torch.equal(contexts.context.values, encoded.context.values)
-    data.encode_once(None)
+    data.encode_once(None, None)
     assert next(iter(data.train_dataloader())).frames.values.shape[-1] == FEATURES
 
 

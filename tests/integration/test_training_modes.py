@@ -87,9 +87,34 @@ def test_contexts_are_encoded_once_where_the_encoder_is_personal(
         once = trained(cloud(data, device_ckpt), data)
     said = r"520 frames once, about .* for contexts; each epoch encodes \d{3} frames anew .*from input on.*, about \S+ "
     assert re.search(said, caplog.text)
-    monkeypatch.setattr(data, "encode_once", lambda encode, queries=True: None)
+    monkeypatch.setattr(data, "encode_once", lambda contexts, asked: None)
     again = trained(cloud(data, device_ckpt), data)
     assert once["train/loss"] == pytest.approx(again["train/loss"], rel=1e-5)
+
+
+def test_what_comes_before_the_first_dynamic_layer_is_computed_once(
+    data: PersonalClipsData, device_ckpt: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def late() -> CloudModule:
+        torch.manual_seed(0)
+        dynamic = DynamicConfig(("block.conv2", "head"), "low_rank", 2)
+        return CloudModule.for_data(data, device_ckpt=device_ckpt, dynamic=dynamic)
+
+    with caplog.at_level("INFO", "lit_mmpg"):
+        once = trained(late(), data)
+    said = (
+        r"each epoch encodes \d{3} frames from block.conv2 on with personal parameters, what comes before is kept \(\d"
+    )
+    assert re.search(said, caplog.text)
+    assert next(iter(data.train_dataloader())).frames.values.dtype == torch.uint8, "pixels again"
+    monkeypatch.setattr("lit_mmpg.device.base.MOST_KEPT_BYTES", 1000)
+    caplog.clear()
+    with caplog.at_level("INFO", "lit_mmpg"):
+        again = trained(late(), data)
+    assert "from block.conv2 on), since what comes before would take" in caplog.text
+    for name in ("train/loss", "val/loss"):
+        if name in once:
+            assert once[name] == pytest.approx(again[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
