@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
+from tests import forked
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, Trained, pixel_data
 
@@ -24,7 +23,7 @@ EPOCHS = 3
 
 
 def command(config: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "lit_mmpg", "fit", "--config", str(config), "--save_every_n_steps=1", *more]
+    return ["fit", "--config", str(config), "--save_every_n_steps=1", *more]
 
 
 def final_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, int]:
@@ -36,9 +35,8 @@ def final_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, int]:
 def kill_in_mid_epoch(folder: Path, config: Path, steps_per_epoch: int) -> int:
     """Kill the fit once a checkpoint inside its second epoch is on disk; returns that checkpoint's step."""
     environment = os.environ | {"LIT_MMPG_TEST_STEP_SECONDS": "0.3"}
-    process = subprocess.Popen(
-        command(config), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    with (folder / "log").open("w") as log:
+        process = forked.Process(command(config), cwd=folder, env=environment, stdout=log, stderr=log)
     deadline = time.monotonic() + 120
     step = 0
     while time.monotonic() < deadline and process.poll() is None:
@@ -72,18 +70,11 @@ def test_killed_and_resumed_equals_uninterrupted(
         (tmp_path / name).mkdir()
         configs[name] = tiny.write_config(tmp_path / name / "run.yaml", data=data, model=model, trainer=trainer)
 
-    monkeypatch.chdir(tmp_path / "whole")
-    assert main(command(configs["whole"])[3:]) == 0
+    assert forked.run(command(configs["whole"]), cwd=tmp_path / "whole").returncode == 0
     expected, _, steps = final_weights(tmp_path / "whole")
     killed_at = kill_in_mid_epoch(tmp_path / "killed", configs["killed"], steps // EPOCHS)
     _, run_id, _ = final_weights(tmp_path / "killed")
-    done = subprocess.run(
-        command(configs["killed"], "--ckpt_path=last"),
-        cwd=tmp_path / "killed",
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = forked.run(command(configs["killed"], "--ckpt_path=last"), cwd=tmp_path / "killed")
     assert done.returncode == 0, done.stderr[-3000:]
     (resumed_at,) = [int(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "resumed at step" in line]
     assert resumed_at >= killed_at > 0

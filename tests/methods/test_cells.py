@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from lit_mmpg.cli import main
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.code import code_here, code_lines, sources
 from lit_mmpg.tracking.store import git_commit, open_store
+from tests import forked
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
 from tests.methods.synthetic import answers, cell
@@ -114,8 +113,8 @@ def test_a_killed_comparison_goes_on_without_repeating_a_finished_cell(
     adapted = {"tent": {"method": "tent", "checkpoint": "static", "options": {"steps": [1], "learning_rate": 0.001}}}
     claims = {"better": {"text": "Better.", "method": "cdc_mmpg", "rivals": ["static", "tent"]}}
     config = tiny.write_config(tmp_path / "c.yaml", seeds=[0], runs=runs, adapted=adapted, claims=claims)
-    command = [sys.executable, "-m", "lit_mmpg", "compare", "--config", str(config)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env=os.environ)
+    with (tmp_path / "log").open("w") as log:
+        process = forked.Process(["compare", "--config", str(config)], cwd=tmp_path, stdout=log, stderr=log)
     cells = tmp_path / "outputs" / "compare" / "c"
     deadline = time.monotonic() + 240
     while not (cells / "cdc_mmpg-seed0.started").is_file():

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from lit_mmpg.cli import main
+from tests import forked
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
 
@@ -53,9 +53,8 @@ def test_a_failing_seed_is_named_and_the_other_one_kept(config: Path, capfd: pyt
 
 
 def test_processes_end_with_the_first(config: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lit_mmpg", "compare", "--config", str(config), "--jobs", "2"]
-    command.append("--trainer.max_epochs=100000")
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    command = ["compare", "--config", str(config), "--jobs", "2", "--trainer.max_epochs=100000"]
+    first = forked.Process(command, cwd=tmp_path, stdout=subprocess.PIPE)
     assert first.stdout is not None
     for line in first.stdout:
         if "[seed 1]" in line:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +18,16 @@ from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.policies import Always
 from lit_mmpg.runtime.video import list_videos
+from tests import forked
 from tests.runtime.cloud_server import write_video
 from tests.runtime.test_device import Hands
 
 
 @contextlib.contextmanager
-def service(checkpoint: Path, port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "lit_mmpg", "serve", "--ckpt", str(checkpoint), "--port", str(port)]
+def service(checkpoint: Path, port: int, folder: Path) -> Iterator[forked.Process]:
+    command = ["serve", "--ckpt", str(checkpoint), "--port", str(port), "--threads", "1"]
     with (folder / "serve.log").open("ab") as log:
-        process = subprocess.Popen([*command, "--threads", "1"], stdout=log, stderr=log, cwd=folder)
+        process = forked.Process(command, stdout=log, stderr=log, cwd=folder)
     try:
         for _ in range(1200):
             with contextlib.suppress(httpx.HTTPError):

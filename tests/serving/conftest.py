@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from lit_mmpg.cloud.loading import load_cloud_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.serving.keys import add_key
+from tests import forked
 from tests.integration.conftest import best_checkpoint
 from tests.serving.making import make_cloud_checkpoint
 from tests.shared import made_once
@@ -56,16 +56,9 @@ class Server:
         self.port = port or free_port()
         self.url = f"{'https' if '--ssl-certfile' in options else 'http'}://127.0.0.1:{self.port}"
         self.log = log
-        command = [sys.executable, "-m", "lit_mmpg", "serve", "--ckpt", str(checkpoint), "--port", str(self.port)]
+        command = ["serve", "--ckpt", str(checkpoint), "--port", str(self.port), "--threads", "1", *options]
         with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [*command, "--threads", "1", *options],
-                cwd=ROOT,
-                stdout=file,
-                stderr=file,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
+            self.process = forked.Process(command, cwd=ROOT, stdout=file, stderr=file)
 
     def wait_ready(self, timeout_s: float = 120) -> Server:
         deadline = time.monotonic() + timeout_s

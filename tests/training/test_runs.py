@@ -29,6 +29,7 @@ from lit_mmpg.cli import main
 from lit_mmpg.tracking.store import open_store, store_uri
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 FILES: dict[str, Any] = {
@@ -84,8 +85,7 @@ def prepare(folder: Path) -> None:
 
 def launch(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOY_ROOT": "root", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lit_mmpg", *argv]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return forked.run(argv, cwd=folder, env=environment)
 
 
 def runs(folder: Path, experiment: str = "toy") -> tuple[MlflowClient, list[Run]]:
