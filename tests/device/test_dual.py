@@ -123,7 +123,7 @@ LAYERS = {
 @pytest.mark.parametrize(
     ("vision", "task"),
     [
-        ("vit", "open_ended"),
+        pytest.param("vit", "open_ended", marks=pytest.mark.soak),
         ("vit", "multiple_choice"),
         pytest.param("mobile", "retrieval", marks=pytest.mark.soak),
     ],
