@@ -172,6 +172,7 @@ def serve(path: str, owner: int) -> None:
             if not child:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 for open_one in (listener, talk, *running.values()):
                     open_one.close()
                 os.close(woken)

@@ -62,6 +62,14 @@ def test_a_row_far_off_does_not_squeeze_the_others() -> None:
     assert "logarithmic beyond" in wild and "logarithmic" not in calm
 
 
+@given(st.floats(-6, 6), st.floats(0, 5))
+def test_a_logarithmic_axis_has_marks_whatever_its_range(start: float, decades: float) -> None:
+    ends = [10.0**start, 10.0 ** (start + decades)]
+    drawn = str(xy("x", "y", "t", points=[Point("", "p", x, 1.0) for x in ends], log_x=True, x_text="mark {:g}".format))
+    assert "mark " in drawn and "mark 0<" not in drawn
+    ElementTree.fromstring(f"<p>{drawn}</p>")
+
+
 def test_points_that_coincide_are_drawn_apart() -> None:
     points = [Point(str(i), f"row {i}", 0.0, 0.5) for i in range(1, 9)]
     chart = xy("cost", "quality", "t", points=points, log_x=True)

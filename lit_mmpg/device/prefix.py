@@ -1,6 +1,6 @@
 """What a frame encoder computes before its first dynamic layer: kept once for a training, which goes on from there.
 
-No graph of the encoder is needed. In a run on two pictures, the modules that finish before the first dynamic layer is
+No graph of the encoder is needed. In a run on a few pictures, the modules that finish before the first dynamic layer is
 called are noted; later they hand out what they gave then, so that only what comes behind them is computed. Which of
 their outputs matter is tried out: all others are NaN, and the result has to stay the same to the bit, with parameters
 and without. Where that fails, nothing is kept.

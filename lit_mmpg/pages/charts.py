@@ -223,7 +223,7 @@ def xy(
         low, high = math.log10(min(positive)) - 0.15, math.log10(max(positive)) + 0.15
         decades = [f * 10.0**k for k in range(math.floor(low), math.ceil(high)) for f in (1, 2, 5)]
         x_marks = decades[:: 3 if high - low > 2 else 1] if high - low > 0.6 else ticks(10**low, 10**high)
-        x_marks = [m for m in x_marks if low <= math.log10(m) <= high]
+        x_marks = [m for m in x_marks if m > 0 and low <= math.log10(m) <= high] or [min(positive), max(positive)]
     else:
         x_marks = ticks(min(0.0, *xs), max(xs))
         low, high = x_marks[0], x_marks[-1]

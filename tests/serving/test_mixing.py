@@ -48,7 +48,7 @@ def test_hundreds_of_devices_at_once_each_get_their_own_parameters(guarded: Guar
     before = batch_sizes(guarded)
     answers = ask_together(guarded, uploads)
     batches, total = (after - start for after, start in zip(batch_sizes(guarded), before, strict=True))
-    assert total == len(uploads) and total / batches > 1.5, "the test means nothing if nobody shares a batch"
+    assert total == len(uploads) and batches < total, "the test means nothing if nobody shares a batch"
     for upload, answer, own in zip(uploads, answers, expected, strict=True):
         assert same_bits(loaded(answer, upload, module), own), upload.device_id
     assert len({own["head.c"].tobytes() for own in expected}) == len(uploads)
