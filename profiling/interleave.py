@@ -1,8 +1,8 @@
 """Two bundles measured in turns on this machine, so that its drift hits both.
 
 Every round opens fresh sessions of both, since the same session repeated hides what differs between sessions (the
-layout of memory, choices of kernels). Within a round the two take turns A B B A. A round gives one ratio per figure;
-the ratios of the rounds give the change and its interval.
+layout of memory, choices of kernels). Within a round the two take turns of some milliseconds, A B B A. A round gives a
+ratio per figure; the ratios of the rounds give the change and its interval.
 """
 
 from __future__ import annotations
@@ -28,13 +28,11 @@ from lit_mmpg.profiling.compare import (
 )
 from lit_mmpg.profiling.harness import Harness
 from lit_mmpg.profiling.meters import energy, latency
-from lit_mmpg.profiling.meters.latency import Distribution
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell, make_plan
 
 Open = Callable[[Harness, Cell], Pipeline]
 
-TURNS = "ABBA"
 LEAST_ROUNDS = 6
 """Fewer rounds give no interval."""
 
@@ -108,12 +106,7 @@ def _measure(
 ) -> dict[str, Any]:
     sides = (_Side(), _Side())
     want_energy = any(limit.metric.startswith("energy") for limit in limits)
-    slices = replace(
-        a.config.latency,
-        min_count=max(4, -(-a.config.latency.min_count // 2)),
-        min_time_s=a.config.latency.min_time_s / 2,
-        attempts=1,
-    )
+    meter = replace(a.config.latency, attempts=1)
     unit = None
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
@@ -134,12 +127,8 @@ def _measure(
                         return lost(_fields(cell, unit), reason)
             for which in order:
                 opened[which].personalise()
-            samples: tuple[list[float], list[float]] = ([], [])
-            for turn in TURNS:
-                which = order["AB".index(turn)]
-                samples[which].extend(latency.measure(opened[which].answer, slices).wall.samples_ms)
-            for which in order:
-                found = Distribution.of(samples[which])
+            measured = latency.measure_in_turns([opened[which].answer for which in order], meter)
+            for which, found in zip(order, measured, strict=True):
                 for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"):
                     sides[which].add(key, getattr(found, key))
                 if want_energy:

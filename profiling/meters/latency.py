@@ -15,6 +15,9 @@ from lit_mmpg.errors import UserError
 Call = Callable[[], object]
 Clock = Callable[[], float]
 
+TURN_S = 0.002
+"""How long calls that are compared run before the next one has its turn."""
+
 UNSTABLE = 0.05
 """Halves of a run whose medians differ by more than this fraction make it unstable."""
 
@@ -234,6 +237,50 @@ def measure(
         cut_short=cut,
         warmup=config.warmup + 1,
     )
+
+
+def measure_in_turns(
+    calls: Sequence[Call], config: LatencyConfig = LatencyConfig(), *, clock: Clock = time.perf_counter
+) -> list[Distribution]:
+    """Measure several synchronous calls that take turns of some milliseconds, forth and back (A B B A).
+
+    A machine that others share is slower for a while, then faster: longer turns would take that for a difference of the
+    calls. What a change of turns costs the caches is in all of them alike.
+
+    Args:
+        calls: What to time.
+        config: How long, for each of them.
+        clock: Seconds.
+
+    Returns:
+        Wall clock of each call.
+    """
+    overhead_s = timer_overhead_s(clock)
+    samples: list[list[float]] = [[] for _ in calls]
+
+    def timed(which: int) -> float:
+        start = clock()
+        calls[which]()
+        return max(0.0, clock() - start - overhead_s)
+
+    warm = [min(timed(which) for _ in range(config.warmup + 1)) for which in range(len(calls))]
+    count = max(1, int(TURN_S / max(*warm, 1e-9)))
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    begin = clock()
+    try:
+        while True:
+            for which in (*range(len(calls)), *reversed(range(len(calls)))):
+                samples[which] += [timed(which) for _ in range(count)]
+            spent = clock() - begin
+            enough = len(samples[0]) >= config.min_count and spent >= config.min_time_s * len(calls)
+            if enough or (spent >= config.max_time_s * len(calls) and len(samples[0]) >= 3):
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return [Distribution.of([s * 1e3 for s in own]) for own in samples]
 
 
 def halves_differ(samples: Sequence[float]) -> float:

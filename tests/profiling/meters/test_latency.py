@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.meters.latency import Distribution, LatencyConfig, halves_differ, measure, timer_overhead_s
+from lit_mmpg.profiling.meters.latency import (
+    TURN_S,
+    Distribution,
+    LatencyConfig,
+    halves_differ,
+    measure,
+    measure_in_turns,
+    timer_overhead_s,
+)
 
 
 class Clock:
@@ -136,3 +144,31 @@ def test_a_real_clock_measures_a_real_sleep() -> None:
 def test_impossible_settings_are_refused(options) -> None:
     with pytest.raises(UserError, match="latency"):
         LatencyConfig(**options)
+
+
+def test_turns_are_short_so_that_a_drift_of_the_machine_hits_each_call_alike() -> None:
+    clock, order = Clock(), []
+
+    def lasting(name: str, seconds: float) -> None:
+        order.append(name)
+        clock.now += seconds * (1.0 if int(clock.now / 0.1) % 2 else 1.5)  # slower for a while, then faster
+
+    config = LatencyConfig(warmup=3, min_count=200, min_time_s=0.5, max_time_s=100, attempts=1)
+    slow, fast = measure_in_turns([lambda: lasting("a", 1.1e-4), lambda: lasting("b", 1e-4)], config, clock=clock)
+    assert slow.mean_ms / fast.mean_ms == pytest.approx(1.1, rel=0.01)
+    assert slow.p90_ms / fast.p90_ms == pytest.approx(1.1, rel=0.01)
+    assert slow.count == fast.count >= 200 and sum(slow.samples_ms) + sum(fast.samples_ms) >= 1e3
+    turns = "".join(order[8:])
+    count = len(turns) - len(turns.lstrip("a"))
+    assert 1 < count <= TURN_S / 1.1e-4 and turns.startswith("a" * count + "b" * 2 * count + "a" * 2 * count + "b")
+
+
+def test_turns_end_after_the_longest_time_with_a_few_calls_of_each() -> None:
+    clock = Clock()
+
+    def lasting() -> None:
+        clock.now += 3.0
+
+    config = LatencyConfig(warmup=0, min_count=1000, min_time_s=0.0, max_time_s=10, attempts=1)
+    first, second = measure_in_turns([lasting, lasting], config, clock=clock)
+    assert first.count == second.count == 4
