@@ -11,6 +11,7 @@ from lit_mmpg import InputLayer, adaptable
 from lit_mmpg.device.graphs import GraphSpec
 from lit_mmpg.forms.injection import Adaptable
 from lit_mmpg.onnx_graphs import export_graph
+from lit_mmpg.profiling.benchmarks import adaptable as adaptable_benchmark
 from tests.forms.test_injection import PICTURES, residual
 
 
@@ -160,3 +161,10 @@ def test_networks_of_timm_are_adapted() -> None:
     network = timm.create_model("mobilenetv3_small_050", pretrained=False).eval()
     net = adaptable(network, ["conv_stem", "conv_pwl"], rank=2)
     assert net.verify(torch.randn(2, 3, 32, 32)).batch
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_injected_layers_measures_every_kind() -> None:
+    found = adaptable_benchmark.inputs(1, 1, ["input layer"]) + adaptable_benchmark.wrapping(2)
+    assert [row[0] for row in found] == ["inputs over baked", "wrapping"]
+    assert all(float(row[2]) > 0 for row in found)
