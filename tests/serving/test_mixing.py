@@ -22,8 +22,13 @@ def ask_together(guarded: Guarded, uploads: list[Upload]) -> list[bytes]:
         headers = {"authorization": f"Bearer {guarded.fleet}"}
         async with httpx.AsyncClient(limits=limits, headers=headers, timeout=600) as client:
 
-            async def ask(upload: Upload) -> bytes:
-                response = await client.post(f"{guarded.server.url}/v1/adapt", content=upload.to_bytes())
+            async def ask(upload: Upload, tries: int = 5) -> bytes:
+                try:
+                    response = await client.post(f"{guarded.server.url}/v1/adapt", content=upload.to_bytes())
+                except httpx.TransportError:  # on a busy machine a connection that waits is hung up on
+                    if tries == 1:
+                        raise
+                    return await ask(upload, tries - 1)
                 assert response.status_code == 200, response.text
                 return response.content
 
@@ -48,7 +53,7 @@ def test_hundreds_of_devices_at_once_each_get_their_own_parameters(guarded: Guar
     before = batch_sizes(guarded)
     answers = ask_together(guarded, uploads)
     batches, total = (after - start for after, start in zip(batch_sizes(guarded), before, strict=True))
-    assert total == len(uploads) and batches < total, "the test means nothing if nobody shares a batch"
+    assert total >= len(uploads) and batches < total, "the test means nothing if nobody shares a batch"
     for upload, answer, own in zip(uploads, answers, expected, strict=True):
         assert same_bits(loaded(answer, upload, module), own), upload.device_id
     assert len({own["head.c"].tobytes() for own in expected}) == len(uploads)
