@@ -7,7 +7,7 @@ import pytest
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.cli import main
 from lit_mmpg.profiling.inputs import role_inputs
-from lit_mmpg.profiling.scenarios.layers import bytes_per_s, multiply_adds_per_s, roofline
+from lit_mmpg.profiling.scenarios.layers import bytes_per_s, doubts, multiply_adds_per_s, roofline
 from lit_mmpg.profiling.trtexec import read_trtexec
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
@@ -71,6 +71,12 @@ def test_kernel_times_leave_the_first_call_out() -> None:
 
     events = [event(9000), event(100), event(300), event(7, "a_fence_before"), event(5, "model_run", "Session")]
     assert kernel_times(events, 2) == [{"name": "a", "operator": "MatMul", "time_ms": 0.2}]
+
+
+def test_ceilings_that_were_passed_are_doubted() -> None:
+    ceilings = {"multiply_adds_per_s": 1e9, "bytes_per_s": 1e9}
+    assert doubts("model", 1.0, roofline(1.0, 1.2e6, 1e5, ceilings)) == []
+    assert "model was faster than the ceilings" in doubts("model", 1.0, roofline(1.0, 3e6, 1e5, ceilings))[0]
 
 
 @pytest.mark.parametrize(("time_ms", "bound"), [(1.5, "arithmetic"), (2.5, "overhead"), (0.9, "arithmetic")])
