@@ -59,7 +59,7 @@ class Process:
         err = out if stderr == subprocess.STDOUT else 2 if stderr is None else stderr.fileno()
         asked = {"arguments": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
         self._talk = socket.socket(socket.AF_UNIX)
-        self._talk.connect(_server())
+        self._talk.connect(start())
         data = json.dumps(asked).encode()
         with open(os.devnull, "rb") as nothing:
             fds = array.array("i", [nothing.fileno(), out, err])
@@ -127,7 +127,7 @@ def _exactly(talk: socket.socket, count: int) -> bytes:
     return data
 
 
-def _server() -> str:
+def start() -> str:
     """The socket of the process that others are forked from, which the first one that asks starts."""
     path = shared.FOLDER / "forked.socket"
     with FileLock(shared.FOLDER / "forked.lock"):

@@ -21,6 +21,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lit_mmpg.profiling.benchmarks.services import free_port
+from tests import forked, shared
 from tests.docs.pages import NEEDS, PAGES, ROOT, Block, blocks
 from tests.extract.test_extract import encoder, write_clip
 
@@ -35,7 +36,7 @@ FIRST = (
 )
 JUDGES = ("--fail-on", "benchmarks.agreement")
 SHIM = r"""#!{python}
-import json, os, socket, subprocess, sys
+import os, subprocess, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=4"]
 few = {{"train_devices": 16, "val_devices": 8, "test_devices": 4, "train_clips": 8, "seen_clips": 2, "unseen_clips": 8}}
@@ -51,11 +52,11 @@ if name == "lit-mmpg":
         arguments += ["--rounds", "6"] if "--interleave" in arguments else []
     if arguments[0] in ("serve", "ui", "extract") or "ddp" in arguments:  # which start processes of their own
         os.execv(sys.executable, [sys.executable, "-m", "lit_mmpg", *arguments])
-    with socket.socket(socket.AF_UNIX) as talk:
-        talk.connect(os.path.join(os.path.dirname(__file__), "socket"))
-        asked = json.dumps({{"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}}).encode()
-        socket.send_fds(talk, [asked], [0, 1, 2])
-        sys.exit(talk.recv(1)[0])
+    sys.path.insert(0, {root!r})
+    from pathlib import Path
+    from tests import forked, shared
+    shared.FOLDER = Path({shared!r})
+    sys.exit(forked.Process(arguments).wait() % 256)
 if name == "python":
     os.execv(sys.executable, [sys.executable, *arguments])
 if name == "make":
@@ -63,58 +64,18 @@ if name == "make":
     sys.exit(subprocess.call(["make", "-n", "-C", {root!r}, *arguments], stdout=2))
 sys.exit(0)  # pip: extras are checked by test_pages.py
 """
-SERVER = """
-import json, os, socket, sys, traceback
-import mlflow, lit_mmpg.training.evaluation, lit_mmpg.training.lightning_cli, lit_mmpg.training.stages
-from lit_mmpg import cli
-server = socket.socket(socket.AF_UNIX)
-server.bind(sys.argv[1])
-server.listen()
-while True:
-    talk, _ = server.accept()
-    data, files, _, _ = socket.recv_fds(talk, 1 << 18, 3)
-    asked = json.loads(data)
-    child = os.fork()
-    if not child:
-        for number, file in enumerate(files):
-            os.dup2(file, number)
-        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
-        os.chdir(asked["cwd"])
-        os.environ.clear()
-        os.environ.update(asked["env"])
-        sys.argv, sys.path[0] = ["lit-mmpg", *asked["arguments"]], asked["cwd"]
-        try:
-            status = cli.main(asked["arguments"])
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(status or 0))
-    for file in files:
-        os.close(file)
-    talk.sendall(bytes([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256]))
-    talk.close()
-"""
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of programs as the commands name them; ``lit-mmpg`` is a fork of one that has imported torch already."""
     folder = tmp_path_factory.mktemp("bin")
+    forked.start()
     for name in ("lit-mmpg", "python", "pip", "make"):
-        (folder / name).write_text(SHIM.format(python=sys.executable, root=str(ROOT)))
+        text = SHIM.format(python=sys.executable, root=str(ROOT), shared=str(shared.FOLDER))
+        (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(folder / "socket")], cwd=folder, env=environ)
-    while not (folder / "socket").exists():
-        assert server.poll() is None
-        time.sleep(0.1)
-    yield folder
-    server.terminate()
-    server.wait()
+    return folder
 
 
 @pytest.fixture(scope="module")
