@@ -61,7 +61,8 @@ def record(profile: Mapping[str, Any], uri: str | None = None) -> Recorded:
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    from lit_mmpg.tracking.store import find_run, kept_uri, open_store, store_uri, stores
+    from lit_mmpg.tracking.address import kept_uri, store_uri, stores
+    from lit_mmpg.tracking.store import find_run, open_store
 
     parent = None
     trained, store = profile["bundle"]["run_id"], store_uri(uri)

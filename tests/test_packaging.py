@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,34 @@ def test_the_harness_is_imported_under_one_name() -> None:
     files = [ROOT / name for name in tracked() if name.endswith((".py", ".md"))]
     assert not [path for path in files if statement.search(path.read_text(encoding="utf-8"))]
     assert importlib.util.find_spec("lit_mmpg.profiling") is not None
+
+
+def imported(file: Path, known: set[str]) -> set[str]:
+    """Modules of the project that a module imports when it is loaded, or for its types."""
+    waiting: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
+    found: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names | ({node.module} if names - known else set())
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+    return found & known
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Imports for types count; those inside functions do not: the door loads what is behind it when it is asked."""
+    files = {
+        ".".join(("lit_mmpg", *path.relative_to(ROOT / "lit_mmpg").with_suffix("").parts)): path
+        for path in (ROOT / "lit_mmpg").rglob("*.py")
+    } | {
+        ".".join(("lit_mmpg.profiling", *path.relative_to(ROOT / "profiling").with_suffix("").parts)): path
+        for path in (ROOT / "profiling").rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): path for name, path in files.items() if path.name != "__main__.py"}
+    assert len(files) > 150
+    arrows = {name: imported(path, set(files)) - {name} for name, path in files.items()}
+    TopologicalSorter(arrows).prepare()  # a CycleError names the modules

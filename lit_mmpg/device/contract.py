@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,6 @@ from lit_mmpg.trust import check_class
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
-    from lit_mmpg.device.initialise import InitialisationConfig
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,23 @@ class DynamicConfig:
     form: str | dict[str, str] = "low_rank"
     rank: int = 8
     input_layer: InputLayer | None = None
+
+
+@dataclass(frozen=True)
+class InitialisationConfig:
+    """Where the start values come from.
+
+    Attributes:
+        projection: ``random``, or ``captions``: the frame projection starts as a reduced-rank ridge regression from
+            frame features to the TF-IDF captions of the training clips (features only).
+        words: ``random``; ``ppmi``: word vectors from the co-occurrence of words in the training sentences; or
+            ``captions``: those that belong to the caption ridge (retrieval then starts from the ridge's ranking).
+        ridge_strength: Penalty of the ridge.
+    """
+
+    projection: Literal["random", "captions"] = "random"
+    words: Literal["random", "ppmi", "captions"] = "random"
+    ridge_strength: float = 3e4
 
 
 @dataclass(frozen=True)

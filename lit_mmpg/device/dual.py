@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mmpg.data.vocabulary import NUM_SPECIAL, UNKNOWN, tokenize
-from lit_mmpg.device.contract import DynamicConfig, NetworkFactory, Shapes
-from lit_mmpg.device.initialise import InitialisationConfig
+from lit_mmpg.device.contract import DynamicConfig, InitialisationConfig, NetworkFactory, Shapes
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork
 from lit_mmpg.errors import UserError
 from lit_mmpg.hub import build_model, load_model, load_tokenizer, read_settings

@@ -9,23 +9,28 @@ the static parameters, so the context does not depend on an earlier adaptation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_mmpg.batch import frame_positions
-from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes
+from lit_mmpg.data.vocabulary import word_vectors
+from lit_mmpg.device.closed_form import caption_initialisation
+from lit_mmpg.device.contract import DeviceModel, DynamicConfig, InitialisationConfig, Shapes
 from lit_mmpg.device.encoders import PixelEncoder, StandardiseFeatures, TextEncoder
-from lit_mmpg.device.initialise import InitialisationConfig, initialise
 from lit_mmpg.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -253,3 +258,48 @@ def _zero_ended(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     nn.init.zeros_(network[2].weight)  # type: ignore[arg-type]
     nn.init.zeros_(network[2].bias)  # type: ignore[arg-type]
     return network
+
+
+def _copy(target: torch.Tensor, values: np.ndarray) -> None:
+    target.data.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(target.dtype))
+
+
+def initialise(model: DeviceNetwork, data: DeviceData, config: InitialisationConfig) -> None:
+    """Set feature statistics, frame projection, word vectors and answer prior from the training data.
+
+    Args:
+        model: A fresh device model.
+        data: The data, set up.
+        config: What starts from where.
+
+    Raises:
+        UserError: If captions are asked for and there are none, frames are pixels, or the penalty is not above 0.
+    """
+    width, words = model.config.width, getattr(model.text_encoder, "embedding", None)
+    if isinstance(model.encoder, StandardiseFeatures):
+        mean, std = data.feature_statistics()
+        _copy(model.encoder.mean, mean)
+        _copy(model.encoder.std, std)
+    if "captions" in (config.projection, config.words):
+        if not isinstance(model.encoder, StandardiseFeatures):
+            raise UserError("model.initialisation: 'captions' needs frame features, this data has pixels; use 'random'")
+        features, captions = data.caption_pairs()
+        if not captions:
+            raise UserError(
+                "model.initialisation: 'captions' needs captions of the training clips (data.captions); use 'random'"
+            )
+        if config.ridge_strength <= 0:
+            raise UserError(f"model.initialisation.ridge_strength is {config.ridge_strength:g}; it must be above 0")
+        _log.info("fitting the closed-form start to %d captioned clips", len(captions))
+        start = caption_initialisation(
+            (features - mean) / std, captions, data.training_sentences(), data.vocabulary, width, config.ridge_strength
+        )
+        if config.projection == "captions":
+            _copy(model.frame_projection.weight, start.weight)
+            _copy(model.frame_projection.bias, start.bias)
+        if config.words == "captions":
+            _copy(words.weight, start.words)  # type: ignore[union-attr]
+    if config.words == "ppmi":
+        vectors = word_vectors(data.training_sentences(), data.vocabulary, width, seed=0)
+        _copy(words.weight, vectors * np.sqrt(width))  # type: ignore[union-attr]
+    model.task.initialise(model, data.items("train").answer, len(data.answers))

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
-from lit_mmpg.device.contract import NetworkFactory, build_network
-from lit_mmpg.device.initialise import InitialisationConfig
+from lit_mmpg.device.contract import InitialisationConfig, NetworkFactory, build_network
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.errors import UserError

@@ -84,7 +84,7 @@ def _on_cluster(address: str | None, arguments: Sequence[str], work: Work, seeds
         UserError: If the cluster or the store of the runs is not fit for it, or a cell fails.
     """
     from lit_mmpg.methods.comparison.jobs import compute_on_cluster
-    from lit_mmpg.tracking.store import database
+    from lit_mmpg.tracking.address import database
 
     work.store.folder.mkdir(parents=True, exist_ok=True)
     with connected(address, work.store.folder) as cluster:

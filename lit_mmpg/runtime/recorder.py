@@ -37,7 +37,7 @@ class Recorder:
     def __init__(self, uri: str, bundle: Bundle, params: dict[str, str]) -> None:
         if find_spec("mlflow") is None:
             raise UserError("--mlflow needs MLflow: pip install mlflow")
-        from lit_mmpg.tracking.store import kept_uri, store_uri
+        from lit_mmpg.tracking.address import kept_uri, store_uri
 
         self._address = store_uri(uri)
         self.uri, self.run_id, self._stamp = kept_uri(self._address), "", 0

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.store import address, database, portable, project, reason
+from lit_mmpg.tracking.address import address, database, portable, project, reason
 
 RETRY_S = 60
 """A store that has failed is tried again after so many seconds, and at the end."""
@@ -53,7 +53,7 @@ class StoreClient(MlflowClient):
     also where MLflow's own commands find them when they run there.
 
     Args:
-        uri: Address from :func:`~lit_mmpg.tracking.store.store_uri`.
+        uri: Address from :func:`~lit_mmpg.tracking.address.store_uri`.
     """
 
     def __init__(self, uri: str) -> None:

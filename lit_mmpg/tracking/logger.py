@@ -20,8 +20,9 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
+from lit_mmpg.tracking.address import address, database, runs_page, source_tags, store_uri
 from lit_mmpg.tracking.client import SteadyClient
-from lit_mmpg.tracking.store import address, database, open_store, runs_page, source_tags, store_uri
+from lit_mmpg.tracking.store import open_store
 
 _MAX_PARAM_CHARACTERS = 500
 _PARAMS_PER_CALL = 100

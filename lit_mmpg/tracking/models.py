@@ -14,7 +14,8 @@ import lit_mmpg
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.errors import UserError
 from lit_mmpg.pretrained import find_trained
-from lit_mmpg.tracking.store import address, find_run, open_store, project, reason, store_uri, stores
+from lit_mmpg.tracking.address import address, project, reason, store_uri, stores
+from lit_mmpg.tracking.store import find_run, open_store
 
 
 def main(argv: Sequence[str]) -> int:

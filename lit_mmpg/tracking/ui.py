@@ -13,7 +13,8 @@ from contextlib import suppress
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.store import address, database, open_store, project, runs_page, store_uri
+from lit_mmpg.tracking.address import address, database, project, runs_page, store_uri
+from lit_mmpg.tracking.store import open_store
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,8 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_mmpg.errors import UserError, closest
+from lit_mmpg.tracking.address import kept_uri, portable
 from lit_mmpg.tracking.logger import MLflowLogger
-from lit_mmpg.tracking.store import CHECKPOINTS_TAG, kept_uri, portable
+from lit_mmpg.tracking.store import CHECKPOINTS_TAG
 
 
 class ExactResume(Callback):

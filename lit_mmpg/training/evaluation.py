@@ -14,8 +14,9 @@ from lit_mmpg.checkpoint import read_checkpoint, trained_config
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import print_rows, write_rows
 from lit_mmpg.texts import masked
+from lit_mmpg.tracking.address import portable, project, store_uri, stores
 from lit_mmpg.tracking.logger import flatten
-from lit_mmpg.tracking.store import find_run, open_store, portable, project, store_uri, stores
+from lit_mmpg.tracking.store import find_run, open_store
 from lit_mmpg.training.config import Request, merge, read_request
 from lit_mmpg.training.lightning_cli import CLI, Run
 

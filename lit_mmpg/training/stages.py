@@ -15,8 +15,9 @@ import torch
 from lit_mmpg.checkpoint import hand_on, read_checkpoint
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
+from lit_mmpg.tracking.address import portable, store_uri
 from lit_mmpg.tracking.logger import MLflowLogger
-from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, portable, runs_of, store_uri
+from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, runs_of
 from lit_mmpg.training.callbacks import product_of
 from lit_mmpg.training.config import Request
 from lit_mmpg.training.lightning_cli import CLI, Run, first_process

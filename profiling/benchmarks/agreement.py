@@ -51,7 +51,7 @@ from lit_mmpg.report import escape, wide_console
 from lit_mmpg.results import result, write_result
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import create_engine
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 
 TARGET = 0.03
 OURS, BOUND = "lit-mmpg", "lit-mmpg, bound"

@@ -33,7 +33,7 @@ from lit_mmpg.profiling.benchmarks.trained import Trained, load
 from lit_mmpg.report import format_row
 from lit_mmpg.results import result, write_result
 from lit_mmpg.tasks import find_task
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 
 SIZES = (2, 4, 8, 12, 16)
 ROTATED = {"plain": False, "rotated": True}

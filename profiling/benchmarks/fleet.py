@@ -626,7 +626,7 @@ def problems(found: dict[str, Any]) -> list[str]:
 
 def table(found: dict[str, Any], command: str) -> dict[str, Any]:
     """The report as a small result."""
-    from lit_mmpg.tracking.store import git_commit
+    from lit_mmpg.tracking.address import git_commit
 
     rows = []
     for name, row in found["links"].items():

@@ -34,7 +34,7 @@ from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell
 from lit_mmpg.results import machine, result, write_result
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 
 
 class Slower(Pipeline):

@@ -24,7 +24,7 @@ from lit_mmpg.heartbeat import working
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.report import FEW_CLUSTERS
 from lit_mmpg.results import result, write_result
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 
 VALID = 0.93
 SHIFT = 2.0

@@ -50,7 +50,7 @@ from lit_mmpg.maps import Correction, PixelMaps, Scene, undo
 from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.results import result, write_result
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.writing import write_bytes, write_text
 
 CELLS_VERSION = 2

@@ -23,7 +23,7 @@ from lit_mmpg.methods.comparison.table import lower_is_better
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.report import format_row
 from lit_mmpg.results import result, write_result
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.evaluation import measure
 from lit_mmpg.training.stages import train

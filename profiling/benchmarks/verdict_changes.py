@@ -26,7 +26,7 @@ from lit_mmpg.methods.comparison.table import Row, lower_is_better, pool, rows_o
 from lit_mmpg.profiling.benchmarks.interval_coverage import pigeonhole
 from lit_mmpg.report import format_row
 from lit_mmpg.results import FOLDER, load, result, write_result
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 
 EARLIER = FOLDER / "earlier"
 DRAWS = 2000

@@ -15,8 +15,8 @@ from lit_mmpg.data.devices import Dealing
 from lit_mmpg.data.vocabulary import Vocabulary, tokenize, word_vectors
 from lit_mmpg.device.base import shapes_of
 from lit_mmpg.device.closed_form import CaptionInitialisation, caption_initialisation, fit_ridge, fit_tfidf
-from lit_mmpg.device.initialise import InitialisationConfig, initialise
-from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork
+from lit_mmpg.device.contract import InitialisationConfig
+from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, initialise
 from lit_mmpg.errors import UserError
 from tests.integration.tiny import build_root
 

@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
-from lit_mmpg.tracking.store import git_commit, open_store
+from lit_mmpg.tracking.address import git_commit
+from lit_mmpg.tracking.store import open_store
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, Trained, pixel_data, write_experiment
 

@@ -15,7 +15,8 @@ import lit_mmpg
 from lit_mmpg.cli import main
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.code import code_here, code_lines, sources
-from lit_mmpg.tracking.store import git_commit, open_store
+from lit_mmpg.tracking.address import git_commit
+from lit_mmpg.tracking.store import open_store
 from tests import forked
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment

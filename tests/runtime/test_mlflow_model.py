@@ -21,8 +21,9 @@ import lit_mmpg
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.system import System
+from lit_mmpg.tracking.address import store_uri
 from lit_mmpg.tracking.models import _in_project, log_model
-from lit_mmpg.tracking.store import open_store, store_uri
+from lit_mmpg.tracking.store import open_store
 from tests.integration.tiny import FEATURES
 from tests.runtime.cloud_server import write_video
 

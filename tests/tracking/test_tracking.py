@@ -23,9 +23,10 @@ from sqlalchemy.engine import make_url
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
+from lit_mmpg.tracking.address import address, git_commit, kept_uri, reason, store_uri
 from lit_mmpg.tracking.client import StoreClient
 from lit_mmpg.tracking.logger import MLflowLogger, flatten
-from lit_mmpg.tracking.store import address, find_run, git_commit, kept_uri, open_store, reason, store_uri
+from lit_mmpg.tracking.store import find_run, open_store
 
 
 @pytest.fixture(autouse=True)
@@ -157,10 +158,11 @@ def test_flatten() -> None:
 
 def test_two_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; import mlflow, lit_mmpg.tracking.store as s;"
+        "import sys, time; from pathlib import Path; import mlflow;"
+        "import lit_mmpg.tracking.address as a, lit_mmpg.tracking.store as s;"
         "Path(sys.argv[1]).touch()\n"
         "while not Path('go').exists(): time.sleep(0.001)\n"
-        "print(s.open_store(s.store_uri(), 'toy').get_experiment_by_name('toy').experiment_id)"
+        "print(s.open_store(a.store_uri(), 'toy').get_experiment_by_name('toy').experiment_id)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     started = [

@@ -26,7 +26,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lit_mmpg.cli import main
-from lit_mmpg.tracking.store import open_store, store_uri
+from lit_mmpg.tracking.address import store_uri
+from lit_mmpg.tracking.store import open_store
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
 from tests import forked

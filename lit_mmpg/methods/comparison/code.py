@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lit_mmpg
 from lit_mmpg.data.readers.files import fingerprint_files
-from lit_mmpg.tracking.store import git_commit
+from lit_mmpg.tracking.address import git_commit
 
 FOLDERS = ("cloud", "data", "device", "link", "methods", "metrics", "training")
 """Packages that decide the numbers of a cell, beside the modules at the top."""

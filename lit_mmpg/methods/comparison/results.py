@@ -243,7 +243,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     from lit_mmpg import __version__
-    from lit_mmpg.tracking.store import git_commit
+    from lit_mmpg.tracking.address import git_commit
 
     return {
         "lit_mmpg": __version__,

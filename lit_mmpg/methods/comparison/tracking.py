@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison
 from lit_mmpg.texts import masked
+from lit_mmpg.tracking.address import database, kept_uri, source_tags
 from lit_mmpg.tracking.logger import flatten
-from lit_mmpg.tracking.store import database, find_run, kept_uri, open_store, source_tags
+from lit_mmpg.tracking.store import find_run, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

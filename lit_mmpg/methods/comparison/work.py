@@ -17,7 +17,7 @@ from lit_mmpg.methods.comparison.code import code_here
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
-from lit_mmpg.tracking.store import store_uri
+from lit_mmpg.tracking.address import store_uri
 from lit_mmpg.training.config import Request, read_request
 
 if TYPE_CHECKING:
