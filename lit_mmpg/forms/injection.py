@@ -594,8 +594,9 @@ def _difference(found: Any, expected: Any) -> tuple[float | None, str]:
                 f"an output has the shape {list(a.shape)} in a batch and {list(b.shape)} in the loop: logits or a loss "
                 "across the batch mix devices; use devices='loop'"
             )
-        scale = float(b.double().abs().max()) or 1.0
-        distance = float((a.double() - b.double()).abs().max()) / scale
+        a, b = a.detach().double(), b.detach().double()
+        scale = float(b.abs().max()) or 1.0
+        distance = float((a - b).abs().max()) / scale
         if distance != distance:
             return float("inf"), "an output is not a number"
         largest = max(largest, distance)

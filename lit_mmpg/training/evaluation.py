@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,13 +108,21 @@ FREE = frozenset({"device_ckpt", "link.upload_codec", "link.download_codec"})
 """Settings of the model that a measurement may choose anew: they change no weight."""
 
 
+def _written(name: str, value: str) -> set[str]:
+    """A setting as a checkpoint may hold it: classes go by where they stand, or by where they were found."""
+    if name.rpartition(".")[2] != "class_path":
+        return {value}
+    found = locate(value)
+    return {value, f"{found.__module__}.{found.__qualname__}"} if isinstance(found, type) else {value}
+
+
 def _check_model(asked: dict[str, Any], trained: dict[str, Any], path: str) -> None:
     if asked["class_path"].split(".")[-1] != trained["class_path"].split(".")[-1]:
         raise UserError(f"{path} holds a {trained['class_path']}, not a {asked['class_path']}; leave --model out")
     asked_values, trained_values = flatten(asked), flatten(trained)
     for name, value in trained_values.items():
         # What the checkpoint does not mention is newer than it, and at its default.
-        if name not in FREE and name in asked_values and asked_values[name] != value:
+        if name not in FREE and name in asked_values and value not in _written(name, asked_values[name]):
             raise UserError(
                 f"--model.{name} is {asked_values[name]}, but {path} was trained with {value}; leave --model.{name} out"
             )

@@ -43,6 +43,8 @@ def test_from_folders_to_a_personal_device(tmp_path: Path, monkeypatch: pytest.M
     config = tiny.write_config(Path("cloud.yaml"), data=data, model=model, trainer=quick)
     assert main(["fit", "--config", str(config), "--trainer.default_root_dir=two"]) == 0
     (second,) = Path("two").rglob("best.ckpt")
+    for checkpoint in (first, second):
+        assert main(["test", "--ckpt_path", str(checkpoint), "--trainer.logger=false"]) == 0
     source = open_source(second)
     assert isinstance(source.network, DualEncoder) and source.network.encodes_personally
     assert main(["export", "--ckpt", str(second), "--output", "bundle", "--torch"]) == 0
