@@ -43,6 +43,8 @@ def load_model(source: str, part: Part, option: str) -> tuple[nn.Module, dict[st
     with _library(source, option) as library:
         config = library.AutoConfig.from_pretrained(source, trust_remote_code=False)
         config = getattr(config, f"{part}_config", config)
+        if getattr(config, "model_args", None):  # of timm: what the wrapper says itself would be said twice
+            config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
         model, found = library.AutoModel.from_pretrained(
             source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )

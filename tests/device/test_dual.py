@@ -181,6 +181,23 @@ def test_what_it_is_made_of_needs_no_folder(folders: dict[str, str]) -> None:
     assert torch.equal(again(frames, mask, text), network(frames, mask, text))
 
 
+def test_a_folder_that_timm_wrote(folders: dict[str, str], tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=0).eval()
+    timm.models.save_for_hf(model, str(tmp_path / "timm"), safe_serialization=True)
+    network = made(folders | {"timm": str(tmp_path / "timm")}, "timm", "open_ended", ("*.conv_stem",))
+    assert network.encodes_personally
+    frames = torch.randint(0, 256, (1, 2, 3, 224, 224), dtype=torch.uint8)
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).reshape(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(network.encode(frames)[0], model((frames[0] / 255 - mean) / std))
+    again = build_network(
+        network_factory(json.loads(json.dumps(to_plain(network.factory)))), network.shapes, network.dynamic
+    )
+    again.load_state_dict(network.state_dict())
+
+
 def test_what_learns(folders: dict[str, str]) -> None:
     frozen = made(folders, "mobile", "open_ended", ("head",)).train()
     learning = {name.split(".")[0] for name, p in frozen.named_parameters() if p.requires_grad}
