@@ -14,3 +14,4 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     shared.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     shared.FOLDER.mkdir(exist_ok=True)
+    shared.keep_torchlib()

@@ -150,6 +150,7 @@ def serve(path: str, owner: int) -> None:
     import lit_mmpg.training.lightning_cli
     import lit_mmpg.training.stages  # noqa: F401
 
+    shared.keep_torchlib()
     running: dict[int, socket.socket] = {}
     woken, wakes = os.pipe()
     for end in (woken, wakes):
