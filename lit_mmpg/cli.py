@@ -52,11 +52,12 @@ VERBS = {
     "device": Verb("lit_mmpg.runtime.device:main", "run a device over clips: ask the cloud when needed, answer always"),
     "answer": Verb("lit_mmpg.runtime.answer:main", "answer a question about a video file with a bundle"),
     "search": Verb("lit_mmpg.runtime.search:main", "find the video files that fit a sentence with a bundle"),
+    "memory": Verb("lit_mmpg.cloud.learning:main", "learn what the cameras of a fleet have in common from their clips"),
     "log-model": Verb("lit_mmpg.tracking.models:main", "log a checkpoint as an MLflow model, which MLflow serves"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),
 }
 
-LONG = {"fit", "validate", "test", "predict", "devices", "extract", "export", "compare", "profile", "search"}
+LONG = {"fit", "validate", "test", "predict", "devices", "extract", "export", "compare", "profile", "search", "memory"}
 """Verbs that may take long, and then give signs of life."""
 
 

@@ -18,6 +18,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.link.messages import check_device_id
 from lit_mmpg.pretrained import find_trained
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
+from lit_mmpg.runtime.camera import open_camera
 from lit_mmpg.runtime.client import Cloud
 from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
@@ -43,7 +44,11 @@ class System:
         return f"<system {self.bundle.path}: {self.bundle.manifest.task}, {self.bundle.spec.size} personal parameters>"
 
     def new_device(
-        self, name: str = "device", upload_codec: str | None = None, anchor_noise: float = 0.0
+        self,
+        name: str = "device",
+        upload_codec: str | None = None,
+        anchor_noise: float = 0.0,
+        camera_memory: str | Path | None = None,
     ) -> PersonalDevice:
         """A device that has seen nothing yet and answers with the static model. All it holds is in memory.
 
@@ -51,9 +56,10 @@ class System:
             name: Its id, as the messages of the link carry it.
             upload_codec: Codec of its uploads, or ``pq`` for the system's own codebooks; ``None``: as trained.
             anchor_noise: Gaussian noise on what it uploads, as a share of its size.
+            camera_memory: Memory of camera models (docs/memory.md) by which its camera is recognised.
 
         Raises:
-            UserError: If the name, the codec or the noise is none.
+            UserError: If the name, the codec, the noise or the memory is none.
         """
         try:
             check_device_id(name)
@@ -61,7 +67,8 @@ class System:
             raise UserError(f"{error}; name the device otherwise") from error
         state = DeviceState.open(self.bundle, None, name, name)
         state.uploads_with(upload_codec, anchor_noise)
-        return PersonalDevice(self._session(), state, self._cloud)
+        camera = open_camera(None if camera_memory is None else str(camera_memory), self.bundle)
+        return PersonalDevice(self._session(), state, self._cloud, camera)
 
 
 def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:

@@ -80,10 +80,11 @@ def take_in(session: DeviceSession, state: DeviceState, features: np.ndarray, pi
         session: The device's model.
         state: What it remembers.
         features: ``[T, D]`` frame features of the clip; of more frames than the model takes, as many are used.
-        pixels: ``[T, 3, H, W]`` the frames, where the encoder is personal: parameters are judged by them.
+        pixels: ``[T, 3, H, W]`` the frames, where they are there: where the encoder is personal, parameters are judged
+            by them.
     """
     used = subsample(len(features), session.manifest.frames.max_frames)
-    features, pixels = features[used], None if pixels is None else pixels[used]
+    features, pixels = features[used], pixels[used] if session.encodes_personally and pixels is not None else None
     session.alignment = state.alignment(features)
     state.see(session.project(features) if len(session.bundle.spec) else None, features, pixels)
 

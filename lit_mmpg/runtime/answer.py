@@ -13,6 +13,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, json_alone, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.camera import add_camera_option, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.personal import PersonalDevice
@@ -36,6 +37,7 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     video, bundle = require_video(options.video), Bundle.open(options.bundle)
     if not options.question.strip():
         raise UserError("the question is empty; write it in quotes behind the video")
+    camera = open_camera(options.camera_memory, bundle)
     client = open_cloud(options, bundle)
     times: dict[str, float] = {}
 
@@ -47,8 +49,8 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
         Visit(bundle, options.state, options.device_id, "answer") as visit,
         DeviceSession(bundle, options.engine, options.precision) as session,
     ):
-        device, statistics = PersonalDevice(session, visit.state), visit.state.statistics_text()
-        eye = Eye(session, options.frames)
+        device, statistics = PersonalDevice(session, visit.state, camera=camera), visit.state.statistics_text()
+        eye = Eye(session, options.frames, pixels=camera is not None)
         timed("load", start)
         look = eye.look(video)
         times |= {"decode": look.decode_ms, "encode": look.encode_ms}
@@ -74,6 +76,7 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
             "probability": answer.confidence,
             "ranking": [[name, share] for name, share in answer.ranking],
             "parameters": outcome.source,
+            "camera": None if camera is None else camera.text,
             "bytes": None if outcome.traffic is None else vars(outcome.traffic),
             "frames": len(look.features),
             "times_ms": times,
@@ -88,6 +91,8 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     table.add_row("parameters", SAID[outcome.source])
     if statistics is not None:
         table.add_row("features", statistics)
+    if camera is not None:
+        table.add_row("camera", camera.text)
     if outcome.traffic is not None:
         table.add_row("bytes", bytes_text(outcome.traffic))
     table.add_row("frames", f"{len(look.features)} of {escape(video.name)}")
@@ -111,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, and nothing else")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
     add_cloud_options(parser, "answer", "ask this cloud for personal parameters first")
+    add_camera_option(parser)
     parser.add_argument(
         "--state",
         metavar="DIR",

@@ -15,6 +15,7 @@ from typing import Any
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.camera import add_camera_option, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Record
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     _check(bundle, questions, options.cloud is not None)
     if find_task(bundle.manifest.task).searches and isinstance(policy, Uncertainty):
         raise UserError("--policy uncertainty needs a model that answers questions; use drift")
+    camera = open_camera(options.camera_memory, bundle)
     console = wide_console()
     folder = StateFolder(Path(options.state_dir)) if options.state_dir else None
     with contextlib.ExitStack() as stack:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         if client is not None:
             stack.enter_context(client)
         session = stack.enter_context(DeviceSession(bundle, options.engine, options.precision))
-        eye = Eye(session, options.frames)
+        eye = Eye(session, options.frames, pixels=camera is not None)
         device = Device(
             session,
             eye,
@@ -67,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
             folder,
             options.upload_codec,
             options.anchor_noise,
+            camera=camera,
         )
         recorder = None
         if options.mlflow:
@@ -105,6 +108,8 @@ def main(argv: Sequence[str]) -> int:
             figures = summarise(records)
             if records:
                 _show(print_summary, console, figures)
+            if records and camera is not None:
+                _show(console.print, f"camera: {camera.text}", soft_wrap=True)
             if recorder is not None:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
@@ -216,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="Gaussian noise on what is uploaded, as a share of its size (default: none)",
     )
+    add_camera_option(parser)
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
     parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")

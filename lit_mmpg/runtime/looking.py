@@ -28,7 +28,7 @@ class Look:
         decode_ms: Time to decode and resize, milliseconds; 0 where the features were known.
         encode_ms: Time of the frame encoder, milliseconds; likewise.
         known: Whether the features were there already.
-        pixels: ``[T, 3, H, W]`` the frames themselves, where the encoder is personal and features do not suffice.
+        pixels: ``[T, 3, H, W]`` the frames themselves, where features do not suffice.
     """
 
     video: Path
@@ -40,11 +40,6 @@ class Look:
     known: bool = False
     pixels: np.ndarray | None = None
 
-    @property
-    def asked(self) -> np.ndarray:
-        """What a question is asked about: the pixels where they are needed, else the features."""
-        return self.features if self.pixels is None else self.pixels
-
 
 class Eye:
     """Looks at videos with the frame encoder of a session.
@@ -52,16 +47,20 @@ class Eye:
     Args:
         session: The session; its bundle has an ``encode`` graph.
         frames: Most frames per clip; ``None``: as the model was trained.
-        memory: Folder that keeps the features of videos seen before; ``None`` keeps none, and so does a personal
-            encoder, which needs the pixels again.
+        memory: Folder that keeps the features of videos seen before; ``None`` keeps none, and so does who needs the
+            pixels again.
+        pixels: Whether the frames are needed beside their features, as they always are where the encoder is personal.
 
     Raises:
         UserError: If PyAV is not installed: no clip is at fault then.
     """
 
-    def __init__(self, session: DeviceSession, frames: int | None = None, memory: Path | None = None) -> None:
+    def __init__(
+        self, session: DeviceSession, frames: int | None = None, memory: Path | None = None, pixels: bool = False
+    ) -> None:
         require_decoder()
-        self.session, self.memory = session, None if session.encodes_personally else memory
+        self._pixels = pixels or session.encodes_personally
+        self.session, self.memory = session, None if self._pixels else memory
         self.frames = frames or session.manifest.frames.max_frames
         self._size = session.picture_size
         self._encoder = "" if self.memory is None else session.bundle.info("encode").sha256[:16]
@@ -86,7 +85,7 @@ class Eye:
             encoded = time.perf_counter()
         if entry is not None:
             _write(entry, features=features, indices=sample.indices, times_s=sample.times_s)
-        pixels = sample.pixels if self.session.encodes_personally else None
+        pixels = sample.pixels if self._pixels else None
         times_ms = 1e3 * (decoded - start), 1e3 * (encoded - decoded)
         return Look(video, features, sample.indices, sample.times_s, *times_ms, pixels=pixels)
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, restore, take_in
+from lit_mmpg.runtime.camera import Camera, asked
 from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Journal, Record, Reply
-from lit_mmpg.runtime.looking import Eye, Look
+from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.policies import Policy
 from lit_mmpg.runtime.questions import Question, Questions
 from lit_mmpg.runtime.session import DeviceSession
@@ -45,6 +46,7 @@ class Device:
         upload_codec: Codec of its uploads; ``None``: that of the checkpoint.
         noise: See :attr:`DeviceState.noise`.
         clock: Seconds that only grow; for tests.
+        camera: Its camera, where it holds a memory of camera models.
 
     Raises:
         UserError: If the codec is unknown, the state in the folder is another device's, or the journal none of ours.
@@ -62,9 +64,10 @@ class Device:
         upload_codec: str | None = None,
         noise: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        camera: Camera | None = None,
     ) -> None:
         self.session, self.eye, self.questions, self.policy = session, eye, questions, policy
-        self.client, self.clock = client, clock
+        self.client, self.clock, self.camera = client, clock, camera
         self._folder = folder
         self.state = DeviceState.open(session.bundle, folder, device_id, "device")
         self.device_id = str(self.state.device_id)
@@ -119,18 +122,24 @@ class Device:
                 Record(self._number, video.name, digest, self.source, reason="unreadable", error=str(error))
             )
         times = {"decode": look.decode_ms, "encode": look.encode_ms}
-        asked, outcome, situation = False, Adaptation(self.source), self.state.situation()
+        wants, outcome, situation = False, Adaptation(self.source), self.state.situation()
+        if self.camera is not None and look.pixels is not None:
+            self.camera.observe(look.pixels)
         if self.session.bundle.remembers:
             take_in(self.session, self.state, look.features, look.pixels)
             situation = self.state.situation()
         if self.client is not None and self.clock() >= self._not_before:
-            asked = self.policy.asks(situation)
-            if asked:
+            wants = self.policy.asks(situation)
+            if wants:
                 outcome = adapt(self.session, self.state, self.client, self.device_id)
                 self._note(outcome)
                 times |= {"cloud": outcome.cloud_ms, "swap": outcome.swap_ms, "guard": outcome.guard_ms}
         before = time.perf_counter()
-        replies = self._replies(look)
+        clip = asked(self.session, self.camera, look.features, look.pixels)
+        if self.camera is not None:
+            times["camera"] = 1e3 * (time.perf_counter() - before)
+            before = time.perf_counter()
+        replies = self._replies(look.video, clip)
         times["answer"] = 1e3 * (time.perf_counter() - before)
         times["total"] = 1e3 * (time.perf_counter() - start)
         return self._commit(
@@ -139,7 +148,7 @@ class Device:
                 video.name,
                 digest,
                 outcome.source,
-                asked,
+                wants,
                 outcome.reason,
                 outcome.error,
                 replies,
@@ -158,19 +167,19 @@ class Device:
         self._failures += 1
         self._not_before = self.clock() + (REFUSED_PAUSE_S if outcome.lasting else pause)
 
-    def _replies(self, look: Look) -> tuple[Reply, ...]:
+    def _replies(self, video: Path, clip: np.ndarray) -> tuple[Reply, ...]:
         """Answers in the order of the questions; sentences for a retrieval model, the most similar one first."""
-        questions = self.questions.about(look.video.stem)
+        questions = self.questions.about(video.stem)
         task = find_task(self.session.manifest.task)
         if not task.searches:
-            return tuple(self._reply(look, question) for question in questions)
-        video = self.session.embed_video(look.asked)
-        scores = np.array([video @ self.session.embed_text(question.text) for question in questions])
+            return tuple(self._reply(clip, question) for question in questions)
+        embedded = self.session.embed_video(clip)
+        scores = np.array([embedded @ self.session.embed_text(question.text) for question in questions])
         found = task.decode(scores, [question.text for question in questions], ())
         return tuple(Reply(text, text, score, similarity=True) for text, score in found)
 
-    def _reply(self, look: Look, question: Question) -> Reply:
-        answer = self.session.answer(look.asked, question.text, question.options)
+    def _reply(self, clip: np.ndarray, question: Question) -> Reply:
+        answer = self.session.answer(clip, question.text, question.options)
         self.state.answered(answer.confidence)
         right = None if question.answer is None else answer.text == question.answer
         return Reply(question.text, answer.text, answer.confidence, right)

@@ -13,6 +13,7 @@ import numpy as np
 from lit_mmpg import lora
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.adaptation import Adaptation, adapt, judge, restore, take_in
+from lit_mmpg.runtime.camera import Camera, asked
 from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, KEY_VARIABLE, Cloud, CloudClient
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.session import STATIC, Answer, DeviceSession
@@ -47,19 +48,14 @@ class Match:
 class _Seen:
     """What is kept of a clip: its path, features ``[T, D]``, which of its frames ``[T]``, and pixels if needed.
 
-    ``encoded`` holds the features of a personal encoder under the digest of the parameters that gave them.
+    ``encoded`` holds features of the frames that are asked about, under the parameters and the camera that gave them.
     """
 
     clip: str | os.PathLike[str] | None
     features: np.ndarray
     indices: np.ndarray
     pixels: np.ndarray | None = None
-    encoded: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def asked(self) -> np.ndarray:
-        """As :attr:`Look.asked`."""
-        return self.features if self.pixels is None else self.pixels
+    encoded: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
 class PersonalDevice:
@@ -72,16 +68,21 @@ class PersonalDevice:
         session: Its model; closed with the device.
         state: What it remembers.
         cloud: Who personalises it where :meth:`personalise` names nobody; ``None``: nobody.
+        camera: Its camera, where it holds a memory of camera models.
 
     Attributes:
         session: Its model.
         state: What it remembers.
+        camera: What it knows of its camera; ``None`` without a memory.
         name: Its id, as the messages of the link carry it.
         source: With which parameters it began: those of before, or none.
     """
 
-    def __init__(self, session: DeviceSession, state: DeviceState, cloud: Cloud | None = None) -> None:
+    def __init__(
+        self, session: DeviceSession, state: DeviceState, cloud: Cloud | None = None, camera: Camera | None = None
+    ) -> None:
         self.session, self.state, self.name, self._cloud = session, state, str(state.device_id), cloud
+        self.camera = camera
         self._eye: Eye | None = None
         self._observed: list[_Seen] = []
         self.source = restore(session, state)
@@ -110,7 +111,7 @@ class PersonalDevice:
             return _Seen(clip.video, clip.features, np.arange(len(clip.features)), clip.pixels)
         if isinstance(clip, (str, os.PathLike)):
             if self._eye is None:
-                self._eye = Eye(self.session)
+                self._eye = Eye(self.session, pixels=self.camera is not None)
             look = self._eye.look(Path(clip))
             return _Seen(clip, look.features, look.indices, look.pixels)
         try:
@@ -121,7 +122,8 @@ class PersonalDevice:
             indices = uniform_indices(len(array), frames.max_frames)
             pixels = resize(array[indices], self.session.picture_size)
             features = self.session.encode(pixels)
-            return _Seen(None, features, indices, pixels if self.session.encodes_personally else None)
+            needed = self.session.encodes_personally or self.camera is not None
+            return _Seen(None, features, indices, pixels if needed else None)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] != frames.features or not len(array):
             raise UserError(
                 f"a clip has shape {list(array.shape)} and type {array.dtype}; give the path of a video, frames "
@@ -152,6 +154,8 @@ class PersonalDevice:
                 context stays as it was.
         """
         seen = self._look(clip)
+        if self.camera is not None and seen.pixels is not None:
+            self.camera.observe(seen.pixels)
         if self.session.bundle.remembers:
             take_in(self.session, self.state, seen.features, seen.pixels)
         if self.session.searches:
@@ -208,7 +212,8 @@ class PersonalDevice:
             raise UserError("the question is empty; ask one in words")
         seen = self._look(clip)
         self.session.alignment = self.state.alignment(seen.features)
-        return self.session.answer(seen.asked, question, options)
+        clip = asked(self.session, self.camera, seen.features, seen.pixels)
+        return self.session.answer(clip, question, options)
 
     def search(self, query: str, clips: Sequence[Clip] | None = None) -> list[Match]:
         """Clips by how well they fit a sentence, best first; for a retrieval model.
@@ -241,13 +246,15 @@ class PersonalDevice:
         return sorted(found, key=lambda match: -match.score)
 
     def _asked(self, seen: _Seen) -> np.ndarray:
-        """As :meth:`DeviceSession.asked`; a clip is encoded once with the same parameters."""
+        """As :meth:`DeviceSession.asked`; a clip is encoded once with the same parameters and the same camera."""
         if seen.pixels is None:
             return self.session.asked(seen.features)
-        if self.parameters not in seen.encoded:
+        by = self.parameters, 0 if self.camera is None else self.camera.observed
+        if by not in seen.encoded:
             seen.encoded.clear()
-            seen.encoded[self.parameters] = self.session.asked(seen.pixels)
-        return seen.encoded[self.parameters]
+            clip = asked(self.session, self.camera, seen.features, seen.pixels)
+            seen.encoded[by] = self.session.asked(clip)
+        return seen.encoded[by]
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Write the personal parameters in use as a LoRA adapter (:mod:`lit_mmpg.lora`).
@@ -287,5 +294,7 @@ class PersonalDevice:
         """The static model again, and nothing observed: as a new device."""
         former = self.state
         self.state, self._observed = DeviceState.open(former.bundle, None, self.name, self.name), []
+        if self.camera is not None:
+            self.camera.clear()
         self.state.uploads_with(former.codec, former.noise)
         self.source = restore(self.session, self.state)

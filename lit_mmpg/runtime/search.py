@@ -17,6 +17,7 @@ from lit_mmpg.pages.blocks import Facts, Gallery, Heading, Picture, Text, render
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.camera import FRAMES, add_camera_option, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.personal import Match, PersonalDevice
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
     if options.html:
         _check_page(Path(options.html))
+    camera = open_camera(options.camera_memory, bundle)
     client = open_cloud(options, bundle)
     console = wide_console()
     folder = Path(options.state) if options.state else None
@@ -54,13 +56,13 @@ def main(argv: Sequence[str]) -> int:
         Visit(bundle, options.state, options.device_id, "search") as visit,
         DeviceSession(bundle, options.engine, options.precision) as session,
     ):
-        device, state = PersonalDevice(session, visit.state), visit.state
+        device, state = PersonalDevice(session, visit.state, camera=camera), visit.state
         outcome = Adaptation(device.source)
-        eye = Eye(session, options.frames, folder / "features" if folder else None)
+        eye = Eye(session, options.frames, folder / "features" if folder else None, pixels=camera is not None)
         looks, problems = _look_at(videos, eye, console)
         remembers = client is not None or bundle.manifest.own_statistics is not None
-        if remembers:
-            for look in looks[-(state.clips.maxlen or 1) :]:
+        if remembers or camera is not None:
+            for look in looks[-max(state.clips.maxlen or 1, FRAMES if camera else 1) :]:
                 device.observe(look)
         if client is not None:
             if visit.alone:
@@ -76,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
     facts = _facts(outcome, looks, rank_ms, state.statistics_text())
+    if camera is not None:
+        facts.insert(1, ("camera", camera.text))
     shown = [(looks[match.number], match) for match in found[: options.top]]
     _print(console, options.query, shown, facts, notes)
     if options.html:
@@ -194,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="most clips to show (default: %(default)s)")
     add_cloud_options(parser, "search", "ask this cloud for personal parameters first")
+    add_camera_option(parser)
     parser.add_argument(
         "--state",
         metavar="DIR",

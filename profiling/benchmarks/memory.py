@@ -32,9 +32,9 @@ import torch
 import yaml
 from torch import nn
 
+from lit_mmpg import camera_memory as memory
 from lit_mmpg import maps
-from lit_mmpg.cloud import memory
-from lit_mmpg.cloud.memory import CameraMemory, Evidence
+from lit_mmpg.camera_memory import CameraMemory, Evidence
 from lit_mmpg.data import artefacts, fleet
 from lit_mmpg.data.fleet import Cameras, FleetConfig, FleetDevice, plan_fleet
 from lit_mmpg.data.images import ImageFrames

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from lit_mmpg.cloud.memory import (
+from lit_mmpg.camera_memory import (
     REACH_PX,
     CameraMemory,
     Evidence,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,8 @@ LOW_PX = 6.0
 """Changes of the mean frame wider than this are taken from means, finer ones from gradients; pixels."""
 TRIMMED = 0.2
 """Share of the devices on either side that a pooled value leaves out, so that a few wrong uploads do nothing."""
+GATE_DEVICES = 200
+"""Most clean devices that are drawn to find a gate."""
 
 
 Residual = Callable[[PixelMaps, np.ndarray, np.ndarray, Scene], tuple[np.ndarray, np.ndarray]]
@@ -124,6 +126,7 @@ class CameraMemory:
         opacity: ``[K, 3, H, W]`` float32, 0 to 1, at strength 1.
         devices: ``[K]`` devices that each model was learnt from.
         version: Grows with every model that is added.
+        gates: Number of frames C to the score that a recognition by so many needs (:meth:`with_gates`).
     """
 
     scene: Scene
@@ -131,6 +134,7 @@ class CameraMemory:
     opacity: np.ndarray
     devices: np.ndarray
     version: int = 0
+    gates: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, scene: Scene) -> CameraMemory:
@@ -159,6 +163,42 @@ class CameraMemory:
             devices=np.concatenate([self.devices, np.asarray(devices, np.int64)]),
             version=self.version + 1,
         )
+
+    def with_gates(self, clean: np.ndarray, share: float = 0.02, counts: Sequence[int] = (1, 4, 16)) -> CameraMemory:
+        """The memory with the scores that few clean devices reach, by how many frames they have taken.
+
+        Args:
+            clean: ``[N, 3, H, W]`` clean frames, each of another clip. Devices that have taken C of them are drawn.
+            share: Share of clean devices that are recognised as something.
+            counts: The numbers C; those above N are left out.
+
+        Raises:
+            UserError: If there are too few frames for the share.
+        """
+        if len(clean) * share < 1:
+            raise UserError(
+                f"{len(clean)} clean frames cannot show what one in {round(1 / share)} clean cameras looks like; give "
+                f"at least {round(1 / share)}, each of another clip"
+            )
+        rng, gates = np.random.default_rng(0), {}
+        for count in counts:
+            if count <= len(clean):
+                taken = np.stack([rng.choice(len(clean), count, replace=False) for _ in range(GATE_DEVICES)])
+                if count == 1:  # each once says as much as more draws
+                    taken = np.arange(len(clean))[:GATE_DEVICES, None]
+                gates[count] = gate_for(self, [PixelMaps.of(clean[i]).gradient for i in taken], share)
+        return replace(self, gates=gates)
+
+    def gate(self, count: int) -> float:
+        """The score that a recognition by ``count`` frames needs: that of the next smaller number that was measured.
+
+        Raises:
+            UserError: If none was.
+        """
+        known = [c for c in self.gates if c <= count]
+        if not known:
+            raise UserError("the camera memory holds no gates; learn it with 'lit-mmpg memory', or call with_gates()")
+        return self.gates[max(known)]
 
     def mean(self) -> CameraMemory:
         """A control: one model that is the mean of all."""
@@ -288,6 +328,7 @@ class CameraMemory:
         }
         stored = {name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}
         told = {"schema": SCHEMA, "version": self.version, "devices": self.devices.tolist()}
+        told |= {"gates": {str(count): score for count, score in self.gates.items()}}
         write_bytes(Path(path), save(stored, {"camera_memory": json.dumps(told)}))
 
     @classmethod
@@ -304,7 +345,8 @@ class CameraMemory:
                 mean, deviation, change, opacity = (file.get_tensor(name).astype(np.float32) for name in names)
             if told["schema"] != SCHEMA:
                 raise UserError(f"{path}: a memory of schema {told['schema']}, {SCHEMA} is read; learn it again")
-            blank = replace(cls.empty(Scene(mean, deviation)), version=int(told["version"]) - 1)
+            gates = {int(count): float(score) for count, score in told.get("gates", {}).items()}
+            blank = replace(cls.empty(Scene(mean, deviation)), version=int(told["version"]) - 1, gates=gates)
             return blank.with_models(change, opacity, told["devices"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a readable camera memory ({error}); copy it again, or learn it") from error

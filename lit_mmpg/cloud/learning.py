@@ -1,0 +1,155 @@
+"""``lit-mmpg memory``: learn a memory of camera models from what the devices of a fleet have filmed. No torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from lit_mmpg.camera_memory import CameraMemory, Evidence, learn
+from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.heartbeat import working
+from lit_mmpg.maps import PixelMaps, Scene
+from lit_mmpg.records import clip_id
+from lit_mmpg.report import escape, format_bytes, wide_console
+from lit_mmpg.runtime.video import sample_video
+
+PICTURES = (".jpg", ".jpeg", ".png")
+FEWEST_CLIPS = 4
+"""Clips without which a device says nothing of its camera."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Learn a memory, or add models to one.
+
+    Returns:
+        0, or 1 where a file could not be read.
+
+    Raises:
+        UserError: If a folder or file is not usable, or there is too little to learn from.
+    """
+    options = _parser().parse_args(list(argv))
+    fleet, clean, output = _folders(options.fleet), _files(options.clean, "--clean"), Path(options.output)
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output {output}: name a file that ends in .safetensors")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it")
+    former = CameraMemory.load(options.add) if options.add else None
+    size = (options.height, options.width) if former is None else former.scene.mean.shape[-2:]
+    problems: list[str] = []
+    with working("looking at clips", len(clean) + sum(map(len, fleet.values())), "clips") as work:
+
+        def frames(files: Sequence[Path]) -> np.ndarray:
+            seen = []
+            for file in files:
+                try:
+                    seen.append(sample_video(file, 1, size).pixels[0])
+                except UserError as error:
+                    problems.append(str(error))
+                work.advance()
+            return np.stack(seen) if seen else np.zeros((0, 3, *size), np.uint8)
+
+        ordinary = frames(clean)
+        seen = {name: frames(files) for name, files in fleet.items()}
+    few = [name for name, taken in seen.items() if len(taken) < FEWEST_CLIPS]
+    devices = {name: taken for name, taken in seen.items() if name not in few}
+    if len(devices) < options.fewest:
+        raise UserError(
+            f"--fleet {options.fleet}: {len(devices)} devices have {FEWEST_CLIPS} clips or more that can be read, a "
+            f"model is learnt from {options.fewest}; give more clips, or a smaller --fewest"
+        )
+    memory = CameraMemory.empty(Scene.of(ordinary)) if former is None else former
+    evidence = [Evidence.uploaded(PixelMaps.of(taken), memory.scene) for taken in devices.values()]
+    with working("comparing the devices"):
+        memory, groups = learn(memory, evidence, options.least, options.fewest)
+        memory = memory.with_gates(ordinary, options.share)
+    names = list(devices)
+    console = wide_console()
+    table = Table(title=f"{len(groups)} camera models", title_justify="left")
+    for column in ("model", "devices", "among them"):
+        table.add_column(column, justify="left" if column == "among them" else "right", overflow="fold")
+    first = len(memory) - len(groups) + 1
+    for number, group in enumerate(groups, first):
+        some = ", ".join(names[i] for i in group[:4].tolist())
+        table.add_row(str(number), str(len(group)), escape(some + (", ..." if len(group) > 4 else "")))
+    console.print(table)
+    alone = len(devices) - sum(map(len, groups))
+    console.print(f"{alone} devices are like no others: their cameras show nothing, or nothing that is shared")
+    for note in [f"{name}: fewer than {FEWEST_CLIPS} clips, left out" for name in few] + problems:
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
+    if not len(memory):
+        raise UserError(
+            f"no {options.fewest} devices of {options.fleet} are alike by {options.least:g} or more; nothing is written"
+        )
+    memory.save(output)
+    gates = ", ".join(f"{score:.3f} by {count}" for count, score in memory.gates.items())
+    console.print(f"recognised above a score of {gates} frames: as one in {round(1 / options.share)} clean cameras is")
+    console.print(f"memory: {escape(str(output))}, {len(memory)} models, {format_bytes(output.stat().st_size)}")
+    console.print(f"next: lit-mmpg answer VIDEO QUESTION --bundle BUNDLE --camera-memory {escape(str(output))}")
+    return 1 if problems else 0
+
+
+def _folders(folder: str) -> dict[str, list[Path]]:
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"--fleet {folder} is not a folder{nearest(path)}")
+    found = {device.name: _clips(device) for device in sorted(path.iterdir()) if device.is_dir()}
+    if not any(found.values()):
+        raise UserError(f"--fleet {folder} holds no folder with videos or pictures; make one folder for each device")
+    return {name: files for name, files in found.items() if files}
+
+
+def _files(folder: str, option: str) -> list[Path]:
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{option} {folder} is not a folder{nearest(path)}")
+    files = _clips(path)
+    if not files:
+        raise UserError(f"{option} {folder} holds no videos or pictures")
+    return files
+
+
+def _clips(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and not file.name.startswith(".") and (clip_id(file) or file.suffix.lower() in PICTURES)
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lit-mmpg memory",
+        description="Learn what cameras of one model put in front of every scene (shading, a housing, an overlay) from "
+        "clips of a fleet, of whose cameras nobody says which model they are. The middle frame of each clip is looked "
+        "at. Devices then recognise their camera with --camera-memory. No torch is needed.",
+        epilog="Exit status: 0; 1 some files could not be read; 2 nothing could be done.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--fleet", required=True, metavar="FOLDER", help="a folder for each device, with its videos or pictures"
+    )
+    parser.add_argument(
+        "--clean", required=True, metavar="FOLDER", help="videos or pictures of cameras that add nothing, 50 or more"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the memory")
+    parser.add_argument("--add", metavar="FILE", help="a memory whose models are kept; new ones are added")
+    parser.add_argument("--height", type=int, default=72, help="of the frames, pixels (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=96, help="of the frames, pixels (default: %(default)s)")
+    parser.add_argument(
+        "--least",
+        type=float,
+        default=0.4,
+        help="correlation from which devices are of one model (default: %(default)s)",
+    )
+    parser.add_argument("--fewest", type=int, default=3, help="devices that make a model (default: %(default)s)")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.02,
+        help="share of clean cameras taken for one that is known (default: %(default)s)",
+    )
+    return parser

@@ -1,0 +1,173 @@
+"""A device that holds a memory of camera models: what it recognises, what it answers about, how it is learnt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lit_mmpg.camera_memory import CameraMemory
+from lit_mmpg.cli import main
+from lit_mmpg.data.artefacts import Instance, Placement
+from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.camera import Camera, open_camera
+from lit_mmpg.runtime.personal import PersonalDevice
+from lit_mmpg.runtime.session import DeviceSession
+from lit_mmpg.runtime.state import DeviceState
+from lit_mmpg.runtime.video import resize
+from tests.runtime.cloud_server import write_video
+from tests.test_camera_memory import MODELS, TOLD, H, W, film, world
+
+PLACEMENT = Placement(0.9, 1, -1)
+
+
+@pytest.fixture(scope="module")
+def memory() -> CameraMemory:
+    return TOLD.with_gates(world(100, 70))
+
+
+@pytest.fixture
+def bundle(made) -> Bundle:
+    return Bundle.open(made("pixels").bundle)
+
+
+def test_a_known_camera_is_corrected_from_one_clip_and_a_clean_one_is_left_alone(memory: CameraMemory) -> None:
+    clean = world(4, 800)
+    for model in (0, 3):
+        camera = Camera(memory)
+        seen = Instance(MODELS[model], PLACEMENT, H, W).film(clean, "b")
+        corrected = camera.corrected(seen)
+        assert corrected is not None and camera.found is not None and camera.found.model == model
+        before, after = (abs(x.astype(float) - clean).mean() for x in (seen, corrected))
+        assert after < 0.5 * before
+        assert f"model {model + 1} of the 4" in camera.text and "by 1 frame," in camera.text
+    left = [Camera(memory).corrected(world(1, 600 + i)) is None for i in range(40)]
+    assert sum(left) >= 36, "one in fifty clean cameras is recognised"
+
+
+def test_an_observed_camera_is_what_its_clips_say_until_it_is_cleared(memory: CameraMemory) -> None:
+    camera, clean = Camera(memory, frames=4), world(4, 801)
+    for i in range(6):
+        camera.observe(film(0, PLACEMENT, 1, 900 + i))
+    assert camera.corrected(clean) is not None and "by 4 frames" in camera.text
+    camera.clear()
+    assert camera.corrected(clean) is None and "not one of the 4 models" in camera.text
+
+
+def test_answers_are_about_corrected_frames_and_the_context_about_those_that_were_taken(
+    bundle: Bundle, memory: CameraMemory
+) -> None:
+    seen = film(0, PLACEMENT, 3, 802)
+    states = [DeviceState.open(bundle, None, "kitchen", "") for _ in range(3)]
+    with (
+        PersonalDevice(DeviceSession(bundle), states[0]) as plain,
+        PersonalDevice(DeviceSession(bundle), states[1], camera=Camera(memory)) as device,
+        PersonalDevice(DeviceSession(bundle), states[2], camera=Camera(TOLD.with_gates(world(50, 71)))) as clean,
+    ):
+        corrected = Camera(memory).corrected(resize(seen, plain.session.picture_size))
+        assert corrected is not None
+        wanted = plain.answer(corrected, "what is mine").scores
+        assert not np.allclose(wanted, plain.answer(seen, "what is mine").scores, atol=1e-5)
+        np.testing.assert_allclose(device.answer(seen, "what is mine").scores, wanted, atol=1e-5)
+        for each in (plain, device):
+            each.observe(seen)
+        np.testing.assert_array_equal(states[0].clips[0].anchors, states[1].clips[0].anchors)
+        other = world(3, 803)
+        assert clean.answer(other, "what is mine").scores == plain.answer(other, "what is mine").scores
+        device.reset()
+        assert device.camera is not None and device.camera.observed == 0
+
+
+def test_what_cannot_be_used_is_refused(bundle: Bundle, memory: CameraMemory, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no gates"):
+        Camera(TOLD)
+    with pytest.raises(UserError, match="50, each of another clip"):
+        TOLD.with_gates(world(49, 72))
+    memory.save(tmp_path / "memory.safetensors")
+    assert CameraMemory.load(tmp_path / "memory.safetensors").gates == memory.gates
+    assert open_camera(None, bundle) is None
+    own = SimpleNamespace(path="b", manifest=SimpleNamespace(own_statistics=object(), preprocessing=object()))
+    with pytest.raises(UserError, match="leave --camera-memory out"):
+        open_camera("memory.safetensors", own)
+    blind = SimpleNamespace(path="b", manifest=SimpleNamespace(own_statistics=None, preprocessing=None))
+    with pytest.raises(UserError, match="--frame-encoder"):
+        open_camera("memory.safetensors", blind)
+    with pytest.raises(UserError, match=r"gone\.safetensors is not a readable camera memory"):
+        open_camera(str(tmp_path / "gone.safetensors"), bundle)
+
+
+def pictures(folder: Path, frames: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame.transpose(1, 2, 0)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_from_the_clips_of_a_fleet_to_an_answer(bundle: Bundle, tmp_path: Path, capsys) -> None:
+    clean = pictures(tmp_path / "clean", world(60, 73))
+    for model in (0, 3):
+        for i in range(3):
+            pictures(
+                tmp_path / "fleet" / f"m{model}-{i}",
+                film(model, Placement(0.7 + 0.1 * i, i - 1, 0), 16, 40 * model + i),
+            )
+    pictures(tmp_path / "fleet" / "plain", world(16, 74))
+    write_video(pictures(tmp_path / "fleet" / "short", world(1, 75)) / "clip.mp4")
+    target = tmp_path / "memory.safetensors"
+    ask = ["memory", "--fleet", str(tmp_path / "fleet"), "--clean", str(clean), "--output", str(target)]
+    ask += ["--height", str(H), "--width", str(W)]
+    assert main(ask) == 0
+    said = capsys.readouterr().out
+    assert "2 camera models" in said and "m0-0, m0-1, m0-2" in said and "m3-0, m3-1, m3-2" in said
+    assert "short: fewer than 4 clips" in said and "1 devices are like no others" in said
+    assert len(CameraMemory.load(target)) == 2
+    # A second fleet adds to it.
+    for i in range(3):
+        pictures(tmp_path / "later" / f"m1-{i}", film(1, Placement(1.0, i - 1, 0), 16, 200 + i))
+    (tmp_path / "later" / "m1-0" / "torn.png").write_bytes(b"no picture")
+    ask[2] = str(tmp_path / "later")
+    assert main([*ask, "--add", str(target)]) == 1  # one file could not be read
+    assert "torn.png" in capsys.readouterr().out and len(CameraMemory.load(target)) == 3
+    video = write_video(tmp_path / "clip.mp4")
+    asked = [
+        "answer",
+        str(video),
+        "what is mine",
+        "--bundle",
+        str(bundle.path),
+        "--camera-memory",
+        str(target),
+        "--json",
+    ]
+    assert main(asked) == 0
+    assert "of the 3 models of the memory" in json.loads(capsys.readouterr().out)["camera"]
+
+
+def test_mistakes_cost_seconds_and_no_memory(tmp_path: Path, capsys) -> None:
+    clean = pictures(tmp_path / "clean", world(60, 73))
+    pictures(tmp_path / "fleet" / "one", world(8, 76))
+    for i in range(3):
+        pictures(tmp_path / "apart" / str(i), world(8, 77 + i))
+    target = tmp_path / "memory.safetensors"
+
+    def ask(fleet: str, output: Path = target, clean: Path = clean) -> str:
+        size = ["--height", str(H), "--width", str(W)]
+        assert (
+            main(["memory", "--fleet", str(tmp_path / fleet), "--clean", str(clean), "--output", str(output), *size])
+            == 2
+        )
+        return capsys.readouterr().err
+
+    assert "is not a folder" in ask("flet")
+    assert "holds no folder with videos or pictures" in ask("clean")
+    assert "ends in .safetensors" in ask("fleet", tmp_path / "memory.txt")
+    assert "there is no folder" in ask("fleet", tmp_path / "gone" / "memory.safetensors")
+    assert "1 devices have 4 clips or more" in ask("fleet")
+    assert "nothing is written" in ask("apart")
+    assert "50, each of another clip" in ask("apart", clean=pictures(tmp_path / "few", world(9, 78)))
+    assert not target.exists()
