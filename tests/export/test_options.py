@@ -49,13 +49,16 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, object]]] = {
 }
 
 
+NAMES = [name if name in ("correction", "film") else pytest.param(name, marks=pytest.mark.soak) for name in CASES]
+
+
 @cache
 def exported(name: str) -> Exported:
     task, form, layers, options = CASES[name]
     return export_once(name, device_model(task, form, layers=layers, **options))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_onnx_computes_what_torch_computes(name: str) -> None:
     case = exported(name)
     static = static_parameters(case.network)
@@ -74,7 +77,7 @@ def test_onnx_computes_what_torch_computes(name: str) -> None:
                 assert np.abs(expected - plain).max() > 1e-3, "the parameters are not used"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_project_makes_what_the_cloud_is_trained_on(name: str) -> None:
     case = exported(name)
     features = torch.randn(7, 24, generator=torch.Generator().manual_seed(0))
@@ -85,7 +88,7 @@ def test_project_makes_what_the_cloud_is_trained_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_tensorrt_builds_every_variant(name: str, precision: str) -> None:
     build = pytest.importorskip("lit_mmpg.runtime.engines.tensorrt").build_engine
     trt = pytest.importorskip("tensorrt_rtx")

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 
 from lit_mmpg.export.precision import convert, quantise, static_products
 from tests.export.conftest import exported
-from tests.export.test_graphs import random_inputs
+from tests.export.test_graphs import CHOSEN, random_inputs
 
-FORMS = ("low_rank", "full", "core", "basis")
+CASES = [*CHOSEN, pytest.param("open_ended", "full", marks=pytest.mark.soak)]
 
 
 def samples(case, role="model", count=8):
@@ -39,9 +39,9 @@ def test_quantised_weights_are_within_half_a_step(weights, axis):
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp16", 5e-3), ("int8_weight", 3e-2), ("int8", 8e-2)])
-@pytest.mark.parametrize("form", FORMS)
-def test_lower_precision_stays_close(form, precision, most):
-    case = exported("open_ended", form)
+@pytest.mark.parametrize(("task", "form"), CASES)
+def test_lower_precision_stays_close(task, form, precision, most):
+    case = exported(task, form)
     feeds = samples(case)
     expected = outputs(case.graphs["model"], feeds)
     got = outputs(convert(case.graphs["model"], precision, feeds), feeds)
@@ -49,9 +49,9 @@ def test_lower_precision_stays_close(form, precision, most):
     assert 0 < error < most
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_products_of_personal_parameters_keep_their_precision(form):
-    case = exported("open_ended", form)
+@pytest.mark.parametrize(("task", "form"), CASES)
+def test_products_of_personal_parameters_keep_their_precision(task, form):
+    case = exported(task, form)
     graph = case.graphs["model"]
     quantised = {node.name for node in static_products(graph)}
     chains = {"low_rank": 3, "full": 1, "core": 4, "basis": 4}[form]

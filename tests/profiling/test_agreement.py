@@ -22,6 +22,7 @@ P50 Latency: 0.0015 s
 OLD = "Average time cost:58.8053 ms\nTotal run time:58.8102 s\nP50 Latency is 0.0587108sec\n"
 
 
+@pytest.mark.soak
 def test_all_tools_measure_one_file_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, output = make_bundle(tmp_path / "bundle"), tmp_path / "rows.json"
     main(["--bundle", str(bundle), "--rounds", "6", "--calls", "10", "--batches", "4", "--output", str(output)])
