@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.cli import main
-from lit_mmpg.data.artefacts import Instance, Placement
+from lit_mmpg.data.artefacts import Instance, Placement, draw_model
 from lit_mmpg.errors import UserError
+from lit_mmpg.maps import resized
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.camera import Camera, open_camera
 from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
-from lit_mmpg.runtime.video import resize
+from lit_mmpg.runtime.video import resize, sample_video
+from lit_mmpg.vision import load_vision_model
 from tests.runtime.cloud_server import write_video
 from tests.test_camera_memory import MODELS, TOLD, H, W, film, world
 
@@ -171,3 +177,47 @@ def test_mistakes_cost_seconds_and_no_memory(tmp_path: Path, capsys) -> None:
     assert "nothing is written" in ask("apart")
     assert "50, each of another clip" in ask("apart", clean=pictures(tmp_path / "few", world(9, 78)))
     assert not target.exists()
+
+
+@pytest.mark.soak
+def test_real_clips_behind_glass_come_nearer_to_what_they_show(tmp_path: Path) -> None:
+    """A memory learnt from real frames by the command; five real videos, of which the glass was never seen before."""
+    root = os.environ.get("LIT_MMPG_DATA")
+    if not root:
+        pytest.skip("LIT_MMPG_DATA is not set")
+    height, width, rng = 72, 96, np.random.default_rng(0)
+    with zipfile.ZipFile(f"{root}/msrvtt/frames_96x72.zip") as archive:
+        clips: dict[str, list[str]] = {}
+        for name in sorted(n for n in archive.namelist() if n.endswith(".jpg")):
+            clips.setdefault(name.split("/")[-2], []).append(name)
+        names = [clips[clip][len(clips[clip]) // 2] for clip in rng.permutation(sorted(clips)).tolist()]
+        frames = iter([np.asarray(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in names[:600]])
+
+    def some(count: int) -> np.ndarray:
+        return np.stack([next(frames).transpose(2, 0, 1) for _ in range(count)])
+
+    model = draw_model("glass", "glass", height, width, np.random.default_rng(12), some(1)[0])
+    clean = pictures(tmp_path / "clean", some(100))
+    for i in range(6):
+        placement = Placement(rng.uniform(0.6, 1.0), *np.rint(rng.uniform(-2, 2, 2)).tolist())
+        pictures(tmp_path / "fleet" / str(i), Instance(model, placement, height, width).film(some(24), "a"))
+    target = tmp_path / "memory.safetensors"
+    asked = ["memory", "--fleet", str(tmp_path / "fleet"), "--clean", str(clean), "--output", str(target)]
+    assert main(asked) == 0
+    memory = CameraMemory.load(target)
+    assert len(memory) == 1
+    opacity, light = Instance(model, Placement(0.8, 1.5, -1.0), height, width).maps()
+    encoder = load_vision_model(f"{root}/../models/mobilenet_v2_1.0_224", 96).module.eval()
+    ratios = []
+    for video in sorted(Path(root, "videos").glob("*.mp4")):
+        pixels = sample_video(video, 4, (240, 320)).pixels
+        passes, added = (resized(image, pixels.shape[-2:]) for image in (1 - opacity, 255 * light))
+        seen = np.clip(passes * pixels + added, 0, 255).astype(np.uint8)
+        corrected = Camera(memory).corrected(seen)
+        assert corrected is not None and Camera(memory).corrected(pixels) is None
+        with torch.no_grad():
+            shown, behind, after = (
+                encoder(torch.from_numpy(resize(x, (96, 96)))).numpy() for x in (pixels, seen, corrected)
+            )
+        ratios.append(np.linalg.norm(after - shown) / np.linalg.norm(behind - shown))
+    assert max(ratios) < 1 and np.mean(ratios) < 0.75
