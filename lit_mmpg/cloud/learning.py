@@ -85,8 +85,10 @@ def main(argv: Sequence[str]) -> int:
             f"no {options.fewest} devices of {options.fleet} are alike by {options.least:g} or more; nothing is written"
         )
     memory.save(output)
-    gates = ", ".join(f"{score:.3f} by {count}" for count, score in memory.gates.items())
-    console.print(f"recognised above a score of {gates} frames: as one in {round(1 / options.share)} clean cameras is")
+    gates = ", ".join(f"{score:.3f} by {count} frame{'s' * (count > 1)}" for count, score in memory.gates.items())
+    console.print(
+        f"a camera is recognised above a score of {gates}, which one in {round(1 / options.share)} clean ones has"
+    )
     console.print(f"memory: {escape(str(output))}, {len(memory)} models, {format_bytes(output.stat().st_size)}")
     console.print(f"next: lit-mmpg answer VIDEO QUESTION --bundle BUNDLE --camera-memory {escape(str(output))}")
     return 1 if problems else 0
