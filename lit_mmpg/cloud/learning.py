@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -37,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--output {output}: name a file that ends in .safetensors")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it")
+    if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output {output}: cannot be written; name a file in a folder that you may write to")
     former = CameraMemory.load(options.add) if options.add else None
     size = (options.height, options.width) if former is None else former.scene.mean.shape[-2:]
     problems: list[str] = []
@@ -122,6 +126,21 @@ def _clips(folder: Path) -> list[Path]:
     )
 
 
+def _between(kind: type[Any], low: float, high: float) -> Callable[[str], Any]:
+    """Type of an option that takes numbers of a range."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg memory",
@@ -139,18 +158,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the memory")
     parser.add_argument("--add", metavar="FILE", help="a memory whose models are kept; new ones are added")
-    parser.add_argument("--height", type=int, default=72, help="of the frames, pixels (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=96, help="of the frames, pixels (default: %(default)s)")
+    parser.add_argument(
+        "--height", type=_between(int, 8, 512), default=72, help="of the frames, pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=_between(int, 8, 512), default=96, help="of the frames, pixels (default: %(default)s)"
+    )
     parser.add_argument(
         "--least",
-        type=float,
+        type=_between(float, 0.01, 1),
         default=0.4,
         help="correlation from which devices are of one model (default: %(default)s)",
     )
-    parser.add_argument("--fewest", type=int, default=3, help="devices that make a model (default: %(default)s)")
+    parser.add_argument(
+        "--fewest", type=_between(int, 2, 1000), default=3, help="devices that make a model (default: %(default)s)"
+    )
     parser.add_argument(
         "--share",
-        type=float,
+        type=_between(float, 0.001, 0.5),
         default=0.02,
         help="share of clean cameras taken for one that is known (default: %(default)s)",
     )

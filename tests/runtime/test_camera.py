@@ -177,6 +177,10 @@ def test_mistakes_cost_seconds_and_no_memory(tmp_path: Path, capsys) -> None:
     assert "nothing is written" in ask("apart")
     assert "50, each of another clip" in ask("apart", clean=pictures(tmp_path / "few", world(9, 78)))
     assert not target.exists()
+    for wrong in ("--share=0", "--least=nan", "--fewest=1", "--height=4", "--width=wide"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["memory", "--fleet", "fleet", "--clean", "clean", "--output", "m.safetensors", wrong])
+        assert "is not between" in capsys.readouterr().err
 
 
 @pytest.mark.soak
