@@ -110,6 +110,8 @@ class CloudModule(AnsweringModule):
         losses: Weights of the losses.
         link: Codecs with which the test exchanges messages.
         freeze_static: Keep the static layers as stage 1 left them; ``false`` trains them jointly.
+        frozen_noise: Whether dropout and noise of the frozen device half act on the clips that are asked about in
+            training, as they did in stage 1. Contexts and alignment targets are always without.
         optimiser: Optimiser settings.
         label_smoothing: Share of the probability spread over all answers (open-ended questions).
     """
@@ -128,6 +130,7 @@ class CloudModule(AnsweringModule):
         losses: LossConfig = LossConfig(),
         link: LinkConfig = LinkConfig(),
         freeze_static: bool = True,
+        frozen_noise: bool = True,
         optimiser: OptimiserConfig = OptimiserConfig(),
         label_smoothing: float = 0.0,
     ) -> None:
@@ -135,6 +138,7 @@ class CloudModule(AnsweringModule):
         self.device_ckpt = device_ckpt
         self.dynamic, self.anchor_config, self.cloud_config = dynamic, anchors, cloud
         self.losses, self.link, self.freeze_static = losses, link, freeze_static
+        self.frozen_noise = frozen_noise
         self.needs_clean = losses.alignment > 0
         self.reasoner: AnchorFrameDistributionReasoner | None
         self.pool: ContextPool | ConstantContext | ConditionContext
@@ -361,8 +365,10 @@ class CloudModule(AnsweringModule):
         fixed = self.freeze_static and not self.network.encodes_personally
         with torch.no_grad() if fixed else torch.enable_grad():
             features = self.network.encode_asked(batch.frames.values, parameters)
+        self.network.train(not self.freeze_static or self.frozen_noise)
         adapted = self.network.project(features, parameters)
         outputs = answer_batch(self.network, batch, features, parameters, adapted)
+        self.network.train(not self.freeze_static)
         task = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
         terms = {"task": self.losses.task * task}
         if self.reasoner is not None:
