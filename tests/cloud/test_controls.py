@@ -206,3 +206,28 @@ class Modes(L.Callback):
         assert isinstance(module, CloudModule)
         halves = (module.network, module.adaptor)
         self.seen.append(tuple({m.training for m in half.modules()} for half in halves))  # type: ignore[arg-type]
+
+
+def test_noise_of_the_frozen_half_acts_on_asked_clips_alone(
+    trained: Callable[[str], Trained], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = trained("open_ended")
+    monkeypatch.chdir(tmp_path)
+    data = load(run.device).data
+    network = DeviceModelConfig(width=16, heads=2, dropout=0.3, frame_dropout=0.3)
+    small = CloudConfig(**SMALL | {"latent": 0})
+    for noise in (True, False):
+        module = CloudModule.for_data(
+            data, device_ckpt=str(run.device), network=network, cloud=small, frozen_noise=noise
+        ).train()
+        monkeypatch.setattr(module, "log", lambda *a, **k: None)
+        monkeypatch.setattr(module, "log_dict", lambda *a, **k: None)
+        projected = []
+        anchor_features = module.network.anchor_features
+        monkeypatch.setattr(
+            module.network, "anchor_features", lambda f, of=anchor_features, to=projected: to.append(of(f)) or to[-1]
+        )
+        batch = next(iter(data.train_dataloader()))
+        losses = [float(module.training_step(batch, 0)) for _ in range(2)]
+        assert (losses[0] != losses[1]) == noise
+        assert torch.equal(projected[0], projected[1]) and not module.network.training
