@@ -10,9 +10,12 @@ import pytest
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.comparison.cells import Cell
+from lit_mmpg.methods.comparison import work
+from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun, read_comparison
 from lit_mmpg.methods.comparison.table import aggregate
+from lit_mmpg.training.config import Request
+from lit_mmpg.training.lightning_cli import CLI
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
 
@@ -68,6 +71,29 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     assert "finished before" not in capsys.readouterr().out
     assert main([*again, "1", "--model.optimiser.learning_rate=0.001"]) == 0
     assert "finished before" not in capsys.readouterr().out
+
+
+def test_a_default_that_changed_makes_other_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_experiment(tmp_path, tiny.build_root(tmp_path / "data"), "retrieval")
+    runs = {"static": {"config": "device.yaml"}, "cdc_mmpg": {"config": "both.yaml"}}
+    comparison = read_comparison(write(tmp_path, runs=runs))
+    monkeypatch.chdir(tmp_path)
+
+    def digests() -> list[str]:
+        cells = work.Work(comparison, CellStore(tmp_path), [])
+        return [cells.digest(run, 0, cells.arguments(run, 0, {})) for run in comparison.runs.values()]
+
+    before = digests()
+    assert digests() == before
+    parsed = work._parsed
+
+    def later(request: Request) -> CLI:
+        cli = parsed(request)
+        cli.record["model"]["init_args"]["label_smoothing"] = 0.1  # what another version has for all who write nothing
+        return cli
+
+    monkeypatch.setattr(work, "_parsed", later)
+    assert not set(digests()) & set(before)
 
 
 def test_rows_are_means_over_seeds_and_gains_are_paired() -> None:

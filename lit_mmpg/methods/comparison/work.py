@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lit_mmpg.methods.adapted import Adapted
     from lit_mmpg.methods.base import Loaded
     from lit_mmpg.methods.comparison.tracking import ComparisonRun
+    from lit_mmpg.training.lightning_cli import CLI
 
 
 class Work:
@@ -104,9 +105,9 @@ class Work:
         return self._data_of(read_request("fit", [*self.comparison.named(first), *flags]))
 
     def _data_of(self, request: Request) -> DeviceData:
-        from lit_mmpg.training.lightning_cli import CLI
+        return self._made(_parsed(request))
 
-        cli = CLI(request)
+    def _made(self, cli: CLI) -> DeviceData:
         key = json.dumps(cli.record["data"], sort_keys=True)
         if key not in self._data:
             self._data[key] = cli.data()
@@ -115,11 +116,14 @@ class Work:
     def digest(self, run: TrainedRun, seed: int, arguments: Sequence[str]) -> str:
         """Digest of what decides a cell: resolved configuration of both halves, flags and content of the data."""
         request = read_request("fit", arguments)
-        fingerprints = [self._data_of(read_request("fit", arguments)).fingerprint, self.data(seed).fingerprint]
+        cli = _parsed(read_request("fit", arguments))
+        fingerprints = [self._made(cli).fingerprint, self.data(seed).fingerprint]
         content: list[Any] = [CELL_VERSION, fingerprints, request.arguments(), self._test_passes(run, seed)]
-        content.append(self.comparison.frame_encoder)
+        # Settings that nobody wrote count, too: a default that changed makes other cells.
+        content += [self.comparison.frame_encoder, cli.record["model"]]
         if request.options["device_stage"]:
-            content.append(request.derive(request.options["device_stage"]).arguments())
+            first = request.derive(request.options["device_stage"])
+            content += [first.arguments(), _parsed(first).record["model"]]
         return _sha(content)
 
     # -- computing -----------------------------------------------------------------------------------------------
@@ -385,3 +389,10 @@ def uri_of(comparison: Comparison, flags: Sequence[str]) -> tuple[str, str | Non
 
     cli = CLI(read_request("fit", [*comparison.named(comparison.first), *flags]))
     return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False
+
+
+def _parsed(request: Request) -> CLI:
+    """What a request says with all defaults; nothing is built."""
+    from lit_mmpg.training.lightning_cli import CLI
+
+    return CLI(request)
