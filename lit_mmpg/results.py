@@ -63,8 +63,8 @@ HEADLINES = (
         "compare_msrvtt_glass_own",
         "the same, standardised by own statistics, which do most of it",
         LOG_RANK,
-        "CDC-MMPG on static_own",
-        "log-rank minus static",
+        "cdc_mmpg_own",
+        "minus static",
         True,
     ),
 )
