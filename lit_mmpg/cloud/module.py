@@ -365,10 +365,16 @@ class CloudModule(AnsweringModule):
         fixed = self.freeze_static and not self.network.encodes_personally
         with torch.no_grad() if fixed else torch.enable_grad():
             features = self.network.encode_asked(batch.frames.values, parameters)
-        self.network.train(not self.freeze_static or self.frozen_noise)
+        noisy = self.freeze_static and self.frozen_noise
+        if noisy:
+            self.network.train()
+            for part in self.network.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):  # its statistics would mix devices
+                    part.eval()
         adapted = self.network.project(features, parameters)
         outputs = answer_batch(self.network, batch, features, parameters, adapted)
-        self.network.train(not self.freeze_static)
+        if noisy:
+            self.network.eval()
         task = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
         terms = {"task": self.losses.task * task}
         if self.reasoner is not None:

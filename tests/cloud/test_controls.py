@@ -228,6 +228,6 @@ def test_noise_of_the_frozen_half_acts_on_asked_clips_alone(
             module.network, "anchor_features", lambda f, of=anchor_features, to=projected: to.append(of(f)) or to[-1]
         )
         batch = next(iter(data.train_dataloader()))
-        losses = [float(module.training_step(batch, 0)) for _ in range(2)]
+        losses = [module.training_step(batch, 0).item() for _ in range(2)]
         assert (losses[0] != losses[1]) == noise
         assert torch.equal(projected[0], projected[1]) and not module.network.training
