@@ -124,7 +124,7 @@ LAYERS = {
     ("vision", "task"),
     [
         pytest.param("vit", "open_ended", marks=pytest.mark.soak),
-        ("vit", "multiple_choice"),
+        pytest.param("vit", "multiple_choice", marks=pytest.mark.soak),
         pytest.param("mobile", "retrieval", marks=pytest.mark.soak),
     ],
 )

@@ -87,7 +87,7 @@ def test_pixels_become_features_in_a_graph_of_their_own():
 
 
 def test_absent_options_score_as_in_training():
-    case = exported("multiple_choice", "low_rank")
+    case = exported("multiple_choice", "core")
     inputs = random_inputs(case, "model", 2, 3, 4)
     inputs["text"][:, 2] = 0
     (scores,) = session(case.graphs["model"]).run(["scores"], {**inputs, **case.parameters()})

@@ -84,7 +84,8 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert torch.equal(weights[name], value), name
 
 
-@pytest.mark.parametrize("half", [pytest.param("device", marks=pytest.mark.soak), "cloud"])
+@pytest.mark.soak
+@pytest.mark.parametrize("half", ["device", "cloud"])
 def test_going_on_from_any_step_trains_on_the_same_batches(
     half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

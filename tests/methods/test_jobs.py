@@ -41,6 +41,7 @@ def test_jobs_compute_what_one_process_computes(config: Path, capfd: pytest.Capt
     ]
 
 
+@pytest.mark.soak
 def test_a_failing_seed_is_named_and_the_other_one_kept(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config.write_text(config.read_text() + 'seed_flags: ["--data.batch.devices={seed}"]\n')
     assert main(["compare", "--config", str(config), "--only", "static", "--jobs", "0"]) == 2
