@@ -175,18 +175,14 @@ class CameraMemory:
         Raises:
             UserError: If there are too few frames for the share.
         """
-        if len(clean) * share < 1:
-            raise UserError(
-                f"{len(clean)} clean frames cannot show what one in {round(1 / share)} clean cameras looks like; give "
-                f"at least {round(1 / share)}, each of another clip"
-            )
+        require_clean(len(clean), share)
         rng, gates = np.random.default_rng(0), {}
-        for count in counts:
-            if count <= len(clean):
+        for count in (c for c in counts if c <= len(clean)):
+            if count == 1:  # each once says as much as draws
+                taken = np.arange(len(clean))[:GATE_DEVICES, None]
+            else:
                 taken = np.stack([rng.choice(len(clean), count, replace=False) for _ in range(GATE_DEVICES)])
-                if count == 1:  # each once says as much as more draws
-                    taken = np.arange(len(clean))[:GATE_DEVICES, None]
-                gates[count] = gate_for(self, [PixelMaps.of(clean[i]).gradient for i in taken], share)
+            gates[count] = gate_for(self, [PixelMaps.of(clean[i]).gradient for i in taken], share)
         return replace(self, gates=gates)
 
     def gate(self, count: int) -> float:
@@ -444,6 +440,19 @@ def _matched(
     best = found.argmax(1)
     scores = found[np.arange(len(best)), best] / (norms + 1e-9) / (np.sqrt(np.square(query).sum()) + 1e-9)
     return scores, [offsets[i] for i in best]
+
+
+def require_clean(count: int, share: float) -> None:
+    """Check that so many clean frames can show what this share of clean devices looks like.
+
+    Raises:
+        UserError: If they are too few.
+    """
+    if count * share < 1:
+        raise UserError(
+            f"{count} clean frames cannot show what one in {round(1 / share)} clean cameras looks like; give at least "
+            f"{round(1 / share)}, each of another clip"
+        )
 
 
 def gate_for(memory: CameraMemory, clean: Sequence[np.ndarray], share: float = 0.05) -> float:

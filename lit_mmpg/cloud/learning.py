@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
-from lit_mmpg.camera_memory import CameraMemory, Evidence, learn
+from lit_mmpg.camera_memory import CameraMemory, Evidence, learn, require_clean
 from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.heartbeat import working
 from lit_mmpg.maps import PixelMaps, Scene
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: If a folder or file is not usable, or there is too little to learn from.
     """
     options = _parser().parse_args(list(argv))
-    fleet, clean, output = _folders(options.fleet), _files(options.clean, "--clean"), Path(options.output)
+    fleet, clean, output = _devices(options.fleet), _clean(options.clean), Path(options.output)
     if output.suffix != ".safetensors":
         raise UserError(f"--output {output}: name a file that ends in .safetensors")
     if not output.parent.is_dir():
@@ -65,23 +66,14 @@ def main(argv: Sequence[str]) -> int:
             f"--fleet {options.fleet}: {len(devices)} devices have {FEWEST_CLIPS} clips or more that can be read, a "
             f"model is learnt from {options.fewest}; give more clips, or a smaller --fewest"
         )
+    require_clean(len(ordinary), options.share)
     memory = CameraMemory.empty(Scene.of(ordinary)) if former is None else former
     evidence = [Evidence.uploaded(PixelMaps.of(taken), memory.scene) for taken in devices.values()]
     with working("comparing the devices"):
         memory, groups = learn(memory, evidence, options.least, options.fewest)
         memory = memory.with_gates(ordinary, options.share)
-    names = list(devices)
     console = wide_console()
-    table = Table(title=f"{len(groups)} camera models", title_justify="left")
-    for column in ("model", "devices", "among them"):
-        table.add_column(column, justify="left" if column == "among them" else "right", overflow="fold")
-    first = len(memory) - len(groups) + 1
-    for number, group in enumerate(groups, first):
-        some = ", ".join(names[i] for i in group[:4].tolist())
-        table.add_row(str(number), str(len(group)), escape(some + (", ..." if len(group) > 4 else "")))
-    console.print(table)
-    alone = len(devices) - sum(map(len, groups))
-    console.print(f"{alone} devices are like no others: their cameras show nothing, or nothing that is shared")
+    _show(console, list(devices), groups, len(memory))
     for note in [f"{name}: fewer than {FEWEST_CLIPS} clips, left out" for name in few] + problems:
         console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
     if not len(memory):
@@ -98,23 +90,37 @@ def main(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _folders(folder: str) -> dict[str, list[Path]]:
+def _show(console: Console, names: Sequence[str], groups: Sequence[np.ndarray], models: int) -> None:
+    """The models that were learnt, the last of so many, and which devices they are of."""
+    table = Table(title=f"{len(groups)} camera models", title_justify="left")
+    for column in ("model", "devices", "among them"):
+        table.add_column(column, justify="left" if column == "among them" else "right", overflow="fold")
+    for number, group in enumerate(groups, models - len(groups) + 1):
+        some = ", ".join(names[i] for i in group[:4].tolist())
+        table.add_row(str(number), str(len(group)), escape(some + (", ..." if len(group) > 4 else "")))
+    console.print(table)
+    alone = len(names) - sum(map(len, groups))
+    console.print(f"{alone} devices are like no others: their cameras show nothing, or nothing that is shared")
+
+
+def _folder(folder: str, option: str) -> Path:
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"--fleet {folder} is not a folder{nearest(path)}")
-    found = {device.name: _clips(device) for device in sorted(path.iterdir()) if device.is_dir()}
+        raise UserError(f"{option} {folder} is not a folder{nearest(path)}")
+    return path
+
+
+def _devices(folder: str) -> dict[str, list[Path]]:
+    found = {device.name: _clips(device) for device in sorted(_folder(folder, "--fleet").iterdir()) if device.is_dir()}
     if not any(found.values()):
         raise UserError(f"--fleet {folder} holds no folder with videos or pictures; make one folder for each device")
     return {name: files for name, files in found.items() if files}
 
 
-def _files(folder: str, option: str) -> list[Path]:
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{option} {folder} is not a folder{nearest(path)}")
-    files = _clips(path)
+def _clean(folder: str) -> list[Path]:
+    files = _clips(_folder(folder, "--clean"))
     if not files:
-        raise UserError(f"{option} {folder} holds no videos or pictures")
+        raise UserError(f"--clean {folder} holds no videos or pictures")
     return files
 
 
@@ -158,25 +164,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the memory")
     parser.add_argument("--add", metavar="FILE", help="a memory whose models are kept; new ones are added")
-    parser.add_argument(
-        "--height", type=_between(int, 8, 512), default=72, help="of the frames, pixels (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--width", type=_between(int, 8, 512), default=96, help="of the frames, pixels (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--least",
-        type=_between(float, 0.01, 1),
-        default=0.4,
-        help="correlation from which devices are of one model (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--fewest", type=_between(int, 2, 1000), default=3, help="devices that make a model (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--share",
-        type=_between(float, 0.001, 0.5),
-        default=0.02,
-        help="share of clean cameras taken for one that is known (default: %(default)s)",
-    )
+    for name, kind, low, high, default, said in (
+        ("--height", int, 8, 512, 72, "of the frames, pixels"),
+        ("--width", int, 8, 512, 96, "of the frames, pixels"),
+        ("--least", float, 0.01, 1, 0.4, "correlation from which devices are of one model"),
+        ("--fewest", int, 2, 1000, 3, "devices that make a model"),
+        ("--share", float, 0.001, 0.5, 0.02, "share of clean cameras taken for one that is known"),
+    ):
+        parser.add_argument(
+            name, type=_between(kind, low, high), default=default, help=f"{said} (default: %(default)s)"
+        )
     return parser

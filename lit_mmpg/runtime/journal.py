@@ -56,7 +56,8 @@ class Record:
         traffic: Bytes; ``None`` where nothing came back.
         drift: See :class:`lit_mmpg.runtime.policies.Situation`.
         uncertainty: Likewise.
-        times_ms: Milliseconds by stage: ``decode``, ``encode``, ``cloud``, ``swap``, ``guard``, ``answer``, ``total``.
+        times_ms: Milliseconds by stage: ``decode``, ``encode``, ``cloud``, ``swap``, ``guard``, ``camera``, ``answer``,
+            ``total``.
     """
 
     number: int

@@ -14,7 +14,7 @@ from lit_mmpg.report import escape, format_bytes
 from lit_mmpg.runtime.adaptation import GUARD, Source
 from lit_mmpg.runtime.journal import Record
 
-STAGES = ("decode", "encode", "cloud", "swap", "guard", "answer", "total")
+STAGES = ("decode", "encode", "cloud", "swap", "guard", "camera", "answer", "total")
 COLOURS = {"cloud": "green", "cached": "cyan", "static": "yellow"}
 WORDS: dict[Source, str] = {"cloud": "adapted", "cached": "cached", "static": "static"}
 

@@ -152,6 +152,10 @@ def test_from_the_clips_of_a_fleet_to_an_answer(bundle: Bundle, tmp_path: Path, 
     ]
     assert main(asked) == 0
     assert "of the 3 models of the memory" in json.loads(capsys.readouterr().out)["camera"]
+    run = ["device", "--bundle", str(bundle.path), "--clips", str(video), "--question", "what is mine"]
+    assert main([*run, "--camera-memory", str(target), "--state-dir", str(tmp_path / "state")]) == 0
+    assert "camera: " in capsys.readouterr().out
+    assert '"camera"' in next((tmp_path / "state").glob("*.jsonl")).read_text()
 
 
 def test_mistakes_cost_seconds_and_no_memory(tmp_path: Path, capsys) -> None:

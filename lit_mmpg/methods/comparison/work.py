@@ -385,9 +385,7 @@ def _sha(content: Any) -> str:
 
 def uri_of(comparison: Comparison, flags: Sequence[str]) -> tuple[str, str | None, bool]:
     """Store, experiment (where a flag or file names one) and whether runs are tracked at all, as the first run says."""
-    from lit_mmpg.training.lightning_cli import CLI
-
-    cli = CLI(read_request("fit", [*comparison.named(comparison.first), *flags]))
+    cli = _parsed(read_request("fit", [*comparison.named(comparison.first), *flags]))
     return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False
 
 
