@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
 
 from tests import shared
+
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,3 +18,5 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     shared.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     shared.FOLDER.mkdir(exist_ok=True)
     shared.keep_torchlib()
+    gc.collect()
+    gc.freeze()  # what is imported stays: looking through it for garbage again and again took a tenth of the time

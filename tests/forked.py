@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import json
 import os
 import select
@@ -151,6 +152,8 @@ def serve(path: str, owner: int) -> None:
     import lit_mmpg.training.stages  # noqa: F401
 
     shared.keep_torchlib()
+    gc.collect()
+    gc.freeze()
     running: dict[int, socket.socket] = {}
     woken, wakes = os.pipe()
     for end in (woken, wakes):

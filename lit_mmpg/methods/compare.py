@@ -103,9 +103,8 @@ def _on_cluster(address: str | None, arguments: Sequence[str], work: Work, seeds
 
 def _parent(work: Work, store: CellStore) -> ComparisonRun | None:
     from lit_mmpg.methods.comparison.tracking import ComparisonRun
-    from lit_mmpg.methods.comparison.work import uri_of
 
-    uri, experiment, tracked = uri_of(work.comparison, work.flags)
+    uri, experiment, tracked = work.tracked()
     name = experiment or work.comparison.name
     return ComparisonRun(work.comparison, name, uri, store) if tracked else None
 

@@ -20,6 +20,10 @@ STATIC = "static"
 """What an answer calls its parameters where none are personal."""
 
 
+SETTLE_AFTER = 1000
+"""Answers with the same parameters after which ONNX Runtime has them as constants: about as many repay the effort."""
+
+
 class Runner(Protocol):
     """One graph, ready to run: what a session needs of an engine."""
 
@@ -99,7 +103,8 @@ class DeviceSession:
         return self._engines[role]
 
     def _make(self, role: str, precision: str) -> Runner:
-        engine = create_engine(self._engine, self.bundle, role, precision, **self._options)
+        usual = {"settle_after": SETTLE_AFTER} if self._engine == "onnxruntime" else {}
+        engine = create_engine(self._engine, self.bundle, role, precision, **(usual | self._options))
         engine.activate()
         return engine
 

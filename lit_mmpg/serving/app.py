@@ -10,6 +10,7 @@ in a thread.
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import math
@@ -302,4 +303,7 @@ def from_environment() -> Starlette:
     GuardedProtocol.max_connections = config.max_connections
     half = CloudHalf.load(config.ckpt, config.download_codec, config.device, config.context)
     _log.info("ready", extra={"event": "ready", "detail": f"checkpoint {half.checkpoint_digest[:12]} on {half.device}"})
-    return create_app(half, config)
+    app = create_app(half, config)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays; looking through all of it for garbage would hold requests up
+    return app

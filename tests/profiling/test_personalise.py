@@ -60,7 +60,7 @@ def test_all_ways_are_measured_and_open_ones_named(tmp_path, capsys):
     assert personalise.main(["--bundle", str(folder), "--rounds", "1", "--swaps", "2", "--output", str(output)]) == 0
     rows = json.loads(output.read_text())["rows"]
     measured = {row["way"]: row for row in rows if row["engine"] == "onnxruntime"}
-    assert set(measured) == {"inputs", "rebind", "reload"}
+    assert set(measured) == {"inputs", "settled", "rebind", "reload"}
     for row in measured.values():
         assert 0 < row["load_ms"] < row["swap_ms"] and row["ratio"] > 0 and row["reason"] is None
         assert row["download_bytes"] > 2 * row["parameters"] == 2 * 756

@@ -144,6 +144,48 @@ def test_every_way_to_personalise_is_right(bundle, way, precision):
     assert verdict.ok, verdict.problems
 
 
+def test_parameters_that_stay_become_constants_and_others_inputs_again(bundle, monkeypatch):
+    inputs, own = bundle.reference().roles["model"].inputs, bundle.reference().parameters["probe"]
+    with create_engine("onnxruntime", bundle, "model") as plain:
+        static = plain.infer(inputs)["scores"]
+        plain.load_parameters(own)
+        personal = plain.infer(inputs)["scores"]
+    with create_engine("onnxruntime", bundle, "model", settle_after=3) as engine:
+
+        def settle() -> None:
+            calls = 0
+            while not engine.settled:
+                calls += 1
+                engine.infer(inputs)
+            assert calls > 3
+
+        settle()
+        np.testing.assert_allclose(engine.infer(inputs)["scores"], static, rtol=1e-4, atol=1e-5)
+        engine.load_parameters(own)
+        assert not engine.settled
+        np.testing.assert_array_equal(engine.infer(inputs)["scores"], personal)
+        with pytest.raises(ValueError, match="NaN"):
+            engine.load_parameters({name: array * np.nan for name, array in own.items()})
+        settle()
+        assert engine.describe()["settled"] is True
+        np.testing.assert_allclose(engine.infer(inputs)["scores"], personal, rtol=1e-4, atol=1e-5)
+        first_row = {name: array[:1] for name, array in inputs.items()}
+        np.testing.assert_allclose(engine.infer(first_row)["scores"], personal[:1], rtol=1e-4, atol=1e-5)
+        engine.load_parameters(None)
+        np.testing.assert_array_equal(engine.infer(inputs)["scores"], static)
+
+    def full(*_: object) -> bytes:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(onnx_runtime, "bake", full)  # answers go on with inputs, and the report says why
+    with create_engine("onnxruntime", bundle, "model", settle_after=1) as engine:
+        while engine.describe()["settled"] is False:
+            np.testing.assert_array_equal(engine.infer(inputs)["scores"], static)
+        assert engine.describe()["settled"] == "no memory" and not engine.settled
+    with pytest.raises(UserError, match="must be 0 or more"):
+        create_engine("onnxruntime", bundle, "model", settle_after=-1)
+
+
 @pytest.mark.parametrize("kind", ["features", "pixels"])
 def test_torch_computes_the_reference(made, kind):
     bundle = Bundle.open(made(kind).bundle)
@@ -153,14 +195,9 @@ def test_torch_computes_the_reference(made, kind):
         assert verdict.ok, (role, verdict.problems)
 
 
-COMPILED = [
-    pytest.param(name, role, marks=() if (name, role) == ("torch_inductor", "project") else pytest.mark.soak)
-    for name in ("torch_inductor", "torch_aoti")
-    for role in ("project", "model")
-]
-
-
-@pytest.mark.parametrize(("name", "role"), COMPILED)
+@pytest.mark.soak  # a dozen calls of the compiler each
+@pytest.mark.parametrize("role", ["project", "model"])
+@pytest.mark.parametrize("name", ["torch_inductor", "torch_aoti"])
 def test_compiled_torch_computes_the_reference(bundle, monkeypatch, tmp_path, name, role):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if (reason := engine_class(name).requirements()) is not None:

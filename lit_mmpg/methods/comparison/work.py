@@ -54,6 +54,7 @@ class Work:
         self.code = code_here()
         self.run: ComparisonRun | None = None
         self._data: dict[str, DeviceData] = {}
+        self._parsed: dict[tuple[str, ...], CLI] = {}
         self._loaded: tuple[str, Loaded] | None = None
 
     def check(self) -> None:
@@ -63,12 +64,11 @@ class Work:
             UserError: If a run's settings are wrong.
         """
         from lit_mmpg.methods.registry import find_method
-        from lit_mmpg.training.lightning_cli import CLI
 
         seed = self.comparison.seeds[0]
         for run in self.comparison.runs.values():
             given = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
-            CLI(read_request("fit", given))
+            self.parsed(read_request("fit", given))
         for name, row in self.comparison.adapted.items():
             kind = find_method(row.method, f"{self.comparison.path}: adapted row '{name}'")
             unknown = sorted(set(row.options) - set(kind.grid) - {"labels"})
@@ -102,10 +102,19 @@ class Work:
         first = self.comparison.first
         # Flags of the first run that concern its model mean nothing here, those that concern its data do.
         flags = [*first.test_flags, *self._seed_flags(seed), *self.flags]
-        return self._data_of(read_request("fit", [*self.comparison.named(first), *flags]))
+        return self._made(self.parsed(read_request("fit", [*self.comparison.named(first), *flags])))
 
-    def _data_of(self, request: Request) -> DeviceData:
-        return self._made(_parsed(request))
+    def parsed(self, request: Request) -> CLI:
+        """What a request says with all defaults, but for its seed; nothing is built, and each is parsed once."""
+        key = tuple(text for text in request.arguments() if not text.startswith("--seed_everything="))
+        if key not in self._parsed:
+            self._parsed[key] = parse(request)
+        return self._parsed[key]
+
+    def tracked(self) -> tuple[str, str | None, bool]:
+        """As the first run says: store, experiment (where a flag or file names one), whether runs are tracked."""
+        cli = self.parsed(read_request("fit", [*self.comparison.named(self.comparison.first), *self.flags]))
+        return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False
 
     def _made(self, cli: CLI) -> DeviceData:
         key = json.dumps(cli.record["data"], sort_keys=True)
@@ -116,14 +125,14 @@ class Work:
     def digest(self, run: TrainedRun, seed: int, arguments: Sequence[str]) -> str:
         """Digest of what decides a cell: resolved configuration of both halves, flags and content of the data."""
         request = read_request("fit", arguments)
-        cli = _parsed(read_request("fit", arguments))
+        cli = self.parsed(request)
         fingerprints = [self._made(cli).fingerprint, self.data(seed).fingerprint]
         content: list[Any] = [CELL_VERSION, fingerprints, request.arguments(), self._test_passes(run, seed)]
         # Settings that nobody wrote count, too: a default that changed makes other cells.
         content += [self.comparison.frame_encoder, cli.record["model"]]
         if request.options["device_stage"]:
             first = request.derive(request.options["device_stage"])
-            content += [first.arguments(), _parsed(first).record["model"]]
+            content += [first.arguments(), self.parsed(first).record["model"]]
         return _sha(content)
 
     # -- computing -----------------------------------------------------------------------------------------------
@@ -383,13 +392,7 @@ def _sha(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def uri_of(comparison: Comparison, flags: Sequence[str]) -> tuple[str, str | None, bool]:
-    """Store, experiment (where a flag or file names one) and whether runs are tracked at all, as the first run says."""
-    cli = _parsed(read_request("fit", [*comparison.named(comparison.first), *flags]))
-    return store_uri(cli.tracking.uri), cli.tracking.experiment, cli.config["trainer"]["logger"] is not False
-
-
-def _parsed(request: Request) -> CLI:
+def parse(request: Request) -> CLI:
     """What a request says with all defaults; nothing is built."""
     from lit_mmpg.training.lightning_cli import CLI
 

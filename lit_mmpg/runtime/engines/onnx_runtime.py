@@ -2,7 +2,8 @@
 
 Ways to personalise: parameters are inputs of the graph (``inputs``); or constants of a baked graph, which a new session
 takes from outside (``rebind``) or from a rewritten graph (``reload``). ONNX Runtime fixes constants when a session is
-made, so both of the latter make a new one.
+made, so both of the latter make a new one. Constants are packed for the processor once and inputs in every call, so
+``settle_after`` goes on with a baked session once the same parameters have served so many calls.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -40,13 +42,19 @@ class OnnxRuntimeConfig(EngineConfig):
         threads: Threads within an operator; 0 leaves it to ONNX Runtime.
         keep: Keep the graph as it is optimised for this processor, and load that from then on; on the processor only.
         cache: Folder of what is kept or built; the user's cache folder when None.
+        settle_after: Calls with the same parameters as inputs after which a thread beside makes a session that has them
+            as constants, which answers from then on until other parameters are loaded; it takes the memory of a second
+            session. 0 for never; on the processor only.
     """
 
     threads: int = 1
     keep: bool = False
     cache: str | None = None
+    settle_after: int = 0
 
     def __post_init__(self) -> None:
+        if self.settle_after < 0:
+            raise UserError(f"onnxruntime: settle_after is {self.settle_after}; it must be 0 or more")
         if self.threads < 0:
             raise UserError(f"onnxruntime: threads is {self.threads}; it must be 0 or more")
 
@@ -68,6 +76,7 @@ class OnnxRuntimeEngine(Engine):
     """Providers for what the first one does not take; the processor is always the last."""
     config: OnnxRuntimeConfig
     _session: Any = None
+    _settling: _Settling | None = None
     _nodes: Mapping[str, int] | None = None
 
     @classmethod
@@ -95,6 +104,8 @@ class OnnxRuntimeEngine(Engine):
         self._buffers: Arrays = {}
         self._shapes: list[tuple[int, ...]] = []
         self._baked = b""
+        if self.config.settle_after and self.provider != OnnxRuntimeEngine.provider:
+            raise UserError(f"engine '{self.name}' bakes no session beside; leave settle_after out")
         if not self.personal or self.config.personalise == "inputs":
             self._session = self._open_session(onnxruntime)
         elif self.config.personalise == "rebind":
@@ -222,7 +233,22 @@ class OnnxRuntimeEngine(Engine):
             )
         return session
 
+    @property
+    def settled(self) -> bool:
+        """Whether a session that has the parameters as constants answers."""
+        made = None if self._settling is None else self._settling.session
+        return made is not None and self._session is made
+
+    def _settle(self, settling: _Settling) -> None:
+        settling.calls += 1
+        if settling.calls == self.config.settle_after:
+            settling.start(self)
+        elif settling.session is not None and not self.settled:
+            self._session, self._shapes = settling.session, []
+
     def _infer(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        if self._settling is not None:
+            self._settle(self._settling)
         shapes = [inputs[name].shape for name in self._names]
         if shapes != self._shapes:
             self._bind(inputs)
@@ -267,7 +293,7 @@ class OnnxRuntimeEngine(Engine):
         self._binding = self._session.io_binding()
         self._buffers = {info.name: np.zeros(inputs[info.name].shape, info.dtype) for info in self.inputs}
         fixed = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in self._buffers.items()}
-        for name, value in (fixed | self._values).items():
+        for name, value in (fixed | ({} if self.settled else self._values)).items():
             self._binding.bind_ortvalue_input(name, value)
         self._bound = fixed  # values of ONNX Runtime that share the buffers' memory
         for name in self._outputs:
@@ -285,6 +311,10 @@ class OnnxRuntimeEngine(Engine):
                 }
             for name, array in parameters.items():
                 self._values[name].update_inplace(array)
+            if self.config.settle_after:
+                if self._settling is not None and self.settled:
+                    self._session, self._shapes = self._settling.former, []
+                self._settling = _Settling(parameters, self._session)
             return
         graph: str | bytes = self._baked or bake(self.graph, parameters)
         start = time.perf_counter()
@@ -293,6 +323,9 @@ class OnnxRuntimeEngine(Engine):
         self._shapes = []
 
     def _deactivate(self) -> None:
+        if self._settling is not None:
+            self._settling.wait()
+            self._settling = None
         self._binding, self._values, self._bound, self._buffers = None, {}, {}, {}
         self._session = None
 
@@ -305,7 +338,43 @@ class OnnxRuntimeEngine(Engine):
             "provider": self.provider,
             "threads": self.config.threads,
         }
+        if self._settling is not None:
+            found["settled"] = self._settling.reason or self.settled
         return found | ({"nodes": self._nodes} if self._nodes else {})
+
+
+class _Settling:
+    """How far parameters are on their way from inputs to constants.
+
+    Attributes:
+        calls: Calls with them so far.
+        former: The session that takes them as inputs.
+        session: The session that has them as constants, once there is one.
+        reason: Why there is none; inputs then stay.
+    """
+
+    def __init__(self, parameters: Arrays, former: Any) -> None:
+        self.calls, self.session, self.reason = 0, None, ""
+        self._parameters, self.former = parameters, former
+        self._thread: threading.Thread | None = None
+
+    def start(self, engine: OnnxRuntimeEngine) -> None:
+        """Make the session in a thread of its own."""
+        self._thread = threading.Thread(target=self._make, args=(engine,), name="baking")
+        self._thread.start()
+
+    def _make(self, engine: OnnxRuntimeEngine) -> None:
+        import onnxruntime
+
+        try:
+            self.session = engine._make_session(onnxruntime, bake(engine.graph, self._parameters))
+        except Exception as error:  # the answers are right without it
+            self.reason = " ".join(str(error).split())[:500]
+
+    def wait(self) -> None:
+        """Until nothing is being made."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 def kernel_times(events: Sequence[Mapping[str, Any]], calls: int) -> list[dict[str, Any]]:
