@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -47,12 +45,14 @@ from lit_mmpg.profiling.meters.memory import restart_peak, status_bytes
 from lit_mmpg.profiling.meters.sources import first_line
 from lit_mmpg.profiling.scenarios.exchange import download_of
 from lit_mmpg.report import escape, wide_console
+from lit_mmpg.results import result, write_result
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class, engine_table
 from lit_mmpg.runtime.engines.onnx_runtime import OnnxRuntimeEngine
 from lit_mmpg.runtime.verify import verify
-from lit_mmpg.writing import write_text
+from lit_mmpg.tracking.address import git_commit
 
+MODULE = "python -m lit_mmpg.profiling.benchmarks.personalise"
 FORMS = ("low_rank", "full", "core", "basis")
 ENGINES = ("onnxruntime", "onnxruntime_cuda", "tensorrt", "torch_tensorrt")
 """Engines that are measured where they can run."""
@@ -249,8 +249,7 @@ def _swaps(
 
 def _extra_bytes(path: Path, name: str, way: str) -> int | None:
     """Growth of a fresh process during swaps."""
-    module = [sys.executable, "-m", "lit_mmpg.profiling.benchmarks.personalise"]
-    command = [*module, "--child", name, way, "--bundle", str(path)]
+    command = [sys.executable, *MODULE.split()[1:], "--child", name, way, "--bundle", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout.strip():
         return None
@@ -425,6 +424,30 @@ def _add_precisions(
             del infos[before:]
 
 
+def table(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """The rows as a small result; what could not run here is in its values alone."""
+    shown, previous = [], ""
+    for row in rows:
+        if row.ratio is None:
+            continue
+        case = f"{row.case}, {row.parameters:,}"
+        target = {True: "met", False: "missed", None: ""}[row.target_met]
+        times = [f"{value:.2f} ms" for value in (row.infer_ms, row.load_ms, row.swap_ms) if value is not None]
+        extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.0f} MiB"
+        ratio = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+        shown.append(["" if case == previous else case, row.way, ratio, *times, extra, target])
+        previous = case
+    columns = ["form, values", "way", "inference over the baked engine", "inference", "load"]
+    columns += ["download bytes to first answer", "extra memory", f"at most {RATIO_TARGET:g}, load below an inference"]
+    notes = [
+        f"ONNX Runtime {__import__('onnxruntime').__version__}, batch 1, one thread; single inferences and swaps take "
+        "turns, every way is verified first. Ratios: median of blocks of turns, with the 10th and 90th percentile."
+    ]
+    values = [vars(row) | {"target_met": row.target_met} for row in rows]
+    title = "Ways to bring parameters into a running engine"
+    return result(title, command, columns, shown, git_commit(), notes, values=values)
+
+
 def print_rows(rows: Sequence[Row]) -> None:
     """One line per way."""
     table = Table(title="ways to personalise, batch 1, one thread", caption="ratio: over the baked engine, in turns")
@@ -479,10 +502,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for form in FORMS:
                 (Path(folder) / form).mkdir()
                 cases[form] = make_bundle(form, Path(folder) / form)
-        table = {row.name: row.reason for row in engine_table()}
+        reasons = {row.name: row.reason for row in engine_table()}
         for name in ENGINES:
             for case, bundle in cases.items():
-                reason = table[name]
+                reason = reasons[name]
                 if reason is not None:
                     rows += open_rows(case, bundle, name, reason)
                     continue
@@ -492,16 +515,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows += [_failed(case, bundle, name, way, 0, error) for way in all_ways(name)]
     print_rows(rows)
     if options.output:
-        document = {
-            "environment": {
-                "machine": platform.machine(),
-                "python": platform.python_version(),
-                "cores": os.cpu_count(),
-                "onnxruntime": __import__("onnxruntime").__version__,
-            },
-            "rows": [vars(row) | {"target_met": row.target_met} for row in rows],
-        }
-        write_text(Path(options.output), json.dumps(document, indent=2) + "\n")
+        given = f" --bundle {' '.join(Path(path).name for path in options.bundle)}" if options.bundle else ""
+        command = f"{MODULE} --rounds {options.rounds} --swaps {options.swaps}{given}"
+        write_result(Path(options.output), table(rows, command))
     return 1 if any(row.failed for row in rows) else 0
 
 

@@ -50,11 +50,13 @@ from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.profiling.benchmarks.load import Offer, Outcome, offer
 from lit_mmpg.profiling.benchmarks.services import Service, free_port, litserve, running
 from lit_mmpg.profiling.benchmarks.serving_page import page
+from lit_mmpg.results import result, write_result
 
 if TYPE_CHECKING:
     from lit_mmpg.link import Upload
     from lit_mmpg.serving.cloud_half import CloudHalf
 
+MODULE = "lit_mmpg.profiling.benchmarks.serving_load"
 BATCH, CONNECTIONS, DEVICES = 32, 64, 1000
 TARGETS = {"as trained": 0.8, "large": 0.92}
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 2.0)
@@ -145,7 +147,7 @@ def throughput(
 
     ours = ratios("service", "forward")
     cpu = {name: statistics.median(turn.cpu_ms for turn in each) for name, each in turns.items()}
-    result: dict[str, Any] = {
+    found: dict[str, Any] = {
         "upload_message_bytes": len(bodies[0]),
         "batch_forward_ms": 1e3 * BATCH / statistics.median(turn.per_s for turn in turns["forward"]),
         "per_s": {name: [turn.per_s for turn in each] for name, each in turns.items()},
@@ -156,8 +158,8 @@ def throughput(
         "cpu_ratio": cpu["forward"] / cpu["service"],
     }
     if "litserve" in services:
-        result["litserve_over_service"] = statistics.median(ratios("litserve", "service"))
-    return result
+        found["litserve_over_service"] = statistics.median(ratios("litserve", "service"))
+    return found
 
 
 def percentiles(latencies_s: Sequence[float]) -> dict[str, float]:
@@ -233,7 +235,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     port = free_port()
     command = [sys.executable, "-m", "lit_mmpg", "serve", "--ckpt", str(options.ckpt), "--port", str(port)]
     command += ["--threads", "1", "--workers", str(options.workers), "--log-level", "warning"]
-    result: dict[str, Any] = {
+    found: dict[str, Any] = {
         "checkpoint": half.checkpoint_digest,
         "machine": {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "torch": torch.__version__},
         "contexts": {name: {"clips": c, "frames": f, "anchors": anchors} for name, (c, f) in shapes.items()},
@@ -257,23 +259,63 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             return generator.submit(offer, order).result()
 
         services = {"service": service} | ({"litserve": rival} if rival else {})
-        result["throughput"] = {}
+        found["throughput"] = {}
         for name, uploads in workloads.items():
             print(f"throughput, contexts {name}", flush=True)
             tell(f"throughput, contexts {name}")
             row = throughput(half, services, send, uploads, options.rounds, options.seconds)
-            result["throughput"][name] = row | {"target": TARGETS[name]}
+            found["throughput"][name] = row | {"target": TARGETS[name]}
         print("latency against offered load", flush=True)
         tell("latency against offered load")
-        saturated = statistics.median(result["throughput"]["as trained"]["per_s"]["service"])
+        saturated = statistics.median(found["throughput"]["as trained"]["per_s"]["service"])
         bodies = [upload.to_bytes() for upload in workloads["as trained"]]
-        result["latency"] = latency(service.url, send, bodies, saturated, options.seconds)
+        found["latency"] = latency(service.url, send, bodies, saturated, options.seconds)
         print(f"{options.devices} devices at once", flush=True)
         tell(f"{options.devices} devices at once")
         many = make_uploads(half, options.devices, *shapes["as trained"], anchors, seed=1)
-        result["devices"] = devices(half, service.url, send, many)
-    result["memory"] = memory
-    return result
+        found["devices"] = devices(half, service.url, send, many)
+    found["memory"] = memory
+    return found
+
+
+def table(found: dict[str, Any], command: str) -> dict[str, Any]:
+    """The report as a small result."""
+    from lit_mmpg.tracking.address import git_commit
+
+    rival = any("litserve_over_service" in row for row in found["throughput"].values())
+    columns = ["contexts", "batch of 32", "bare forward, /s", "service, /s", "service / forward", "by processor time"]
+    columns += ["target", *(["LitServe / service", "its processor time / ours"] if rival else [])]
+    rows = []
+    for name, row in found["throughput"].items():
+        rates = {key: statistics.median(values) for key, values in row["per_s"].items()}
+        target = f"{row['target']:.0%}, {'met' if row['ratio_median'] >= row['target'] else 'missed'}"
+        cells = [
+            f"{name} ({found['contexts'][name]['clips']} clips, {found['contexts'][name]['anchors']} anchors)",
+            f"{row['batch_forward_ms']:.1f} ms",
+            f"{rates['forward']:,.0f}",
+            f"{rates['service']:,.0f}",
+            f"{row['ratio_median']:.0%} [{row['ratio_low']:.0%}, {row['ratio_high']:.0%}]",
+            f"{row['cpu_ratio']:.0%}",
+            target,
+        ]
+        if rival:
+            busier = row["cpu_ms"]["litserve"] / row["cpu_ms"]["service"]
+            cells += [f"{row['litserve_over_service']:.2f}", f"{busier:.2f}"]
+        rows.append(cells)
+    over, own = found["latency"]["overload"], found["devices"]
+    cores = "the service on one core, the load generator on the other" if found["cores"] else "cores shared"
+    notes = [
+        f"{found['workers']} worker, one thread, {CONNECTIONS} connections, {cores}; median and range of "
+        f"{found['rounds']} rounds in turns.",
+        f"{own['own_and_bit_equal']} of {own['devices']} devices at once got their own parameters, bit-equal.",
+    ]
+    if over["refusal"]:
+        notes.append(
+            f"At four times the saturated rate refusals take {over['refusal']['p50_ms']:.1f} / "
+            f"{over['refusal']['p99_ms']:.1f} ms (p50 / p99), and {over['answered_of_saturated']:.0%} of the saturated "
+            "rate is still answered."
+        )
+    return result("Throughput of the service", command, columns, rows, git_commit(), notes, figures=found)
 
 
 @contextmanager
@@ -312,10 +354,8 @@ def sampled(read: Callable[[], int], every_s: float = 1.0) -> Iterator[dict[str,
 @working("serving load", bar=False)
 @in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and write ``report.json`` and ``report.html``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lit_mmpg.profiling.benchmarks.serving_load", description=(__doc__ or "").splitlines()[0]
-    )
+    """Run the benchmark and write ``report.json``, ``report.html`` and ``result.json``, the small form of it."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a cloud half")
     parser.add_argument("--output", type=Path, default=Path("outputs/serving_load"), help="folder of the report")
     parser.add_argument("--rounds", type=int, default=5, help="turns of the forward pass and of the service")
@@ -327,13 +367,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(options.rounds, options.workers, options.devices) < 1 or not 0 < options.seconds < math.inf:
         parser.error("--rounds, --workers, --devices and --seconds must be positive")
     try:
-        result = measure(options)
+        found = measure(options)
     except (UserError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, text in (("report.json", json.dumps(result, indent=1) + "\n"), ("report.html", page(result))):
+    for name, text in (("report.json", json.dumps(found, indent=1) + "\n"), ("report.html", page(found))):
         (options.output / name).write_text(text, encoding="utf-8")
-    for name, row in result["throughput"].items():
+    litserve = " --with-litserve" if options.with_litserve else ""
+    command = f"python -m {MODULE} --ckpt CKPT --rounds {options.rounds} --seconds {options.seconds:g}{litserve}"
+    write_result(options.output / "result.json", table(found, command))
+    for name, row in found["throughput"].items():
         rate = statistics.median(row["per_s"]["service"])
         print(
             f"{name}: {rate:.0f} requests/s, {row['ratio_median']:.0%} of the bare forward "
@@ -342,16 +385,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "litserve_over_service" in row:
             busier = row["cpu_ms"]["litserve"] / row["cpu_ms"]["service"]
             print(f"{name}: LitServe {row['litserve_over_service']:.2f} of it, with {busier:.2f} of its processor time")
-    over = result["latency"]["overload"]
+    over = found["latency"]["overload"]
     if over["refusal"]:
         print(
             f"at four times the saturated rate: refusals {over['refusal']['p50_ms']:.1f} / "
             f"{over['refusal']['p99_ms']:.1f} ms (p50 / p99), answers {over['answered_of_saturated']:.0%} of saturated"
         )
-    found = result["devices"]
-    print(f"{found['own_and_bit_equal']} of {found['devices']} devices got their own parameters, bit-equal")
+    own = found["devices"]
+    print(f"{own['own_and_bit_equal']} of {own['devices']} devices got their own parameters, bit-equal")
     print(f"report: {options.output / 'report.html'}")
-    return 0 if found["own_and_bit_equal"] == found["devices"] else 1
+    return 0 if own["own_and_bit_equal"] == own["devices"] else 1
 
 
 if __name__ == "__main__":

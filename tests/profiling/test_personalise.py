@@ -58,7 +58,7 @@ def test_all_ways_are_measured_and_open_ones_named(tmp_path, capsys):
     folder.mkdir()
     personalise.make_bundle("core", folder)
     assert personalise.main(["--bundle", str(folder), "--rounds", "1", "--swaps", "2", "--output", str(output)]) == 0
-    rows = json.loads(output.read_text())["rows"]
+    rows = json.loads(output.read_text())["values"]
     measured = {row["way"]: row for row in rows if row["engine"] == "onnxruntime"}
     assert set(measured) == {"inputs", "settled", "rebind", "reload"}
     for row in measured.values():
@@ -85,14 +85,14 @@ def test_one_failing_bundle_or_way_costs_no_other_row(tmp_path, capsys, monkeypa
     monkeypatch.setattr(personalise, "_extra_bytes", lambda *_: None)
     command = ["--bundle", *map(str, folders), "--rounds", "1", "--swaps", "1", "--output", str(output)]
     assert personalise.main(command) == 1
-    rows = {(r["case"], r["way"]): r for r in json.loads(output.read_text())["rows"] if r["engine"] == "onnxruntime"}
+    rows = {(r["case"], r["way"]): r for r in json.loads(output.read_text())["values"] if r["engine"] == "onnxruntime"}
     assert rows["right", "inputs"]["ratio"] and rows["right", "reload"]["ratio"]
     assert rows["right", "rebind"]["reason"] == "RuntimeError: no memory"
     assert "wrong, not timed" in rows["wrong", "inputs"]["reason"]
     assert "failed: right, onnxruntime by rebind: RuntimeError: no memory" in capsys.readouterr().out
     monkeypatch.setattr(personalise, "measure", lambda case, *_: [][0] if case == "wrong" else [])
     assert personalise.main(command) == 1
-    assert {row["case"] for row in json.loads(output.read_text())["rows"] if row["failed"]} == {"wrong"}
+    assert {row["case"] for row in json.loads(output.read_text())["values"] if row["failed"]} == {"wrong"}
 
 
 def test_targets():
