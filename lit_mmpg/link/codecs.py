@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -171,6 +172,7 @@ def _dequantise(values: np.ndarray, stored: np.ndarray) -> np.ndarray:
         return np.asarray(values * scale, dtype=np.float32)
 
 
+@lru_cache(maxsize=256)
 def _scales(shape: Shape, axis: int | None) -> Shape:
     """Shape of the scales of an array."""
     shared = _shared_axes(shape, axis)
@@ -217,6 +219,7 @@ def codec_names() -> tuple[str, ...]:
     return tuple(sorted(_CODECS))
 
 
+@lru_cache(maxsize=64)
 def codec_id(name: str) -> bytes:
     """What stands for a codec in messages: four bytes of the SHA-256 of its name."""
     return hashlib.sha256(name.encode()).digest()[:4]
@@ -286,6 +289,18 @@ def encode(codec: str, tensor: np.ndarray, axis: int | None = None) -> bytes:
     if not np.isfinite(array).all():
         raise ValueError("holds NaN, infinity or a magnitude beyond float32")
     return chosen.encode(array, axis)
+
+
+def encode_rows(codec: str, tensor: np.ndarray) -> list[bytes]:
+    """Each row of an array as :func:`encode` has it; of codecs without scales all in one step.
+
+    Raises:
+        ValueError: As :func:`encode`.
+    """
+    if not isinstance(get_codec(codec), Float):
+        return [encode(codec, row) for row in tensor]
+    data, size = encode(codec, tensor), num_bytes(codec, tensor.shape[1:])
+    return [data[size * row : size * (row + 1)] for row in range(len(tensor))]
 
 
 def decode(codec: str, data: bytes, shape: Shape, axis: int | None = None) -> np.ndarray:

@@ -45,7 +45,7 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -397,14 +397,30 @@ class Download(_Message):
         Raises:
             ValueError: If the parameters do not match the specification.
         """
-        spec.validate(parameters, finite=False)  # which encoding checks
+        return cls.answer_all([upload], spec, {n: np.asarray(a)[None] for n, a in parameters.items()}, codec=codec)[0]
+
+    @classmethod
+    def answer_all(
+        cls, uploads: Sequence[Upload], spec: ParameterSpec, parameters: Mapping[str, np.ndarray], *, codec: str
+    ) -> list[Download]:
+        """The same for the B uploads of a batch: one array ``[B, ...]`` for each entry of ``spec``.
+
+        Raises:
+            ValueError: If the parameters of one of them do not match the specification.
+        """
+        if any(len(array) != len(uploads) for array in parameters.values()):
+            raise ValueError(f"there are {len(uploads)} uploads and parameters of another number of devices")
+        if not uploads:
+            return []
+        spec.validate({name: array[0] for name, array in parameters.items()}, finite=False)  # which encoding checks
         encoded = []
         for name in spec.names:
             try:
-                encoded.append(codecs.encode(codec, parameters[name]))
+                encoded.append(codecs.encode_rows(codec, parameters[name]))
             except ValueError as error:
                 raise ValueError(f"parameter {name} {error}") from error
-        return cls(codec, b"".join(encoded), upload.request_id)
+        payloads = map(b"".join, zip(*encoded, strict=True) if encoded else ((),) * len(uploads))
+        return [cls(codec, data, upload.request_id) for upload, data in zip(uploads, payloads, strict=True)]
 
     @classmethod
     def _read(cls, data: bytes, id_length: int, codec: str, other: str) -> Download:

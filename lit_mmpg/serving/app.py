@@ -10,6 +10,7 @@ in a thread.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import ipaddress
 import logging
@@ -27,7 +28,7 @@ from starlette.routing import Route
 
 from lit_mmpg.link import PROTOCOL_VERSION, codec_names
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
-from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.link.messages import Upload
 from lit_mmpg.serving.batcher import Batcher
 from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
@@ -41,6 +42,10 @@ from lit_mmpg.serving.protocol import GuardedProtocol
 
 _log = logging.getLogger("lit_mmpg.serving")
 ADAPT_PATH = b"/v1/adapt"
+_ADAPT = ADAPT_PATH.decode()
+KEPT_BYTES = 256 * 2**20
+"""Most free memory that a worker keeps."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _OCTETS = (b"content-type", b"application/octet-stream")
 _INLINE_BYTES, _INLINE_VALUES = 2**15, 2**16
 """What is parsed and decoded in the event loop itself, about a millisecond's work; a thread costs more than that."""
@@ -87,6 +92,10 @@ class AdaptEndpoint:
             answer, size = await self._adapt(scope, receive, about)
         except Refused as refusal:
             await self._refuse(refusal, send, about)
+            return
+        except Exception:
+            _log.exception("an adaptation failed")
+            await self._refuse(Refused(500, "internal", "see the log"), send, about)
             return
         elapsed = time.perf_counter() - start
         self.metrics.answered(elapsed, size, len(answer))
@@ -193,6 +202,26 @@ def _host(scope: Scope) -> str:
     return scope["client"][0][:64] if scope.get("client") else ""  # a proxy may pass on any text
 
 
+class Service(Starlette):
+    """Adaptations go straight to their endpoint, all else along the routes: those cost a tenth of an adaptation.
+
+    Args:
+        endpoint: Answers them.
+        settings: Of Starlette.
+    """
+
+    def __init__(self, endpoint: AdaptEndpoint, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] == "http" and scope["path"] == _ADAPT and scope["method"] == "POST":
+            await self._endpoint(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
     """The application around a loaded cloud half.
 
@@ -205,11 +234,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
 
     def answer(uploads: Sequence[Upload]) -> list[bytes]:
         with metrics.compute.time():
-            parameters = half.parameters(uploads)
-        return [
-            Download.answer(upload, half.spec, own, codec=half.download_codec).to_bytes()
-            for upload, own in zip(uploads, parameters, strict=True)
-        ]
+            return [download.to_bytes() for download in half.generate(uploads)]
 
     batcher: Batcher[Upload, bytes] = Batcher(
         answer, config.max_batch, config.max_wait_ms, config.max_queue, metrics.batch.observe
@@ -277,7 +302,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
 
     endpoint = AdaptEndpoint(half, config, keys, batcher, metrics)
     routes = [
-        Route(ADAPT_PATH.decode(), endpoint, methods=["POST"]),
+        Route(_ADAPT, endpoint, methods=["POST"]),
         Route("/v1/info", info),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
@@ -286,10 +311,22 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
         Route("/docs", docs),
     ]
     handlers = {404: on_refused, 405: on_refused, 500: on_refused}
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app = Service(endpoint, routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect would repeat the Host that the client named
     app.state.batcher, app.state.half = batcher, half
     return app
+
+
+def keep_memory() -> None:
+    """Let glibc keep what a batch has freed for the next one.
+
+    It would give large blocks back and take them again page by page, in threads after every batch: a tenth of its time.
+    Other C libraries are left as they are.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
 
 
 def from_environment() -> Starlette:
@@ -301,7 +338,17 @@ def from_environment() -> Starlette:
     torch.set_num_threads(config.threads)
     GuardedProtocol.request_timeout_s = config.request_timeout_s
     GuardedProtocol.max_connections = config.max_connections
+    keep_memory()
     half = CloudHalf.load(config.ckpt, config.download_codec, config.device, config.context)
+    if not half.batches and config.threads > 1:  # batches on one thread are faster than single uploads on several
+        torch.set_num_threads(1)
+        half.batches = half.can_batch()
+        torch.set_num_threads(1 if half.batches else config.threads)
+    if not half.batches:
+        _log.warning("results depend on the batch on this machine: uploads are computed one at a time")
+    elif torch.get_num_threads() < config.threads:
+        _log.warning("with several threads results depend on the batch on this machine: one thread computes; "
+                     "--workers uses more cores")  # fmt: skip
     _log.info("ready", extra={"event": "ready", "detail": f"checkpoint {half.checkpoint_digest[:12]} on {half.device}"})
     app = create_app(half, config)
     gc.collect()

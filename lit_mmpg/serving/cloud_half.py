@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from lit_mmpg.link.product import PQ
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.serving.config import ContextLimits
 from lit_mmpg.serving.errors import Refused
-
-_log = logging.getLogger(__name__)
 
 
 class CloudHalf:
@@ -75,10 +72,7 @@ class CloudHalf:
         self._reasoner = None if module.reasoner is None else module.reasoner.to(self.device)
         self._pool: ContextPool = module.pool.to(self.device)
         self._adaptor = module.adaptor.to(self.device)
-        with torch.inference_mode():
-            self.batches = is_invariant(self.compute, self.width, self.device)
-        if not self.batches:
-            _log.warning("results depend on the batch on this machine: uploads are computed one at a time")
+        self.batches = self.can_batch()
 
     @classmethod
     def load(
@@ -95,6 +89,11 @@ class CloudHalf:
         """
         module, run_id = load_cloud_module(path)
         return cls(module, download_codec, device, limits, run_id)
+
+    def can_batch(self) -> bool:
+        """Whether several uploads have the same bits together as alone, with this machine and as many threads."""
+        with torch.inference_mode():
+            return is_invariant(self.compute, self.width, self.device)
 
     def compute(self, anchors: Anchors) -> tuple[Tensor, ...]:
         """Parameters from anchors; see :func:`lit_mmpg.cloud.generation.generate`."""
@@ -126,8 +125,8 @@ class CloudHalf:
                 f"{limits.anchors} anchors per clip and {limits.frames} frames are accepted",
             )
 
-    def parameters(self, uploads: Sequence[Upload]) -> list[dict[str, np.ndarray]]:
-        """Parameters for each upload, in order, by name: float32, before they are encoded.
+    def generate(self, uploads: Sequence[Upload]) -> list[Download]:
+        """Answer uploads of any mixture of context lengths and anchor counts.
 
         Raises:
             Refused: If :meth:`check` refuses one of them.
@@ -136,27 +135,13 @@ class CloudHalf:
             self.check(upload)
         if not uploads:
             return []
-        groups = [list(uploads)] if self.batches else [[upload] for upload in uploads]
-        results: list[dict[str, np.ndarray]] = []
-        for group in groups:
+        downloads: list[Download] = []
+        for group in [uploads] if self.batches else [[upload] for upload in uploads]:
             with torch.inference_mode():
                 tensors = [tensor.cpu().numpy() for tensor in self.compute(stack(group).to(self.device))]
-            results += [
-                {entry.name: tensor[row] for entry, tensor in zip(self.spec, tensors, strict=True)}
-                for row in range(len(group))
-            ]
-        return results
-
-    def generate(self, uploads: Sequence[Upload]) -> list[Download]:
-        """Answer uploads of any mixture of context lengths and anchor counts.
-
-        Raises:
-            Refused: If :meth:`check` refuses one of them.
-        """
-        return [
-            Download.answer(upload, self.spec, own, codec=self.download_codec)
-            for upload, own in zip(uploads, self.parameters(uploads), strict=True)
-        ]
+            parameters = dict(zip(self.spec.names, tensors, strict=True))
+            downloads += Download.answer_all(group, self.spec, parameters, codec=self.download_codec)
+        return downloads
 
 
 def stack(uploads: Sequence[Upload]) -> Anchors:

@@ -19,9 +19,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import sys
 import time
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 import httptools
@@ -56,6 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
     max_connections = 4000
 
     _timer: asyncio.TimerHandle | None = None
+    _deadline = math.inf
     _blocked: asyncio.TimerHandle | None = None
     _dropping = False  # a request has its answer and is received to its end for the sake of the next one
     _owed_bytes: int | None
@@ -81,6 +84,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._abandon()
         self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
         self.resume_writing()
 
     # -- what comes in -----------------------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not stays or not parser.should_keep_alive() or parser.should_upgrade() or self.flow.write_paused:
             raise refusal  # the connection ends with it
         self.app_state["refused"](refusal)
-        self.transport.write(_answer(refusal))
+        self.transport.write(_turned_away_bytes(refusal))
         self._dropping, self._in_head = True, False
         return True
 
@@ -287,16 +292,24 @@ class GuardedProtocol(HttpToolsProtocol):
         self._arm(self.timeout_keep_alive if self.transport.get_write_buffer_size() else LINGER_S)
 
     def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, self._expired)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
+        # States change several times a request and timers cost more than a look at the clock: one that comes too early
+        # is left, and set anew when it comes.
+        self._deadline = deadline = self.loop.time() + seconds
+        if self._timer is not None and self._timer.when() > deadline:
             self._timer.cancel()
             self._timer = None
+        if self._timer is None:
+            self._timer = self.loop.call_at(deadline, self._expired)
+
+    def _disarm(self) -> None:
+        self._deadline = math.inf
 
     def _expired(self) -> None:
-        if self._receiving and self._unanswered:
+        self._timer = None
+        if self._deadline > self.loop.time():
+            if self._deadline < math.inf:
+                self._timer = self.loop.call_at(self._deadline, self._expired)
+        elif self._receiving and self._unanswered:
             self._refuse(Refused(400, "slow", "the request did not arrive in time"))
         else:
             self.transport.abort()
@@ -306,6 +319,11 @@ def _answer(refusal: Refused, more: bytes = b"") -> bytes:
     body = refusal.body()
     headers = b"".join(b"%s: %s\r\n" % header for header in refusal.headers(body)) + more
     return STATUS_LINE[refusal.status] + headers + b"\r\n" + body
+
+
+@lru_cache(maxsize=4)
+def _turned_away_bytes(refusal: Refused) -> bytes:
+    return _answer(refusal)  # of one that many get: it is made when there is least time
 
 
 class ServiceLoop(asyncio.SelectorEventLoop):
