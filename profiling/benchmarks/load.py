@@ -16,6 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+ACCEPTED_S = 0.5
+"""Between the last connect and the first request: a service is to have accepted all connections, which is no part of a
+request."""
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -85,6 +89,7 @@ class _Load:
         loop = asyncio.get_running_loop()
         for _ in range(self.order.connections):
             await self.connect(loop)
+        await asyncio.sleep(ACCEPTED_S)
         begin = time.perf_counter()
         end = begin + self.order.seconds
         if self.order.per_s is None:
