@@ -170,11 +170,13 @@ def percentiles(latencies_s: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99)}
 
 
-def latency(url: str, send: Send, bodies: Sequence[bytes], saturated_per_s: float, seconds: float) -> dict[str, Any]:
-    """Latency against offered load, then what comes after an overload."""
+def latency(
+    service: Service, send: Send, bodies: Sequence[bytes], saturated_per_s: float, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Latency against offered load; overloads, each right after a saturated turn of its own; and what comes after."""
 
-    def at(share: float, connections: int = 512) -> dict[str, Any]:
-        outcome = send(Offer(url, bodies, connections, seconds, share * saturated_per_s))
+    def at(share: float, saturated_per_s: float = saturated_per_s) -> dict[str, Any]:
+        outcome = send(Offer(service.url, bodies, 512, seconds, share * saturated_per_s))
         refused = [s for status, each in outcome.latencies_s.items() if status != 200 for s in each]
         return {
             "load": share,
@@ -187,7 +189,23 @@ def latency(url: str, send: Send, bodies: Sequence[bytes], saturated_per_s: floa
         }
 
     rows = [at(share) for share in LOADS]
-    return {"rows": rows, "overload": at(4.0), "recovery": at(0.3)}
+    overloads = [at(4.0, saturate(service, send, bodies, seconds).per_s) for _ in range(rounds)]
+    return {"rows": rows, "overloads": overloads, "recovery": at(0.3)}
+
+
+def refusals(overloads: Sequence[dict[str, Any]]) -> str | None:
+    """What the overloads show, in a sentence; ``None`` where nothing had to be refused."""
+    pressed = [row for row in overloads if row["refusal"]]
+    if not pressed:
+        return None
+    p50, p99 = (statistics.median(row["refusal"][key] for row in pressed) for key in ("p50_ms", "p99_ms"))
+    worst = max(row["refusal"]["p99_ms"] for row in pressed)
+    shares = [row["answered_of_saturated"] for row in pressed]
+    return (
+        f"At four times the saturated rate refusals take {p50:.1f} / {p99:.1f} ms (p50 / p99, median of {len(pressed)} "
+        f"turns; the worst p99 is {worst:.1f} ms), and {statistics.median(shares):.0%} [{min(shares):.0%}, "
+        f"{max(shares):.0%}] of the saturated rate is still answered."
+    )
 
 
 def devices(half: CloudHalf, url: str, send: Send, uploads: Sequence[Upload]) -> dict[str, Any]:
@@ -269,7 +287,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         tell("latency against offered load")
         saturated = statistics.median(found["throughput"]["as trained"]["per_s"]["service"])
         bodies = [upload.to_bytes() for upload in workloads["as trained"]]
-        found["latency"] = latency(service.url, send, bodies, saturated, options.seconds)
+        found["latency"] = latency(service, send, bodies, saturated, options.rounds, options.seconds)
         print(f"{options.devices} devices at once", flush=True)
         tell(f"{options.devices} devices at once")
         many = make_uploads(half, options.devices, *shapes["as trained"], anchors, seed=1)
@@ -302,19 +320,15 @@ def table(found: dict[str, Any], command: str) -> dict[str, Any]:
             busier = row["cpu_ms"]["litserve"] / row["cpu_ms"]["service"]
             cells += [f"{row['litserve_over_service']:.2f}", f"{busier:.2f}"]
         rows.append(cells)
-    over, own = found["latency"]["overload"], found["devices"]
+    own = found["devices"]
     cores = "the service on one core, the load generator on the other" if found["cores"] else "cores shared"
     notes = [
         f"{found['workers']} worker, one thread, {CONNECTIONS} connections, {cores}; median and range of "
         f"{found['rounds']} rounds in turns.",
         f"{own['own_and_bit_equal']} of {own['devices']} devices at once got their own parameters, bit-equal.",
     ]
-    if over["refusal"]:
-        notes.append(
-            f"At four times the saturated rate refusals take {over['refusal']['p50_ms']:.1f} / "
-            f"{over['refusal']['p99_ms']:.1f} ms (p50 / p99), and {over['answered_of_saturated']:.0%} of the saturated "
-            "rate is still answered."
-        )
+    if (refused := refusals(found["latency"]["overloads"])) is not None:
+        notes.append(refused)
     return result("Throughput of the service", command, columns, rows, git_commit(), notes, figures=found)
 
 
@@ -385,12 +399,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "litserve_over_service" in row:
             busier = row["cpu_ms"]["litserve"] / row["cpu_ms"]["service"]
             print(f"{name}: LitServe {row['litserve_over_service']:.2f} of it, with {busier:.2f} of its processor time")
-    over = found["latency"]["overload"]
-    if over["refusal"]:
-        print(
-            f"at four times the saturated rate: refusals {over['refusal']['p50_ms']:.1f} / "
-            f"{over['refusal']['p99_ms']:.1f} ms (p50 / p99), answers {over['answered_of_saturated']:.0%} of saturated"
-        )
+    if (refused := refusals(found["latency"]["overloads"])) is not None:
+        print(refused)
     own = found["devices"]
     print(f"{own['own_and_bit_equal']} of {own['devices']} devices got their own parameters, bit-equal")
     print(f"report: {options.output / 'report.html'}")

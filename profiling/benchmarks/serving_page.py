@@ -76,9 +76,11 @@ def _latency(latency: Mapping[str, Any]) -> Iterator[Block]:
         "Open loop: a latency counts from the moment at which the request was due. The load is a share of the "
         "saturated throughput."
     )
+    overloads = sorted(latency["overloads"], key=lambda row: row["answered_of_saturated"])
+    typical = overloads[len(overloads) // 2]
     names = [f"{row['load']:.0%}" for row in latency["rows"]] + ["overload, 400%", "right after it, 30%"]
     rows = []
-    for name, row in zip(names, [*latency["rows"], latency["overload"], latency["recovery"]], strict=True):
+    for name, row in zip(names, [*latency["rows"], typical, latency["recovery"]], strict=True):
         refused = ", ".join(f"{count} x {status}" for status, count in row["refused"].items()) or "none"
         cells: Cells = [name, *(_number(row[key], ".0f") for key in ("offered_per_s", "answered_per_s"))]
         cells += [_number(row.get(key), ".1f") for key in ("p50_ms", "p99_ms")]
