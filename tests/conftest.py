@@ -7,9 +7,10 @@ import os
 
 import pytest
 
+from lit_mmpg.cli import spare_imports
 from tests import shared
 
-gc.set_threshold(100_000, 20, 20)
+spare_imports()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,12 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.pretrained import find_trained
 from lit_mmpg.serving.config import ContextLimits, ServeConfig
 from lit_mmpg.serving.limits import affordable_connections
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         if options.workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         uvicorn.run(
-            "lit_mmpg.serving.app:from_environment",
+            "lit_mmpg.serving.verb:worker",
             factory=True,
             host=options.host,
             port=options.port,
@@ -70,6 +74,16 @@ def main(argv: Sequence[str]) -> int:
             ssl_keyfile=options.ssl_keyfile,
         )
     return 0
+
+
+def worker() -> Starlette:
+    """The application of a worker, which may be a process of its own."""
+    from lit_mmpg.cli import spare_imports
+
+    spare_imports()
+    from lit_mmpg.serving.app import from_environment
+
+    return from_environment()
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
