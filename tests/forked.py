@@ -211,7 +211,9 @@ def _command(asked: Mapping[str, Any], fds: Sequence[int]) -> None:
     found = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part not in sys.path]
     sys.path[:0] = [asked["cwd"], *found]
     sys.argv = ["lit-mmpg", *asked["arguments"]]
-    from lit_mmpg import cli
+    from lit_mmpg import __main__, cli
+
+    sys.modules["__main__"] = __main__  # which other processes of a distributed run are started with
 
     status: Any = 1
     try:

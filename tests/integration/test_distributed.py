@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.cli import main
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from tests import forked
 from tests.integration import tiny
 from tests.integration.conftest import Trained, write_experiment
 
@@ -25,9 +25,8 @@ DDP = ("--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=c
 
 
 def lit_mmpg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lit_mmpg", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = forked.run(arguments, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -55,11 +54,8 @@ def test_a_failing_seed_is_named_and_the_other_one_kept(config: Path, capfd: pyt
 
 def test_processes_end_with_the_first(config: Path, tmp_path: Path) -> None:
     command = ["compare", "--config", str(config), "--jobs", "2", "--trainer.max_epochs=100000"]
-    first = forked.Process(command, cwd=tmp_path, stdout=subprocess.PIPE)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if "[seed 1]" in line:
-            break
+    with (tmp_path / "log").open("w") as log:
+        first = forked.Process(command, cwd=tmp_path, stdout=log, stderr=log)
 
     def others() -> list[int]:
         found = []
@@ -71,7 +67,9 @@ def test_processes_end_with_the_first(config: Path, tmp_path: Path) -> None:
                 continue
         return found
 
-    assert len(others()) == 2
+    while len(others()) < 2:
+        assert first.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     for _ in range(300):
