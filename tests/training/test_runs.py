@@ -235,7 +235,8 @@ def test_tracking_can_be_off(trained: Path) -> None:
     assert len(runs(trained)[1]) == before
 
 
-@pytest.mark.parametrize("half", [pytest.param("device", marks=pytest.mark.soak), "cloud"])
+@pytest.mark.soak  # tests/integration/test_resume.py kills and resumes both halves of a real network
+@pytest.mark.parametrize("half", ["device", "cloud"])
 def test_a_killed_run_resumes_to_the_same_weights(
     half: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

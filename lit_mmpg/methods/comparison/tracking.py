@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from lit_mmpg.tracking.store import find_run, open_store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_PER_CALL = 500
+"""Values that are logged at once; MLflow takes 1,000."""
 PARENT = "mlflow.parentRunId"
 ROW, SEED = "lit_mmpg.row", "lit_mmpg.seed"
 
@@ -67,10 +70,8 @@ class ComparisonRun:
         )
         for name, value in flatten(parameters).items():
             self.client.log_param(run.info.run_id, name, value[:500])
-        for line in cell.rows:
-            name = f"{line['split']}/{line['metric']}".replace("@", "_at_")
-            if line["own"] and line["value"] is not None:
-                self.client.log_metric(run.info.run_id, name, float(line["value"]))
+        own = [line for line in cell.rows if line["own"]]
+        self._log_values(run.info.run_id, {f"{line['split']}/{line['metric']}": line["value"] for line in own})
         self.client.log_text(run.info.run_id, json.dumps({"rows": cell.rows}, indent=2), "rows.json")
         self.client.log_text(run.info.run_id, json.dumps(cell.notes, indent=2), "notes.json")
         self.client.set_terminated(run.info.run_id, "FINISHED")
@@ -78,15 +79,23 @@ class ComparisonRun:
 
     def finish(self, rows: Sequence[Mapping[str, Any]], verdicts: Mapping[str, str], files: Sequence[Path]) -> None:
         """Log the table, the verdicts and the report; end the run."""
-        for row in rows:
-            if row["value"] is not None:
-                name = f"{row['split']}/{row['metric']}/{row['method']}".replace("@", "_at_")
-                self.client.log_metric(self.run_id, name, float(row["value"]))
+        values = {f"{row['split']}/{row['metric']}/{row['method']}": row["value"] for row in rows}
+        self._log_values(self.run_id, values)
         for claim, verdict in verdicts.items():
             self.client.set_tag(self.run_id, f"claim.{claim}", verdict)
         for path in files:
             self.client.log_artifact(self.run_id, str(path), "report")
         self.client.set_terminated(self.run_id, "FINISHED")
+
+    def _log_values(self, run_id: str, values: Mapping[str, float | None]) -> None:
+        """Log values where there are some, many with one call: a comparison has thousands."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        known = {name.replace("@", "_at_"): value for name, value in values.items() if value is not None}
+        metrics = [Metric(name, float(value), now, 0) for name, value in known.items()]
+        for start in range(0, len(metrics), _PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _PER_CALL])
 
     def fail(self) -> None:
         """End the run as interrupted; the next call goes on with it."""
