@@ -15,6 +15,7 @@ import gc
 import ipaddress
 import logging
 import math
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -323,8 +324,7 @@ def keep_memory() -> None:
     It would give large blocks back and take them again page by page, in threads after every batch: a tenth of its time.
     Other C libraries are left as they are.
     """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
         library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         library.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
 

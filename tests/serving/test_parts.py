@@ -15,13 +15,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
-from lit_mmpg.serving.app import create_app
+from lit_mmpg.serving.app import create_app, from_environment
 from lit_mmpg.serving.batcher import Batcher
 from lit_mmpg.serving.cloud_half import CloudHalf
-from lit_mmpg.serving.config import ServeConfig
+from lit_mmpg.serving.config import ENVIRONMENT, ServeConfig
 from lit_mmpg.serving.errors import Refused
 from lit_mmpg.serving.keys import KeyRing, WatchedKeys, add_key
 from lit_mmpg.serving.limits import (
@@ -34,6 +35,7 @@ from lit_mmpg.serving.limits import (
 )
 from lit_mmpg.serving.logs import JsonFormatter
 from lit_mmpg.serving.protocol import ServiceLoop
+from tests.serving.making import make_uploads
 
 # -- batches -----------------------------------------------------------------------------------------------------
 
@@ -359,3 +361,42 @@ def test_a_batch_that_never_ends_is_seen_by_the_liveness_probe(
         return found
 
     assert asyncio.run(run()) == [200, 503, 200]
+
+
+def test_a_fault_of_ours_is_an_error_in_json_and_a_line_in_the_log(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = CloudHalf.load(str(checkpoint), None, "cpu", ServeConfig("").context)
+    app = create_app(half, ServeConfig(str(checkpoint)))
+    digests = {key: getattr(half, key) for key in ("checkpoint_digest", "spec_digest")}
+    (upload,) = make_uploads(1, digests | {"anchor_width": half.width})
+
+    def broken(upload: object) -> None:
+        raise RuntimeError("secret of the machine")
+
+    monkeypatch.setattr(half, "check", broken)
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            return await client.post("/v1/adapt", content=upload.to_bytes())
+
+    with caplog.at_level(logging.ERROR, "lit_mmpg.serving"):
+        answer = asyncio.run(run())
+    assert answer.status_code == 500 and answer.json() == {"error": "internal", "detail": "see the log"}
+    assert any(record.exc_info and "secret" in str(record.exc_info[1]) for record in caplog.records)
+
+
+@pytest.mark.parametrize(("good", "threads", "batches"), [({1, 2}, 2, True), ({1}, 1, True), (set(), 2, False)])
+def test_one_thread_computes_where_only_that_allows_batches(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, good: set[int], threads: int, batches: bool
+) -> None:
+    monkeypatch.setattr(CloudHalf, "can_batch", lambda half: torch.get_num_threads() in good)
+    monkeypatch.setattr("lit_mmpg.serving.app.configure", lambda level: None)
+    monkeypatch.setenv(ENVIRONMENT, "")
+    ServeConfig(str(checkpoint), device="cpu", threads=2).export()
+    before = torch.get_num_threads()
+    try:
+        app = from_environment()
+        assert (torch.get_num_threads(), app.state.half.batches) == (threads, batches)
+    finally:
+        torch.set_num_threads(before)
