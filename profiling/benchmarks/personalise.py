@@ -432,13 +432,13 @@ def table(rows: Sequence[Row], command: str) -> dict[str, Any]:
             continue
         case = f"{row.case}, {row.parameters:,}"
         target = {True: "met", False: "missed", None: ""}[row.target_met]
-        times = [f"{value:.2f} ms" for value in (row.infer_ms, row.load_ms, row.swap_ms) if value is not None]
+        times = [f"{value:.2f} ms" for value in (row.load_ms, row.swap_ms) if value is not None]
         extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 2**20:.0f} MiB"
         ratio = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
         shown.append(["" if case == previous else case, row.way, ratio, *times, extra, target])
         previous = case
-    columns = ["form, values", "way", "inference over the baked engine", "inference", "load"]
-    columns += ["download bytes to first answer", "extra memory", f"at most {RATIO_TARGET:g}, load below an inference"]
+    columns = ["form, values", "way", "inference over the baked engine", "load", "download bytes to first answer"]
+    columns += ["extra memory", f"at most {RATIO_TARGET:g}, load below an inference"]
     notes = [
         f"ONNX Runtime {__import__('onnxruntime').__version__}, batch 1, one thread; single inferences and swaps take "
         "turns, every way is verified first. Ratios: median of blocks of turns, with the 10th and 90th percentile."
