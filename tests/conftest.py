@@ -19,5 +19,6 @@ def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     shared.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     shared.FOLDER.mkdir(exist_ok=True)
     shared.keep_torchlib()
+    shared.keep_tables()
     gc.collect()
     gc.freeze()  # what is imported stays: looking through it for garbage again and again took a tenth of the time

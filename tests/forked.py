@@ -152,6 +152,8 @@ def serve(path: str, owner: int) -> None:
     import lit_mmpg.training.stages  # noqa: F401
 
     shared.keep_torchlib()
+    shared.FOLDER = Path(path).parent
+    shared.keep_tables()
     gc.collect()
     gc.freeze()
     running: dict[int, socket.socket] = {}
