@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
@@ -53,12 +53,13 @@ def keep_tables() -> None:
         make(create_engine(f"sqlite:///{folder / 'store.db'}"))
 
     def initialize(engine: Engine) -> None:
-        if engine.dialect.name != "sqlite" or engine.url.database in (None, "", ":memory:"):
-            make(engine)
-            return
-        tables = made_once("mlflow-tables", made) / "store.db"
-        with closing(sqlite3.connect(tables)) as source, closing(sqlite3.connect(str(engine.url.database))) as target:
-            source.backup(target)
+        if engine.dialect.name == "sqlite" and engine.url.database not in (None, "", ":memory:"):
+            tables = made_once("mlflow-tables", made) / "store.db"
+            with suppress(sqlite3.Error), closing(sqlite3.connect(str(engine.url.database))) as target:
+                with closing(sqlite3.connect(tables)) as source:
+                    source.backup(target)
+                return
+        make(engine)  # whose errors, of a full disk for one, are those that users get
 
     initialize.copies = True  # type: ignore[attr-defined]
     utils._initialize_tables = initialize
