@@ -3,8 +3,8 @@
 Devices of one model share an artefact (:mod:`lit_mmpg.data.artefacts`). The memory holds for each model the change that
 it makes to the mean frame, and its opacity, both at the median strength of its devices. A query is the median gradients
 of the device's C frames; recognition looks for the model, the shift and the strength under which these are most
-likely, and the answer are gain and bias images for the device's input layer. Where no model is likely enough the
-answer is none.
+likely. The answer are gain and bias images for the device's input layer, the best ones over draws of the posterior of
+its shift, scale and strength: what C frames leave open is undone less. Where no model is likely enough it is none.
 
 The memory extends the Fast Domain Adaptor of the paper (our own addition, no reconstruction). It is filled in three
 ways: from true maps (an oracle), from devices with paired clean views (:meth:`Evidence.paired`), or from what devices
@@ -24,26 +24,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.maps import Correction, PixelMaps, Scene, gradients, guided, integrate, placing, resized, smooth, undo
+from lit_mmpg.maps import Correction, PixelMaps, Scene, gradients, guided, integrate, moved, opposed, smooth, undo
 from lit_mmpg.writing import write_bytes
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-
-SCHEMA = 1
+SCHEMA = 2
 """Raise it when a file of an older version would be read as something else."""
 
-STRENGTHS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.15)
+STRENGTHS = (0.55, 0.75, 0.95, 1.15)
 """Strengths among which recognition chooses, relative to the median of the model's devices."""
-STRENGTH_SPREAD, SCALE_SPREAD = 0.2, 0.01
-"""Standard deviations of strengths and of scales about 1, before a query is seen."""
+STRENGTH_SPREAD, SCALE_SPREAD, SHIFT_SPREAD_PX = 0.15, 0.01, 2.0
+"""Standard deviations of strengths and of scales about 1, and of shifts about 0, before a query is seen."""
 PLACES_ALIKE = 16.0
 """Neighbouring places that tell the same: so many count as one in a likelihood that is weighed against those."""
 REACH_PX = 6
 """Largest shift that recognition looks for, in each direction: the spread of devices about the middle of theirs."""
 CANDIDATES = 8
 """Models whose likelihood is computed, the first by the matched filter."""
-THRESHOLD, CEILING = 1.5, 8.0
-"""Gradients of the matched filter, grey levels: what is smaller says nothing, what is larger says no more."""
+STEPS = (1.0, 1.0, 0.01, 0.1)
+"""Largest steps with which a place is refined: down, right, scale, strength."""
+DRAWS, WALK = 16, 200
+"""Draws of the posterior that are kept, and steps of the walk that draws them."""
+
+
+def _each(brightness: float, colours: float) -> np.ndarray:
+    return np.array([brightness, colours, colours], np.float32)[:, None, None]
+
+
+THRESHOLD, CEILING = _each(1.5, 0.5), _each(8.0, 3.0)
+"""Gradients of the matched filter, grey levels, of brightness and of colours (:func:`lit_mmpg.maps.opposed`): what is
+smaller says nothing, what is larger says no more."""
+WEIGHT = _each(1.0, 4.0)
+"""How much they count: scenes vary little in colours."""
 STRENGTH_BOUNDS = (0.3, 2.0)
 """Strengths that a device is believed to have against the median of its model's."""
 LOW_PX = 6.0
@@ -65,7 +76,7 @@ class Recognition:
 
     Attributes:
         model: Index of the model.
-        score: How much more likely the query is with the model than without, in nats per place.
+        score: How much more likely the query and the place are with the model than the query is without, in nats.
         strength: Strength of the device, relative to the median of the model's.
         down: Shift downwards, pixels.
         right: Shift to the right.
@@ -216,11 +227,11 @@ class CameraMemory:
         return replace(self, change=self.change[other], opacity=self.opacity[other], devices=self.devices[other])
 
     def recognise(self, gradient: np.ndarray, reach: int = REACH_PX) -> Recognition | None:
-        """The most likely model of a device; none where nothing is known.
+        """The most likely model of a device, and its place in parts of a pixel; none where nothing is known.
 
-        Natural gradients are sparse: they are taken for independent with Laplace's density of the query's own scale.
-        Its logarithm with the model less that without is the score. A matched filter over all shifts picks the models
-        and shifts for which it is computed.
+        A matched filter over all shifts picks the models and shifts for which :class:`_Likelihood` is asked. The best
+        is refined: shifts, scale and strength are changed in turn while that makes it more likely, in ever smaller
+        steps.
 
         Args:
             gradient: ``[2, 3, H, W]`` median gradients of the device.
@@ -228,91 +239,84 @@ class CameraMemory:
         """
         if not len(self):
             return None
-        keys = self._keys
-        spectra, norms = self._spectra if reach == REACH_PX else _spectra(squashed(keys), reach)
+        spectra, norms = self._spectra if reach == REACH_PX else _spectra(squashed(self._keys), reach)
         scores, shifts = _matched(squashed(gradient), spectra, norms, reach)
-        scale = max(float(np.abs(gradient).mean()), 0.1)
+        likelihood = _Likelihood(self, gradient)
         best: Recognition | None = None
         for model in np.argsort(-scores)[:CANDIDATES].tolist():
-            down, right = shifts[model]
-            key, seen = _overlapping(keys[model], gradient, down, right)
-            plain = np.abs(seen).sum()
             for strength in STRENGTHS:
-                gain = plain - np.abs(seen - strength * key).sum()
-                score = float(gain / scale / gradient.size)
-                if best is None or score > best.score:
-                    best = Recognition(model, score, strength, down, right)
+                tried = likelihood(Recognition(model, 0.0, strength, *map(float, shifts[model])))
+                best = tried if best is None or tried.score > best.score else best
+        assert best is not None
+        for step in (1.0, 0.5, 0.25, 0.125):
+            for name, by in [*zip(("down", "right", "scale", "strength"), STEPS, strict=True)] * 2:
+                for way in (-step, step):
+                    tried = likelihood(replace(best, **{name: getattr(best, name) + way * by}))
+                    best = tried if tried.score > best.score else best
         return best
+
+    def posterior(self, gradient: np.ndarray, found: Recognition) -> list[Recognition]:
+        """Equally likely places of a device whose model is known: draws of their posterior, by a Metropolis walk.
+
+        Args:
+            gradient: ``[2, 3, H, W]``, as in :meth:`recognise`.
+            found: Its result.
+        """
+        rng, likelihood = np.random.default_rng(0), _Likelihood(self, gradient)
+        here, walk = found, []
+        moves = rng.normal(size=(WALK, 4)) * np.array(STEPS) * (0.28, 0.28, 0.35, 0.7)
+        for move, chance in zip(moves.tolist(), np.log(rng.random(WALK)).tolist(), strict=True):
+            down, right, scale, strength = move
+            tried = likelihood(
+                Recognition(
+                    here.model, 0.0, here.strength + strength, here.down + down, here.right + right, here.scale + scale
+                )
+            )
+            here = tried if chance < tried.score - here.score else here
+            walk.append(here)
+        return [walk[i] for i in np.linspace(WALK // 4, WALK - 1, DRAWS).astype(int)]
 
     @cached_property
     def _keys(self) -> np.ndarray:
-        """Gradients of the changes, ``[K, 2, 3, H, W]``."""
+        """Gradients of the changes, ``[K, 2, 3, H, W]``, red, green and blue."""
         return np.moveaxis(gradients(self.change), 0, 1)
 
     @cached_property
     def _spectra(self) -> tuple[np.ndarray, np.ndarray]:
         return _spectra(squashed(self._keys), REACH_PX)
 
-    def refined(self, gradient: np.ndarray, found: Recognition) -> Recognition:
-        """A recognition with its shift in parts of a pixel, its scale and its strength.
-
-        Each is changed in turn while that makes query and place more likely together, in ever smaller steps.
-
-        Args:
-            gradient: ``[2, 3, H, W]``, as in :meth:`recognise`.
-            found: Its result.
-        """
-        picture = np.tensordot(_LUMA, self.change[found.model], 1)
-        seen = np.tensordot(_LUMA, np.moveaxis(gradient, 1, 0), 1)
-        scale = PLACES_ALIKE * max(float(np.abs(seen).mean()), 0.1)
-
-        def unlikely(place: Recognition) -> float:
-            apart = np.abs(seen - place.strength * gradients(placed(picture, place))).sum() / scale
-            usual = ((place.strength - 1) / STRENGTH_SPREAD) ** 2 + ((place.scale - 1) / SCALE_SPREAD) ** 2
-            return float(apart + usual / 2)
-
-        best = (unlikely(found), found)
-        for step in (1.0, 0.5, 0.25, 0.125):
-            for name, by in [("down", 1.0), ("right", 1.0), ("scale", 0.01), ("strength", 0.1)] * 2:
-                for way in (-step, step):
-                    place = replace(best[1], **{name: getattr(best[1], name) + way * by})
-                    best = min(best, (unlikely(place), place), key=lambda pair: pair[0])
-        return best[1]
-
-    def answer(self, found: Recognition) -> tuple[np.ndarray, np.ndarray]:
-        """Opacity and added light of a device, ``[3, H, W]`` each, as the memory has them for its recognition."""
-        change, opacity = (found.strength * placed(v[found.model], found) for v in (self.change, self.opacity))
+    def answer(self, places: Sequence[Recognition]) -> tuple[np.ndarray, np.ndarray]:
+        """Opacity and added light at some places, ``[N, 3, H, W]`` each."""
+        change, opacity = (
+            np.stack([place.strength * placed(values[place.model], place) for place in places])
+            for values in (self.change, self.opacity)
+        )
         opacity = np.clip(opacity, 0, 1)
         return opacity, change + opacity * self.scene.mean
 
     def correct(
         self, maps: PixelMaps, gate: float = 0.0, residual: Residual | None = None, gradient: np.ndarray | None = None
-    ) -> Correction | None:
-        """Parameters for a device; none where no model is likely enough.
+    ) -> tuple[Recognition | None, Correction | None]:
+        """What a device is recognised as and parameters for it; none where no model is likely enough.
 
         Args:
             maps: Of the device.
             gate: Score that a recognition has to reach; see :func:`gate_for`.
             residual: Adds what is the device's own, to the memory's answer or, where nothing is known, to none.
-            gradient: Median gradients that arrived, where they are not those of ``maps`` (:func:`understood`).
+            gradient: Median gradients that arrived, where they are not those of ``maps``
+                (:class:`lit_mmpg.link.camera.CameraQuery`).
         """
         gradient = maps.gradient if gradient is None else gradient
         found = self.recognise(gradient)
         known = found if found is not None and found.score >= gate else None
-        return self.correction(known, maps, residual, gradient)
-
-    def correction(
-        self, known: Recognition | None, maps: PixelMaps, residual: Residual | None, gradient: np.ndarray
-    ) -> Correction | None:
-        """As :meth:`correct`, for a recognition that passed the gate; none: nothing is known."""
         if known is None and residual is None:
-            return None
-        opacity, light = np.zeros_like(self.scene.mean), np.zeros_like(self.scene.mean)
-        if known is not None:
-            opacity, light = self.answer(self.refined(gradient, known))
+            return None, None
+        nothing = np.zeros((1, *self.scene.mean.shape), np.float32)
+        opacity, light = (nothing, nothing) if known is None else self.answer(self.posterior(gradient, known))
         if residual is not None:
-            opacity, light = residual(maps, opacity, light, self.scene)
-        return undo(opacity, light, self.scene)
+            pairs = [residual(maps, o, added, self.scene) for o, added in zip(opacity, light, strict=True)]
+            opacity, light = (np.stack(values) for values in zip(*pairs, strict=True))
+        return known, undo(opacity, light, self.scene)
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors in half precision, in one step."""
@@ -350,35 +354,7 @@ class CameraMemory:
 
 def placed(picture: np.ndarray, found: Recognition) -> np.ndarray:
     """A picture ``[..., H, W]`` of a model as it lies in the frames of a device."""
-    rows = placing(picture.shape[-2], picture.shape[-2], found.down, found.scale)
-    columns = placing(picture.shape[-1], picture.shape[-1], found.right, found.scale)
-    moved: np.ndarray = rows @ picture @ columns.T
-    return moved
-
-
-def asked(maps: PixelMaps) -> dict[str, np.ndarray]:
-    """What a device sends to be recognised: the picture of its median gradients, its brightness finer than its colour.
-
-    Its size does not depend on the number of frames. The tensors are sent with a codec of the link (``int6``).
-
-    Returns:
-        ``luma [2 H / 3, 2 W / 3]`` and ``chroma [2, H / 4, W / 4]``, grey levels.
-    """
-    picture = integrate(maps.gradient)
-    height, width = picture.shape[-2:]
-    luma = np.tensordot(_LUMA, picture, 1)
-    chroma = picture[[0, 2]] - luma
-    return {
-        "luma": resized(luma, (round(2 * height / 3), round(2 * width / 3))),
-        "chroma": resized(chroma, (round(height / 4), round(width / 4))),
-    }
-
-
-def understood(query: Mapping[str, np.ndarray], height: int, width: int) -> np.ndarray:
-    """Median gradients ``[2, 3, height, width]`` as the cloud has them from what :func:`asked` made."""
-    luma, (red, blue) = (resized(query[name], (height, width)) for name in ("luma", "chroma"))
-    green = -(_LUMA[0] * red + _LUMA[2] * blue) / _LUMA[1]  # the three add up to the brightness
-    return gradients(luma + np.stack([red, green, blue]))
+    return moved(picture, found.down, found.right, found.scale)
 
 
 def own_residual(prior: float = 64.0) -> Residual:
@@ -396,9 +372,43 @@ def own_residual(prior: float = 64.0) -> Residual:
     return add
 
 
+class _Likelihood:
+    """How likely places of models are: logarithm of the posterior, less that of no model at all.
+
+    Natural gradients are sparse. In brightness and in both colours they are taken for independent with Laplace's
+    density, whose scale is the one under which the rest is likeliest; :data:`PLACES_ALIKE` of them count as one.
+
+    Args:
+        memory: The models.
+        gradient: ``[2, 3, H, W]`` median gradients of a device.
+    """
+
+    def __init__(self, memory: CameraMemory, gradient: np.ndarray) -> None:
+        self.memory, self.seen = memory, opposed(gradient)
+        self.count = self.seen[:, 0].size / PLACES_ALIKE
+        self.plain = self._size(self.seen)
+        self.pictures: dict[int, np.ndarray] = {}
+
+    @staticmethod
+    def _size(field: np.ndarray) -> np.ndarray:
+        """Mean magnitude of each channel; that of less than a twentieth of a grey level is noise of rounding."""
+        return np.maximum(np.abs(field).mean((0, 2, 3)), 0.05)
+
+    def __call__(self, place: Recognition) -> Recognition:
+        """The same place with its score."""
+        if place.model not in self.pictures:
+            self.pictures[place.model] = opposed(self.memory.change[place.model])
+        key = place.strength * gradients(placed(self.pictures[place.model], place))
+        gain = self.count * float(np.log(self.plain / self._size(self.seen - key)).sum())
+        away = [(place.strength - 1) / STRENGTH_SPREAD, (place.scale - 1) / SCALE_SPREAD]
+        away += [place.down / SHIFT_SPREAD_PX, place.right / SHIFT_SPREAD_PX]
+        return replace(place, score=gain - sum(x * x for x in away) / 2 if place.strength > 0 else -np.inf)
+
+
 def squashed(gradient: np.ndarray) -> np.ndarray:
-    """Gradients as the matched filter sees them: small ones are dropped, large ones are bounded."""
-    bounded: np.ndarray = np.clip(np.abs(gradient) - THRESHOLD, 0, CEILING) * np.sign(gradient)
+    """Gradients ``[..., 3, H, W]`` as the matched filter sees them: small ones are dropped, large ones are bounded."""
+    field = opposed(gradient)
+    bounded: np.ndarray = WEIGHT * np.clip(np.abs(field) - THRESHOLD, 0, CEILING) * np.sign(field)
     return bounded
 
 

@@ -19,6 +19,28 @@ NOISE = 4.0
 """Standard deviation of what is taken for noise where an artefact is undone, grey levels: coding, rounding, clocks."""
 
 
+_BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
+_OPPOSED = np.stack(
+    [_BRIGHTNESS, np.eye(3, dtype=np.float32)[0] - _BRIGHTNESS, np.eye(3, dtype=np.float32)[2] - _BRIGHTNESS]
+)
+_UNOPPOSED = np.linalg.inv(_OPPOSED).astype(np.float32)
+
+
+def opposed(pictures: np.ndarray) -> np.ndarray:
+    """Brightness, red less it and blue less it, of pictures ``[..., 3, H, W]`` or their gradients.
+
+    Scenes differ far more in brightness than in the two others; what a camera adds does not.
+    """
+    values: np.ndarray = np.moveaxis(np.tensordot(pictures, _OPPOSED, ([-3], [1])), -1, -3)
+    return values
+
+
+def unopposed(pictures: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`opposed`."""
+    values: np.ndarray = np.moveaxis(np.tensordot(pictures, _UNOPPOSED, ([-3], [1])), -1, -3)
+    return values
+
+
 @dataclass(frozen=True)
 class Scene:
     """How clean frames look on average, over many clips of many cameras.
@@ -130,13 +152,32 @@ def placing(canvas: int, size: int, shift: float, scale: float) -> np.ndarray:
         shift: Shift towards higher indices, pixels.
         scale: Enlargement about the middle.
     """
+    low, share = _between(canvas, size, shift, scale)
+    matrix = np.zeros((size, canvas), np.float32)
+    matrix[np.arange(size), low] += 1 - share
+    matrix[np.arange(size), np.minimum(low + 1, canvas - 1)] += share
+    return matrix
+
+
+def _between(canvas: int, size: int, shift: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The lower of the two places between which each place lies, and how far it is on its way to the other."""
     at = (np.arange(size) - (size - 1) / 2 - shift) / scale + (canvas - 1) / 2
     at = np.clip(at, 0, canvas - 1)
     low = np.minimum(at.astype(int), max(canvas - 2, 0))
-    matrix = np.zeros((size, canvas), np.float32)
-    matrix[np.arange(size), low] += 1 - (at - low)
-    matrix[np.arange(size), np.minimum(low + 1, canvas - 1)] += at - low
-    return matrix
+    return low, (at - low).astype(np.float32)
+
+
+def moved(pictures: np.ndarray, down: float, right: float, scale: float = 1.0) -> np.ndarray:
+    """Pictures ``[..., H, W]`` shifted and enlarged about their middle; what comes in repeats the edge."""
+    height, width = pictures.shape[-2:]
+    low, share = _between(height, height, down, scale)
+    high = np.minimum(low + 1, height - 1)
+    rows = pictures[..., low, :]
+    rows = rows + share[:, None] * (pictures[..., high, :] - rows)
+    low, share = _between(width, width, right, scale)
+    columns = rows[..., low]
+    placed: np.ndarray = columns + share * (rows[..., np.minimum(low + 1, width - 1)] - columns)
+    return placed
 
 
 def resized(pictures: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -245,18 +286,20 @@ class Correction:
 def undo(opacity: np.ndarray, light: np.ndarray, scene: Scene, noise: float = NOISE) -> Correction:
     """The linear correction with the smallest mean squared error, place by place (Wiener).
 
-    Where nothing passes, the mean clean frame is shown.
+    Where nothing passes, the mean clean frame is shown. Where several opacities and lights are equally likely, the
+    error is the mean over them: what they do not agree on is undone less.
 
     Args:
-        opacity: ``[3, H, W]``, 0 to 1.
-        light: ``[3, H, W]`` added light, grey levels.
+        opacity: ``[3, H, W]``, 0 to 1, or ``[N, 3, H, W]``.
+        light: Added light, grey levels, likewise.
         scene: How clean frames look.
         noise: Standard deviation of the noise of a seen frame, grey levels.
     """
-    passes = 1 - np.clip(opacity, 0, 1)
+    passes = (1 - np.clip(opacity, 0, 1)).reshape(-1, *scene.mean.shape)
+    level = passes * scene.mean + light.reshape(passes.shape)
     power = np.square(scene.deviation)
-    gain = passes * power / (np.square(passes) * power + noise**2)
-    return Correction(gain, scene.mean - gain * (passes * scene.mean + light))
+    gain = passes.mean(0) * power / (np.square(passes).mean(0) * power + level.var(0) + noise**2)
+    return Correction(gain, scene.mean - gain * level.mean(0))
 
 
 def minimum(maps: PixelMaps, scene: Scene, share: float = 1.0) -> Correction:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lit_mmpg.camera_memory import CameraMemory, Recognition
 from lit_mmpg.errors import UserError
-from lit_mmpg.maps import Correction, PixelMaps, resized, undo
+from lit_mmpg.maps import Correction, PixelMaps, resized
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.video import resize
@@ -78,13 +78,8 @@ class Camera:
         return Correction(gain, bias)(pixels)
 
     def _recognise(self, frames: np.ndarray) -> Correction | None:
-        maps = PixelMaps.of(frames)
-        found = self.memory.recognise(maps.gradient)
-        if found is None or found.score < self.memory.gate(len(frames)):
-            self.found = None
-            return None
-        self.found = self.memory.refined(maps.gradient, found)
-        return undo(*self.memory.answer(self.found), self.memory.scene)
+        self.found, correction = self.memory.correct(PixelMaps.of(frames), self.memory.gate(len(frames)))
+        return correction
 
     @property
     def text(self) -> str:

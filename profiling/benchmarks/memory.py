@@ -45,7 +45,7 @@ from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell, working
-from lit_mmpg.link.codecs import round_trip
+from lit_mmpg.link.camera import CameraAnswer, CameraQuery
 from lit_mmpg.maps import Correction, PixelMaps, Scene, undo
 from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.metrics.statistics import clustered_mean
@@ -59,10 +59,6 @@ COUNTS = (1, 4, 16)
 """Numbers C of earlier frames."""
 LEAST = 0.4
 """Mean correlation with which training devices are taken for one model."""
-GRID, QUERY_CODEC, ANSWER_CODEC = (27, 36), "int6", "int4"
-"""Grid of the coded gain and bias images, and the link's codecs both ways."""
-CODED = (COUNTS[0], COUNTS[-1])
-"""C for which query and answer are coded as the link sends them."""
 GATE_SHARE, PSEUDO_DEVICES = 0.02, 40
 """Share of clean devices that pass a gate, and clean devices, made of training clips, from which it is set."""
 STRENGTHS = (3e3, 1e4, 3e4)
