@@ -42,6 +42,8 @@ CANDIDATES = 8
 """Models whose likelihood is computed, the first by the matched filter."""
 STEPS = (1.0, 1.0, 0.01, 0.1)
 """Largest steps with which a place is refined: down, right, scale, strength."""
+EVERY, FEW_PLACES = 2, 3000
+"""Distance of the places whose gradients are compared, pixels, in frames of more places than so many."""
 DRAWS, WALK = 16, 200
 """Draws of the posterior that are kept, and steps of the walk that draws them."""
 
@@ -376,7 +378,8 @@ class _Likelihood:
     """How likely places of models are: logarithm of the posterior, less that of no model at all.
 
     Natural gradients are sparse. In brightness and in both colours they are taken for independent with Laplace's
-    density, whose scale is the one under which the rest is likeliest; :data:`PLACES_ALIKE` of them count as one.
+    density, whose scale is the one under which the rest is likeliest; :data:`PLACES_ALIKE` of them count as one, so
+    one in :data:`EVERY` rows and columns is looked at, and every one of frames that have few.
 
     Args:
         memory: The models.
@@ -384,22 +387,25 @@ class _Likelihood:
     """
 
     def __init__(self, memory: CameraMemory, gradient: np.ndarray) -> None:
-        self.memory, self.seen = memory, opposed(gradient)
-        self.count = self.seen[:, 0].size / PLACES_ALIKE
+        self.every = EVERY if gradient[0, 0].size >= FEW_PLACES else 1
+        self.memory, self.seen = memory, opposed(gradient)[..., :: self.every, :: self.every].copy()
+        self.count = gradient[:, 0].size / PLACES_ALIKE
         self.plain = self._size(self.seen)
-        self.pictures: dict[int, np.ndarray] = {}
+        self.keys: dict[int, np.ndarray] = {}
 
     @staticmethod
     def _size(field: np.ndarray) -> np.ndarray:
         """Mean magnitude of each channel; that of less than a twentieth of a grey level is noise of rounding."""
-        return np.maximum(np.abs(field).mean((0, 2, 3)), 0.05)
+        return np.maximum(np.abs(field).sum((-1, -2)).sum(0) / field[:, 0].size, 0.05)
 
     def __call__(self, place: Recognition) -> Recognition:
         """The same place with its score."""
-        if place.model not in self.pictures:
-            self.pictures[place.model] = opposed(self.memory.change[place.model])
-        key = place.strength * gradients(placed(self.pictures[place.model], place))
-        gain = self.count * float(np.log(self.plain / self._size(self.seen - key)).sum())
+        if place.model not in self.keys:
+            self.keys[place.model] = opposed(gradients(self.memory.change[place.model]))
+        key = moved(self.keys[place.model], place.down, place.right, place.scale, self.every)
+        key *= place.strength
+        key -= self.seen
+        gain = self.count * float(np.log(self.plain / self._size(key)).sum())
         away = [(place.strength - 1) / STRENGTH_SPREAD, (place.scale - 1) / SCALE_SPREAD]
         away += [place.down / SHIFT_SPREAD_PX, place.right / SHIFT_SPREAD_PX]
         return replace(place, score=gain - sum(x * x for x in away) / 2 if place.strength > 0 else -np.inf)

@@ -9,6 +9,10 @@ network that brings features back to those of paired clean frames, and a ridge t
 mean log-rank of the clip that a caption describes, as its device sees it, among clean ones of all other asked clips.
 Beside it stands the squared distance of the encoder's features to those of the clean frame, which varies far less.
 
+Further rows: the memory as a device holds it that downloaded it in few bytes (``held``), from partly wrong uploads
+(``poisoned``), through the link's messages (``uploads_coded``); ``restoration`` is a static network on frames, trained
+on the same artefacts of the same models, which may learn their maps by heart.
+
 What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C. The test split is read
 where the settings name it, and not otherwise. Every row of a seed is a file, so that a run that was ended goes on. A
 seed takes five minutes on two cores, fifteen on very busy ones.
@@ -23,7 +27,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +49,35 @@ from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell, working
-from lit_mmpg.link.camera import CameraAnswer, CameraQuery
-from lit_mmpg.maps import Correction, PixelMaps, Scene, undo
+from lit_mmpg.link.camera import (
+    ANSWER_STEPS,
+    CONTRAST,
+    CameraAnswer,
+    CameraQuery,
+    decode_pictures,
+    encode_pictures,
+)
+from lit_mmpg.maps import PixelMaps, Scene, opposed, undo, unopposed
 from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.results import result, write_result
 from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.writing import write_bytes, write_text
 
-CELLS_VERSION = 2
+CELLS_VERSION = 3
 """Raise it when files of rows of an older version must not be reused."""
 COUNTS = (1, 4, 16)
 """Numbers C of earlier frames."""
 LEAST = 0.4
 """Mean correlation with which training devices are taken for one model."""
-GATE_SHARE, PSEUDO_DEVICES = 0.02, 40
+GATE_SHARE, PSEUDO_DEVICES = 0.02, 100
 """Share of clean devices that pass a gate, and clean devices, made of training clips, from which it is set."""
+HELD = (3000, 1000)
+"""Bytes of a model, as a device holds the memory that was coded like the link's pictures."""
+POISONED = (0.1, 0.3)
+"""Shares of training devices that upload what is wrong."""
+RESTORER, RESTORER_EPOCHS = 24, 8
+"""Channels of the restoration network, about 1 MB of weights, and passes over the training clips."""
 STRENGTHS = (3e3, 1e4, 3e4)
 """Penalties of the ridge, among which held-out training clips choose."""
 OPTIONS: dict[str, dict[str, tuple[float, ...]]] = {
@@ -73,6 +90,7 @@ OPTIONS: dict[str, dict[str, tuple[float, ...]]] = {
 LITTLE = 0.1
 """Where the exact correction brings features nearer by no more than this share, no share of that is shown."""
 LEARNT = ("told", "paired", "uploads")
+MEMORIES = (*LEARNT, *(f"held_{b}" for b in HELD), *(f"poisoned_{100 * share:.0f}" for share in POISONED))
 
 
 @dataclass(frozen=True)
@@ -281,6 +299,67 @@ def train_head(
     return head, score
 
 
+class Restorer(nn.Module):
+    """A static network that takes artefacts out of frames; it is told places, so that it may learn maps by heart.
+
+    Args:
+        width: Channels at the full size; twice and four times as many at a half and at a quarter.
+    """
+
+    def __init__(self, width: int = RESTORER) -> None:
+        super().__init__()
+
+        def layer(before: int, after: int, stride: int = 1) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.GELU())
+
+        self.whole = nn.Sequential(layer(5, width), layer(width, width))
+        self.down_half, self.down_quarter = layer(width, 2 * width, 2), layer(2 * width, 4 * width, 2)
+        self.middle = layer(4 * width, 4 * width)
+        self.up_half, self.up_whole = layer(6 * width, 2 * width), layer(3 * width, width)
+        self.last = nn.Conv2d(width, 3, 3, 1, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames ``[n, 3, H, W]`` of about unit size, likewise without artefacts."""
+        axes = [torch.linspace(-1, 1, size) for size in frames.shape[-2:]]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(frames), -1, -1, -1)
+        whole: torch.Tensor = self.whole(torch.cat([frames, places], 1))
+        half: torch.Tensor = self.down_half(whole)
+        found: torch.Tensor = self.middle(self.down_quarter(half))
+        for join, finer in ((self.up_half, half), (self.up_whole, whole)):
+            found = join(torch.cat([nn.functional.interpolate(found, size=finer.shape[-2:]), finer], 1))
+        restored: torch.Tensor = frames + self.last(found)
+        return restored
+
+    @torch.no_grad()
+    def restore(self, frames: np.ndarray) -> np.ndarray:
+        """Restored frames ``[n, 3, H, W]`` uint8."""
+        restored = self(torch.from_numpy(frames).float() / 64 - 2)
+        whole: np.ndarray = ((restored + 2) * 64).round().clamp(0, 255).byte().numpy()
+        return whole
+
+
+def train_restorer(seen: np.ndarray, clean: np.ndarray, seed: int) -> Restorer:
+    """Train it on frames ``[n, 3, H, W]`` through artefacts, and one in four clean ones."""
+    torch.manual_seed(seed)
+    network = Restorer()
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.01)
+    steps = RESTORER_EPOCHS * -(-len(seen) // 16)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
+    shown = np.where(np.arange(len(seen))[:, None, None, None] % 4, seen, clean)
+    for epoch in range(RESTORER_EPOCHS):
+        tell("training the restoration network", epoch, RESTORER_EPOCHS, "epochs")
+        for batch in torch.randperm(len(seen)).split(16):
+            given, wanted = (torch.from_numpy(x[batch.numpy()]).float() / 64 - 2 for x in (shown, clean))
+            loss = (network(given) - wanted).abs().mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return network.eval()
+
+
 def log_ranks(head: Head, features: np.ndarray, clean: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Log-rank of each clip ``[n]``, asked for by its caption, among clean ones of all others.
 
@@ -308,7 +387,7 @@ class Told:
         download_bytes: Payload of the coded answer.
     """
 
-    correction: Correction | None
+    correction: Callable[[np.ndarray], np.ndarray] | None
     model: int = -1
     upload_bytes: int = 0
     download_bytes: int = 0
@@ -411,47 +490,75 @@ class Learnt:
         residual = memory.own_residual() if own else None
 
         def row(device: FleetDevice) -> Told:
-            seen, up, down = population.maps(device, count), 0, 0
-            gradient = seen.gradient
-            if coded:
-                gradient, up = _sent(seen)
-            found = self.memory.recognise(gradient)
-            found = found if found is not None and found.score >= gate else None
+            seen = population.maps(device, count)
+            query = _sent(seen, device.name) if coded else None
+            found, correction = self.memory.correct(seen, gate, residual, None if query is None else query.gradient())
             model = -1 if found is None else self.models[found.model]
-            correction = self.memory.correction(found, seen, residual, gradient)
-            if coded and correction is not None:
-                arrived, down = round_trip(ANSWER_CODEC, correction.parameters(GRID), axis=0)
-                correction = Correction.of(arrived, population.data.height, population.data.width)
-            return Told(correction, model, up, down)
+            if query is None:
+                return Told(correction, model)
+            sent = CameraAnswer.encode(query, correction, -1 if found is None else found.model, self.memory.version)
+            answer = CameraAnswer.from_bytes(sent.to_bytes())
+            return Told(answer.correction(), model, query.payload_bytes, answer.payload_bytes)
 
         return row
 
 
-def _sent(seen: PixelMaps) -> tuple[np.ndarray, int]:
-    """Median gradients as they arrive, and the bytes of their message."""
-    arrived, size_bytes = round_trip(QUERY_CODEC, memory.asked(seen))
-    return memory.understood(arrived, *seen.mean.shape[1:]), size_bytes
+def _sent(seen: PixelMaps, name: str) -> CameraQuery:
+    """A query as it arrives."""
+    return CameraQuery.from_bytes(CameraQuery.encode(seen.gradient, seen.count, name).to_bytes())
+
+
+def held(learnt: CameraMemory, most_bytes: int) -> CameraMemory:
+    """The memory as a device has it that downloaded each model in so many bytes."""
+    shape = (6, *learnt.scene.mean.shape[-2:])
+    models = []
+    for change, opacity in zip(learnt.change, learnt.opacity, strict=True):
+        pictures = np.concatenate([opposed(change), CONTRAST * opposed(opacity)])
+        models.append(decode_pictures(encode_pictures(pictures, ANSWER_STEPS, most_bytes), shape, ANSWER_STEPS))
+    there = np.stack(models)
+    empty = CameraMemory.empty(learnt.scene)
+    return empty.with_models(unopposed(there[:, :3]), unopposed(there[:, 3:]) / CONTRAST, learnt.devices.tolist())
+
+
+def poisoned(evidence: Sequence[Evidence], share: float, seed: int) -> list[Evidence]:
+    """The same with wrong uploads of some devices, which still look enough like their models to be counted in.
+
+    Their gradients are their own and, as strong, those of another device; changes have another sign and three times
+    the size; what passes is what does not.
+    """
+    rng = np.random.default_rng([seed, 23])
+    wrong = rng.choice(len(evidence), round(share * len(evidence)), replace=False)
+    found = list(evidence)
+    for i in wrong.tolist():
+        own, other = evidence[i], evidence[int(rng.integers(len(evidence)))]
+        strength = np.linalg.norm(own.gradient) / max(float(np.linalg.norm(other.gradient)), 1e-9)
+        found[i] = Evidence(own.gradient + strength * other.gradient, -3 * own.change, 1 - own.passes)
+    return found
 
 
 def learn_all(population: Population) -> dict[str, Learnt]:
-    """The three memories of a fleet."""
+    """The memories of a fleet: learnt in three ways, held by devices, and from partly wrong uploads."""
     data, training = population.data, population.fleet.training
     empty = CameraMemory.empty(data.scene)
     seen = [population.taken(device, len(device.history)) for device in training]
     clean = [data.stack([clip for clip, _ in device.history]) for device in training]
-    known = population.fleet.config.models
+    known, spread = population.fleet.config.models, population.fleet.config.training
+    usual = (spread.weakest + spread.strongest) / 2  # a memory holds models as the median of their devices shows them
     values = [
-        artefacts.Instance(model, artefacts.Placement(), data.height, data.width).maps()
+        artefacts.Instance(model, artefacts.Placement(usual), data.height, data.width).maps()
         for model in population.cameras.models[:known]
     ]
     opacity = np.stack([o for o, _ in values])
     change = np.stack([255 * b - o * data.scene.mean for o, b in values])
     found = {"told": (empty.with_models(change, opacity, [1] * known), tuple(range(known)), {"models": known})}
     true = np.array([device.model for device in training])
-    ways = {
+    uploads = [Evidence.uploaded(PixelMaps.of(x), data.scene) for x in seen]
+    ways: dict[str, Callable[[], list[Evidence]]] = {
         "paired": lambda: [Evidence.paired(x, y) for x, y in zip(seen, clean, strict=True)],
-        "uploads": lambda: [Evidence.uploaded(PixelMaps.of(x), data.scene) for x in seen],
+        "uploads": lambda: uploads,
     }
+    for share in POISONED:
+        ways[f"poisoned_{100 * share:.0f}"] = partial(poisoned, uploads, share, population.seed)
     for name, evidence in ways.items():
         tell(f"learning a memory: {name}")
         learnt, groups = memory.learn(empty, evidence(), LEAST)
@@ -459,6 +566,9 @@ def learn_all(population: Population) -> dict[str, Learnt]:
         pure = sum(int((true[group] == model).sum()) for group, model in zip(groups, most, strict=True))
         facts = {"models": len(set(most)), "groups": len(groups), "devices": sum(map(len, groups))}
         found[name] = (learnt, tuple(map(int, most)), {**facts, "of the group's model": pure})
+    for most_bytes in HELD:
+        learnt, models, _ = found["uploads"]
+        found[f"held_{most_bytes}"] = (held(learnt, most_bytes), models, {"bytes": most_bytes * len(learnt)})
     rng = np.random.default_rng(7)
     queries: dict[tuple[int, bool], list[np.ndarray]] = {}
     for count in COUNTS:
@@ -467,8 +577,7 @@ def learn_all(population: Population) -> dict[str, Learnt]:
             for _ in range(PSEUDO_DEVICES)
         ]
         queries[count, False] = [x.gradient for x in drawn]
-        if count in CODED:
-            queries[count, True] = [_sent(x)[0] for x in drawn]
+        queries[count, True] = [_sent(x, "clean").gradient() for x in drawn]
     complete = {}
     for name, (learnt, models, facts) in found.items():
         tell(f"setting the gates: {name}")
@@ -522,7 +631,16 @@ def rows_of(
     mean = uploads.memory.mean()
     found = memory.Recognition(0, 0.0, 1.0, 0, 0)
     rows: dict[str, Row] = {"none 0": lambda device: Told(None), "exact 0": exact}
-    rows["mean_map 0"] = lambda device: Told(undo(*mean.answer(found), scene))
+    restorer: list[Restorer] = []
+
+    def restoration(device: FleetDevice) -> Told:
+        if not restorer:
+            data = population.data
+            restorer.append(train_restorer(population.training_pairs(), data.stack(data.train), population.seed))
+        return Told(restorer[0].restore)
+
+    rows["restoration 0"] = restoration
+    rows["mean_map 0"] = lambda device: Told(undo(*mean.answer([found]), scene))
     for count in COUNTS:
         for name in OPTIONS:
             if f"{name} {count}" in options:
@@ -530,8 +648,9 @@ def rows_of(
         for name in LEARNT:
             rows[f"{name} {count}"] = learnt[name].row(population, count)
         rows[f"uploads_ungated {count}"] = uploads.row(population, count, gated=False)
-    for count in CODED:
         rows[f"uploads_coded {count}"] = uploads.row(population, count, coded=True)
+        for name in MEMORIES[len(LEARNT) :]:
+            rows[f"{name} {count}"] = learnt[name].row(population, count)
     last = COUNTS[-1]
     rows[f"uploads_residual {last}"] = uploads.row(population, last, own=True)
 
@@ -543,7 +662,7 @@ def rows_of(
         place = uploads.memory.recognise(gradient)
         if place is None or place.score < uploads.gates[last, False]:
             return Told(None)
-        return Told(undo(*wrong.answer(uploads.memory.refined(gradient, place)), scene), uploads.models[place.model])
+        return Told(undo(*wrong.answer(uploads.memory.posterior(gradient, place)), scene), uploads.models[place.model])
 
     rows[f"shuffled {last}"] = shuffled
     return rows
@@ -624,16 +743,9 @@ def _gates(learnt: Learnt) -> dict[str, float]:
 
 
 def _names(options: Mapping[str, Any]) -> list[str]:
-    names = ["none 0", "exact 0", "mean_map 0", *options]
-    names += [f"{name} {count}" for count in COUNTS for name in (*LEARNT, "uploads_ungated")]
-    last = COUNTS[-1]
-    return [
-        *names,
-        f"uploads_coded {COUNTS[0]}",
-        f"uploads_coded {last}",
-        f"uploads_residual {last}",
-        f"shuffled {last}",
-    ]
+    names = ["none 0", "exact 0", "mean_map 0", "restoration 0", *options]
+    names += [f"{name} {count}" for count in COUNTS for name in (*MEMORIES, "uploads_ungated", "uploads_coded")]
+    return [*names, f"uploads_residual {COUNTS[-1]}", f"shuffled {COUNTS[-1]}"]
 
 
 def _save(path: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:
@@ -753,7 +865,7 @@ def shown(entry: Mapping[str, Any]) -> list[str]:
     ]
     rates = entry["recognised"]
     recognised = " / ".join(f"{100 * rates[key]:.0f}" for key in ("right", "wrong", "clean", "unseen"))
-    asks = entry["row"].partition("_")[0] in (*LEARNT, "shuffled")
+    asks = entry["row"].partition("_")[0] in (*LEARNT, "shuffled", "held", "poisoned")
     sent = " / ".join(map(str, entry["bytes"])) if entry["bytes"][0] else ""
     losses = [f"{entry[part]['loss']:+.3f} (<= {entry[part]['bound']:+.3f})" for part in ("clean", "unseen")]
     first = [entry["row"], str(entry["frames"] or ""), f"{entry['mean_log_rank']:.3f}", str(Share(**entry["share"]))]

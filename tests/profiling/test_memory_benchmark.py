@@ -6,7 +6,8 @@ import pytest
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.memory import Head, Settings, log_ranks, share_closed, train_head
 
-SHIPPED = [Path(__file__).parents[2] / "profiling/benchmarks/memory_pilot.yaml"]
+FOLDER = Path(__file__).parents[2] / "profiling/benchmarks"
+SHIPPED = [FOLDER / "memory_pilot.yaml", *sorted(FOLDER.glob("memory_[!p]*.yaml"))]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
