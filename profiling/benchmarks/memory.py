@@ -76,7 +76,7 @@ HELD = (3000, 1000)
 """Bytes of a model, as a device holds the memory that was coded like the link's pictures."""
 POISONED = (0.1, 0.3)
 """Shares of training devices that upload what is wrong."""
-RESTORER, RESTORER_EPOCHS = 24, 8
+RESTORER, RESTORER_EPOCHS = 24, 4
 """Channels of the restoration network, about 1 MB of weights, and passes over the training clips."""
 STRENGTHS = (3e3, 1e4, 3e4)
 """Penalties of the ridge, among which held-out training clips choose."""
