@@ -78,7 +78,7 @@ class Camera:
         return Correction(gain, bias)(pixels)
 
     def _recognise(self, frames: np.ndarray) -> Correction | None:
-        self.found, correction = self.memory.correct(PixelMaps.of(frames), self.memory.gate(len(frames)))
+        self.found, correction = self.memory.correct(PixelMaps.of(frames).gradient, self.memory.gate(len(frames)))
         return correction
 
     @property
