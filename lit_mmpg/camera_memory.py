@@ -297,25 +297,29 @@ class CameraMemory:
         return opacity, change + opacity * self.scene.mean
 
     def correct(
-        self, maps: PixelMaps, gate: float = 0.0, residual: Residual | None = None, gradient: np.ndarray | None = None
+        self, gradient: np.ndarray, gate: float = 0.0, maps: PixelMaps | None = None, residual: Residual | None = None
     ) -> tuple[Recognition | None, Correction | None]:
         """What a device is recognised as and parameters for it; none where no model is likely enough.
 
         Args:
-            maps: Of the device.
-            gate: Score that a recognition has to reach; see :func:`gate_for`.
-            residual: Adds what is the device's own, to the memory's answer or, where nothing is known, to none.
-            gradient: Median gradients that arrived, where they are not those of ``maps``
+            gradient: ``[2, 3, H, W]`` median gradients of the device: of its own maps, or as they arrived
                 (:class:`lit_mmpg.link.camera.CameraQuery`).
+            gate: Score that a recognition has to reach; see :meth:`gate`.
+            maps: Of the device; needed for a residual alone.
+            residual: Adds what is the device's own, to the memory's answer or, where nothing is known, to none.
+
+        Raises:
+            ValueError: If there is a residual without maps.
         """
-        gradient = maps.gradient if gradient is None else gradient
+        if residual is not None and maps is None:
+            raise ValueError("a residual needs the maps of the device")
         found = self.recognise(gradient)
         known = found if found is not None and found.score >= gate else None
         if known is None and residual is None:
             return None, None
         nothing = np.zeros((1, *self.scene.mean.shape), np.float32)
         opacity, light = (nothing, nothing) if known is None else self.answer(self.posterior(gradient, known))
-        if residual is not None:
+        if residual is not None and maps is not None:
             pairs = [residual(maps, o, added, self.scene) for o, added in zip(opacity, light, strict=True)]
             opacity, light = (np.stack(values) for values in zip(*pairs, strict=True))
         return known, undo(opacity, light, self.scene)
@@ -352,6 +356,20 @@ class CameraMemory:
             return blank.with_models(change, opacity, told["devices"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a readable camera memory ({error}); copy it again, or learn it") from error
+
+    @classmethod
+    def ready(cls, path: str | Path) -> CameraMemory:
+        """As :meth:`load`, for who recognises cameras by one frame and more.
+
+        Raises:
+            UserError: As :meth:`load`, or if it holds no gate for one frame.
+        """
+        memory = cls.load(path)
+        try:
+            memory.gate(1)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return memory
 
 
 def placed(picture: np.ndarray, found: Recognition) -> np.ndarray:

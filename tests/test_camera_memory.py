@@ -92,14 +92,14 @@ def test_devices_are_recognised_and_placed():
 def test_an_answer_brings_frames_back_and_the_gate_keeps_clean_devices_as_they_are():
     gate = gate_for(TOLD, [PixelMaps.of(world(4, 500 + i)).gradient for i in range(20)], share=0.0)
     for model in (0, 3):
-        _, correction = TOLD.correct(PixelMaps.of(film(model, Placement(0.9, 1, -1), 4, 700)), gate)
+        _, correction = TOLD.correct(PixelMaps.of(film(model, Placement(0.9, 1, -1), 4, 700)).gradient, gate)
         clean = world(8, 800)
         seen = Instance(MODELS[model], Placement(0.9, 1, -1), H, W).film(clean, "b")
         assert correction is not None
         before, after = (abs(x.astype(float) - clean).mean() for x in (seen, correction(seen)))
         assert after < 0.35 * before
-    assert all(TOLD.correct(PixelMaps.of(world(4, 600 + i)), gate) == (None, None) for i in range(5))
-    assert CameraMemory.empty(SCENE).correct(PixelMaps.of(world(4, 600))) == (None, None)
+    assert all(TOLD.correct(PixelMaps.of(world(4, 600 + i)).gradient, gate) == (None, None) for i in range(5))
+    assert CameraMemory.empty(SCENE).correct(PixelMaps.of(world(4, 600)).gradient) == (None, None)
     assert gate_for(CameraMemory.empty(SCENE), [PixelMaps.of(world(1, 1)).gradient]) == 0
 
 
@@ -193,7 +193,7 @@ def test_the_residual_adds_what_the_memory_does_not_know():
     clean = world(64, 77)
     own = np.rint(np.clip(0.7 * clean + mark, 0, 255)).astype(np.uint8)
     maps = PixelMaps.of(own)
-    found, nothing = CameraMemory.empty(SCENE).correct(maps, residual=own_residual(prior=4))
+    found, nothing = CameraMemory.empty(SCENE).correct(maps.gradient, maps=maps, residual=own_residual(prior=4))
     assert found is None and nothing is not None
     inside, outside = (nothing.bias[..., 5:8, 6:11].mean(), nothing.bias[..., 14:20, 18:28].mean())
     assert -90 < inside - outside < -25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, json_alone, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import add_camera_option, open_camera
+from lit_mmpg.runtime.camera import add_camera_options, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.personal import PersonalDevice
@@ -37,8 +38,8 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     video, bundle = require_video(options.video), Bundle.open(options.bundle)
     if not options.question.strip():
         raise UserError("the question is empty; write it in quotes behind the video")
-    camera = open_camera(options.camera_memory, bundle)
     client = open_cloud(options, bundle)
+    camera = open_camera(options.camera_memory, bundle, options.camera_query, client)
     times: dict[str, float] = {}
 
     def timed(name: str, start: float) -> None:
@@ -46,6 +47,7 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
 
     start = time.perf_counter()
     with (
+        client or contextlib.nullcontext(),
         Visit(bundle, options.state, options.device_id, "answer") as visit,
         DeviceSession(bundle, options.engine, options.precision) as session,
     ):
@@ -60,7 +62,6 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
         if client is not None:
             if visit.alone:
                 outcome = device.adapt(client)
-            client.close()
             timed("cloud", start)
         start = time.perf_counter()
         answer = device.answer(look, options.question, options.options or ())
@@ -92,7 +93,7 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
     if statistics is not None:
         table.add_row("features", statistics)
     if camera is not None:
-        table.add_row("camera", camera.text)
+        table.add_row("camera", escape(camera.text))
     if outcome.traffic is not None:
         table.add_row("bytes", bytes_text(outcome.traffic))
     table.add_row("frames", f"{len(look.features)} of {escape(video.name)}")
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, and nothing else")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
     add_cloud_options(parser, "answer", "ask this cloud for personal parameters first")
-    add_camera_option(parser)
+    add_camera_options(parser)
     parser.add_argument(
         "--state",
         metavar="DIR",

@@ -1,96 +1,211 @@
-"""What a device that holds a memory of camera models does for its own camera. No torch.
+"""What a device does for its own camera, by a memory of camera models that it holds, or its cloud. No torch.
 
 The memory (:mod:`lit_mmpg.camera_memory`, our addition to the paper's method) says what cameras of a model have in
-front of every scene. A device recognises its model by its latest frames and asks its encoder about frames without that.
-The context of an adaptation is made of frames as they were taken. Where no model is likely enough, frames stay as they
-are.
+front of every scene. A device has its model recognised by its latest frames and asks its encoder about frames without
+that. The context of an adaptation is made of frames as they were taken. Where no model is likely enough, frames stay as
+they are. A cloud is asked only by who was told to (``--camera-query``): a query shows what stays in the frames.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from lit_mmpg.camera_memory import CameraMemory, Recognition
+from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.errors import UserError
+from lit_mmpg.link.camera import SIZE, CameraQuery
 from lit_mmpg.maps import Correction, PixelMaps, resized
 from lit_mmpg.runtime.bundle import Bundle
+from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.video import resize
 
 FRAMES = 16
-"""Latest frames by which a camera is recognised, one of each clip."""
+"""Latest frames by which a camera is recognised, one of each clip; and after how many further ones that is done again,
+once so many are there."""
 
 
-class Camera:
-    """A device's own camera.
+@dataclass(frozen=True)
+class Found:
+    """What a camera is recognised as.
+
+    Attributes:
+        model: Index of the model in the memory.
+        said: The same for people.
+        correction: What undoes it.
+    """
+
+    model: int
+    said: str
+    correction: Correction
+
+
+class Recogniser(Protocol):
+    """Who recognises cameras.
+
+    Attributes:
+        size: Height and width of the frames that it is shown.
+        counts: Numbers of frames, growing, with which it is asked before :data:`FRAMES` are there.
+        private: Whether nothing leaves the device, so that it may also be asked about a clip that was not observed.
+        models: What it knows, for people.
+    """
+
+    size: tuple[int, int]
+    counts: tuple[int, ...]
+    private: bool
+    models: str
+
+    def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
+        """What the camera that took these frames ``[C, 3, H, W]`` uint8 is recognised as; ``None``: nothing known.
+
+        Raises:
+            CloudError: If nobody can say.
+        """
+
+
+class HeldMemory:
+    """A memory that the device holds.
 
     Args:
         memory: The camera models that are known.
-        frames: Most frames that are kept, one of each clip.
-
-    Attributes:
-        found: What it was recognised as when it was last asked; ``None``: as nothing that is known.
-        observed: Number of clips whose frames were taken so far.
 
     Raises:
         UserError: If the memory has no gates.
     """
 
-    def __init__(self, memory: CameraMemory, frames: int = FRAMES) -> None:
+    counts: tuple[int, ...] = (1, 2, 4, 8)
+    private = True
+
+    def __init__(self, memory: CameraMemory) -> None:
         memory.gate(1)
-        self.memory, self.observed = memory, 0
-        self.found: Recognition | None = None
+        height, width = memory.scene.mean.shape[-2:]
+        self._memory, self.size, self.models = memory, (height, width), f"{len(memory)} models of the memory"
+
+    def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
+        """As :meth:`Recogniser.recognise`; nobody is asked."""
+        memory = self._memory
+        found, correction = memory.correct(PixelMaps.of(frames).gradient, memory.gate(len(frames)))
+        if found is None or correction is None:
+            return None
+        said = f"model {found.model + 1} of the {len(memory)} of the memory, strength {found.strength:.2f}"
+        return Found(found.model, said, correction)
+
+
+class CloudMemory:
+    """The memory of a cloud, which is sent what stays in the frames.
+
+    Args:
+        client: The cloud.
+    """
+
+    size, private, models = SIZE, False, "models of the cloud's memory"
+    counts: tuple[int, ...] = (1, 4)
+
+    def __init__(self, client: CloudClient) -> None:
+        self._client = client
+
+    def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
+        """As :meth:`Recogniser.recognise`."""
+        query = CameraQuery.encode(PixelMaps.of(frames).gradient, len(frames), device_id)
+        answer, _ = self._client.recognise(query)
+        correction = answer.correction()
+        if correction is None:
+            return None
+        return Found(answer.model, f"model {answer.model + 1} of the cloud's memory", correction)
+
+
+class Camera:
+    """A device's own camera.
+
+    It is recognised anew when as many frames were observed as :attr:`Recogniser.counts` says, and after every
+    :data:`FRAMES` further ones. Where the cloud gives no answer, what was known stays, and it is asked at the next clip
+    again, then after 2, 4, 8, ... further ones; after a refusal that lasts, never.
+
+    Args:
+        memory: Who recognises it: the camera models that are known, or a cloud.
+        frames: Most frames that are kept, one of each clip.
+
+    Attributes:
+        device_id: Name of its device, for the cloud.
+        found: What it was recognised as when it was last asked; ``None``: as nothing that is known.
+        observed: Number of clips whose frames were taken so far.
+        problem: Why the cloud gave no answer when it was last asked; ``None``: it did, or was not asked.
+
+    Raises:
+        UserError: If the memory has no gates.
+    """
+
+    def __init__(self, memory: CameraMemory | Recogniser, frames: int = FRAMES) -> None:
+        self._by: Recogniser = HeldMemory(memory) if isinstance(memory, CameraMemory) else memory
+        self.device_id = "device"
         self._frames: deque[np.ndarray] = deque(maxlen=frames)
-        self._correction: Correction | None = None
-        self._stale = False
+        self._refused = False
+        self.clear()
 
     def clear(self) -> None:
-        """Forget all frames."""
+        """Forget all frames, and what was known by them."""
         self._frames.clear()
-        self.observed, self.found = 0, None
+        self.observed = self._seen = self._failures = 0
+        self.found: Found | None = None
+        self.problem: str | None = None
+        self._due = math.inf if self._refused else 1
+        """Number of observed clips with which it is recognised next."""
 
     def _frame(self, pixels: np.ndarray) -> np.ndarray:
-        height, width = self.memory.scene.mean.shape[-2:]
         middle = len(pixels) // 2
-        return resize(pixels[middle : middle + 1], (height, width))[0]
+        return resize(pixels[middle : middle + 1], self._by.size)[0]
 
     def observe(self, pixels: np.ndarray) -> None:
         """Take the middle frame of a clip, ``[T, 3, H, W]`` uint8."""
         self._frames.append(self._frame(pixels))
         self.observed += 1
-        self._stale = True
 
     def corrected(self, pixels: np.ndarray) -> np.ndarray | None:
         """Frames without what the camera puts in front of them; ``None`` where nothing is known of it.
 
         Args:
-            pixels: ``[T, 3, H, W]`` uint8 frames of a clip. Where none was observed before, it is recognised by these.
+            pixels: ``[T, 3, H, W]`` uint8 frames of a clip. Where none was observed before, it is recognised by these,
+                unless a cloud would have to be asked.
         """
-        if self._stale or not self._frames:
-            frames = np.stack(self._frames) if self._frames else self._frame(pixels)[None]
-            self._correction, self._stale = self._recognise(frames), False
-        if self._correction is None:
+        if self._frames and self.observed >= self._due:
+            self._recognise(np.stack(self._frames))
+        elif not self._frames and self._by.private:
+            self._recognise(self._frame(pixels)[None])
+        if self.found is None:
             return None
-        gain, bias = (resized(image, pixels.shape[-2:]) for image in (self._correction.gain, self._correction.bias))
+        known = self.found.correction
+        gain, bias = (resized(image, pixels.shape[-2:]) for image in (known.gain, known.bias))
         return Correction(gain, bias)(pixels)
 
-    def _recognise(self, frames: np.ndarray) -> Correction | None:
-        self.found, correction = self.memory.correct(PixelMaps.of(frames), self.memory.gate(len(frames)))
-        return correction
+    def _recognise(self, frames: np.ndarray) -> None:
+        try:
+            self.found = self._by.recognise(frames, self.device_id)
+        except CloudError as error:
+            self.problem, self._refused = str(error), error.lasting
+            self._due = math.inf if error.lasting else self.observed + min(2**self._failures, FRAMES)
+            self._failures += 1
+            return
+        self.problem, self._failures, self._seen = None, 0, len(frames)
+        if self._frames:
+            later = (self.observed // FRAMES + 1) * FRAMES
+            self._due = next((count for count in self._by.counts if count > self.observed), later)
 
     @property
     def text(self) -> str:
         """What is known of it, for people."""
-        by = f"by {len(self._frames) or 1} frame{'s' if len(self._frames) > 1 else ''}"
-        if self.found is None:
-            return f"not one of the {len(self.memory)} models of the memory, {by}; frames stay as they are"
-        return (
-            f"model {self.found.model + 1} of the {len(self.memory)} of the memory, {by}, strength "
-            f"{self.found.strength:.2f}; answers are about frames without what it shows"
-        )
+        by = f"by {self._seen} frame{'s' if self._seen > 1 else ''}"
+        if self.found is not None:
+            said = f"recognised {by}, as {self.found.said}; answers are about frames without what it shows"
+        elif self._seen:
+            said = f"not one of the {self._by.models}, {by}; frames stay as they are"
+        else:
+            said = "not recognised yet; frames stay as they are"
+        return said if self.problem is None else f"{said} (asked in vain: {self.problem})"
 
 
 def asked(session: DeviceSession, camera: Camera | None, features: np.ndarray, pixels: np.ndarray | None) -> np.ndarray:
@@ -98,7 +213,7 @@ def asked(session: DeviceSession, camera: Camera | None, features: np.ndarray, p
 
     Args:
         session: The device's model.
-        camera: Its camera; ``None``: no memory is held.
+        camera: Its camera; ``None``: nobody recognises it.
         features: ``[T, D]`` features of the static encoder.
         pixels: ``[T, 3, H, W]`` the frames, where they are there.
     """
@@ -108,28 +223,51 @@ def asked(session: DeviceSession, camera: Camera | None, features: np.ndarray, p
     return features if pixels is None or not session.encodes_personally else pixels
 
 
-def add_camera_option(parser: argparse.ArgumentParser) -> None:
-    """The option of all commands that look at videos."""
+def add_camera_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all commands that look at videos."""
     parser.add_argument(
         "--camera-memory",
         metavar="FILE",
         help="memory of camera models that 'lit-mmpg memory' learnt: recognise this device's camera, and answer about "
-        "frames without what it puts in front of them",
+        "frames without what it puts in front of them; nothing is sent",
+    )
+    parser.add_argument(
+        "--camera-query",
+        action="store_true",
+        help="the same by the memory of the cloud: send it a picture of what stays in this device's frames (3 KB, of "
+        "the latest 1, 4, 16 clips, then after every 16), and answer about frames without what its camera puts in "
+        "front of them. The picture of one frame is nearly that frame, and what stays in all frames, such as a room, "
+        "stays in the picture",
     )
 
 
-def open_camera(file: str | None, bundle: Bundle) -> Camera | None:
-    """The camera that the option names; ``None``: none.
+def open_camera(
+    file: str | None, bundle: Bundle, query: bool = False, client: CloudClient | None = None
+) -> Camera | None:
+    """The camera that the options name; ``None``: none.
+
+    Args:
+        file: Value of ``--camera-memory``.
+        bundle: The device's bundle.
+        query: Value of ``--camera-query``.
+        client: The cloud, where there is one.
 
     Raises:
-        UserError: If the file is no memory, or the bundle has no use for it.
+        UserError: If the file is no memory, there is no cloud to ask, or the bundle has no use for a camera.
     """
-    if file is None:
+    if file is None and not query:
         return None
-    if bundle.manifest.own_statistics is not None:
+    if file is not None and query:
         raise UserError(
-            f"{bundle.path} standardises by the statistics of frames as they are taken; leave --camera-memory out"
+            "--camera-query asks the memory of the cloud, --camera-memory one on this device; leave one out"
         )
+    option = "--camera-query" if query else "--camera-memory"
+    if bundle.manifest.own_statistics is not None:
+        raise UserError(f"{bundle.path} standardises by the statistics of frames as they are taken; leave {option} out")
     if bundle.manifest.preprocessing is None:
-        raise UserError(f"{bundle.path} holds no frame encoder; export it with --frame-encoder for --camera-memory")
-    return Camera(CameraMemory.load(file))
+        raise UserError(f"{bundle.path} holds no frame encoder; export it with --frame-encoder for {option}")
+    if file is not None:
+        return Camera(CameraMemory.ready(file))
+    if client is None:
+        raise UserError("--camera-query needs --cloud URL, the service that holds the camera memory")
+    return Camera(CloudMemory(client))

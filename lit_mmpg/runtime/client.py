@@ -7,27 +7,30 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import httpcore
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import PROTOCOL_VERSION, Download, LinkError, Upload
+from lit_mmpg.link.camera import VERSION, CameraAnswer, CameraQuery
 from lit_mmpg.link.messages import DEFAULT_MAX_BYTES, check_device_id
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.network import Budget, TooMuchError, connections, is_loopback, parse_address
 from lit_mmpg.texts import printable
 
-ADAPT_PATH = "/v1/adapt"
+ADAPT_PATH, CAMERA_PATH = "/v1/adapt", "/v1/camera"
 KEY_VARIABLE = "LIT_MMPG_API_KEY"
 DEFAULT_TIMEOUT_S, LONGEST_TIMEOUT_S = 5.0, 86400.0
 OVERHEAD_BYTES = 1 << 18
 """What may come beside the answer itself: headers, framing, TLS with its certificates, a proxy's part."""
 REFUSAL_BYTES = 1 << 12
 """How much of a refusal is read."""
+CAMERA_BYTES = 1 << 13
+"""Largest answer about a camera that is read."""
 
 LASTING = {
     401: f"set {KEY_VARIABLE} to a key that this cloud knows",
@@ -39,11 +42,14 @@ LASTING = {
 """Statuses that no repetition changes, and their remedy; redirects are others."""
 
 
+NO_MEMORY = "ask a cloud that holds one, or let the device hold it (--camera-memory FILE)"
+"""Remedy where a cloud knows no cameras."""
+
 _BROKEN = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, TooMuchError)
 
 
 class CloudError(Exception):
-    """The cloud gave no usable parameters; the device goes on with what it has.
+    """The cloud gave no usable answer; the device goes on with what it has.
 
     Args:
         reason: See below.
@@ -62,7 +68,7 @@ class CloudError(Exception):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one adaptation; the three counts are never mixed.
+    """Bytes of one adaptation, or of one question about a camera; the three counts are never mixed.
 
     Attributes:
         upload_payload_bytes: Encoded tensors of the upload.
@@ -80,6 +86,34 @@ class Traffic:
     download_message_bytes: int
     upload_wire_bytes: int
     download_wire_bytes: int
+
+
+class _Asked(Protocol):
+    """A message that asks."""
+
+    def to_bytes(self) -> bytes: ...
+
+    @property
+    def payload_bytes(self) -> int: ...
+
+
+class _Answered(Protocol):
+    """A message that answers."""
+
+    @property
+    def payload_bytes(self) -> int: ...
+
+
+_Answer = TypeVar("_Answer", bound=_Answered)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What differs between the questions to a cloud: path, largest answer in bytes, version that is spoken."""
+
+    path: str
+    most: int
+    version: int
 
 
 class Cloud(Protocol):
@@ -110,7 +144,7 @@ def clean_key(key: str) -> str:
 
 
 class CloudClient:
-    """Asks a cloud for personal parameters.
+    """Asks a cloud for personal parameters, and what it knows of a camera.
 
     No request takes longer than its time, whatever the cloud does, and no answer more memory than ``max_bytes`` and the
     fixed allowance for what comes around it. Answers are read as they are: no content encoding, no redirect.
@@ -145,13 +179,7 @@ class CloudClient:
             if plain and not is_loopback(address.host):
                 raise UserError(f"the API key would travel unencrypted to {address.host}; use https://")
             headers[b"authorization"] = b"Bearer " + clean_key(api_key).encode()
-        self._headers, self._budget = headers, Budget()
-        self._target = httpcore.URL(
-            scheme=address.scheme.encode(),
-            host=address.host.encode(),
-            port=address.port,
-            target=(address.path + ADAPT_PATH).encode(),
-        )
+        self._headers, self._budget, self._address = headers, Budget(), address
         self._pool = connections(address, self._budget, loopback_only=plain and api_key is not None)
 
     def __enter__(self) -> CloudClient:
@@ -171,10 +199,35 @@ class CloudClient:
             CloudError: If the cloud cannot be reached, is too slow, refuses, or answers with anything else than the
                 undamaged download that belongs to this upload.
         """
-        body, budget = upload.to_bytes(), self._budget
-        budget.start(self.timeout_s, self.max_bytes + OVERHEAD_BYTES)
+
+        def checked(data: bytes) -> Download:
+            download = Download.parse(data, max_bytes=self.max_bytes)
+            download.check_answers(upload)
+            return download
+
+        return self._post(upload, checked, _Way(ADAPT_PATH, self.max_bytes, PROTOCOL_VERSION))
+
+    def recognise(self, query: CameraQuery) -> tuple[CameraAnswer, Traffic]:
+        """Send a picture of what stays in the frames of a camera, receive what it is recognised as.
+
+        Raises:
+            CloudError: As in :meth:`adapt`, or if the cloud holds no memory of cameras.
+        """
+
+        def checked(data: bytes) -> CameraAnswer:
+            answer = CameraAnswer.from_bytes(data)
+            if (answer.query, answer.size) != (query.digest, query.size):
+                raise LinkError("it belongs to another query")
+            answer.correction()  # pictures that cannot be decoded are no answer
+            return answer
+
+        return self._post(query, checked, _Way(CAMERA_PATH, CAMERA_BYTES, VERSION))
+
+    def _post(self, message: _Asked, checked: Callable[[bytes], _Answer], way: _Way) -> tuple[_Answer, Traffic]:
+        body, budget = message.to_bytes(), self._budget
+        budget.start(self.timeout_s, way.most + OVERHEAD_BYTES)
         try:
-            data = self._ask(body)
+            data = self._ask(body, way)
         except httpcore.TimeoutException as error:
             raise CloudError("timeout", f"no answer from {self.url} within {self.timeout_s:g} s") from error
         except (httpcore.NetworkError, httpcore.ProxyError) as error:
@@ -182,48 +235,53 @@ class CloudClient:
         except httpcore.ProtocolError as error:  # its text quotes what was sent
             raise CloudError("unreachable", f"{self.url} hung up in mid-answer, or does not speak HTTP") from error
         except TooMuchError as error:
-            raise CloudError("garbage", f"{self.url} answers with more than {self.max_bytes} bytes") from error
+            raise CloudError("garbage", f"{self.url} answers with more than {way.most} bytes") from error
         try:
-            download = Download.parse(data, max_bytes=self.max_bytes)
-            download.check_answers(upload)
+            answer = checked(data)
         except LinkError as error:
             raise CloudError("garbage", f"{self.url} answered with something else: {error}") from error
         wire = budget.sent, budget.received
-        return download, Traffic(upload.payload_bytes, download.payload_bytes, len(body), len(data), *wire)
+        return answer, Traffic(message.payload_bytes, answer.payload_bytes, len(body), len(data), *wire)
 
-    def _ask(self, body: bytes) -> bytes:
+    def _ask(self, body: bytes, way: _Way) -> bytes:
         """The body of the answer. A kept connection that turns out to be dead is replaced, once, in the same time."""
         opened = self._budget.connections
         try:
-            return self._exchange(body)
+            return self._exchange(body, way)
         except (httpcore.NetworkError, httpcore.ProtocolError):
             if self._budget.connections > opened:
                 raise
-            return self._exchange(body)
+            return self._exchange(body, way)
 
-    def _exchange(self, body: bytes) -> bytes:
+    def _exchange(self, body: bytes, way: _Way) -> bytes:
+        address, patience = self._address, {"timeout": {"pool": self.timeout_s}}  # all other waiting is the budget's
+        target = httpcore.URL(
+            scheme=address.scheme.encode(),
+            host=address.host.encode(),
+            port=address.port,
+            target=(address.path + way.path).encode(),
+        )
         headers = self._headers | {b"content-length": str(len(body)).encode()}
-        patience = {"timeout": {"pool": self.timeout_s}}  # all other waiting is the budget's
         response = self._pool.handle_request(
-            httpcore.Request(b"POST", self._target, headers=[*headers.items()], content=body, extensions=patience)
+            httpcore.Request(b"POST", target, headers=[*headers.items()], content=body, extensions=patience)
         )
         try:
-            return self._read(response)
+            return self._read(response, way)
         finally:
             response.close()
 
-    def _read(self, response: httpcore.Response) -> bytes:
+    def _read(self, response: httpcore.Response, way: _Way) -> bytes:
         coding = b",".join(value for name, value in response.headers if name.lower() == b"content-encoding")
         encoded = coding.strip().lower() not in (b"", b"identity")
         if response.status != 200:
             text = b""
             with contextlib.suppress(*_BROKEN):  # that it refuses is known
                 text = b"" if encoded else self._body(response, REFUSAL_BYTES)
-            raise _refusal(response.status, text)
+            raise _refusal(response.status, text, way.version)
         if encoded:
             raise CloudError("garbage", f"{self.url} answers in a content encoding that nobody asked for")
-        data = self._body(response, self.max_bytes + 1)
-        if len(data) > self.max_bytes:
+        data = self._body(response, way.most + 1)
+        if len(data) > way.most:
             raise TooMuchError
         return data
 
@@ -249,7 +307,7 @@ def check_timeout(seconds: float) -> float:
     return seconds
 
 
-def _refusal(status: int, data: bytes) -> CloudError:
+def _refusal(status: int, data: bytes, version: int) -> CloudError:
     text, reason = data.decode("utf-8", "replace"), ""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # unless it is not our service's form
         told = json.loads(text)
@@ -260,17 +318,18 @@ def _refusal(status: int, data: bytes) -> CloudError:
         return CloudError("busy", f"the cloud is busy ({status}): {text}")
     if 300 <= status < 400:
         return CloudError("refused", f"the cloud sends elsewhere ({status}); name the address it ends at", lasting=True)
-    remedy = _other_protocol(text) if reason == "protocol_version" else LASTING.get(status)
+    own = {"protocol_version": _other_version(text, version), "camera": NO_MEMORY}
+    remedy = own.get(reason, LASTING.get(status))
     return CloudError(
         "refused", f"the cloud refused ({status}): {text}" + (f"; {remedy}" if remedy else ""), remedy is not None
     )
 
 
-def _other_protocol(text: str) -> str:
-    """What to do when the cloud speaks another protocol, by its own words in any version of this program."""
+def _other_version(text: str, version: int) -> str:
+    """What to do when the cloud speaks another version, by its own words in any version of this program."""
     spoken = re.search(r"this side speaks (\d{1,5})\b", text)
-    where = "this device" if spoken and int(spoken[1]) > PROTOCOL_VERSION else "the cloud"
-    return f"this device speaks {PROTOCOL_VERSION}: upgrade lit-mmpg on {where}"
+    where = "this device" if spoken and int(spoken[1]) > version else "the cloud"
+    return f"this device speaks {version}: upgrade lit-mmpg on {where}"
 
 
 # -- options of verbs ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import add_camera_option, open_camera
+from lit_mmpg.runtime.camera import add_camera_options, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Record
@@ -48,15 +48,15 @@ def main(argv: Sequence[str]) -> int:
     _check(bundle, questions, options.cloud is not None)
     if find_task(bundle.manifest.task).searches and isinstance(policy, Uncertainty):
         raise UserError("--policy uncertainty needs a model that answers questions; use drift")
-    camera = open_camera(options.camera_memory, bundle)
     console = wide_console()
-    folder = StateFolder(Path(options.state_dir)) if options.state_dir else None
     with contextlib.ExitStack() as stack:
-        if folder is not None:
-            stack.callback(folder.close)
         client = open_cloud(options, bundle)
         if client is not None:
             stack.enter_context(client)
+        camera = open_camera(options.camera_memory, bundle, options.camera_query, client)
+        folder = StateFolder(Path(options.state_dir)) if options.state_dir else None
+        if folder is not None:
+            stack.callback(folder.close)
         session = stack.enter_context(DeviceSession(bundle, options.engine, options.precision))
         eye = Eye(session, options.frames, pixels=camera is not None)
         device = Device(
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
             if records:
                 _show(print_summary, console, figures)
             if records and camera is not None:
-                _show(console.print, f"camera: {camera.text}", soft_wrap=True)
+                _show(console.print, f"camera: {escape(camera.text)}", soft_wrap=True)
             if recorder is not None:
                 recorder.finish(figures, device.journal.path if device.journal else None)
                 where = recorder.error or f"run {recorder.run_id} in {recorder.uri}"
@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="Gaussian noise on what is uploaded, as a share of its size (default: none)",
     )
-    add_camera_option(parser)
+    add_camera_options(parser)
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
     parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")

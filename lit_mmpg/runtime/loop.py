@@ -46,7 +46,7 @@ class Device:
         upload_codec: Codec of its uploads; ``None``: that of the checkpoint.
         noise: See :attr:`DeviceState.noise`.
         clock: Seconds that only grow; for tests.
-        camera: Its camera, where it holds a memory of camera models.
+        camera: Its camera, where a memory of camera models recognises it.
 
     Raises:
         UserError: If the codec is unknown, the state in the folder is another device's, or the journal none of ours.
@@ -71,6 +71,8 @@ class Device:
         self._folder = folder
         self.state = DeviceState.open(session.bundle, folder, device_id, "device")
         self.device_id = str(self.state.device_id)
+        if camera is not None:
+            camera.device_id = self.device_id
         self.state.uploads_with(upload_codec, noise)
         self.journal = Journal(folder.path, self.state.record, self.state.pending) if folder else None
         self.source = restore(session, self.state)

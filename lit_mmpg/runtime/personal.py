@@ -68,7 +68,7 @@ class PersonalDevice:
         session: Its model; closed with the device.
         state: What it remembers.
         cloud: Who personalises it where :meth:`personalise` names nobody; ``None``: nobody.
-        camera: Its camera, where it holds a memory of camera models.
+        camera: Its camera, where a memory of camera models recognises it.
 
     Attributes:
         session: Its model.
@@ -83,6 +83,8 @@ class PersonalDevice:
     ) -> None:
         self.session, self.state, self.name, self._cloud = session, state, str(state.device_id), cloud
         self.camera = camera
+        if camera is not None:
+            camera.device_id = self.name
         self._eye: Eye | None = None
         self._observed: list[_Seen] = []
         self.source = restore(session, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from lit_mmpg.pages.blocks import Facts, Gallery, Heading, Picture, Text, render
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import FRAMES, add_camera_option, open_camera
+from lit_mmpg.runtime.camera import FRAMES, add_camera_options, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.personal import Match, PersonalDevice
@@ -48,11 +49,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
     if options.html:
         _check_page(Path(options.html))
-    camera = open_camera(options.camera_memory, bundle)
     client = open_cloud(options, bundle)
+    camera = open_camera(options.camera_memory, bundle, options.camera_query, client)
     console = wide_console()
     folder = Path(options.state) if options.state else None
     with (
+        client or contextlib.nullcontext(),
         Visit(bundle, options.state, options.device_id, "search") as visit,
         DeviceSession(bundle, options.engine, options.precision) as session,
     ):
@@ -64,10 +66,8 @@ def main(argv: Sequence[str]) -> int:
         if remembers or camera is not None:
             for look in looks[-max(state.clips.maxlen or 1, FRAMES if camera else 1) :]:
                 device.observe(look)
-        if client is not None:
-            if visit.alone:
-                outcome = device.adapt(client)
-            client.close()
+        if client is not None and visit.alone:
+            outcome = device.adapt(client)
         start = time.perf_counter()
         found = device.search(options.query, looks)
         rank_ms = 1e3 * (time.perf_counter() - start)
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="most clips to show (default: %(default)s)")
     add_cloud_options(parser, "search", "ask this cloud for personal parameters first")
-    add_camera_option(parser)
+    add_camera_options(parser)
     parser.add_argument(
         "--state",
         metavar="DIR",

@@ -403,7 +403,7 @@ class Visit:
         except FolderInUseError:
             self.alone, self.state = False, DeviceState.load(bundle, path)
             self.state.check_device(device_id, Path(str(path)))
-            busy = "its parameters are used, the cloud is not asked, and the state stays as it is"
+            busy = "its parameters are used, the cloud is asked for no others, and the state stays as it is"
             found = (f"{path} is in use by another process: {busy}", self.state.note)
         except UserError:
             self.__exit__()

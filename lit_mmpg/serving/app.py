@@ -1,10 +1,10 @@
-"""The service: an ASGI application around one :class:`CloudHalf`.
+"""The service: an ASGI application around one :class:`CloudHalf` and, where it holds one, a memory of camera models.
 
 Only ``POST /v1/adapt`` is hot; it is a plain ASGI callable. Checks come in the order of their price: whether so many
 requests are at work that the queue is full (asked by the protocol when the head is there, before anything is made for
 the request), transport, key, rate, room in the queue, declared size, then the body, its form, its device, its
 checkpoint, its context, and its values last. What takes longer than the event loop may be held up is parsed and decoded
-in a thread.
+in a thread. ``POST /v1/camera`` is checked alike, and its pictures are decoded and looked up in a thread of their own.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import logging
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.link import PROTOCOL_VERSION, codec_names
+from lit_mmpg.link.camera import CameraAnswer, CameraQuery
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
 from lit_mmpg.link.messages import Upload
 from lit_mmpg.serving.batcher import Batcher
@@ -37,13 +40,17 @@ from lit_mmpg.serving.errors import Refused
 from lit_mmpg.serving.keys import ApiKey, WatchedKeys
 from lit_mmpg.serving.limits import Budget, RateLimiter, Receive, read_body, unless_gone
 from lit_mmpg.serving.logs import configure
-from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics
+from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics, Requests
 from lit_mmpg.serving.openapi import document, page
 from lit_mmpg.serving.protocol import GuardedProtocol
 
 _log = logging.getLogger("lit_mmpg.serving")
 ADAPT_PATH = b"/v1/adapt"
 _ADAPT = ADAPT_PATH.decode()
+CAMERA_BYTES = 8192
+"""Largest query about a camera: pictures of :data:`lit_mmpg.link.camera.MOST_BYTES` and what is around them."""
+CAMERAS_WAITING = 16
+"""Most queries about cameras that wait; beyond, 503. One is computed in a tenth of a second or more."""
 KEPT_BYTES = 256 * 2**20
 """Most free memory that a worker keeps."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -55,78 +62,59 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class AdaptEndpoint:
-    """``POST /v1/adapt``: an upload in, a download out.
+class Endpoint(ABC):
+    """What is asked for with a key and a body, and answered with bytes or a refusal.
 
     Args:
-        half: The cloud half.
         config: Settings.
         keys: API keys; ``None``: anybody may ask.
-        batcher: Where uploads wait to be computed together.
-        metrics: What is counted.
+        limiter: How often a client may ask, whichever endpoint.
+        requests: Where requests are counted.
     """
 
-    def __init__(
-        self,
-        half: CloudHalf,
-        config: ServeConfig,
-        keys: WatchedKeys | None,
-        batcher: Batcher[Upload, bytes],
-        metrics: Metrics,
-    ) -> None:
-        self.half, self.config, self.keys, self.batcher, self.metrics = half, config, keys, batcher, metrics
-        self.limiter = RateLimiter(config.rate_per_s, config.burst)
-        self.bodies = Budget(config.max_queue * config.max_body_bytes)
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._full, self._most = batcher.full(), config.max_queue + config.max_batch
+    event: ClassVar[str]
+    said: ClassVar[str]
+    """What an answer is called in the log, for programs and for people."""
+
+    def __init__(self, config: ServeConfig, keys: WatchedKeys | None, limiter: RateLimiter, requests: Requests) -> None:
+        self.config, self.keys, self.limiter, self.requests = config, keys, limiter, requests
         self._overloads, self._overload_said = 0, -math.inf
 
-    def turned_away(self, method: bytes, target: bytes, at_work: int) -> Refused | None:
-        """Why a request need not be looked at, by its head and the number of requests that are at work."""
-        return self._full if at_work >= self._most and target == ADAPT_PATH and method == b"POST" else None
+    @abstractmethod
+    async def _answer(self, scope: Scope, receive: Receive, about: dict[str, Any]) -> tuple[bytes, int, str]:
+        """The answer, the bytes of the request, and how it ended, for counting; ``about`` is logged.
+
+        Raises:
+            Refused: If there is none.
+        """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         start = time.perf_counter()
         about: dict[str, Any] = {}
         try:
-            answer, size = await self._adapt(scope, receive, about)
+            answer, size, outcome = await self._answer(scope, receive, about)
         except Refused as refusal:
             await self._refuse(refusal, send, about)
             return
         except Exception:
-            _log.exception("an adaptation failed")
+            _log.exception("a request failed")
             await self._refuse(Refused(500, "internal", "see the log"), send, about)
             return
         elapsed = time.perf_counter() - start
-        self.metrics.answered(elapsed, size, len(answer))
+        self.requests.answered(elapsed, outcome)
         if self.config.log_requests:
             extra = about | {"status": 200, "ms": round(elapsed * 1e3, 2), "upload_bytes": size}
-            _log.info("adapted", extra=extra | {"event": "adapt", "download_bytes": len(answer)})
+            _log.info(self.said, extra=extra | {"event": self.event, "download_bytes": len(answer)})
         headers = [_OCTETS, (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _adapt(self, scope: Scope, receive: Receive, about: dict[str, Any]) -> tuple[bytes, int]:
-        headers = dict(scope["headers"])
+    def _admit(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
+        """The key of a request that may be looked at, by transport, key and rate."""
         key = self._authorise(scope, headers, about)
         self.limiter.take(key.name if key else _host(scope))
-        self.batcher.check_room()
-        with self.bodies.holding() as take:
-            data = await read_body(receive, headers.get(b"content-length"), self.config.max_body_bytes, take)
-            upload = await self._run(len(data) > _INLINE_BYTES, parse, data, self.config)
-            about |= {"device": upload.device_id, "request": upload.request_id}
-            if key is not None and not key.allows(upload.device_id):
-                raise Refused(403, "device", "this key may not ask for this device")
-            self.half.check(upload)
-            self.batcher.check_room()
-            await self._run(upload.num_values > _INLINE_VALUES, check_values, upload, self.config)
-        return await unless_gone(scope, self.batcher.enqueue(upload)), len(data)
-
-    async def _run(self, in_thread: bool, function: Callable[..., Any], *arguments: Any) -> Any:
-        if in_thread:
-            return await asyncio.get_running_loop().run_in_executor(self._decoder, function, *arguments)
-        return function(*arguments)
+        return key
 
     def _authorise(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
         if self.keys is None:
@@ -147,7 +135,7 @@ class AdaptEndpoint:
 
     def count(self, refusal: Refused, about: dict[str, Any] | None = None) -> None:
         """Count and log a refusal; those of an overload are logged once a second, with their number so far."""
-        self.metrics.refused(refusal.status, refusal.error)
+        self.requests.refused(refusal.status, refusal.error)
         extra = (about or {}) | {"event": "refused", "status": refusal.status, "reason": refusal.error}
         if refusal.error == "overloaded":
             self._overloads += 1
@@ -156,6 +144,127 @@ class AdaptEndpoint:
             self._overload_said, extra["count"] = time.monotonic(), self._overloads
         level = logging.ERROR if refusal.status == 500 else logging.INFO
         _log.log(level, "refused", extra=extra | {"detail": refusal.detail})
+
+
+class AdaptEndpoint(Endpoint):
+    """``POST /v1/adapt``: an upload in, a download out.
+
+    Args:
+        half: The cloud half.
+        config: Settings.
+        keys: API keys; ``None``: anybody may ask.
+        limiter: How often a client may ask.
+        batcher: Where uploads wait to be computed together.
+        metrics: What is counted.
+        beside: Most other requests that are at work.
+    """
+
+    event, said = "adapt", "adapted"
+
+    def __init__(
+        self,
+        half: CloudHalf,
+        config: ServeConfig,
+        keys: WatchedKeys | None,
+        limiter: RateLimiter,
+        batcher: Batcher[Upload, bytes],
+        metrics: Metrics,
+        beside: int = 0,
+    ) -> None:
+        super().__init__(config, keys, limiter, metrics.adapt)
+        self.half, self.batcher, self.metrics = half, batcher, metrics
+        self.bodies = Budget(config.max_queue * config.max_body_bytes)
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._full, self._most = batcher.full(), config.max_queue + config.max_batch + beside
+
+    def turned_away(self, method: bytes, target: bytes, at_work: int) -> Refused | None:
+        """Why a request need not be looked at, by its head and the number of requests that are at work."""
+        return self._full if at_work >= self._most and target == ADAPT_PATH and method == b"POST" else None
+
+    async def _answer(self, scope: Scope, receive: Receive, about: dict[str, Any]) -> tuple[bytes, int, str]:
+        headers = dict(scope["headers"])
+        key = self._admit(scope, headers, about)
+        self.batcher.check_room()
+        with self.bodies.holding() as take:
+            data = await read_body(receive, headers.get(b"content-length"), self.config.max_body_bytes, take)
+            upload = await self._run(len(data) > _INLINE_BYTES, parse, data, self.config)
+            about |= {"device": upload.device_id, "request": upload.request_id}
+            require_device(key, upload.device_id)
+            self.half.check(upload)
+            self.batcher.check_room()
+            await self._run(upload.num_values > _INLINE_VALUES, check_values, upload, self.config)
+        answer = await unless_gone(scope, self.batcher.enqueue(upload))
+        self.metrics.upload_bytes.inc(len(data))
+        self.metrics.download_bytes.inc(len(answer))
+        return answer, len(data), "ok"
+
+    async def _run(self, in_thread: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+        if in_thread:
+            return await asyncio.get_running_loop().run_in_executor(self._decoder, function, *arguments)
+        return function(*arguments)
+
+
+class CameraEndpoint(Endpoint):
+    """``POST /v1/camera``: a query about a camera in, what it is recognised as out.
+
+    Args:
+        batcher: Where queries wait, and are answered one at a time; ``None``: no memory is held.
+        config: Settings.
+        keys: API keys; ``None``: anybody may ask.
+        limiter: How often a client may ask.
+        metrics: What is counted.
+    """
+
+    event, said = "camera", "looked up"
+
+    def __init__(
+        self,
+        batcher: Batcher[CameraQuery, CameraAnswer] | None,
+        config: ServeConfig,
+        keys: WatchedKeys | None,
+        limiter: RateLimiter,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(config, keys, limiter, metrics.camera)
+        self.batcher = batcher
+
+    async def _answer(self, scope: Scope, receive: Receive, about: dict[str, Any]) -> tuple[bytes, int, str]:
+        headers = dict(scope["headers"])
+        key = self._admit(scope, headers, about)
+        if self.batcher is None:
+            raise Refused(404, "camera", "this service holds no camera memory; start it with --camera-memory")
+        self.batcher.check_room()
+        data = await read_body(receive, headers.get(b"content-length"), CAMERA_BYTES)
+        with _refusing():
+            query = CameraQuery.from_bytes(data)
+        about["device"] = query.device_id
+        require_device(key, query.device_id)
+        answer = await unless_gone(scope, self.batcher.enqueue(query))
+        about["reason"] = outcome = "unknown" if answer.model < 0 else "recognised"
+        return answer.to_bytes(), len(data), outcome
+
+
+def require_device(key: ApiKey | None, device_id: str) -> None:
+    """Check that a key may ask for a device.
+
+    Raises:
+        Refused: 403 if it may not.
+    """
+    if key is not None and not key.allows(device_id):
+        raise Refused(403, "device", "this key may not ask for this device")
+
+
+def recognise(memory: CameraMemory, query: CameraQuery) -> CameraAnswer:
+    """What a query is recognised as, and what undoes it.
+
+    Raises:
+        Refused: As :func:`_refusing` says, if its pictures cannot be decoded.
+    """
+    height, width = memory.scene.mean.shape[-2:]
+    with _refusing():
+        gradient = query.gradient((height, width))
+    found, correction = memory.correct(gradient, memory.gate(query.frames))
+    return CameraAnswer.encode(query, correction, -1 if found is None else found.model, memory.version)
 
 
 def parse(data: bytes, config: ServeConfig) -> Upload:
@@ -227,10 +336,11 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
     """The application around a loaded cloud half.
 
     Raises:
-        UserError: If the file of keys is not usable.
+        UserError: If the file of keys or the camera memory is not usable.
     """
     metrics = Metrics()
     keys = WatchedKeys(config.keys) if config.keys else None
+    memory = CameraMemory.ready(config.camera_memory) if config.camera_memory else None
     state = {"ready": False}
 
     def answer(uploads: Sequence[Upload]) -> list[bytes]:
@@ -241,17 +351,25 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
         answer, config.max_batch, config.max_wait_ms, config.max_queue, metrics.batch.observe
     )
 
+    cameras: Batcher[CameraQuery, CameraAnswer] | None = None
+    if memory is not None:
+        known = memory
+        cameras = Batcher(lambda queries: [recognise(known, query) for query in queries], 1, 0.0, CAMERAS_WAITING)
+    batchers: list[Batcher[Any, Any]] = [batcher] if cameras is None else [batcher, cameras]
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
-        batcher.start()
+        for each in batchers:
+            each.start()
         state["ready"] = True
         yield {"refused": endpoint.count, "turned_away": endpoint.turned_away}
         state["ready"] = False
-        await batcher.stop()
+        for each in batchers:
+            await each.stop()
 
     async def healthz(request: Request) -> Response:
         # A liveness probe is to restart what computes for ever; a full queue is no reason to.
-        stuck = batcher.computing_s > config.stuck_s
+        stuck = any(each.computing_s > config.stuck_s for each in batchers)
         return JSONResponse({"status": "stuck" if stuck else "ok"}, 503 if stuck else 200)
 
     async def readyz(request: Request) -> Response:
@@ -278,6 +396,8 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
                 "max_clips": config.context.clips,
                 "max_anchors": config.context.anchors,
                 "max_frames": config.context.frames,
+                "camera_models": None if memory is None else len(memory),
+                "camera_memory_version": None if memory is None else memory.version,
                 "run_id": half.run_id,
                 "compute_device": str(half.device),
             }
@@ -301,9 +421,13 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
             headers=getattr(error, "headers", None),
         )
 
-    endpoint = AdaptEndpoint(half, config, keys, batcher, metrics)
+    limiter = RateLimiter(config.rate_per_s, config.burst)
+    beside = 0 if cameras is None else CAMERAS_WAITING + 1
+    endpoint = AdaptEndpoint(half, config, keys, limiter, batcher, metrics, beside)
+    camera = CameraEndpoint(cameras, config, keys, limiter, metrics)
     routes = [
         Route(_ADAPT, endpoint, methods=["POST"]),
+        Route("/v1/camera", camera, methods=["POST"]),
         Route("/v1/info", info),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
@@ -314,7 +438,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
     handlers = {404: on_refused, 405: on_refused, 500: on_refused}
     app = Service(endpoint, routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect would repeat the Host that the client named
-    app.state.batcher, app.state.half = batcher, half
+    app.state.batcher, app.state.half, app.state.cameras = batcher, half, cameras
     return app
 
 

@@ -134,7 +134,7 @@ class Batcher(Generic[_Q, _A]):
                 for single in batch:
                     await self._answer([single])
                 return
-            _log.exception("an upload could not be computed")
+            _log.exception("a request could not be computed")
             known = error if isinstance(error, Refused) else Refused(500, "internal", "the computation failed")
             if not batch[0][1].done():
                 batch[0][1].set_exception(known)

@@ -36,6 +36,7 @@ class ServeConfig:
         device: Where to compute; ``None``: a GPU if there is one.
         download_codec: Codec of the parameters; ``None``: the checkpoint's.
         keys: File of API keys; ``None``: anybody may ask (loopback only).
+        camera_memory: File of camera models that are known; ``None``: no camera is recognised.
         max_batch: Most uploads computed together.
         max_wait_ms: How long the first upload of a batch waits for others.
         max_queue: Most uploads that wait; beyond, 503.
@@ -56,6 +57,7 @@ class ServeConfig:
     device: str | None = None
     download_codec: str | None = None
     keys: str | None = None
+    camera_memory: str | None = None
     max_batch: int = 32
     max_wait_ms: float = 1.0
     max_queue: int = 128

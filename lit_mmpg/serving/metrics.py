@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -14,6 +15,40 @@ _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
+class Requests:
+    """The requests to one endpoint.
+
+    Args:
+        name: Short name of what is asked for.
+        plural: The same for people.
+        outcomes: How successes end; the reason of their status.
+        registry: Where they are counted.
+    """
+
+    def __init__(self, name: str, plural: str, outcomes: Sequence[str], registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            f"lit_mmpg_{name}_requests", f"{plural} asked for, or not even that, by HTTP status and reason",
+            ["status", "reason"], registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            f"lit_mmpg_{name}_seconds", "Time from the headers to the answer, successful requests",
+            buckets=_LATENCY_S, registry=registry,
+        )  # fmt: skip
+        # These are counted often, or when there is least time.
+        self._outcomes = {outcome: self._requests.labels("200", outcome) for outcome in outcomes}
+        self._overloaded = self._requests.labels("503", "overloaded")
+
+    def answered(self, seconds: float, outcome: str) -> None:
+        """Count a success."""
+        self._outcomes[outcome].inc()
+        self._seconds.observe(seconds)
+
+    def refused(self, status: int, reason: str) -> None:
+        """Count a refusal."""
+        child = self._overloaded if reason == "overloaded" else self._requests.labels(str(status), reason)
+        child.inc()
+
+
 class Metrics:
     """What is counted.
 
@@ -23,14 +58,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "lit_mmpg_adapt_requests", "Adaptations asked for, or not even that, by HTTP status and reason",
-            ["status", "reason"], registry=registry,
-        )  # fmt: skip
-        self.seconds = Histogram(
-            "lit_mmpg_adapt_seconds", "Time from the headers to the answer of an adaptation, successful ones",
-            buckets=_LATENCY_S, registry=registry,
-        )  # fmt: skip
+        self.adapt = Requests("adapt", "Adaptations", ["ok"], registry)
+        self.camera = Requests("camera", "Recognitions of cameras", ["recognised", "unknown"], registry)
         self.batch = Histogram("lit_mmpg_batch_size", "Uploads per computed batch", buckets=_SIZES, registry=registry)
         self.compute = Histogram(
             "lit_mmpg_compute_seconds", "Time of one computed batch", buckets=_LATENCY_S, registry=registry
@@ -38,20 +67,6 @@ class Metrics:
         self.upload_bytes = Counter("lit_mmpg_upload_bytes", "Bytes of accepted uploads", registry=registry)
         self.download_bytes = Counter("lit_mmpg_download_bytes", "Bytes of downloads", registry=registry)
         self.queue = Gauge("lit_mmpg_queue_length", "Uploads that wait", registry=registry, multiprocess_mode="livesum")
-        self._ok = self.requests.labels("200", "ok")
-        self._overloaded = self.requests.labels("503", "overloaded")  # counted when there is least time
-
-    def answered(self, seconds: float, upload_bytes: int, download_bytes: int) -> None:
-        """Count a success."""
-        self._ok.inc()
-        self.seconds.observe(seconds)
-        self.upload_bytes.inc(upload_bytes)
-        self.download_bytes.inc(download_bytes)
-
-    def refused(self, status: int, reason: str) -> None:
-        """Count a refusal."""
-        child = self._overloaded if reason == "overloaded" else self.requests.labels(str(status), reason)
-        child.inc()
 
     def expose(self, batcher: Batcher) -> bytes:  # type: ignore[type-arg]
         """All metrics in Prometheus' text format."""

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from lit_mmpg import __version__
+from lit_mmpg.link.camera import MOST_BYTES, VERSION
 from lit_mmpg.link.messages import PROTOCOL_VERSION
 from lit_mmpg.serving.config import ServeConfig
 
@@ -29,26 +30,46 @@ def document(config: ServeConfig) -> dict[str, Any]:
     octets = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
-    adapt: dict[str, Any] = {
-        "operationId": "adapt",
-        "summary": "Personal parameters for a device",
-        "description": (
-            f"Body and answer are messages of protocol version {PROTOCOL_VERSION}: a binary header of fixed fields "
-            "(magic MMPG, version, codec, digest, model or request), then the encoded arrays, numbers little-endian. "
-            f"A body has at most {config.max_body_bytes} bytes. The service keeps nothing: asking again is harmless."
-        ),
-        "requestBody": {"required": True, "description": "An Upload message.", "content": octets},
-        "responses": {
-            "200": {"description": "A Download message that echoes the request.", "content": octets},
-            **{
-                status: {"description": text, "content": refusal}
-                | ({"headers": retry} if status in ("429", "503") else {})
-                for status, text in REFUSALS.items()
+
+    def post(name: str, summary: str, asked: str, answered: str, description: str, **own: str) -> dict[str, Any]:
+        operation: dict[str, Any] = {
+            "operationId": name,
+            "summary": summary,
+            "description": f"{description} The service keeps nothing: asking again is harmless.",
+            "requestBody": {"required": True, "description": asked, "content": octets},
+            "responses": {
+                "200": {"description": answered, "content": octets},
+                **{
+                    status: {"description": text, "content": refusal}
+                    | ({"headers": retry} if status in ("429", "503") else {})
+                    for status, text in sorted((REFUSALS | own).items())
+                },
             },
+        }
+        return {"post": operation | ({"security": [{"key": []}]} if config.keys else {})}
+
+    adapt = post(
+        "adapt",
+        "Personal parameters for a device",
+        "An Upload message.",
+        "A Download message that echoes the request.",
+        f"Body and answer are messages of protocol version {PROTOCOL_VERSION}: a binary header of fixed fields "
+        "(magic MMPG, version, codec, digest, model or request), then the encoded arrays, numbers little-endian. "
+        f"A body has at most {config.max_body_bytes} bytes.",
+    )
+    camera = post(
+        "camera",
+        "What a camera is recognised as, and what undoes it",
+        "A CameraQuery message: a picture of what stays in the frames of a device.",
+        "A CameraAnswer message that names the query; model -1: none is recognised.",
+        f"Body and answer are messages of version {VERSION} (magic MMPC) with at most {MOST_BYTES} bytes of pictures.",
+        **{
+            "400": "The body is damaged, cut off, not a camera query, or did not arrive in time.",
+            "404": "The service holds no camera memory.",
+            "409": "The message has another version (the detail says what to upgrade).",
+            "422": "A well-formed query with values out of range.",
         },
-    }
-    if config.keys:
-        adapt["security"] = [{"key": []}]
+    )
 
     def get(name: str, summary: str, content: dict[str, Any], failure: str | None = None) -> dict[str, Any]:
         responses: dict[str, Any] = {"200": {"description": summary, "content": content}}
@@ -76,6 +97,8 @@ def document(config: ServeConfig) -> dict[str, Any]:
         "max_clips": whole,
         "max_anchors": whole,
         "max_frames": whole,
+        "camera_models": {"type": ["integer", "null"]},
+        "camera_memory_version": {"type": ["integer", "null"]},
         "run_id": {"type": ["string", "null"]},
         "compute_device": text,
     }
@@ -87,7 +110,8 @@ def document(config: ServeConfig) -> dict[str, Any]:
             "summary": "Anchors of a device's recent clips in, personal parameters out; no backpropagation anywhere.",
         },
         "paths": {
-            "/v1/adapt": {"post": adapt},
+            "/v1/adapt": adapt,
+            "/v1/camera": camera,
             "/v1/info": get("info", "What this service speaks and holds", schema("Info")),
             "/healthz": get("health", "It computes", schema("Status"), "A batch has been computed for too long."),
             "/readyz": get("ready", "It accepts uploads", schema("Status"), "It is stopping, or its queue is full."),

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Serve until SIGTERM or Ctrl-C; requests that are being answered are finished first.
 
     Raises:
-        UserError: If the checkpoint, the keys, the port or a setting is not usable.
+        UserError: If the checkpoint, the keys, the camera memory, the port or a setting is not usable.
     """
     options = _parser().parse_args(list(argv))
     if options.new_key is not None:
@@ -97,7 +97,9 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg serve",
-        description="Serve the cloud half of a checkpoint: devices POST anchors to /v1/adapt and get their parameters.",
+        description="Serve the cloud half of a checkpoint: devices POST anchors to /v1/adapt and get their parameters. "
+        "With a camera memory, devices that are told to POST a picture of what stays in their frames to /v1/camera and "
+        "get what undoes their camera.",
         formatter_class=_Defaults,
     )
     default = ServeConfig("")
@@ -108,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_count, help="CPU threads per worker (default: cores / workers)")
     parser.add_argument("--device", help="cpu or cuda[:N] (default: a GPU if there is one)")
     parser.add_argument("--download-codec", help="codec of the parameters (default: the checkpoint's)")
+    parser.add_argument(
+        "--camera-memory",
+        metavar="FILE",
+        help="memory of camera models that 'lit-mmpg memory' learnt, for devices with --camera-query (default: none, "
+        "their queries get 404)",
+    )
     group = parser.add_argument_group("batching")
     group.add_argument("--max-batch", type=_count, default=default.max_batch, help="most uploads computed together")
     group.add_argument(
@@ -171,6 +179,7 @@ def _new_key(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> ServeConfig:
+    from lit_mmpg.camera_memory import CameraMemory
     from lit_mmpg.link import codec_names
     from lit_mmpg.serving.keys import KeyRing
 
@@ -179,6 +188,8 @@ def _config(options: argparse.Namespace) -> ServeConfig:
     checkpoint = str(find_trained(options.ckpt))
     if options.keys is not None:
         KeyRing.load(options.keys)
+    if options.camera_memory is not None:
+        CameraMemory.ready(options.camera_memory)
     if options.download_codec is not None and options.download_codec not in codec_names():
         raise UserError(
             f"--download-codec {options.download_codec} does not exist; choose from {', '.join(codec_names())}"
@@ -192,6 +203,7 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         device=options.device,
         download_codec=options.download_codec,
         keys=options.keys,
+        camera_memory=options.camera_memory,
         max_batch=options.max_batch,
         max_wait_ms=options.max_wait_ms,
         max_queue=options.max_queue,

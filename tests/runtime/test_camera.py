@@ -6,9 +6,11 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,14 +21,20 @@ from lit_mmpg.cli import main
 from lit_mmpg.data.artefacts import Instance, Placement, draw_model
 from lit_mmpg.errors import UserError
 from lit_mmpg.maps import resized
+from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import Camera, open_camera
+from lit_mmpg.runtime.camera import Camera, CloudMemory, Found, HeldMemory, open_camera
+from lit_mmpg.runtime.client import CloudClient
 from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import resize, sample_video
+from lit_mmpg.serving.app import create_app
+from lit_mmpg.serving.cloud_half import CloudHalf
+from lit_mmpg.serving.config import ServeConfig
 from lit_mmpg.vision import load_vision_model
 from tests.runtime.cloud_server import write_video
+from tests.serving.test_connections import Local, running
 from tests.test_camera_memory import MODELS, TOLD, H, W, film, world
 
 PLACEMENT = Placement(0.9, 1, -1)
@@ -105,6 +113,164 @@ def test_what_cannot_be_used_is_refused(bundle: Bundle, memory: CameraMemory, tm
         open_camera("memory.safetensors", blind)
     with pytest.raises(UserError, match=r"gone\.safetensors is not a readable camera memory"):
         open_camera(str(tmp_path / "gone.safetensors"), bundle)
+    with pytest.raises(UserError, match="--camera-query needs --cloud URL"):
+        open_camera(None, bundle, query=True)
+    with pytest.raises(UserError, match="leave one out"):
+        open_camera("memory.safetensors", bundle, query=True)
+    with pytest.raises(UserError, match="leave --camera-query out"):
+        open_camera(None, own, query=True)
+
+
+# -- a memory that the cloud holds -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def service(made, memory: CameraMemory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """The real service with the memory, in a thread of this process."""
+    file = tmp_path_factory.mktemp("memory") / "memory.safetensors"
+    memory.save(file)
+    half = CloudHalf.load(made("pixels").cloud, device="cpu")
+    with running(create_app(half, ServeConfig("", camera_memory=str(file)))) as local:
+        yield local
+
+
+def url_of(local: Local) -> str:
+    return f"http://127.0.0.1:{local.port}"
+
+
+class Noting(CloudMemory):
+    """Notes with how many frames the cloud is asked."""
+
+    def __init__(self, client: CloudClient) -> None:
+        super().__init__(client)
+        self.asked: list[int] = []
+
+    def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
+        self.asked.append(len(frames))
+        return super().recognise(frames, device_id)
+
+
+def test_a_cloud_is_asked_seldom_and_corrects_as_a_memory_that_is_held(service: Local, memory: CameraMemory) -> None:
+    clean = world(4, 800)
+    seen = Instance(MODELS[0], PLACEMENT, H, W).film(clean, "b")
+    with CloudClient(url_of(service)) as client:
+        by = Noting(client)
+        camera = Camera(by)
+        assert camera.corrected(seen) is None and not by.asked, "what was not observed is not sent"
+        assert camera.text.startswith("not recognised yet")
+        due = []
+        for number in range(1, 41):
+            camera.observe(film(0, PLACEMENT, 1, 900 + number))
+            before = len(by.asked)
+            corrected = camera.corrected(seen)
+            due += [number] * (len(by.asked) - before)
+        assert due == [1, 4, 16, 32] and by.asked == [1, 4, 16, 16]
+        assert camera.found is not None and camera.found.model == 0 and corrected is not None
+        assert "by 16 frames, as model 1 of the cloud's memory" in camera.text
+        before, after = (abs(x.astype(float) - clean).mean() for x in (seen, corrected))
+        assert after < 0.6 * before
+        plain = Camera(CloudMemory(client))
+        plain.observe(world(1, 600))
+        assert plain.corrected(clean) is None and "not one of the models of the cloud's memory" in plain.text
+    held = Camera(memory)
+    due = []
+    for number in range(1, 34):
+        held.observe(film(0, PLACEMENT, 1, 900 + number))
+        found = held.found
+        held.corrected(seen)
+        due += [number] if held.found is not found else []
+    assert due == [1, 2, 4, 8, 16, 32] and HeldMemory(memory).size == (H, W)
+
+
+def test_a_device_answers_about_what_the_cloud_corrects(bundle: Bundle, service: Local) -> None:
+    seen = film(0, PLACEMENT, 3, 802)
+    states = [DeviceState.open(bundle, None, "kitchen", "") for _ in range(2)]
+    with CloudClient(url_of(service)) as client:
+        camera = Camera(CloudMemory(client))
+        with (
+            PersonalDevice(DeviceSession(bundle), states[0]) as plain,
+            PersonalDevice(DeviceSession(bundle), states[1], camera=camera) as device,
+        ):
+            assert camera.device_id == "kitchen"
+            device.observe(seen)
+            answered = device.answer(seen, "what is mine").scores
+            corrected = camera.corrected(resize(seen, plain.session.picture_size))
+            assert corrected is not None
+            np.testing.assert_allclose(answered, plain.answer(corrected, "what is mine").scores, atol=1e-5)
+            assert not np.allclose(answered, plain.answer(seen, "what is mine").scores, atol=1e-5)
+
+
+def test_answers_go_on_while_the_cloud_is_away(made, bundle: Bundle, memory: CameraMemory, tmp_path: Path) -> None:
+    memory.save(tmp_path / "memory.safetensors")
+    half = CloudHalf.load(made("pixels").cloud, device="cpu")
+    seen = film(0, PLACEMENT, 3, 802)
+    app = create_app(half, ServeConfig("", camera_memory=str(tmp_path / "memory.safetensors")))
+    with running(app) as local:
+        client = CloudClient(url_of(local), timeout_s=60)
+        by = Noting(client)
+        camera = Camera(by)
+        camera.observe(seen)
+        assert camera.corrected(seen) is not None and camera.problem is None
+    with (
+        client,
+        PersonalDevice(DeviceSession(bundle), DeviceState.open(bundle, None, "k", ""), camera=camera) as device,
+    ):
+        for _ in range(20):
+            device.observe(seen)
+            assert device.answer(seen, "what is mine").text
+    assert camera.found is not None, "what was known stays"
+    assert "by 1 frame, as model 1" in camera.text and "asked in vain: " in camera.text
+    assert by.asked == [1, 4, 5, 7, 11, 16], "at the next clip, then ever more seldom"
+    # A refusal that lasts is asked for once.
+    with running(create_app(half, ServeConfig(""))) as local, CloudClient(url_of(local)) as client:
+        by = Noting(client)
+        camera = Camera(by)
+        for _ in range(3):
+            camera.observe(seen)
+            assert camera.corrected(seen) is None
+        camera.clear()
+        camera.observe(seen)
+        assert camera.corrected(seen) is None and by.asked == [1]
+
+
+def write_film(path: Path, frames: np.ndarray) -> Path:
+    """A video of such frames, four times as large."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8, options={"qscale": "2", "flags": "+qscale"})
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 4 * H, 4 * W, "yuv420p", 8_000_000
+        for frame in resize(frames, (4 * H, 4 * W)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.transpose(1, 2, 0).copy(), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_commands_ask_the_cloud_about_the_camera_when_they_are_told_to(
+    bundle: Bundle, service: Local, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(2):
+        write_film(videos / f"{i}.mp4", film(0, PLACEMENT, 5, 950 + i))
+    ask = ["answer", str(videos / "0.mp4"), "what is mine", "--bundle", str(bundle.path), "--json"]
+
+    def camera(*options: str) -> str | None:
+        assert main([*ask, *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["answer"]
+        return found["camera"]
+
+    cloud = ["--cloud", url_of(service)]
+    assert camera(*cloud) is None, "nothing is asked by itself"
+    assert "by 1 frame, as model 1 of the cloud's memory" in str(camera(*cloud, "--camera-query"))
+    gone = str(camera("--cloud", f"http://127.0.0.1:{free_port()}", "--camera-query"))
+    assert "not recognised yet" in gone and "cannot be reached" in gone
+    run = ["device", "--bundle", str(bundle.path), "--clips", str(videos), "--question", "what is mine"]
+    assert main([*run, *cloud, "--camera-query"]) == 0
+    assert "as model 1 of the cloud's memory" in capsys.readouterr().out
+    assert main([*ask, "--camera-query"]) == 2
+    assert "--camera-query needs --cloud URL" in capsys.readouterr().err
+    assert main([*run, *cloud, "--camera-query", "--camera-memory", "memory.safetensors"]) == 2
+    assert "leave one out" in capsys.readouterr().err
 
 
 def pictures(folder: Path, frames: np.ndarray) -> Path:

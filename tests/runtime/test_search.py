@@ -26,6 +26,11 @@ from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, best_checkpoint, pixel_data
 from tests.runtime.cloud_server import odd_entries, parameters_of, serving, write_video
+from tests.runtime.test_camera import PLACEMENT, memory, service, write_film
+from tests.serving.test_connections import Local
+from tests.test_camera_memory import film
+
+__all__ = ["memory", "service"]
 
 QUERY = "the thing is red"
 WITHOUT_TORCH = """
@@ -189,3 +194,15 @@ def test_mistakes_are_answered_at_once(
         assert "cannot be written" in error("a dog", *there, "--html", str(place))
     (tmp_path / "only.mp4").write_bytes(b"")
     assert "none of the 1 videos" in error("a dog", *there[:3], str(tmp_path))
+
+
+def test_a_search_asks_the_cloud_about_the_camera_once(
+    bundle: Bundle, service: Local, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        write_film(tmp_path / f"{i}.mp4", film(0, PLACEMENT, 5, 950 + i))
+    asked = ["search", QUERY, "--bundle", str(bundle.path), "--clips", str(tmp_path)]
+    assert main([*asked, "--cloud", f"http://127.0.0.1:{service.port}", "--camera-query"]) == 0
+    # The service has another checkpoint, which keeps it from nothing but parameters.
+    said = " ".join(capsys.readouterr().out.split())
+    assert "recognised by 3 frames, as model 1 of the cloud's memory" in said and "refused (409)" in said
