@@ -49,6 +49,9 @@ QUERY_STEPS, ANSWER_STEPS = (1.0, 0.5, 0.5), (1.0,) * 6
 GREY, CONTRAST = 118.0, 60.0
 """Grey level at which a bias is sent, and deviation at which a gain counts as much: those of ordinary frames."""
 
+MOST_GAIN = 32.0
+"""Gains that undo a camera are a quarter of that: those of frames that barely pass (:data:`lit_mmpg.maps.NOISE`)."""
+
 _BLOCK = 8
 _HEADER = struct.Struct("<4sHB16sHH")
 _DIGEST = slice(7, 23)
@@ -308,10 +311,12 @@ class CameraAnswer(_Message):
         """What undoes the camera, for frames of the query's size; ``None``: none is recognised.
 
         Raises:
-            LinkError: If the pictures cannot be decoded.
+            LinkError: If the pictures cannot be decoded, or undo no camera.
         """
         if self.model < 0:
             return None
         pictures = decode_pictures(self.pictures, (6, *self.size), ANSWER_STEPS)
         gain = unopposed(pictures[:3]) / CONTRAST
+        if abs(gain).max() > MOST_GAIN or abs(pictures[3:]).max() > 255 * MOST_GAIN:
+            raise ImplausibleError("camera answer has a gain or a bias that undoes no camera")
         return Correction(1 + gain, unopposed(pictures[3:]) - GREY * gain)

@@ -57,14 +57,14 @@ from lit_mmpg.link.camera import (
     decode_pictures,
     encode_pictures,
 )
-from lit_mmpg.maps import PixelMaps, Scene, opposed, undo, unopposed
+from lit_mmpg.maps import PixelMaps, Scene, gradients, opposed, undo, unopposed
 from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.results import result, write_result
 from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.writing import write_bytes, write_text
 
-CELLS_VERSION = 3
+CELLS_VERSION = 4
 """Raise it when files of rows of an older version must not be reused."""
 COUNTS = (1, 4, 16)
 """Numbers C of earlier frames."""
@@ -475,12 +475,14 @@ class Learnt:
         models: Model of the fleet that most devices of each group are of.
         facts: How well it was learnt.
         gates: (C, coded) -> score that a recognition needs.
+        groups: Training devices of each model.
     """
 
     memory: CameraMemory
     models: tuple[int, ...]
     facts: dict[str, Any]
     gates: dict[tuple[int, bool], float]
+    groups: tuple[np.ndarray, ...] = ()
 
     def row(
         self, population: Population, count: int, gated: bool = True, coded: bool = False, own: bool = False
@@ -492,7 +494,8 @@ class Learnt:
         def row(device: FleetDevice) -> Told:
             seen = population.maps(device, count)
             query = _sent(seen, device.name) if coded else None
-            found, correction = self.memory.correct(seen, gate, residual, None if query is None else query.gradient())
+            gradient = seen.gradient if query is None else query.gradient()
+            found, correction = self.memory.correct(gradient, gate, seen, residual)
             model = -1 if found is None else self.models[found.model]
             if query is None:
                 return Told(correction, model)
@@ -557,11 +560,13 @@ def learn_all(population: Population) -> dict[str, Learnt]:
         "paired": lambda: [Evidence.paired(x, y) for x, y in zip(seen, clean, strict=True)],
         "uploads": lambda: uploads,
     }
+    members: dict[str, tuple[np.ndarray, ...]] = {}
     for share in POISONED:
         ways[f"poisoned_{100 * share:.0f}"] = partial(poisoned, uploads, share, population.seed)
     for name, evidence in ways.items():
         tell(f"learning a memory: {name}")
         learnt, groups = memory.learn(empty, evidence(), LEAST)
+        members[name] = tuple(groups)
         most = [np.bincount(true[group] + 1).argmax() - 1 for group in groups]
         pure = sum(int((true[group] == model).sum()) for group, model in zip(groups, most, strict=True))
         facts = {"models": len(set(most)), "groups": len(groups), "devices": sum(map(len, groups))}
@@ -583,8 +588,37 @@ def learn_all(population: Population) -> dict[str, Learnt]:
         tell(f"setting the gates: {name}")
         needed = [key for key in queries if not key[1] or name == "uploads"]
         gates = {key: memory.gate_for(learnt, queries[key], GATE_SHARE) for key in needed}
-        complete[name] = Learnt(learnt, models, facts, gates)
+        complete[name] = Learnt(learnt, models, facts, gates, members.get(name, ()))
     return complete
+
+
+def attacks(population: Population, learnt: Learnt) -> dict[str, float]:
+    """How often who holds 100 clips finds the one that a query, or a model of the memory, was made of; by chance 0.01.
+
+    Gradients of the clips' clean frames are correlated with those of the coded query of each asked device, whose latest
+    clip is among them, or of a model, among whose training devices one has filmed it.
+    """
+    data, rng = population.data, np.random.default_rng([population.seed, 31])
+
+    def found(shown: np.ndarray, member: str, others: Sequence[str]) -> bool:
+        drawn = rng.choice(sorted(set(others) - {member}), 99, replace=False).tolist()
+        frames = memory.squashed(np.moveaxis(gradients(data.stack([member, *drawn]).astype(np.float32)), 1, 0))
+        flat, wanted = frames.reshape(100, -1), memory.squashed(shown).ravel()
+        return int((flat @ wanted / (np.linalg.norm(flat, axis=1) + 1e-9)).argmax()) == 0
+
+    rates = {}
+    for count in COUNTS:
+        hits = [
+            found(_sent(population.maps(d, count), d.name).gradient(), d.history[-1][0], data.train)
+            for d in population.fleet.asked
+        ]
+        rates[f"query of {count}"] = float(np.mean(hits))
+    hits = []
+    for change, group in zip(learnt.memory.change, learnt.groups, strict=True):
+        filmed = {clip for i in group for clip, _ in population.fleet.training[i].history}
+        others = sorted(set(data.train) - filmed)
+        hits += [found(gradients(change), clip, others) for clip in rng.choice(sorted(filmed), 5).tolist()]
+    return {**rates, "memory": float(np.mean(hits))}
 
 
 def tune(data: Data, settings: Settings, folder: Path) -> dict[str, dict[str, float]]:
@@ -685,7 +719,9 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[st
         heads, held_out, texts = static_models(data, population, folder)
         learnt = learn_all(population)
         facts = {name: {**one.facts, "gates": _gates(one)} for name, one in learnt.items()}
-        write_text(facts_at, json.dumps({"learnt": facts, "held_out": held_out}))
+        tell(f"seed {seed}: attacks")
+        told_apart = attacks(population, learnt["uploads"])
+        write_text(facts_at, json.dumps({"learnt": facts, "held_out": held_out, "attacks": told_apart}))
         seen = population.filmed()
         plain, clean = data.encode(np.concatenate(seen)), data.encode(data.stack(population.clips))
         scale = clean.std(0) + 1e-3
@@ -926,6 +962,13 @@ def main(args: Sequence[str] | None = None) -> None:
             for seed, run in zip(options.seeds, runs, strict=True)
         ),
     ]
+    shares = {name: [run["facts"]["attacks"][name] for run in runs] for name in runs[0]["facts"]["attacks"]}
+    notes.append(
+        "Of 100 clips, the one whose frame is in a coded query, or was filmed by a training device of a model, is "
+        "found by correlated gradients in (per cent of tries; by chance 1): "
+        + "; ".join(f"{name}: {100 * float(np.mean(values)):.0f}" for name, values in shares.items())
+        + "."
+    )
     columns = ["row", "C", "log-rank", "share of the gap", "on families that models share"]
     columns += ["of the features' distance", *families, "loss: clean", "loss: unseen models"]
     columns += ["recognised: right / wrong / clean / unseen", "bytes"]
@@ -934,7 +977,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,
         clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs],
-        learnt=[run["facts"]["learnt"] for run in runs],
+        learnt=[run["facts"]["learnt"] for run in runs], attacks=[run["facts"]["attacks"] for run in runs],
         fleets=[run["describe"] for run in runs],
     )  # fmt: skip
     write_result(options.output, found)

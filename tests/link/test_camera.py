@@ -101,3 +101,10 @@ def test_packed_bytes_never_grow_beyond_their_pictures():
     assert len(bomb) < MOST_BYTES
     with pytest.raises(LinkError, match="pictures are not"):
         decode_pictures(bomb, (3, *SIZE), QUERY_STEPS)
+
+
+def test_an_answer_that_would_blind_the_device_is_refused():
+    for wrong in (Correction(0 * RAMP + 90, RAMP), Correction(RAMP, 0 * RAMP - 9000)):
+        answer = CameraAnswer.from_bytes(CameraAnswer.encode(QUERY, wrong, 7, 3).to_bytes())
+        with pytest.raises(LinkError, match="undoes no camera"):
+            answer.correction()
