@@ -42,6 +42,8 @@ CANDIDATES = 8
 """Models whose likelihood is computed, the first by the matched filter."""
 STEPS = (1.0, 1.0, 0.01, 0.1)
 """Largest steps with which a place is refined: down, right, scale, strength."""
+BARELY = (0.1, 0.2)
+"""Share of the light that has to pass before it is taken for any, and for what it is."""
 EVERY, FEW_PLACES = 2, 3000
 """Distance of the places whose gradients are compared, pixels, in frames of more places than so many."""
 DRAWS, WALK = 16, 200
@@ -288,13 +290,20 @@ class CameraMemory:
         return _spectra(squashed(self._keys), REACH_PX)
 
     def answer(self, places: Sequence[Recognition]) -> tuple[np.ndarray, np.ndarray]:
-        """Opacity and added light at some places, ``[N, 3, H, W]`` each."""
+        """Opacity and added light at some places, ``[N, 3, H, W]`` each.
+
+        Light that passes is raised to the power of the strength, so that what is opaque on one device is so on all.
+        What passes less than :data:`BARELY` is taken for noise of the estimate.
+        """
+        passes = 1 - np.clip(self.opacity, 0, 1)
+        passes = passes * np.clip((passes - BARELY[0]) / (BARELY[1] - BARELY[0]), 0, 1)
         change, opacity = (
-            np.stack([place.strength * placed(values[place.model], place) for place in places])
-            for values in (self.change, self.opacity)
+            np.stack([placed(values[place.model], place) for place in places]) for values in (self.change, 1 - passes)
         )
-        opacity = np.clip(opacity, 0, 1)
-        return opacity, change + opacity * self.scene.mean
+        strength = np.array([place.strength for place in places], np.float32)[:, None, None, None]
+        stronger = 1 - (1 - opacity) ** strength
+        change *= np.where(opacity > 1e-3, stronger / np.maximum(opacity, 1e-3), strength)
+        return stronger, change + stronger * self.scene.mean
 
     def correct(
         self, gradient: np.ndarray, gate: float = 0.0, maps: PixelMaps | None = None, residual: Residual | None = None
@@ -322,7 +331,8 @@ class CameraMemory:
         if residual is not None and maps is not None:
             pairs = [residual(maps, o, added, self.scene) for o, added in zip(opacity, light, strict=True)]
             opacity, light = (np.stack(values) for values in zip(*pairs, strict=True))
-        return known, undo(opacity, light, self.scene)
+        correction = undo(opacity, light, self.scene)
+        return known, correction if known is None else correction.cautious()
 
     def save(self, path: str | Path) -> None:
         """Write the memory as safetensors in half precision, in one step."""

@@ -41,6 +41,16 @@ def unopposed(pictures: np.ndarray) -> np.ndarray:
     return values
 
 
+FILLED = 0.02
+"""What may be missing in every place before anything is filled in, a share."""
+WINDOWS = (1 / 3, 1 / 6, 1 / 12, 1 / 24, 1 / 48)
+"""Standard deviations of the windows of :func:`surroundings`, shares of the width."""
+GREY = 118.0
+"""Grey level of ordinary frames."""
+ENOUGH = 0.005
+"""Share of known places from which a window counts half."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """How clean frames look on average, over many clips of many cameras.
@@ -250,23 +260,48 @@ def guided(pictures: np.ndarray, guide: np.ndarray, sigma: float, noise: float) 
 
 @dataclass(frozen=True)
 class Correction:
-    """Gain and bias images: a frame y becomes ``gain y + bias``. As parameters of an input layer, the gain less 1.
+    """Takes what a camera adds out of its frames: y becomes ``gain y + bias``, and what is missing there is filled in.
 
     Attributes:
         gain: ``[3, H, W]`` float32.
         bias: ``[3, H, W]`` float32, grey levels.
+        trust: ``[3, H, W]`` float32, how much of what is to be shown comes from the place itself, 0 to 1. The rest is
+            what surrounds it (:func:`surroundings`).
     """
 
     gain: np.ndarray
     bias: np.ndarray
+    trust: np.ndarray
+
+    @classmethod
+    def affine(cls, gain: np.ndarray, bias: np.ndarray) -> Correction:
+        """One that fills nothing in."""
+        return cls(gain, bias, np.ones_like(gain))
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Corrected frames ``[N, 3, H, W]`` uint8."""
-        corrected: np.ndarray = np.rint(np.clip(self.gain * frames + self.bias, 0, 255)).astype(np.uint8)
+        """Corrected frames ``[N, 3, H, W]`` uint8, of any size."""
+        gain, bias, trust = (resized(image, frames.shape[-2:]) for image in (self.gain, self.bias, self.trust))
+        shown = gain * frames + bias
+        if self.trust.min() < 1 - FILLED:
+            small = resized(shown, self.trust.shape[-2:])
+            shown += (1 - trust) * resized(surroundings(small, self.trust), frames.shape[-2:])
+        corrected: np.ndarray = np.rint(np.clip(shown, 0, 255)).astype(np.uint8)
         return corrected
 
+    def cautious(self) -> Correction:
+        """The same, with a place trusted no more than its neighbours: edges may lie a pixel beside their map.
+
+        All colours of a place are trusted alike.
+        """
+        low = np.broadcast_to(self.trust.min(0), self.trust.shape)
+        for axis in (-2, -1):
+            wide = np.pad(low, [(0, 0), *((1, 1) if a == axis else (0, 0) for a in (-2, -1))], "edge")
+            low = np.minimum.reduce([wide.take(range(i, i + low.shape[axis]), axis) for i in range(3)])
+        share = low / np.maximum(self.trust, 1e-6)
+        return Correction(share * self.gain, share * self.bias, low)
+
     def parameters(self, grid: tuple[int, int], mean: float = 127.5, std: float = 127.5) -> dict[str, np.ndarray]:
-        """Gain and bias of an input layer (:class:`lit_mmpg.forms.input_layer.InputLayer`).
+        """Gain and bias of an input layer (:class:`lit_mmpg.forms.input_layer.InputLayer`), which fills in ``mean``.
 
         Args:
             grid: Height and width of its images.
@@ -276,7 +311,7 @@ class Correction:
         Returns:
             ``gain [3, h, w]`` and ``bias [3, h, w]``, both 0 where nothing is changed.
         """
-        bias = (self.gain * mean + self.bias - mean) / std
+        bias = ((self.gain - self.trust) * mean + self.bias) / std
         return {"gain": resized(self.gain - 1, grid), "bias": resized(bias, grid)}
 
     @classmethod
@@ -285,13 +320,34 @@ class Correction:
     ) -> Correction:
         """What an input layer with these parameters does to frames of a size; inverse of :meth:`parameters`."""
         gain, bias = (resized(parameters[name], (height, width)) for name in ("gain", "bias"))
-        return cls(1 + gain, std * bias - gain * mean)
+        return cls.affine(1 + gain, std * bias - gain * mean)
+
+
+def surroundings(pictures: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """What surrounds each place: averages of what is known, over as small a window as holds some of it.
+
+    Normalised convolution (Knutsson and Westin, CVPR 1993) with Gaussian windows of growing size.
+
+    Args:
+        pictures: ``[N, 3, H, W]`` what is known, times ``trust``.
+        trust: ``[3, H, W]`` 0 to 1.
+    """
+    known = np.clip(pictures, 0, 255 * trust)
+    whole = [values.sum((-1, -2), keepdims=True) for values in (known, trust)]
+    found = (whole[0] + GREY) / (whole[1] + 1)  # where nothing is known, grey
+    for part in WINDOWS:
+        sigma = part * trust.shape[-1]
+        weight, values = smooth(trust, sigma), smooth(known, sigma)
+        enough = weight / (weight + ENOUGH)
+        found = found + enough * (values / np.maximum(weight, 1e-6) - found)
+    filled: np.ndarray = np.broadcast_to(found, pictures.shape)
+    return filled
 
 
 def undo(opacity: np.ndarray, light: np.ndarray, scene: Scene, noise: float = NOISE) -> Correction:
     """The linear correction with the smallest mean squared error, place by place (Wiener).
 
-    Where nothing passes, the mean clean frame is shown. Where several opacities and lights are equally likely, the
+    What does not pass is filled in from what surrounds it. Where several opacities and lights are equally likely, the
     error is the mean over them: what they do not agree on is undone less.
 
     Args:
@@ -304,7 +360,8 @@ def undo(opacity: np.ndarray, light: np.ndarray, scene: Scene, noise: float = NO
     level = passes * scene.mean + light.reshape(passes.shape)
     power = np.square(scene.deviation)
     gain = passes.mean(0) * power / (np.square(passes).mean(0) * power + level.var(0) + noise**2)
-    return Correction(gain, scene.mean - gain * level.mean(0))
+    bias = gain * (passes.mean(0) * scene.mean - level.mean(0))
+    return Correction(gain, bias, np.clip(gain * passes.mean(0), 0, 1))
 
 
 def minimum(maps: PixelMaps, scene: Scene, share: float = 1.0) -> Correction:

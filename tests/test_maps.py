@@ -69,13 +69,20 @@ def test_a_guided_filter_is_the_guides_linear_function_in_each_window():
     assert smooth(np.ones((2, H, W)), 3.0) == pytest.approx(1)
 
 
-def test_the_undoing_is_exact_without_noise_and_shows_the_mean_where_nothing_passes():
+def test_the_undoing_is_exact_without_noise_and_shows_what_surrounds_it_where_nothing_passes():
     frames = world(40)
     scene = Scene.of(frames)
     exact = undo(OPACITY, LIGHT, scene, 0)
     assert abs(exact(seen(frames)).astype(int) - frames).max() <= 2
     blind = undo(np.ones_like(OPACITY), np.full_like(OPACITY, 80), scene)
-    np.testing.assert_allclose(blind(seen(frames))[0], np.rint(scene.mean), atol=1)
+    assert (blind(seen(frames)) == 118).all()
+    opacity, ramp = np.zeros_like(OPACITY), np.rint(np.linspace(40, 200, W))[None, None, None] * np.ones((1, 3, H, W))
+    opacity[:, 4:7, 6:10] = 1
+    holed = np.where(opacity, 255, ramp).astype(np.uint8)
+    filled = undo(opacity, 255 * opacity, scene, 1e-3)(holed)
+    assert abs(filled.astype(float) - ramp).max() < 12
+    larger = undo(opacity, 255 * opacity, scene, 1e-3)(resized(holed.astype(np.float32), (3 * H, 3 * W)))
+    assert abs(larger - resized(ramp, (3 * H, 3 * W)))[..., 14:19, 22:26].max() < 14
 
 
 def test_the_undoing_has_the_least_error_of_all_linear_ones():
@@ -86,7 +93,8 @@ def test_the_undoing_has_the_least_error_of_all_linear_ones():
     apart = arrived - arrived.mean(0)
     slope = (apart * (frames - frames.mean(0))).mean(0) / np.square(apart).mean(0)
     fitted = frames.mean(0) + slope * apart
-    error = np.square(chosen.gain * arrived + chosen.bias - frames).mean()
+    shown = chosen.gain * arrived + chosen.bias + (1 - chosen.trust) * scene.mean  # the mean is what surrounds it
+    error = np.square(shown - frames).mean()
     assert np.square(fitted - frames).mean() <= error <= 1.02 * np.square(fitted - frames).mean()
 
 
@@ -97,9 +105,10 @@ def test_parameters_are_those_of_the_input_layer():
     layer = InputLayer(grid=(H, W), use=("gain", "bias"))
     x = torch.from_numpy((frames - 100.0) / 60.0)
     adapted = layer.apply(x, [torch.from_numpy(given[p.name]).double() for p in layer.parts()], None)
-    np.testing.assert_allclose(100 + 60 * adapted.numpy(), correction.gain * frames + correction.bias, atol=1e-3)
+    bias = correction.bias + (1 - correction.trust) * 100.0
+    np.testing.assert_allclose(100 + 60 * adapted.numpy(), correction.gain * frames + bias, atol=1e-3)
     back = Correction.of(given, H, W, mean=100.0, std=60.0)
-    np.testing.assert_allclose(back.bias, correction.bias, atol=1e-3)
+    np.testing.assert_allclose(back.bias, bias, atol=1e-3)
     small = undo(np.zeros_like(OPACITY), np.zeros_like(LIGHT), Scene.of(world(40)), 0).parameters((4, 5))
     assert all(abs(value).max() < 1e-5 for value in small.values())
 
@@ -136,3 +145,12 @@ def test_a_share_of_the_minimum_is_subtracted():
     own = PixelMaps.of(world(6) // 2 + 60)
     darker = maps.minimum(own, Scene.of(world(40)), 0.5)(world(2) // 2 + 60)
     np.testing.assert_allclose(darker, world(2) // 2 + 60 - own.low / 2, atol=0.51)
+
+
+def test_a_cautious_correction_trusts_no_place_more_than_its_neighbours():
+    correction = undo(OPACITY, LIGHT, Scene.of(world(40)))
+    careful = correction.cautious()
+    wide = np.pad(correction.trust, ((0, 0), (1, 1), (1, 1)), "edge")
+    wanted = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), (1, 2)).min((-1, -2)).min(0)
+    np.testing.assert_allclose(careful.trust, wanted[None].repeat(3, 0), rtol=1e-6)
+    np.testing.assert_allclose(careful.gain / correction.gain, wanted / correction.trust, rtol=1e-5)

@@ -36,7 +36,7 @@ import numpy as np
 
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
 from lit_mmpg.link.messages import check_device_id
-from lit_mmpg.maps import Correction, gradients, integrate, opposed, resized, unopposed
+from lit_mmpg.maps import GREY, Correction, gradients, integrate, opposed, resized, unopposed
 
 VERSION = 1
 MAGIC = b"MMPC"
@@ -44,14 +44,16 @@ SIZE = (72, 96)
 """Height and width of the pictures that devices send."""
 MOST_BYTES = 3000
 """What the pictures of a message may take."""
-QUERY_STEPS, ANSWER_STEPS = (1.0, 0.5, 0.5), (1.0,) * 6
-"""Relative steps of the pictures: brightness and two colours; those of gain and of bias."""
-GREY, CONTRAST = 118.0, 60.0
-"""Grey level at which a bias is sent, and deviation at which a gain counts as much: those of ordinary frames."""
+QUERY_STEPS, ANSWER_STEPS = (1.0, 0.5, 0.5), (2.0, 4.0, 4.0, 1.0, 2.0, 2.0, 2.0)
+"""Relative steps of the pictures: brightness and two colours; those of gain and of bias, and trust."""
+CONTRAST = 60.0
+"""Deviation at which a gain counts as much as a bias, grey levels: that of ordinary frames."""
 
 MOST_GAIN = 32.0
 """Gains that undo a camera are a quarter of that: those of frames that barely pass (:data:`lit_mmpg.maps.NOISE`)."""
 
+SOME = 0.05
+"""Trust below which gains and biases say little."""
 _BLOCK = 8
 _HEADER = struct.Struct("<4sHB16sHH")
 _DIGEST = slice(7, 23)
@@ -283,9 +285,13 @@ class CameraAnswer(_Message):
         """For a query; no correction: none is recognised."""
         if correction is None:
             return cls(query.size, b"", query.digest, -1, version)
-        gain, bias = (resized(image, query.size) for image in (correction.gain - 1, correction.bias))
-        pictures = np.concatenate([opposed(CONTRAST * gain), opposed(GREY * gain + bias)])
-        return cls(query.size, encode_pictures(pictures, ANSWER_STEPS), query.digest, model, version)
+        images = (correction.gain, correction.bias, correction.trust)
+        gain, bias, trust = (resized(image, query.size) for image in images)
+        trust = trust.mean(0, keepdims=True)
+        # For each unit of trust: so edges of what is opaque stand in one picture, and not in seven.
+        gain, bias = (gain + SOME) / (trust + SOME) - 1, bias / (trust + SOME)
+        pictures = [opposed(CONTRAST * gain), opposed(GREY * gain + bias), CONTRAST * (trust - 1)]
+        return cls(query.size, encode_pictures(np.concatenate(pictures), ANSWER_STEPS), query.digest, model, version)
 
     def to_bytes(self) -> bytes:
         """The message as it crosses the network."""
@@ -315,8 +321,10 @@ class CameraAnswer(_Message):
         """
         if self.model < 0:
             return None
-        pictures = decode_pictures(self.pictures, (6, *self.size), ANSWER_STEPS)
-        gain = unopposed(pictures[:3]) / CONTRAST
-        if abs(gain).max() > MOST_GAIN or abs(pictures[3:]).max() > 255 * MOST_GAIN:
+        pictures = decode_pictures(self.pictures, (7, *self.size), ANSWER_STEPS)
+        gain, level = unopposed(pictures[:3]) / CONTRAST, unopposed(pictures[3:6])
+        if abs(gain).max() > MOST_GAIN or abs(level).max() > 255 * MOST_GAIN:
             raise ImplausibleError("camera answer has a gain or a bias that undoes no camera")
-        return Correction(1 + gain, unopposed(pictures[3:]) - GREY * gain)
+        trust = np.clip(1 + pictures[6:] / CONTRAST, 0, 1).repeat(3, 0)
+        share = trust + SOME
+        return Correction((1 + gain) * share - SOME, (level - GREY * gain) * share, trust)

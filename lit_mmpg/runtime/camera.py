@@ -19,7 +19,7 @@ import numpy as np
 from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.camera import SIZE, CameraQuery
-from lit_mmpg.maps import Correction, PixelMaps, resized
+from lit_mmpg.maps import Correction, PixelMaps
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
@@ -178,9 +178,7 @@ class Camera:
             self._recognise(self._frame(pixels)[None])
         if self.found is None:
             return None
-        known = self.found.correction
-        gain, bias = (resized(image, pixels.shape[-2:]) for image in (known.gain, known.bias))
-        return Correction(gain, bias)(pixels)
+        return self.found.correction(pixels)
 
     def _recognise(self, frames: np.ndarray) -> None:
         try:

@@ -50,7 +50,6 @@ from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.link.camera import (
-    ANSWER_STEPS,
     CONTRAST,
     CameraAnswer,
     CameraQuery,
@@ -64,7 +63,7 @@ from lit_mmpg.results import result, write_result
 from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.writing import write_bytes, write_text
 
-CELLS_VERSION = 4
+CELLS_VERSION = 5
 """Raise it when files of rows of an older version must not be reused."""
 COUNTS = (1, 4, 16)
 """Numbers C of earlier frames."""
@@ -513,11 +512,11 @@ def _sent(seen: PixelMaps, name: str) -> CameraQuery:
 
 def held(learnt: CameraMemory, most_bytes: int) -> CameraMemory:
     """The memory as a device has it that downloaded each model in so many bytes."""
-    shape = (6, *learnt.scene.mean.shape[-2:])
+    shape, steps = (6, *learnt.scene.mean.shape[-2:]), (1.0, 2.0, 2.0, 2.0, 4.0, 4.0)
     models = []
     for change, opacity in zip(learnt.change, learnt.opacity, strict=True):
         pictures = np.concatenate([opposed(change), CONTRAST * opposed(opacity)])
-        models.append(decode_pictures(encode_pictures(pictures, ANSWER_STEPS, most_bytes), shape, ANSWER_STEPS))
+        models.append(decode_pictures(encode_pictures(pictures, steps, most_bytes), shape, steps))
     there = np.stack(models)
     empty = CameraMemory.empty(learnt.scene)
     return empty.with_models(unopposed(there[:, :3]), unopposed(there[:, 3:]) / CONTRAST, learnt.devices.tolist())
@@ -674,7 +673,7 @@ def rows_of(
         return Told(restorer[0].restore)
 
     rows["restoration 0"] = restoration
-    rows["mean_map 0"] = lambda device: Told(undo(*mean.answer([found]), scene))
+    rows["mean_map 0"] = lambda device: Told(undo(*mean.answer([found]), scene).cautious())
     for count in COUNTS:
         for name in OPTIONS:
             if f"{name} {count}" in options:
@@ -696,7 +695,10 @@ def rows_of(
         place = uploads.memory.recognise(gradient)
         if place is None or place.score < uploads.gates[last, False]:
             return Told(None)
-        return Told(undo(*wrong.answer(uploads.memory.posterior(gradient, place)), scene), uploads.models[place.model])
+        return Told(
+            undo(*wrong.answer(uploads.memory.posterior(gradient, place)), scene).cautious(),
+            uploads.models[place.model],
+        )
 
     rows[f"shuffled {last}"] = shuffled
     return rows

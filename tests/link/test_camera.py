@@ -26,7 +26,7 @@ def pictures(count: int, height: int, width: int) -> np.ndarray:
 
 QUERY = CameraQuery.encode(gradients(pictures(3, *SIZE).astype(np.float32)), 4, "kitchen")
 RAMP = np.linspace(0.5, 1.5, SIZE[1])[None, None] * np.ones((3, *SIZE))
-ANSWER = CameraAnswer.encode(QUERY, Correction(RAMP, 40 - 20 * RAMP), 7, 3)
+ANSWER = CameraAnswer.encode(QUERY, Correction(RAMP, 40 - 20 * RAMP, 0.5 * RAMP), 7, 3)
 
 
 @pytest.mark.parametrize("shape", [(3, 72, 96), (3, 70, 93), (6, 8, 8), (1, 144, 192)])
@@ -61,6 +61,7 @@ def test_a_query_and_its_answer_cross():
     correction = answer.correction()
     np.testing.assert_allclose(correction.gain, RAMP, atol=0.02)
     np.testing.assert_allclose(correction.bias, 40 - 20 * RAMP, atol=2)
+    np.testing.assert_allclose(correction.trust, 0.5 * RAMP, atol=0.02)
     nothing = CameraAnswer.from_bytes(CameraAnswer.encode(QUERY, None, 7, 3).to_bytes())
     assert nothing.correction() is None and nothing.model == -1 and nothing.payload_bytes == 0
 
@@ -104,7 +105,7 @@ def test_packed_bytes_never_grow_beyond_their_pictures():
 
 
 def test_an_answer_that_would_blind_the_device_is_refused():
-    for wrong in (Correction(0 * RAMP + 90, RAMP), Correction(RAMP, 0 * RAMP - 9000)):
+    for wrong in (Correction.affine(0 * RAMP + 90, RAMP), Correction.affine(RAMP, 0 * RAMP - 9000)):
         answer = CameraAnswer.from_bytes(CameraAnswer.encode(QUERY, wrong, 7, 3).to_bytes())
         with pytest.raises(LinkError, match="undoes no camera"):
             answer.correction()

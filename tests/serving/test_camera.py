@@ -216,9 +216,9 @@ def test_a_wrong_memory_is_told_before_the_service_starts(
 @pytest.mark.parametrize("fault", ["another query", "another size", "no picture", "text", "flood"])
 def test_a_garbage_answer_is_none(fault: str) -> None:
     image = np.ones((3, H, W))
-    good = CameraAnswer.encode(KNOWN, Correction(image, image), 0, 1)
+    good = CameraAnswer.encode(KNOWN, Correction.affine(image, image), 0, 1)
     told = {
-        "another query": CameraAnswer.encode(CLEAN, Correction(image, image), 0, 1).to_bytes(),
+        "another query": CameraAnswer.encode(CLEAN, Correction.affine(image, image), 0, 1).to_bytes(),
         "another size": dataclasses.replace(good, size=(H, W + 8)).to_bytes(),
         "no picture": dataclasses.replace(good, pictures=b"\0\0\x80?" + bytes(30)).to_bytes(),
         "text": b"<html>welcome to the hotel</html>",
