@@ -26,7 +26,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,20 @@ class Settings:
             raise UserError(f"{path}: asked is {settings.asked!r}; set it to val or test")
         if settings.asked == "val" and not settings.history_of_training:
             raise UserError(f"{path}: the validation clips are asked; set history_of_training above 0")
+        settings.config(0)
+        return settings
+
+    def with_fleet(self, changes: Sequence[str]) -> Settings:
+        """The same with other settings of the fleet, each as ``name=value``.
+
+        Raises:
+            UserError: If one is no setting, or wrong.
+        """
+        pairs = [change.partition("=") for change in changes]
+        wrong = [change for change, (_, equals, _) in zip(changes, pairs, strict=True) if not equals]
+        if wrong:
+            raise UserError(f"--fleet {wrong[0]} is no NAME=VALUE, such as models=100")
+        settings = replace(self, fleet={**self.fleet, **{name: yaml.safe_load(value) for name, _, value in pairs}})
         settings.config(0)
         return settings
 
@@ -925,10 +939,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lit_mmpg.profiling.benchmarks.memory", description=__doc__)
     parser.add_argument("--settings", default="profiling/benchmarks/memory_pilot.yaml", metavar="FILE.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds above 0")
+    parser.add_argument("--fleet", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the fleet")
     parser.add_argument("--folder", type=Path, default=Path("outputs/memory"), help="where cells are kept")
     parser.add_argument("--output", type=Path, default=Path("outputs/memory.json"), metavar="FILE.json")
     options = parser.parse_args(args)
-    settings = Settings.read(options.settings)
+    settings = Settings.read(options.settings).with_fleet(options.fleet)
     if min(options.seeds) < 1:
         raise UserError("--seeds: seed 0 is the fleet on which fleet-free rows are tuned; name others")
     commit, begun = git_commit(), time.monotonic()
@@ -975,6 +990,7 @@ def main(args: Sequence[str] | None = None) -> None:
     columns += ["of the features' distance", *families, "loss: clean", "loss: unseen models"]
     columns += ["recognised: right / wrong / clean / unseen", "bytes"]
     command = f"python -m lit_mmpg.profiling.benchmarks.memory --settings {options.settings} --seeds {seeds}"
+    command += f" --fleet {' '.join(options.fleet)}" if options.fleet else ""
     found = result(
         "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,

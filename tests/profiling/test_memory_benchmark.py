@@ -35,6 +35,15 @@ def test_wrong_settings_are_refused(old: str, new: str, message: str, tmp_path: 
         Settings.read(tmp_path / "wrong.yaml")
 
 
+def test_settings_of_the_fleet_can_be_named():
+    changed = Settings.read(SHIPPED[0]).with_fleet(["models=100", "disjoint=true"])
+    assert changed.config(1).models == 100 and changed.config(1).disjoint
+    with pytest.raises(UserError, match="is no NAME=VALUE"):
+        changed.with_fleet(["models"])
+    with pytest.raises(UserError, match="model is no setting"):
+        changed.with_fleet(["model=3"])
+
+
 def test_a_share_of_the_gap_has_the_interval_that_a_cluster_bootstrap_finds():
     rng = np.random.default_rng(0)
     cluster = np.repeat(np.arange(40), 12)
