@@ -49,6 +49,8 @@ QUERY_STEPS, ANSWER_STEPS = (1.0, 0.5, 0.5), (2.0, 4.0, 4.0, 1.0, 2.0, 2.0, 2.0)
 CONTRAST = 60.0
 """Deviation at which a gain counts as much as a bias, grey levels: that of ordinary frames."""
 
+LARGEST_VALUE = 1e5
+"""Largest value of a picture; ordinary ones stay below a thousand grey levels."""
 MOST_GAIN = 32.0
 """Gains that undo a camera are a quarter of that: those of frames that barely pass (:data:`lit_mmpg.maps.NOISE`)."""
 
@@ -144,6 +146,8 @@ def decode_pictures(data: bytes, shape: tuple[int, int, int], steps: Sequence[fl
     spectra[..., _ORDER] = np.moveaxis(ordered, 1, -1)
     spectra = spectra.reshape(*spectra.shape[:3], _BLOCK, _BLOCK) * np.reshape(steps, (-1, 1, 1, 1, 1))
     places = (_COSINES.T @ spectra @ _COSINES).swapaxes(2, 3).reshape(count, height * _BLOCK, width * _BLOCK)
+    if not abs(places).max() <= LARGEST_VALUE:
+        raise ImplausibleError(f"pictures hold values above {LARGEST_VALUE:g}")
     return places[:, : shape[1], : shape[2]].astype(np.float32)
 
 

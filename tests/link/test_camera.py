@@ -14,7 +14,7 @@ from lit_mmpg.link.camera import (
     decode_pictures,
     encode_pictures,
 )
-from lit_mmpg.link.errors import LinkError, VersionError
+from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
 from lit_mmpg.maps import Correction, gradients
 
 RNG = np.random.default_rng(0)
@@ -109,3 +109,10 @@ def test_an_answer_that_would_blind_the_device_is_refused():
         answer = CameraAnswer.from_bytes(CameraAnswer.encode(QUERY, wrong, 7, 3).to_bytes())
         with pytest.raises(LinkError, match="undoes no camera"):
             answer.correction()
+
+
+def test_absurd_values_are_refused():
+    data = encode_pictures(np.linspace(0, 1, 3 * 72 * 96).reshape(3, *SIZE), QUERY_STEPS)
+    huge = np.float32(1e6).tobytes() + data[4:]
+    with pytest.raises(ImplausibleError, match="values above"):
+        decode_pictures(huge, (3, *SIZE), QUERY_STEPS)
