@@ -75,7 +75,7 @@ HELD = (3000, 1000)
 """Bytes of a model, as a device holds the memory that was coded like the link's pictures."""
 POISONED = (0.1, 0.3)
 """Shares of training devices that upload what is wrong."""
-RESTORER, RESTORER_EPOCHS = 24, 4
+RESTORER, RESTORER_EPOCHS = 26, 4
 """Channels of the restoration network, about 1 MB of weights, and passes over the training clips."""
 STRENGTHS = (3e3, 1e4, 3e4)
 """Penalties of the ridge, among which held-out training clips choose."""
@@ -316,22 +316,23 @@ class Restorer(nn.Module):
     """A static network that takes artefacts out of frames; it is told places, so that it may learn maps by heart.
 
     Args:
-        width: Channels at the full size; twice and four times as many at a half and at a quarter.
+        width: Channels at half the size; twice and four times as many at a quarter and at an eighth.
     """
 
     def __init__(self, width: int = RESTORER) -> None:
         super().__init__()
 
         def layer(before: int, after: int, stride: int = 1) -> nn.Module:
-            return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.GELU())
+            return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.ReLU())
 
-        self.whole = nn.Sequential(layer(5, width), layer(width, width))
+        self.whole = nn.Sequential(nn.PixelUnshuffle(2), layer(20, width), layer(width, width))
         self.down_half, self.down_quarter = layer(width, 2 * width, 2), layer(2 * width, 4 * width, 2)
         self.middle = layer(4 * width, 4 * width)
         self.up_half, self.up_whole = layer(6 * width, 2 * width), layer(3 * width, width)
-        self.last = nn.Conv2d(width, 3, 3, 1, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        last = nn.Conv2d(width, 12, 3, 1, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.last = nn.Sequential(last, nn.PixelShuffle(2))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames ``[n, 3, H, W]`` of about unit size, likewise without artefacts."""
@@ -795,9 +796,9 @@ def _gates(learnt: Learnt) -> dict[str, float]:
 
 
 def _names(options: Mapping[str, Any]) -> list[str]:
-    names = ["none 0", "exact 0", "mean_map 0", "restoration 0", *options]
+    names = ["none 0", "exact 0", "mean_map 0", *options]
     names += [f"{name} {count}" for count in COUNTS for name in (*MEMORIES, "uploads_ungated", "uploads_coded")]
-    return [*names, f"uploads_residual {COUNTS[-1]}", f"shuffled {COUNTS[-1]}"]
+    return [*names, f"uploads_residual {COUNTS[-1]}", f"shuffled {COUNTS[-1]}", "restoration 0"]
 
 
 def _save(path: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:
