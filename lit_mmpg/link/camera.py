@@ -327,8 +327,9 @@ class CameraAnswer(_Message):
             return None
         pictures = decode_pictures(self.pictures, (7, *self.size), ANSWER_STEPS)
         gain, level = unopposed(pictures[:3]) / CONTRAST, unopposed(pictures[3:6])
-        if abs(gain).max() > MOST_GAIN or abs(level).max() > 255 * MOST_GAIN:
-            raise ImplausibleError("camera answer has a gain or a bias that undoes no camera")
         trust = np.clip(1 + pictures[6:] / CONTRAST, 0, 1).repeat(3, 0)
         share = trust + SOME
-        return Correction((1 + gain) * share - SOME, (level - GREY * gain) * share, trust)
+        found = Correction((1 + gain) * share - SOME, (level - GREY * gain) * share, trust)
+        if abs(found.gain).max() > MOST_GAIN or abs(found.bias).max() > 255 * MOST_GAIN:
+            raise ImplausibleError("camera answer has a gain or a bias that undoes no camera")
+        return found
