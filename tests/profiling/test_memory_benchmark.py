@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.benchmarks.memory import Head, Settings, log_ranks, share_closed, train_head
+from lit_mmpg.profiling.benchmarks.memory import Head, Settings, log_ranks, share_closed, train_head, train_restorer
 
 FOLDER = Path(__file__).parents[2] / "profiling/benchmarks"
 SHIPPED = [FOLDER / "memory_pilot.yaml", *sorted(FOLDER.glob("memory_[!p]*.yaml"))]
@@ -75,3 +75,13 @@ def test_the_static_model_undoes_what_it_can_and_ranks_are_those_of_a_direct_cou
         for i, text in enumerate(targets[at])
     ]
     np.testing.assert_allclose(log_ranks(head, seen[at], clean[at], targets[at]), np.log(wanted))
+
+
+def test_a_restoration_network_learns_a_stain_by_heart():
+    rng = np.random.default_rng(0)
+    clean = np.repeat(np.repeat(rng.integers(30, 200, (640, 3, 6, 8)), 4, 2), 4, 3).astype(np.uint8)
+    seen = clean.copy()
+    seen[:, :, 8:16, 8:20] += 50
+    network = train_restorer(seen, clean, 0)
+    before, after = (abs(x.astype(float) - clean).mean() for x in (seen, network.restore(seen)))
+    assert after < 0.8 * before
