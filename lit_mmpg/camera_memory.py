@@ -295,11 +295,12 @@ class CameraMemory:
         Light that passes is raised to the power of the strength, so that what is opaque on one device is so on all.
         What passes less than :data:`BARELY` is taken for noise of the estimate.
         """
-        passes = 1 - np.clip(self.opacity, 0, 1)
-        passes = passes * np.clip((passes - BARELY[0]) / (BARELY[1] - BARELY[0]), 0, 1)
-        change, opacity = (
-            np.stack([placed(values[place.model], place) for place in places]) for values in (self.change, 1 - passes)
-        )
+        hidden = {}
+        for model in {place.model for place in places}:
+            passes = 1 - np.clip(self.opacity[model], 0, 1)
+            hidden[model] = 1 - passes * np.clip((passes - BARELY[0]) / (BARELY[1] - BARELY[0]), 0, 1)
+        change = np.stack([placed(self.change[place.model], place) for place in places])
+        opacity = np.stack([placed(hidden[place.model], place) for place in places])
         strength = np.array([place.strength for place in places], np.float32)[:, None, None, None]
         stronger = 1 - (1 - opacity) ** strength
         change *= np.where(opacity > 1e-3, stronger / np.maximum(opacity, 1e-3), strength)
@@ -429,7 +430,7 @@ class _Likelihood:
     def __call__(self, place: Recognition) -> Recognition:
         """The same place with its score."""
         if place.model not in self.keys:
-            self.keys[place.model] = opposed(gradients(self.memory.change[place.model]))
+            self.keys[place.model] = opposed(self.memory._keys[place.model])
         key = moved(self.keys[place.model], place.down, place.right, place.scale, self.every)
         key *= place.strength
         key -= self.seen

@@ -134,7 +134,7 @@ def integrate(field: np.ndarray) -> np.ndarray:
     divergence[..., 1:, :] -= down[..., :-1, :]
     divergence[..., :, 1:] -= right[..., :, :-1]
     # The Laplacian without flow through the edges is diagonal in cosines.
-    rows, columns = (_cosines(n) for n in field.shape[-2:])
+    rows, columns = (cosines(n) for n in field.shape[-2:])
     along = [2 - 2 * np.cos(np.pi * np.arange(n) / n) for n in field.shape[-2:]]
     eigen = along[0][:, None] + along[1]
     eigen[0, 0] = 1
@@ -145,8 +145,8 @@ def integrate(field: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _cosines(size: int) -> np.ndarray:
-    """``[size, size]`` orthonormal cosines, one in a row."""
+def cosines(size: int) -> np.ndarray:
+    """``[size, size]`` float64 orthonormal cosines, one in a row."""
     table = np.cos(np.pi * np.outer(np.arange(size), np.arange(size) + 0.5) / size) * np.sqrt(2 / size)
     table[0] /= np.sqrt(2)
     table.flags.writeable = False

@@ -23,7 +23,6 @@ which they fit :data:`MOST_BYTES`; so sizes do not depend on C.
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import math
 import struct
@@ -35,8 +34,8 @@ from typing import ClassVar
 import numpy as np
 
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
-from lit_mmpg.link.messages import check_device_id
-from lit_mmpg.maps import GREY, Correction, gradients, integrate, opposed, resized, unopposed
+from lit_mmpg.link.messages import check_device_id, digest_beside
+from lit_mmpg.maps import GREY, Correction, cosines, gradients, integrate, opposed, resized, unopposed
 
 VERSION = 1
 MAGIC = b"MMPC"
@@ -64,8 +63,7 @@ _STEP = struct.Struct("<f")
 _LARGEST = 512
 """Largest height and width."""
 _PACKING = [{"id": lzma.FILTER_LZMA1, "dict_size": 2**16, "lc": 0, "lp": 0, "pb": 0}]
-_COSINES = np.cos(np.pi * np.outer(np.arange(_BLOCK), np.arange(_BLOCK) + 0.5) / _BLOCK) * np.sqrt(2 / _BLOCK)
-_COSINES[0] /= np.sqrt(2)
+_COSINES = cosines(_BLOCK)
 _ORDER = np.argsort(np.add.outer(np.arange(_BLOCK), np.arange(_BLOCK)).ravel(), kind="stable")
 
 
@@ -151,10 +149,6 @@ def decode_pictures(data: bytes, shape: tuple[int, int, int], steps: Sequence[fl
     return places[:, : shape[1], : shape[2]].astype(np.float32)
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data[: _DIGEST.start] + data[_DIGEST.stop :]).digest()[:16]
-
-
 @dataclass(frozen=True)
 class _Message:
     """What both messages share.
@@ -184,7 +178,7 @@ class _Message:
                 f"message about a camera has version {version}, this side speaks {VERSION}; upgrade lit-mmpg on the "
                 f"{'device' if (version < VERSION) == (cls.kind == 'camera query') else 'cloud'}"
             )
-        if digest != _digest(data):
+        if digest != digest_beside(data, _DIGEST):
             raise LinkError("message is damaged or cut off: its digest differs")
         if (cls.kind == "camera query") != bool(id_length):
             raise LinkError(f"message is no {cls.kind}")
@@ -194,7 +188,7 @@ class _Message:
 
     def _closed(self, id_length: int, rest: bytes) -> bytes:
         data = _HEADER.pack(MAGIC, VERSION, id_length, bytes(16), *self.size) + rest
-        return data[: _DIGEST.start] + _digest(data) + data[_DIGEST.stop :]
+        return data[: _DIGEST.start] + digest_beside(data, _DIGEST) + data[_DIGEST.stop :]
 
     @property
     def payload_bytes(self) -> int:

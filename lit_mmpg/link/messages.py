@@ -126,7 +126,7 @@ class _Message:
         if len(data) < _HEADER.size:
             raise LinkError(f"message ends after {len(data)} bytes")
         _, _, id_length, codec, digest, other = _HEADER.unpack_from(data)
-        if digest != _digest(data):
+        if digest != digest_beside(data, _DIGEST):
             raise LinkError("message is damaged or cut off: its digest differs")
         kind = Upload.kind if id_length else Download.kind
         if kind != cls.kind:
@@ -151,7 +151,7 @@ class _Message:
         device_id, other, shape = self._head()
         parts = [MAGIC, PROTOCOL_VERSION, len(device_id), codecs.codec_id(self.codec), bytes(16), other]
         data = _HEADER.pack(*parts) + shape + device_id + self.payload
-        return data[: _DIGEST.start] + _digest(data) + data[_DIGEST.stop :]
+        return data[: _DIGEST.start] + digest_beside(data, _DIGEST) + data[_DIGEST.stop :]
 
     @property
     def digest(self) -> str:
@@ -512,9 +512,10 @@ def _check_norm(name: str, array: np.ndarray, most: float) -> None:
         raise ImplausibleError(f"{name} holds a vector of norm {norm:g}, at most {most:g} is accepted")
 
 
-def _digest(data: bytes) -> bytes:
-    total = hashlib.sha256(data[: _DIGEST.start])
-    total.update(memoryview(data)[_DIGEST.stop :])
+def digest_beside(data: bytes, place: slice) -> bytes:
+    """First 16 bytes of the SHA-256 of a message without those at the place of its digest."""
+    total = hashlib.sha256(data[: place.start])
+    total.update(memoryview(data)[place.stop :])
     return total.digest()[:16]
 
 

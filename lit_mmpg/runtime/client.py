@@ -179,7 +179,16 @@ class CloudClient:
             if plain and not is_loopback(address.host):
                 raise UserError(f"the API key would travel unencrypted to {address.host}; use https://")
             headers[b"authorization"] = b"Bearer " + clean_key(api_key).encode()
-        self._headers, self._budget, self._address = headers, Budget(), address
+        self._headers, self._budget = headers, Budget()
+        self._targets = {
+            path: httpcore.URL(
+                scheme=address.scheme.encode(),
+                host=address.host.encode(),
+                port=address.port,
+                target=(address.path + path).encode(),
+            )
+            for path in (ADAPT_PATH, CAMERA_PATH)
+        }
         self._pool = connections(address, self._budget, loopback_only=plain and api_key is not None)
 
     def __enter__(self) -> CloudClient:
@@ -254,14 +263,9 @@ class CloudClient:
             return self._exchange(body, way)
 
     def _exchange(self, body: bytes, way: _Way) -> bytes:
-        address, patience = self._address, {"timeout": {"pool": self.timeout_s}}  # all other waiting is the budget's
-        target = httpcore.URL(
-            scheme=address.scheme.encode(),
-            host=address.host.encode(),
-            port=address.port,
-            target=(address.path + way.path).encode(),
-        )
         headers = self._headers | {b"content-length": str(len(body)).encode()}
+        patience = {"timeout": {"pool": self.timeout_s}}  # all other waiting is the budget's
+        target = self._targets[way.path]
         response = self._pool.handle_request(
             httpcore.Request(b"POST", target, headers=[*headers.items()], content=body, extensions=patience)
         )

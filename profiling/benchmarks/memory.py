@@ -14,8 +14,7 @@ Further rows: the memory as a device holds it that downloaded it in few bytes (`
 on the same artefacts of the same models, which may learn their maps by heart.
 
 What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C. The test split is read
-where the settings name it, and not otherwise. Every row of a seed is a file, so that a run that was ended goes on. A
-seed takes five minutes on two cores, fifteen on very busy ones.
+where the settings name it, and not otherwise. Every row of a seed is a file, so that a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -75,7 +74,6 @@ HELD = (3000, 1000)
 """Bytes of a model, as a device holds the memory that was coded like the link's pictures."""
 POISONED = (0.1, 0.3)
 """Shares of training devices that upload what is wrong."""
-RESTORATION = "restoration 0"
 RESTORER, RESTORER_EPOCHS = 26, 4
 """Channels of the restoration network, about 1 MB of weights, and passes over the training clips."""
 STRENGTHS = (3e3, 1e4, 3e4)
@@ -666,11 +664,9 @@ def _apply(told: Told, frames: np.ndarray) -> np.ndarray:
     return frames if told.correction is None else told.correction(frames)
 
 
-def rows_of(
-    population: Population, options: Mapping[str, Mapping[str, float]], learnt: Mapping[str, Learnt]
-) -> dict[str, Row]:
-    """Name and C of each row -> what it does for a device."""
-    scene, uploads = population.data.scene, learnt["uploads"]
+def rows_without(population: Population, options: Mapping[str, Mapping[str, float]]) -> dict[str, Row]:
+    """Name and C of each row that needs no memory -> what it does for a device."""
+    scene = population.data.scene
 
     def exact(device: FleetDevice) -> Told:
         if device.kind == "clean":
@@ -678,21 +674,25 @@ def rows_of(
         opacity, light = population.cameras.instance(device).maps()
         return Told(undo(opacity, 255 * light, scene, 1.0))
 
+    rows: dict[str, Row] = {"none 0": lambda device: Told(None), "exact 0": exact}
+    rows["restoration 0"] = restoration(population)
+    for key, chosen in options.items():
+        name, count = key.split()
+        rows[key] = population.alone(name, int(count), chosen)
+    return rows
+
+
+def rows_with(population: Population, learnt: Mapping[str, Learnt]) -> dict[str, Row]:
+    """The same of each row that has a memory."""
+    scene, uploads = population.data.scene, learnt["uploads"]
     mean = uploads.memory.mean()
     found = memory.Recognition(0, 0.0, 1.0, 0, 0)
-    rows: dict[str, Row] = {"none 0": lambda device: Told(None), "exact 0": exact}
-    rows[RESTORATION] = restoration(population)
-    rows["mean_map 0"] = lambda device: Told(undo(*mean.answer([found]), scene).cautious())
+    rows: dict[str, Row] = {"mean_map 0": lambda device: Told(undo(*mean.answer([found]), scene).cautious())}
     for count in COUNTS:
-        for name in OPTIONS:
-            if f"{name} {count}" in options:
-                rows[f"{name} {count}"] = population.alone(name, count, options[f"{name} {count}"])
-        for name in LEARNT:
+        for name in MEMORIES:
             rows[f"{name} {count}"] = learnt[name].row(population, count)
         rows[f"uploads_ungated {count}"] = uploads.row(population, count, gated=False)
         rows[f"uploads_coded {count}"] = uploads.row(population, count, coded=True)
-        for name in MEMORIES[len(LEARNT) :]:
-            rows[f"{name} {count}"] = learnt[name].row(population, count)
     last = COUNTS[-1]
     rows[f"uploads_residual {last}"] = uploads.row(population, last, own=True)
 
@@ -742,15 +742,14 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[st
     missing = [name for name, path in cells.items() if not path.is_file()]
     if missing:
         heads, held_out, texts = static_models(data, population, folder)
-        if missing == [RESTORATION]:  # which needs no memory
-            rows = {RESTORATION: restoration(population)}
-        else:
+        rows = rows_without(population, options)
+        if not rows.keys() >= set(missing):
             learnt = learn_all(population)
             facts = {name: {**one.facts, "gates": _gates(one)} for name, one in learnt.items()}
             tell(f"seed {seed}: attacks")
             told_apart = attacks(population, learnt["uploads"])
             write_text(facts_at, json.dumps({"learnt": facts, "held_out": held_out, "attacks": told_apart}))
-            rows = rows_of(population, options, learnt)
+            rows |= rows_with(population, learnt)
         seen = population.filmed()
         plain, clean = data.encode(np.concatenate(seen)), data.encode(data.stack(population.clips))
         scale = clean.std(0) + 1e-3
@@ -807,7 +806,7 @@ def _gates(learnt: Learnt) -> dict[str, float]:
 def _names(options: Mapping[str, Any]) -> list[str]:
     names = ["none 0", "exact 0", "mean_map 0", *options]
     names += [f"{name} {count}" for count in COUNTS for name in (*MEMORIES, "uploads_ungated", "uploads_coded")]
-    return [*names, f"uploads_residual {COUNTS[-1]}", f"shuffled {COUNTS[-1]}", RESTORATION]
+    return [*names, f"uploads_residual {COUNTS[-1]}", f"shuffled {COUNTS[-1]}", "restoration 0"]
 
 
 def _save(path: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:

@@ -17,7 +17,8 @@ import pytest
 from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.cli import main
 from lit_mmpg.data.artefacts import Placement
-from lit_mmpg.link.camera import _DIGEST, CameraAnswer, CameraQuery, _digest
+from lit_mmpg.link.camera import _DIGEST, CameraAnswer, CameraQuery
+from lit_mmpg.link.messages import digest_beside
 from lit_mmpg.maps import Correction, PixelMaps
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.serving.app import CAMERA_BYTES, CAMERAS_WAITING, create_app, recognise
@@ -41,7 +42,7 @@ CLEAN = query_of(world(4, 600))
 
 def signed(data: bytes) -> bytes:
     """A message with a right digest, whatever it holds."""
-    return data[: _DIGEST.start] + _digest(data) + data[_DIGEST.stop :]
+    return data[: _DIGEST.start] + digest_beside(data, _DIGEST) + data[_DIGEST.stop :]
 
 
 @pytest.fixture(scope="session")
