@@ -7,11 +7,13 @@ three ways; each asked device shows C earlier frames and gets gain and bias imag
 The static model in front of which all rows stand is trained on the same artefacts of the same camera models: a residual
 network that brings features back to those of paired clean frames, and a ridge to TF-IDF captions. The metric is the
 mean log-rank of the clip that a caption describes, as its device sees it, among clean ones of all other asked clips.
-Beside it stands the squared distance of the encoder's features to those of the clean frame, which varies far less.
+Beside it stand the share of right answers to open-ended questions, and the squared distance of the encoder's features
+to those of the clean frame, which varies far less.
 
-Further rows: the memory as a device holds it that downloaded it in few bytes (``held``), from partly wrong uploads
-(``poisoned``), through the link's messages (``uploads_coded``); ``restoration`` is a static network on frames, trained
-on the same artefacts of the same models, which may learn their maps by heart.
+Further rows: the memory as a device holds it that downloaded it in so many KiB (``held``), from partly wrong uploads
+(``poisoned``), through the link's messages (``coded``); features standardised by the device's own moments
+(``own_statistics``); ``restoration`` are static networks on frames, trained on the same artefacts of the same models,
+which may learn their maps by heart. ``--only`` computes the rows whose names begin so.
 
 What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C. The test split is read
 where the settings name it, and not otherwise. Every row of a seed is a file, so that a run that was ended goes on.
@@ -31,9 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from torch import nn
 
 from lit_mmpg import camera_memory as memory
 from lit_mmpg import maps
@@ -41,11 +41,11 @@ from lit_mmpg.camera_memory import CameraMemory, Evidence
 from lit_mmpg.data import artefacts, fleet
 from lit_mmpg.data.fleet import Cameras, FleetConfig, FleetDevice, plan_fleet
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.readers import read_captions
+from lit_mmpg.data.readers import read_captions, read_questions, resolve_ids
 from lit_mmpg.data.readers.clip_list import read_clips
 from lit_mmpg.data.readers.files import fingerprint_files
 from lit_mmpg.data.vision import FrameEncoder
-from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
+from lit_mmpg.device.closed_form import fit_tfidf
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.link.camera import (
@@ -56,39 +56,47 @@ from lit_mmpg.link.camera import (
     encode_pictures,
 )
 from lit_mmpg.maps import PixelMaps, Scene, gradients, opposed, undo, unopposed
-from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks.memory_models import (
+    Answering,
+    Head,
+    Restorer,
+    log_ranks,
+    train_answering,
+    train_head,
+    train_restorer,
+)
+from lit_mmpg.records import Question
 from lit_mmpg.results import result, write_result
 from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.writing import write_bytes, write_text
 
-CELLS_VERSION = 5
+CELLS_VERSION = 6
 """Raise it when files of rows of an older version must not be reused."""
-COUNTS = (1, 4, 16)
+COUNTS = (1, 4, 16, 64)
 """Numbers C of earlier frames."""
 LEAST = 0.4
 """Mean correlation with which training devices are taken for one model."""
 GATE_SHARE, PSEUDO_DEVICES = 0.02, 100
 """Share of clean devices that pass a gate, and clean devices, made of training clips, from which it is set."""
-HELD = (3000, 1000)
-"""Bytes of a model, as a device holds the memory that was coded like the link's pictures."""
+HELD_KIB, MOST_HELD = (64, 256, 1024, 4096), 12_000
+"""What a device may hold the memory in, coded like the link's pictures; bytes above which a model is complete."""
 POISONED = (0.1, 0.3)
 """Shares of training devices that upload what is wrong."""
-RESTORER, RESTORER_EPOCHS = 26, 4
-"""Channels of the restoration network, about 1 MB of weights, and passes over the training clips."""
-STRENGTHS = (3e3, 1e4, 3e4)
-"""Penalties of the ridge, among which held-out training clips choose."""
+RESTORERS = {"restoration_1mib": 26, "restoration_4mib": 52}
+"""Channels of the restoration networks, by what their weights take."""
 OPTIONS: dict[str, dict[str, tuple[float, ...]]] = {
     "minimum": {"share": (0.1, 0.25, 0.5)},
     "median_gradients": {"share": (0.25, 0.5, 0.75, 1.0)},
     "attenuation_scatter": {"prior": (4, 16, 64, 256)},
     "extremes": {"prior": (4, 16, 64, 256)},
+    "own_statistics": {"prior": (4, 16, 64, 256)},
 }
 """What fleet-free rows may choose."""
 LITTLE = 0.1
 """Where the exact correction brings features nearer by no more than this share, no share of that is shown."""
 LEARNT = ("told", "paired", "uploads")
-MEMORIES = (*LEARNT, *(f"held_{b}" for b in HELD), *(f"poisoned_{100 * share:.0f}" for share in POISONED))
+POISONINGS = {f"poisoned_{100 * share:.0f}": share for share in POISONED}
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ class Settings:
         clips: Clip list, relative to it.
         captions: Captions (layout ``captions_csv``).
         frames: Frames as images, a folder or zip.
+        questions: Open-ended questions (layout ``qa_csv``).
         encoder: Folder of the frame encoder.
         image_size: Height and width at which it sees frames, pixels.
         asked: Split whose clips are asked.
@@ -112,6 +121,7 @@ class Settings:
     clips: str
     captions: str
     frames: str
+    questions: str
     encoder: str
     image_size: int = 128
     asked: str = "val"
@@ -136,7 +146,7 @@ class Settings:
         if not isinstance(given, dict) or set(given) - set(known):
             unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else [type(given).__name__]
             raise UserError(f"{path}: {', '.join(unknown)} is no setting; there are {', '.join(known)}")
-        for name in ("root", "clips", "captions", "frames", "encoder"):
+        for name in ("root", "clips", "captions", "frames", "questions", "encoder"):
             if not isinstance(given.get(name), str):
                 raise UserError(f"{path}: {name} is {given.get(name)!r}; name a file or folder")
             given[name] = os.path.expandvars(given[name])
@@ -201,10 +211,16 @@ class Data:
         self.history = order[also : also + past] or by_split["val"]
         self.train = order[also + past :]
         self.captions = captions
+        self.questions: dict[str, list[Question]] = {}
+        for asked in read_questions("qa_csv", root / settings.questions).values():
+            for question in resolve_ids(asked, usable):
+                self.questions.setdefault(question.clip, []).append(question)
         self.encoder = FrameEncoder(settings.encoder, settings.image_size, folder)
-        sources = (root / settings.frames, root / settings.captions, root / settings.clips)
+        sources = [root / name for name in (settings.frames, settings.captions, settings.clips)]
+        sources += sorted((root / settings.questions).glob("*.csv"))
         modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, fleet)]
         self.digest = fingerprint_files([*sources, *modules])
+        self._clean_at = folder / f"clean-{hashlib.sha256(f'{self.digest} {self.train}'.encode()).hexdigest()[:16]}.npy"
         tell("decoding frames")
         self.frame = {clip: self.images.pixels(clip)[0] for clip in (*self.train, *self.history, *self.asked)}
         self.height, self.width = next(iter(self.frame.values())).shape[1:]
@@ -213,6 +229,19 @@ class Data:
     def scene(self) -> Scene:
         """How clean frames look, from the training clips."""
         return Scene.of(self.stack(self.train))
+
+    @cached_property
+    def clean(self) -> np.ndarray:
+        """Features of the training clips, ``[n, D]``, kept in a file."""
+        if not self._clean_at.is_file():
+            _save(self._clean_at, self.encode(self.stack(self.train)))
+        features: np.ndarray = np.load(self._clean_at)
+        return features
+
+    @cached_property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the features of the training clips, ``[D]`` each."""
+        return self.clean.mean(0), self.clean.std(0) + 1e-3
 
     def stack(self, clips: Sequence[str]) -> np.ndarray:
         """``[n, 3, H, W]`` uint8."""
@@ -227,184 +256,23 @@ class Data:
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-class Head(nn.Module):
-    """The static model behind the encoder: features brought back to clean ones, and a ridge to captions.
-
-    Args:
-        width: Width D of the features.
-        hidden: Width of the residual network.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, width: int, hidden: int = 512) -> None:
-        super().__init__()
-        self.correction = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        nn.init.zeros_(self.correction[2].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.correction[2].bias)  # type: ignore[arg-type]
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        self.ridge: Ridge | None = None
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``[n, D]`` features to clean, standardised ones."""
-        x = (features - self.mean) / self.std
-        corrected: torch.Tensor = x + self.correction(x)
-        return corrected
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """TF-IDF predictions of unit length, ``[n, terms]``."""
-        assert self.ridge is not None
-        with torch.no_grad():
-            found = self.ridge.predict(self(torch.from_numpy(features).float()).numpy().astype(np.float64))
-        unit: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
-        return unit
-
-
-def train_head(
-    seen: np.ndarray, clean: np.ndarray, targets: np.ndarray, held: int, seed: int, epochs: int = 12
-) -> tuple[Head, float]:
-    """Train the static model on features of artefact and clean frames, with paired alignment.
-
-    Args:
-        seen: ``[n, D]`` features through artefacts; the same as ``clean`` for the model that never saw any.
-        clean: ``[n, D]`` of the same clips.
-        targets: ``[n, terms]`` TF-IDF of their captions.
-        held: Clips at the end that stop the training early and choose the ridge.
-        seed: Seed of the training.
-        epochs: Most passes over the clips.
-
-    Returns:
-        The model, and its mean log-rank on the held-out clips through artefacts.
-    """
-    torch.manual_seed(seed)
-    head = Head(seen.shape[1])
-    pairs = [torch.from_numpy(x).float() for x in (np.concatenate([seen, clean]), np.concatenate([clean, clean]))]
-    head.mean, head.std = pairs[1].mean(0), pairs[1].std(0) + 1e-3
-    wanted = (pairs[1] - head.mean) / head.std
-    place = torch.arange(len(pairs[0])) % len(seen) < len(seen) - held
-    train, rest = place.nonzero()[:, 0], (~place).nonzero()[:, 0]
-    if not np.array_equal(seen, clean):
-        optimiser = torch.optim.AdamW(head.parameters(), 3e-4, weight_decay=0.05)
-        best, state = float("inf"), {key: value.clone() for key, value in head.state_dict().items()}
-        for epoch in range(epochs):
-            tell("training the static model", epoch, epochs, "epochs")
-            for batch in train[torch.randperm(len(train))].split(128):
-                loss = (head(pairs[0][batch]) - wanted[batch]).square().mean()
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-            with torch.no_grad():
-                error = float((head(pairs[0][rest]) - wanted[rest]).square().mean())
-            if error < best:
-                best, state = error, {key: value.clone() for key, value in head.state_dict().items()}
-        head.load_state_dict(state)
-    with torch.no_grad():
-        features = head(pairs[0]).numpy().astype(np.float64)
-    twice, chosen = np.concatenate([targets, targets]), []
-    learnt, first = train.numpy(), rest.numpy()[:held]
-    for strength in STRENGTHS:
-        head.ridge = fit_ridge(features[learnt], twice[learnt], strength)
-        chosen.append((float(log_ranks(head, seen[first], clean[first], targets[first]).mean()), strength, head.ridge))
-    score, _, head.ridge = min(chosen, key=lambda entry: entry[0])
-    return head, score
-
-
-class Restorer(nn.Module):
-    """A static network that takes artefacts out of frames; it is told places, so that it may learn maps by heart.
-
-    Args:
-        width: Channels at half the size; twice and four times as many at a quarter and at an eighth.
-    """
-
-    def __init__(self, width: int = RESTORER) -> None:
-        super().__init__()
-
-        def layer(before: int, after: int, stride: int = 1) -> nn.Module:
-            return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.ReLU())
-
-        self.whole = nn.Sequential(nn.PixelUnshuffle(2), layer(20, width), layer(width, width))
-        self.down_half, self.down_quarter = layer(width, 2 * width, 2), layer(2 * width, 4 * width, 2)
-        self.middle = layer(4 * width, 4 * width)
-        self.up_half, self.up_whole = layer(6 * width, 2 * width), layer(3 * width, width)
-        last = nn.Conv2d(width, 12, 3, 1, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-        self.last = nn.Sequential(last, nn.PixelShuffle(2))
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames ``[n, 3, H, W]`` of about unit size, likewise without artefacts."""
-        axes = [torch.linspace(-1, 1, size) for size in frames.shape[-2:]]
-        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(frames), -1, -1, -1)
-        whole: torch.Tensor = self.whole(torch.cat([frames, places], 1))
-        half: torch.Tensor = self.down_half(whole)
-        found: torch.Tensor = self.middle(self.down_quarter(half))
-        for join, finer in ((self.up_half, half), (self.up_whole, whole)):
-            found = join(torch.cat([nn.functional.interpolate(found, size=finer.shape[-2:]), finer], 1))
-        restored: torch.Tensor = frames + self.last(found)
-        return restored
-
-    @torch.no_grad()
-    def restore(self, frames: np.ndarray) -> np.ndarray:
-        """Restored frames ``[n, 3, H, W]`` uint8."""
-        restored = self(torch.from_numpy(frames).float() / 64 - 2)
-        whole: np.ndarray = ((restored + 2) * 64).round().clamp(0, 255).byte().numpy()
-        return whole
-
-
-def train_restorer(seen: np.ndarray, clean: np.ndarray, seed: int) -> Restorer:
-    """Train it on frames ``[n, 3, H, W]`` through artefacts, and one in four clean ones."""
-    torch.manual_seed(seed)
-    network = Restorer()
-    optimiser = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.01)
-    steps = RESTORER_EPOCHS * -(-len(seen) // 16)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-    shown = np.where(np.arange(len(seen))[:, None, None, None] % 4, seen, clean)
-    for epoch in range(RESTORER_EPOCHS):
-        tell("training the restoration network", epoch, RESTORER_EPOCHS, "epochs")
-        for batch in torch.randperm(len(seen)).split(16):
-            given, wanted = (torch.from_numpy(x[batch.numpy()]).float() / 64 - 2 for x in (shown, clean))
-            # Absolute errors would keep it where it begins: most places are right as they are.
-            loss = (network(given) - wanted).square().mean()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-    return network.eval()
-
-
-def log_ranks(head: Head, features: np.ndarray, clean: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Log-rank of each clip ``[n]``, asked for by its caption, among clean ones of all others.
-
-    The others are clean in every row, so that what is done for one device moves no other's ranks.
-
-    Args:
-        head: The static model.
-        features: ``[n, D]`` of the clips as their devices see them.
-        clean: ``[n, D]`` of the same clips without any artefact.
-        texts: ``[n, terms]`` TF-IDF of their captions, of unit length.
-    """
-    similarity = texts @ head.predict(clean).T
-    np.fill_diagonal(similarity, (texts * head.predict(features)).sum(1))
-    return ranks(torch.from_numpy(similarity), torch.arange(len(texts))).log().numpy()
-
-
 @dataclass(frozen=True)
 class Told:
     """What a row says of one device beside its correction.
 
     Attributes:
         correction: What it does; none: frames stay.
+        after: What it does to features ``[n, D]``; none: they stay.
         model: Model that it was recognised as, in the fleet's numbering; -1: none.
         upload_bytes: Payload of the coded query; 0 where none was coded.
         download_bytes: Payload of the coded answer.
     """
 
-    correction: Callable[[np.ndarray], np.ndarray] | None
+    correction: Callable[[np.ndarray], np.ndarray] | None = None
     model: int = -1
     upload_bytes: int = 0
     download_bytes: int = 0
+    after: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 Row = Callable[[FleetDevice], Told]
@@ -426,6 +294,7 @@ class Population:
         self.clips = [clip for device in self.fleet.asked for clip in device.asked]
         self.device = np.array([i for i, d in enumerate(self.fleet.asked) for _ in d.asked])
         self._maps: dict[tuple[str, int], PixelMaps] = {}
+        self._features: dict[str, np.ndarray] = {}
 
     def taken(self, device: FleetDevice, count: int) -> np.ndarray:
         """The latest frames of a device's history, ``[C, 3, H, W]``."""
@@ -441,6 +310,12 @@ class Population:
         if key not in self._maps:
             self._maps[key] = PixelMaps.of(self.taken(device, count))
         return self._maps[key]
+
+    def features(self, device: FleetDevice) -> np.ndarray:
+        """Features of a device's history, the latest last, ``[C, D]`` of the largest C."""
+        if device.name not in self._features:
+            self._features[device.name] = self.data.encoder(self.taken(device, COUNTS[-1]))
+        return self._features[device.name]
 
     def filmed(self, most: int | None = None) -> list[np.ndarray]:
         """What each asked device films of its clips, ``[n, 3, H, W]`` each."""
@@ -472,12 +347,22 @@ class Population:
 
     def alone(self, name: str, count: int, options: Mapping[str, float]) -> Row:
         """A row that holds nothing from other devices."""
+        if name == "own_statistics":
+            return partial(self._standardised, count, options["prior"])
         more = {"usual": self.usual[count]} if name == "extremes" else {}
 
         def row(device: FleetDevice) -> Told:
             return Told(getattr(maps, name)(self.maps(device, count), self.data.scene, **more, **options))
 
         return row
+
+    def _standardised(self, count: int, prior: float, device: FleetDevice) -> Told:
+        """Features by the device's own moments, among which the training clips' count as ``prior`` frames."""
+        own, (mean, deviation) = self.features(device)[-count:], self.data.moments
+        share = count / (count + prior)
+        middle = mean + share * (own.mean(0) - mean)
+        spread = np.sqrt((1 - share) * deviation**2 + share * np.square(own - middle).mean(0))
+        return Told(after=lambda features: (features - middle) * (deviation / spread) + mean)
 
 
 @dataclass(frozen=True)
@@ -553,12 +438,17 @@ def poisoned(evidence: Sequence[Evidence], share: float, seed: int) -> list[Evid
     return found
 
 
-def learn_all(population: Population) -> dict[str, Learnt]:
-    """The memories of a fleet: learnt in three ways, held by devices, and from partly wrong uploads."""
+def learn_all(population: Population, wanted: Callable[[str], bool]) -> dict[str, Learnt]:
+    """The memories of a fleet: learnt in three ways, held by devices, and from partly wrong uploads.
+
+    Args:
+        population: The fleet.
+        wanted: Whether there are rows whose names begin so.
+    """
     data, training = population.data, population.fleet.training
     empty = CameraMemory.empty(data.scene)
-    seen = [population.taken(device, len(device.history)) for device in training]
-    clean = [data.stack([clip for clip, _ in device.history]) for device in training]
+    learns = any(map(wanted, ("paired", "uploads", *POISONINGS)))
+    seen = [population.taken(device, len(device.history)) for device in training] if learns else []
     known, spread = population.fleet.config.models, population.fleet.config.training
     usual = (spread.weakest + spread.strongest) / 2  # a memory holds models as the median of their devices shows them
     values = [
@@ -569,15 +459,21 @@ def learn_all(population: Population) -> dict[str, Learnt]:
     change = np.stack([255 * b - o * data.scene.mean for o, b in values])
     found = {"told": (empty.with_models(change, opacity, [1] * known), tuple(range(known)), {"models": known})}
     true = np.array([device.model for device in training])
+    tell("maps of the training devices")
     uploads = [Evidence.uploaded(PixelMaps.of(x), data.scene) for x in seen]
     ways: dict[str, Callable[[], list[Evidence]]] = {
-        "paired": lambda: [Evidence.paired(x, y) for x, y in zip(seen, clean, strict=True)],
+        "paired": lambda: [
+            Evidence.paired(x, data.stack([clip for clip, _ in device.history]))
+            for x, device in zip(seen, training, strict=True)
+        ],
         "uploads": lambda: uploads,
     }
     members: dict[str, tuple[np.ndarray, ...]] = {}
-    for share in POISONED:
-        ways[f"poisoned_{100 * share:.0f}"] = partial(poisoned, uploads, share, population.seed)
+    for name, share in POISONINGS.items():
+        ways[name] = partial(poisoned, uploads, share, population.seed)
     for name, evidence in ways.items():
+        if not wanted(name):
+            continue
         tell(f"learning a memory: {name}")
         learnt, groups = memory.learn(empty, evidence(), LEAST)
         members[name] = tuple(groups)
@@ -585,9 +481,14 @@ def learn_all(population: Population) -> dict[str, Learnt]:
         pure = sum(int((true[group] == model).sum()) for group, model in zip(groups, most, strict=True))
         facts = {"models": len(set(most)), "groups": len(groups), "devices": sum(map(len, groups))}
         found[name] = (learnt, tuple(map(int, most)), {**facts, "of the group's model": pure})
-    for most_bytes in HELD:
-        learnt, models, _ = found["uploads"]
-        found[f"held_{most_bytes}"] = (held(learnt, most_bytes), models, {"bytes": most_bytes * len(learnt)})
+    first = base(wanted)
+    learnt, models, _ = found[first]
+    for name, most_bytes in _held(known, first).items():
+        if wanted(name):
+            tell(f"coding a memory: {name}")
+            found[name] = (held(learnt, most_bytes), models, {"bytes a model": most_bytes})
+    if not wanted("told"):
+        del found["told"]
     rng = np.random.default_rng(7)
     queries: dict[tuple[int, bool], list[np.ndarray]] = {}
     for count in COUNTS:
@@ -600,10 +501,46 @@ def learn_all(population: Population) -> dict[str, Learnt]:
     complete = {}
     for name, (learnt, models, facts) in found.items():
         tell(f"setting the gates: {name}")
-        needed = [key for key in queries if not key[1] or name == "uploads"]
+        needed = [key for key in queries if not key[1] or name == first]
         gates = {key: memory.gate_for(learnt, queries[key], GATE_SHARE) for key in needed}
         complete[name] = Learnt(learnt, models, facts, gates, members.get(name, ()))
     return complete
+
+
+def base(wanted: Callable[[str], bool]) -> str:
+    """The memory whose controls are rows, and that devices hold: from uploads, or true maps where none is wanted."""
+    return "uploads" if wanted("uploads") else "told"
+
+
+def _held(models: int, name: str) -> dict[str, int]:
+    """Bytes of a model in each memory that a device may hold."""
+    each = {f"{name}_held_{kib}kib": 1024 * kib // models for kib in HELD_KIB}
+    return {row: most_bytes for row, most_bytes in each.items() if most_bytes <= MOST_HELD}
+
+
+def costs(population: Population, learnt: Learnt, devices: int = 16) -> dict[str, float]:
+    """Processor time of an adaptation by one frame, milliseconds: medians over some devices.
+
+    Returns:
+        ``query``: making the query and its message; ``answer``: reading the cloud's; ``cloud``: recognising and
+        answering; ``alone``: recognising and correcting by a memory on the device, the query included.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in ("query", "answer", "cloud", "alone")}
+    for device in population.fleet.asked[-devices:]:  # the last ones are of known models
+        frames, at = population.taken(device, 1), [time.process_time()]
+        query = CameraQuery.encode(PixelMaps.of(frames).gradient, 1, device.name)
+        at.append(time.process_time())
+        arrived = CameraQuery.from_bytes(query.to_bytes())
+        found, correction = learnt.memory.correct(arrived.gradient(), -np.inf)
+        sent = CameraAnswer.encode(query, correction, -1 if found is None else found.model, learnt.memory.version)
+        at.append(time.process_time())
+        CameraAnswer.from_bytes(sent.to_bytes()).correction()
+        at.append(time.process_time())
+        learnt.memory.correct(PixelMaps.of(frames).gradient, -np.inf)
+        at.append(time.process_time())
+        for name, seconds in zip(("query", "cloud", "answer", "alone"), np.diff(at), strict=True):
+            spent[name].append(1e3 * float(seconds))
+    return {name: float(np.median(values)) for name, values in spent.items()}
 
 
 def attacks(population: Population, learnt: Learnt) -> dict[str, float]:
@@ -643,6 +580,7 @@ def tune(data: Data, settings: Settings, folder: Path) -> dict[str, dict[str, fl
         return kept
     population, chosen = Population(data, settings.config(0)), {}
     seen = population.filmed(2)
+    plain = data.encode(np.concatenate(seen))
     clean = data.encode(np.concatenate([data.stack(d.asked[:2]) for d in population.fleet.asked]))
     scale = clean.std(0) + 1e-3
     for name, axes in OPTIONS.items():
@@ -652,16 +590,26 @@ def tune(data: Data, settings: Settings, folder: Path) -> dict[str, dict[str, fl
             (option, values), errors = next(iter(axes.items())), []
             for value in values:
                 row = population.alone(name, count, {option: value})
-                corrected = [_apply(row(d), x) for d, x in zip(population.fleet.asked, seen, strict=True)]
-                apart = (data.encode(np.concatenate(corrected)) - clean) / scale
+                features = _seen_through([row(d) for d in population.fleet.asked], seen, plain, data)
+                apart = (features - clean) / scale
                 errors.append(float(np.square(apart).mean()))
             chosen[f"{name} {count}"] = {option: values[int(np.argmin(errors))]}
     write_text(path, json.dumps(chosen))
     return chosen
 
 
-def _apply(told: Told, frames: np.ndarray) -> np.ndarray:
-    return frames if told.correction is None else told.correction(frames)
+def _seen_through(told: Sequence[Told], seen: Sequence[np.ndarray], plain: np.ndarray, data: Data) -> np.ndarray:
+    """Features ``[n, D]`` of what each device films, as a row corrects it; ``plain``: those of frames as they are."""
+    owner = np.repeat(np.arange(len(seen)), list(map(len, seen)))
+    changed = np.array([one.correction is not None for one in told])
+    features = plain.copy()
+    if changed.any():
+        corrected = [one.correction(x) for one, x in zip(told, seen, strict=True) if one.correction is not None]
+        features[changed[owner]] = data.encode(np.concatenate(corrected))
+    for i, one in enumerate(told):
+        if one.after is not None:
+            features[owner == i] = one.after(features[owner == i])
+    return features
 
 
 def rows_without(population: Population, options: Mapping[str, Mapping[str, float]]) -> dict[str, Row]:
@@ -675,95 +623,110 @@ def rows_without(population: Population, options: Mapping[str, Mapping[str, floa
         return Told(undo(opacity, 255 * light, scene, 1.0))
 
     rows: dict[str, Row] = {"none 0": lambda device: Told(None), "exact 0": exact}
-    rows["restoration 0"] = restoration(population)
+    for name, width in RESTORERS.items():
+        rows[f"{name} 0"] = restoration(population, width)
     for key, chosen in options.items():
         name, count = key.split()
         rows[key] = population.alone(name, int(count), chosen)
     return rows
 
 
-def rows_with(population: Population, learnt: Mapping[str, Learnt]) -> dict[str, Row]:
-    """The same of each row that has a memory."""
-    scene, uploads = population.data.scene, learnt["uploads"]
-    mean = uploads.memory.mean()
-    found = memory.Recognition(0, 0.0, 1.0, 0, 0)
-    rows: dict[str, Row] = {"mean_map 0": lambda device: Told(undo(*mean.answer([found]), scene).cautious())}
+def rows_with(population: Population, learnt: Mapping[str, Learnt], first: str) -> dict[str, Row]:
+    """The same of each row that has a memory; ``first`` is that of the controls."""
+    scene, rows = population.data.scene, {}
     for count in COUNTS:
-        for name in MEMORIES:
-            rows[f"{name} {count}"] = learnt[name].row(population, count)
-        rows[f"uploads_ungated {count}"] = uploads.row(population, count, gated=False)
-        rows[f"uploads_coded {count}"] = uploads.row(population, count, coded=True)
+        for name, one in learnt.items():
+            rows[f"{name} {count}"] = one.row(population, count)
+    if first not in learnt:
+        return rows
+    chosen = learnt[first]
+    mean = chosen.memory.mean()
+    found = memory.Recognition(0, 0.0, 1.0, 0, 0)
+    rows[f"{first}_mean_map 0"] = lambda device: Told(undo(*mean.answer([found]), scene).cautious())
+    for count in COUNTS:
+        rows[f"{first}_ungated {count}"] = chosen.row(population, count, gated=False)
+        rows[f"{first}_coded {count}"] = chosen.row(population, count, coded=True)
     last = COUNTS[-1]
-    rows[f"uploads_residual {last}"] = uploads.row(population, last, own=True)
+    rows[f"{first}_residual {last}"] = chosen.row(population, last, own=True)
 
     # Keys stay, values are another model's: recognised as before, answered wrongly.
-    wrong = uploads.memory.shuffled(np.random.default_rng(population.seed))
+    wrong = chosen.memory.shuffled(np.random.default_rng(population.seed))
 
     def shuffled(device: FleetDevice) -> Told:
         gradient = population.maps(device, last).gradient
-        place = uploads.memory.recognise(gradient)
-        if place is None or place.score < uploads.gates[last, False]:
+        place = chosen.memory.recognise(gradient)
+        if place is None or place.score < chosen.gates[last, False]:
             return Told(None)
         return Told(
-            undo(*wrong.answer(uploads.memory.posterior(gradient, place)), scene).cautious(),
-            uploads.models[place.model],
+            undo(*wrong.answer(chosen.memory.posterior(gradient, place)), scene).cautious(),
+            chosen.models[place.model],
         )
 
-    rows[f"shuffled {last}"] = shuffled
+    rows[f"{first}_shuffled {last}"] = shuffled
     return rows
 
 
-def restoration(population: Population) -> Row:
-    """The static network on frames, trained when it is asked first."""
+def restoration(population: Population, width: int) -> Row:
+    """The static network of this width on frames, trained when it is asked first."""
     trained: list[Restorer] = []
 
     def row(device: FleetDevice) -> Told:
         if not trained:
             data = population.data
-            trained.append(train_restorer(population.training_pairs(), data.stack(data.train), population.seed))
+            trained.append(train_restorer(population.training_pairs(), data.stack(data.train), width, population.seed))
         return Told(trained[0].restore)
 
     return row
 
 
-def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
+def run_seed(data: Data, settings: Settings, seed: int, folder: Path, only: Sequence[str]) -> dict[str, Any]:
     """All rows of one seed, from the files that are there and from work for those that are not.
 
     Returns:
-        ``rows``: name and C -> ``values [3, n]`` (log-rank of the model trained on artefacts, of the one that never
-        saw any, distance of features), and for each device ``model``, ``up``, ``down``; ``device [n]``,
-        ``clip [n]``, ``group``, ``cluster``, ``kind`` and ``true`` of each device, ``facts``.
+        ``rows``: name and C -> ``values [4, n]`` (log-rank of the model trained on artefacts, of the one that never
+        saw any, distance of features, share of right answers), and for each device ``model``, ``upload_bytes`` and
+        ``download_bytes``; ``device [n]``, ``clip [n]``, ``group``, ``cluster``, ``kind`` and ``true`` of each device,
+        ``facts``.
     """
     tell(f"seed {seed}: the fleet")
     population, begun = Population(data, settings.config(seed)), time.monotonic()
     options, facts_at = tune(data, settings, folder), folder / f"seed{seed}-facts.json"
-    cells = {name: folder / f"seed{seed}-{name.replace(' ', '-')}.npz" for name in _names(options)}
+    facts = json.loads(facts_at.read_text()) if facts_at.is_file() else {"learnt": {}}
+    cells = {
+        name: folder / f"seed{seed}-{name.replace(' ', '-')}.npz"
+        for name in _names(options, settings.config(seed).models, only)
+    }
     devices = population.fleet.asked
     missing = [name for name, path in cells.items() if not path.is_file()]
     if missing:
-        heads, held_out, texts = static_models(data, population, folder)
+        static = static_models(data, population, folder)
+        facts["held_out"] = static.held_out
         rows = rows_without(population, options)
         if not rows.keys() >= set(missing):
-            learnt = learn_all(population)
-            facts = {name: {**one.facts, "gates": _gates(one)} for name, one in learnt.items()}
-            tell(f"seed {seed}: attacks")
-            told_apart = attacks(population, learnt["uploads"])
-            write_text(facts_at, json.dumps({"learnt": facts, "held_out": held_out, "attacks": told_apart}))
-            rows |= rows_with(population, learnt)
+
+            def wanted(start: str) -> bool:
+                return any(name.startswith(start) for name in cells)
+
+            learnt, first = learn_all(population, wanted), base(wanted)
+            facts["learnt"] |= {name: {**one.facts, "gates": _gates(one)} for name, one in learnt.items()}
+            rows |= rows_with(population, learnt, first)
+            tell(f"seed {seed}: attacks and costs")
+            if first in learnt:
+                facts["costs"] = costs(population, learnt[first])
+            if "uploads" in learnt:
+                facts["attacks"] = attacks(population, learnt["uploads"])
+        write_text(facts_at, json.dumps(facts))
         seen = population.filmed()
         plain, clean = data.encode(np.concatenate(seen)), data.encode(data.stack(population.clips))
         scale = clean.std(0) + 1e-3
         for at, name in enumerate(missing):
             tell(f"seed {seed}: row {name}", at, len(missing), "rows")
             told = [rows[name](device) for device in devices]
-            changed = [one.correction is not None for one in told]
-            features, where = plain.copy(), np.array(changed)[population.device]
-            if where.any():
-                corrected = [_apply(one, x) for one, x, c in zip(told, seen, changed, strict=True) if c]
-                features[where] = data.encode(np.concatenate(corrected))
-            numbers = {key: [getattr(one, key) for one in told] for key in ("model", "upload_bytes", "download_bytes")}
-            values = [log_ranks(head, features, clean, texts) for head in heads]
+            features = _seen_through(told, seen, plain, data)
+            values = [log_ranks(head, features, clean, static.texts) for head in static.heads]
             values.append(np.square((features - clean) / scale).mean(1))
+            values.append(static.answering.right(features, population.clips, data.questions))
+            numbers = {key: [getattr(one, key) for one in told] for key in ("model", "upload_bytes", "download_bytes")}
             _save(cells[name], values=np.stack(values), **{key: np.array(value) for key, value in numbers.items()})
     return {
         "rows": {name: dict(np.load(path)) for name, path in cells.items()},
@@ -773,40 +736,55 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path) -> dict[st
         "cluster": np.array([f"{seed}/{population.fleet.cluster(d)}" for d in devices]),
         "kind": np.array([d.kind for d in devices]),
         "true": np.array([d.model for d in devices]),
-        "facts": json.loads(facts_at.read_text()),
+        "facts": facts,
         "describe": population.fleet.describe(),
         "seconds": time.monotonic() - begun,
     }
 
 
-def static_models(data: Data, population: Population, folder: Path) -> tuple[list[Head], dict[str, float], np.ndarray]:
-    """The static models trained on the fleet's artefacts, and on clean frames; their log-ranks on held-out clips.
+@dataclass(frozen=True)
+class Static:
+    """The static models of a seed.
 
-    Returns:
-        The two models; those log-ranks; TF-IDF of the captions of the asked clips, ``[n, terms]``.
+    Attributes:
+        heads: That trained on the fleet's artefacts, and that on clean frames.
+        answering: Questions behind the first of them.
+        held_out: Log-ranks of both on held-out training clips.
+        texts: TF-IDF of the captions of the asked clips, ``[n, terms]``.
     """
-    tfidf = fit_tfidf([data.captions[clip] for clip in data.train])
-    clean_at, seen_at = folder / "clean.npy", folder / f"seed{population.seed}-training.npy"
-    if not clean_at.is_file():
-        _save(clean_at, data.encode(data.stack(data.train)))
+
+    heads: tuple[Head, Head]
+    answering: Answering
+    held_out: dict[str, float]
+    texts: np.ndarray
+
+
+def static_models(data: Data, population: Population, folder: Path) -> Static:
+    """Train them; features of training clips are kept."""
+    tfidf, seed = fit_tfidf([data.captions[clip] for clip in data.train]), population.seed
+    seen_at = folder / f"seed{seed}-training.npy"
     if not seen_at.is_file():
         _save(seen_at, data.encode(population.training_pairs()))
-    clean, seen, held = np.load(clean_at), np.load(seen_at), len(data.train) // 8
+    clean, seen, held_out = data.clean, np.load(seen_at), len(data.train) // 8
     targets = tfidf.transform([data.captions[clip] for clip in data.train]).toarray()
-    static, score = train_head(seen, clean, targets, held, population.seed)
-    plain, other = train_head(clean, clean, targets, held, population.seed)
+    static, score = train_head(seen, clean, targets, held_out, seed)
+    plain, other = train_head(clean, clean, targets, held_out, seed)
     texts = tfidf.transform([data.captions[clip] for clip in population.clips]).toarray()
-    return [static, plain], {"static": score, "clean": other}, texts
+    answering = train_answering(static, seen, clean, data.train, data.questions, seed)
+    return Static((static, plain), answering, {"static": score, "clean": other}, texts)
 
 
 def _gates(learnt: Learnt) -> dict[str, float]:
     return {f"{count}{' coded' if coded else ''}": gate for (count, coded), gate in learnt.gates.items()}
 
 
-def _names(options: Mapping[str, Any]) -> list[str]:
-    names = ["none 0", "exact 0", "mean_map 0", *options]
-    names += [f"{name} {count}" for count in COUNTS for name in (*MEMORIES, "uploads_ungated", "uploads_coded")]
-    return [*names, f"uploads_residual {COUNTS[-1]}", f"shuffled {COUNTS[-1]}", "restoration 0"]
+def _names(options: Mapping[str, Any], models: int, only: Sequence[str]) -> list[str]:
+    """Names of the rows that are wanted, with their C."""
+    first = base(lambda name: not only or any(name.startswith(one) or one.startswith(name) for one in only))
+    memories = [*LEARNT, *_held(models, first), *POISONINGS, f"{first}_ungated", f"{first}_coded"]
+    names = [f"{first}_mean_map 0", *options, *(f"{name} {count}" for count in COUNTS for name in memories)]
+    names += [f"{first}_residual {COUNTS[-1]}", f"{first}_shuffled {COUNTS[-1]}", *(f"{name} 0" for name in RESTORERS)]
+    return ["none 0", "exact 0", *(name for name in names if not only or name.startswith(tuple(only)))]
 
 
 def _save(path: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:
@@ -856,6 +834,12 @@ def share_closed(won: np.ndarray, gap: np.ndarray, cluster: np.ndarray, clip: np
 
 def summarise(runs: Sequence[Mapping[str, Any]], head: int = 0) -> list[dict[str, Any]]:
     """One entry for each row: share of the gap on known devices, by family, losses on clean and unseen ones, rates."""
+    names = dict.fromkeys(name for run in runs for name in run["rows"])
+    return [_entry([run for run in runs if name in run["rows"]], name, head) for name in names]
+
+
+def _entry(runs: Sequence[Mapping[str, Any]], name: str, head: int) -> dict[str, Any]:
+    """One row on the seeds that have it."""
 
     def joined(name: str, of: int = head) -> np.ndarray:
         return np.concatenate([run["rows"][name]["values"][of] for run in runs])
@@ -869,43 +853,55 @@ def summarise(runs: Sequence[Mapping[str, Any]], head: int = 0) -> list[dict[str
     far, near = joined("none 0", 2), joined("exact 0", 2)
     known = kind == "known"
     device = np.concatenate([run["device"] + 10_000 * i for i, run in enumerate(runs)])
-    found = []
-    for name in runs[0]["rows"]:
-        values = joined(name)
-        entry: dict[str, Any] = {"row": name.split()[0], "frames": int(name.split()[1])}
-        entry["mean_log_rank"] = float(values[known].mean())
-        entry["share"] = _share(none, values, exact, known, cluster, clip)
-        shared = known & np.isin(group, artefacts.SHARED)
-        entry["headline"] = _share(none, values, exact, shared, cluster, clip)
-        entry["features"] = _share(far, joined(name, 2), near, known, cluster, clip)
-        entry["families"] = {}
-        for family in sorted(set(group[known])):
-            inside = group == family
-            entry["families"][family] = {
-                "features": float((far - joined(name, 2))[inside].mean() / (far - near)[inside].mean()),
-                "features_gap": float(1 - near[inside].mean() / far[inside].mean()),
-                "won": float((none - values)[inside].mean()),
-                "gap": float((none - exact)[inside].mean()),
-            }
-        for part in ("clean", "unseen"):
-            inside = kind == part
+    values = joined(name)
+    entry: dict[str, Any] = {"row": name.split()[0], "frames": int(name.split()[1])}
+    entry["mean_log_rank"] = float(values[known].mean())
+    entry["share"] = _share(none, values, exact, known, cluster, clip)
+    shared = known & np.isin(group, artefacts.SHARED)
+    entry["headline"] = _share(none, values, exact, shared, cluster, clip)
+    entry["features"] = _share(far, joined(name, 2), near, known, cluster, clip)
+    entry["families"] = {}
+    for family in sorted(set(group[known])):
+        inside = group == family
+        entry["families"][family] = {
+            "features": float((far - joined(name, 2))[inside].mean() / (far - near)[inside].mean()),
+            "features_gap": float(1 - near[inside].mean() / far[inside].mean()),
+            "won": float((none - values)[inside].mean()),
+            "gap": float((none - exact)[inside].mean()),
+        }
+    for part in ("clean", "unseen"):
+        if (inside := kind == part).any():
             loss = clustered_mean((values - none)[inside], cluster[inside], clip[inside])
             entry[part] = {"loss": loss.value, "bound": loss.interval(0.9).high}
-        won = [(none - values)[device == one].mean() for one in np.unique(device[known])]
-        entry["worst_decile_won"] = float(np.sort(won)[: max(1, len(won) // 10)].mean())
-        cells = [run["rows"][name] for run in runs]
-        model = np.concatenate([cell["model"] for cell in cells])
-        true = np.concatenate([run["true"] for run in runs])
-        kinds = np.concatenate([run["kind"] for run in runs])
-        entry["recognised"] = {
-            "right": float((model == true)[kinds == "known"].mean()),
-            "wrong": float(((model != true) & (model >= 0))[kinds == "known"].mean()),
-            "clean": float((model >= 0)[kinds == "clean"].mean()),
-            "unseen": float((model >= 0)[kinds == "unseen"].mean()),
-        }
-        sent = [np.concatenate([cell[key] for cell in cells]) for key in ("upload_bytes", "download_bytes")]
-        entry["bytes"] = [int(part.max()) for part in sent]
-        found.append(entry)
+    if head == 0:
+        entry["questions"] = _questions(joined(name, 3), joined("none 0", 3), joined("exact 0", 3), kind, cluster, clip)
+    won = [(none - values)[device == one].mean() for one in np.unique(device[known])]
+    entry["worst_decile_won"] = float(np.sort(won)[: max(1, len(won) // 10)].mean())
+    cells = [run["rows"][name] for run in runs]
+    model = np.concatenate([cell["model"] for cell in cells])
+    true = np.concatenate([run["true"] for run in runs])
+    kinds = np.concatenate([run["kind"] for run in runs])
+    found = {"right": (model == true)[kinds == "known"], "wrong": ((model != true) & (model >= 0))[kinds == "known"]}
+    found |= {part: (model >= 0)[kinds == part] for part in ("clean", "unseen")}
+    entry["recognised"] = {key: float(told.mean()) if len(told) else None for key, told in found.items()}
+    sent = [np.concatenate([cell[key] for cell in cells]) for key in ("upload_bytes", "download_bytes")]
+    entry["bytes"] = [int(part.max()) for part in sent]
+    return entry
+
+
+def _questions(
+    values: np.ndarray, none: np.ndarray, exact: np.ndarray, kind: np.ndarray, cluster: np.ndarray, clip: np.ndarray
+) -> dict[str, Any]:
+    """What is won on questions, in points, by clips that are asked any."""
+    there, found = ~np.isnan(values), {}
+    for part, shown in (("won", values - none), ("gap", exact - none)):
+        inside = there & (kind == "known")
+        mean = clustered_mean(100 * shown[inside], cluster[inside], clip[inside])
+        found[part] = {"points": mean.value, "low": mean.interval().low, "high": mean.interval().high}
+    for part in ("clean", "unseen"):
+        if (inside := there & (kind == part)).any():
+            loss = clustered_mean(100 * (none - values)[inside], cluster[inside], clip[inside])
+            found[part] = {"loss_points": loss.value, "bound": loss.interval(0.9).high}
     return found
 
 
@@ -925,10 +921,16 @@ def shown(entry: Mapping[str, Any]) -> list[str]:
         for part in entry["families"].values()
     ]
     rates = entry["recognised"]
-    recognised = " / ".join(f"{100 * rates[key]:.0f}" for key in ("right", "wrong", "clean", "unseen"))
-    asks = entry["row"].partition("_")[0] in (*LEARNT, "shuffled", "held", "poisoned")
+    shares = (rates[key] for key in ("right", "wrong", "clean", "unseen"))
+    recognised = " / ".join("-" if share is None else f"{100 * share:.0f}" for share in shares)
+    asks = entry["row"].startswith((*LEARNT, "poisoned")) and entry["frames"]
     sent = " / ".join(map(str, entry["bytes"])) if entry["bytes"][0] else ""
-    losses = [f"{entry[part]['loss']:+.3f} (<= {entry[part]['bound']:+.3f})" for part in ("clean", "unseen")]
+    losses = [
+        f"{entry[part]['loss']:+.3f} (<= {entry[part]['bound']:+.3f})" if part in entry else ""
+        for part in ("clean", "unseen")
+    ]
+    points = entry["questions"]["won"]
+    losses.append(f"{points['points']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]")
     first = [entry["row"], str(entry["frames"] or ""), f"{entry['mean_log_rank']:.3f}", str(Share(**entry["share"]))]
     first += [str(Share(**entry[name])) for name in ("headline", "features")]
     return [*first, *families, *losses, recognised if asks else "", sent]
@@ -942,6 +944,10 @@ def _listed(facts: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def _means(facts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in facts])) for name in facts[0]}
+
+
 @working("memory of camera models", bar=False)
 def main(args: Sequence[str] | None = None) -> None:
     """Run all seeds and write one JSON file."""
@@ -949,6 +955,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", default="profiling/benchmarks/memory_pilot.yaml", metavar="FILE.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds above 0")
     parser.add_argument("--fleet", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the fleet")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows whose names begin so")
     parser.add_argument("--folder", type=Path, default=Path("outputs/memory"), help="where cells are kept")
     parser.add_argument("--output", type=Path, default=Path("outputs/memory.json"), metavar="FILE.json")
     options = parser.parse_args(args)
@@ -960,7 +967,7 @@ def main(args: Sequence[str] | None = None) -> None:
     content = f"{CELLS_VERSION} {data.digest} {data.encoder.digest} {settings}"
     folder = options.folder / hashlib.sha256(content.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    runs = [run_seed(data, settings, seed, folder) for seed in options.seeds]
+    runs = [run_seed(data, settings, seed, folder, options.only) for seed in options.seeds]
     entries = summarise(runs)
     gap = next(entry for entry in entries if entry["row"] == "exact")
     plain = next(entry for entry in entries if entry["row"] == "none")
@@ -976,7 +983,10 @@ def main(args: Sequence[str] | None = None) -> None:
         "overlay; shared glass and dirt are a stress test); the same share of the squared distance to features of "
         "clean frames; by family that share (-: the exact correction itself brings features no nearer) and the "
         "log-rank that is won; loss on "
-        "clean devices and on devices of unseen models with its one-sided 95 % bound; recognitions in per cent of "
+        "clean devices and on devices of unseen models with its one-sided 95 % bound; right answers to open-ended "
+        f"questions that are won, in points, of {gap['questions']['gap']['points']:+.1f} "
+        f"[{gap['questions']['gap']['low']:+.1f}, {gap['questions']['gap']['high']:+.1f}] that the exact correction "
+        "wins; recognitions in per cent of "
         "devices (right, wrong, clean, unseen models); payload bytes "
         "up and down where they are coded by the link.",
         f"{len(options.seeds)} fleets (seeds {seeds}) of {settings.config(0).models} known camera models, "
@@ -988,23 +998,33 @@ def main(args: Sequence[str] | None = None) -> None:
             for seed, run in zip(options.seeds, runs, strict=True)
         ),
     ]
-    shares = {name: [run["facts"]["attacks"][name] for run in runs] for name in runs[0]["facts"]["attacks"]}
-    notes.append(
-        "Of 100 clips, the one whose frame is in a coded query, or was filmed by a training device of a model, is "
-        "found by correlated gradients in (per cent of tries; by chance 1): "
-        + "; ".join(f"{name}: {100 * float(np.mean(values)):.0f}" for name, values in shares.items())
-        + "."
-    )
+    if all("attacks" in run["facts"] for run in runs):
+        rates = _means([run["facts"]["attacks"] for run in runs])
+        notes.append(
+            "Of 100 clips, the one whose frame is in a coded query, or was filmed by a training device of a model, is "
+            "found by correlated gradients in (per cent of tries; by chance 1): "
+            + "; ".join(f"{name}: {100 * share:.0f}" for name, share in rates.items())
+            + "."
+        )
+    if all("costs" in run["facts"] for run in runs):
+        spent = _means([run["facts"]["costs"] for run in runs])
+        notes.append(
+            "Processor time of an adaptation by one frame, one thread, milliseconds: through the link "
+            f"{spent['query'] + spent['answer']:.0f} on the device and {spent['cloud']:.0f} in the cloud; "
+            f"{spent['alone']:.0f} on a device that holds the memory."
+        )
     columns = ["row", "C", "log-rank", "share of the gap", "on families that models share"]
-    columns += ["of the features' distance", *families, "loss: clean", "loss: unseen models"]
+    columns += ["of the features' distance", *families, "loss: clean", "loss: unseen models", "questions, points"]
     columns += ["recognised: right / wrong / clean / unseen", "bytes"]
     command = f"python -m lit_mmpg.profiling.benchmarks.memory --settings {options.settings} --seeds {seeds}"
     command += f" --fleet {' '.join(options.fleet)}" if options.fleet else ""
+    command += f" --only {' '.join(options.only)}" if options.only else ""
     found = result(
         "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,
         clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs],
-        learnt=[run["facts"]["learnt"] for run in runs], attacks=[run["facts"]["attacks"] for run in runs],
+        learnt=[run["facts"]["learnt"] for run in runs], attacks=[run["facts"].get("attacks") for run in runs],
+        costs=[run["facts"].get("costs") for run in runs],
         fleets=[run["describe"] for run in runs],
     )  # fmt: skip
     write_result(options.output, found)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.benchmarks.memory import Head, Settings, log_ranks, share_closed, train_head, train_restorer
+from lit_mmpg.profiling.benchmarks.memory import Settings, _names, share_closed
+from lit_mmpg.profiling.benchmarks.memory_models import Head, log_ranks, train_answering, train_head, train_restorer
+from lit_mmpg.records import Question
 
 FOLDER = Path(__file__).parents[2] / "profiling/benchmarks"
 SHIPPED = [FOLDER / "memory_pilot.yaml", *sorted(FOLDER.glob("memory_[!p]*.yaml"))]
@@ -82,6 +84,34 @@ def test_a_restoration_network_learns_a_stain_by_heart():
     clean = np.repeat(np.repeat(rng.integers(30, 200, (640, 3, 6, 8)), 4, 2), 4, 3).astype(np.uint8)
     seen = clean.copy()
     seen[:, :, 8:16, 8:20] += 50
-    network = train_restorer(seen, clean, 0)
+    network = train_restorer(seen, clean, 26, 0)
     before, after = (abs(x.astype(float) - clean).mean() for x in (seen, network.restore(seen)))
     assert after < 0.8 * before
+
+
+def test_the_static_model_of_questions_answers_by_words_and_frames():
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(400, 8)).astype(np.float32)
+    clips = [f"c{i}" for i in range(400)]
+    sides = {"is it left": ("no", "yes"), "is it red": ("blue", "red")}
+    questions = {
+        clip: [Question(clip, text, named[int(x[at] > 0)], text) for at, (text, named) in enumerate(sides.items())]
+        for clip, x in zip(clips, clean, strict=True)
+    }
+    head, _ = train_head(clean, clean, abs(clean), 50, 0)
+    found = train_answering(head, clean, clean, clips[:300], questions, 0, epochs=30)
+    assert set(found.answers) == {"no", "yes", "blue", "red"}
+    right = found.right(clean[299:], clips[299:], {**questions, clips[350]: []})
+    assert np.isnan(right[51]) and np.nanmean(right) > 0.85
+    turned = np.concatenate([-clean[299:, :1], clean[299:, 1:]], 1)
+    assert 0.4 < np.nanmean(found.right(turned, clips[299:], questions)) < 0.65  # one question of two goes wrong
+    assert np.isnan(found.right(clean[:1], ["nobody"], questions)).all()
+
+
+def test_rows_are_chosen_by_how_their_names_begin():
+    options = {"minimum 1": {}, "own_statistics 16": {}}
+    every = _names(options, 100, ())
+    assert "uploads_held_64kib 1" in every and "uploads_held_4096kib 1" not in every and "restoration_4mib 0" in every
+    assert _names(options, 1000, ("told",))[:3] == ["none 0", "exact 0", "told_mean_map 0"]
+    assert {"told_held_4096kib 64", "told_coded 4", "told_shuffled 64"} <= set(_names(options, 1000, ("told",)))
+    assert _names(options, 25, ("own",)) == ["none 0", "exact 0", "own_statistics 16"]
