@@ -46,6 +46,8 @@ BARELY = (0.1, 0.2)
 """Share of the light that has to pass before it is taken for any, and for what it is."""
 EVERY, FEW_PLACES = 2, 3000
 """Distance of the places whose gradients are compared, pixels, in frames of more places than so many."""
+AT_ONCE = 32
+"""Models whose spectra are made at once."""
 DRAWS, WALK = 16, 200
 """Draws of the posterior that are kept, and steps of the walk that draws them."""
 
@@ -243,7 +245,7 @@ class CameraMemory:
         """
         if not len(self):
             return None
-        spectra, norms = self._spectra if reach == REACH_PX else _spectra(squashed(self._keys), reach)
+        spectra, norms = self._spectra if reach == REACH_PX else self._made(reach)
         scores, shifts = _matched(squashed(gradient), spectra, norms, reach)
         likelihood = _Likelihood(self, gradient)
         best: Recognition | None = None
@@ -280,14 +282,22 @@ class CameraMemory:
             walk.append(here)
         return [walk[i] for i in np.linspace(WALK // 4, WALK - 1, DRAWS).astype(int)]
 
-    @cached_property
-    def _keys(self) -> np.ndarray:
-        """Gradients of the changes, ``[K, 2, 3, H, W]``, red, green and blue."""
-        return np.moveaxis(gradients(self.change), 0, 1)
+    def _key(self, model: int) -> np.ndarray:
+        """Gradients of the change of one model, ``[2, 3, H, W]``, as :func:`lit_mmpg.maps.opposed` tells them."""
+        return opposed(gradients(self.change[model]))
 
     @cached_property
     def _spectra(self) -> tuple[np.ndarray, np.ndarray]:
-        return _spectra(squashed(self._keys), REACH_PX)
+        return self._made(REACH_PX)
+
+    def _made(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """Spectra of all keys, made of a few models at a time: a large memory is several times this in between."""
+        parts = [
+            _spectra(squashed(np.moveaxis(gradients(self.change[i : i + AT_ONCE]), 0, 1)), reach)
+            for i in range(0, len(self), AT_ONCE)
+        ]
+        spectra, norms = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return spectra, norms
 
     def answer(self, places: Sequence[Recognition]) -> tuple[np.ndarray, np.ndarray]:
         """Opacity and added light at some places, ``[N, 3, H, W]`` each.
@@ -430,7 +440,7 @@ class _Likelihood:
     def __call__(self, place: Recognition) -> Recognition:
         """The same place with its score."""
         if place.model not in self.keys:
-            self.keys[place.model] = opposed(self.memory._keys[place.model])
+            self.keys[place.model] = self.memory._key(place.model)
         key = moved(self.keys[place.model], place.down, place.right, place.scale, self.every)
         key *= place.strength
         key -= self.seen
@@ -480,8 +490,13 @@ def _matched(
     spectrum = np.fft.rfft2(query, size)
     offsets = [(down, right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
     rows, columns = np.array(offsets).T
-    product = (spectrum * spectra).reshape(len(spectra), -1, size[0], size[1] // 2 + 1).sum(1)
-    found = np.fft.irfft2(product, size)[:, rows, columns]
+    parts = []
+    for start in range(0, len(spectra), AT_ONCE):
+        product = spectrum * spectra[start : start + AT_ONCE]
+        parts.append(
+            np.fft.irfft2(product.reshape(len(product), -1, *spectrum.shape[-2:]).sum(1), size)[:, rows, columns]
+        )
+    found = np.concatenate(parts)
     best = found.argmax(1)
     scores = found[np.arange(len(best)), best] / (norms + 1e-9) / (np.sqrt(np.square(query).sum()) + 1e-9)
     return scores, [offsets[i] for i in best]
