@@ -15,6 +15,7 @@ really share; shared glass and shared dirt are a synthetic stress test. All shap
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,6 +126,35 @@ class Placement:
             raise UserError(f"artefact: scale is {self.scale!r}; set it between 0.5 and 2")
         if not (math.isfinite(self.down) and math.isfinite(self.right)):
             raise UserError(f"artefact: the shift is {self.down!r}, {self.right!r} pixels; set it to finite numbers")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What one camera has in front of the scene, described: the model is drawn where it is needed.
+
+    Attributes:
+        model: Name of the model, from which it is drawn.
+        family: Its family.
+        placement: How the camera has it.
+        scene: Clip that a model of glass mirrors; blank for others.
+    """
+
+    model: str
+    family: str
+    placement: Placement
+    scene: str = ""
+
+    def instance(self, height: int, width: int, seed: int, scene: np.ndarray | None = None) -> Instance:
+        """The artefact, drawn.
+
+        Args:
+            height: Height of a frame, pixels.
+            width: Width of a frame, pixels.
+            seed: Seed of all models.
+            scene: ``[3, H, W]`` uint8, what glass mirrors.
+        """
+        rng = np.random.default_rng([seed, zlib.crc32(self.model.encode())])
+        return Instance(draw_model(self.model, self.family, height, width, rng, scene), self.placement, height, width)
 
 
 @dataclass(frozen=True)

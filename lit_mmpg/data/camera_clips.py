@@ -13,19 +13,22 @@ import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lit_mmpg.data.artefacts import FAMILIES as ARTEFACTS
+from lit_mmpg.data.artefacts import Artefact
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.cameras import FAMILIES, Camera, camera_conditions, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.data.datamodule import Annotation, VideoData
 from lit_mmpg.data.features import finite
-from lit_mmpg.data.filming import Shot, film
+from lit_mmpg.data.filming import Shot, film, keep_memory
+from lit_mmpg.data.fleet import TEST, TUNING
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.readers import fingerprint_files, require_path
 from lit_mmpg.data.reflections import STRENGTHS, Reflection, middle
@@ -36,6 +39,12 @@ from lit_mmpg.records import Clip, FilmedFrames, FrameSource
 _log = logging.getLogger(__name__)
 
 CLEAN = Camera()
+MODELLED = ("models", "correction", "corrected_by")
+"""Settings of a population without which it is what it was before there were camera models."""
+UNMEASURED = ("shifted_training", "draw", "correction", "corrected_by")
+"""Settings that leave the test devices and what they film as they are."""
+MEMORY_CAMERAS = 10
+"""Training cameras of each model, about, from which a memory is learnt."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,13 @@ class CameraPopulation:
             none.
         reflections: Each camera stands behind glass that mirrors a scene of its own, with severities 1 to this in turn;
             0: no glass. The scenes of training cameras are no scenes of others.
+        models: Camera models. Cameras of one model have one artefact in common (:mod:`lit_mmpg.data.artefacts`), each
+            at a strength and place of its own, which differ more among unseen cameras; every fourth of those is of a
+            model that no training camera is of. 0: no artefacts.
+        correction: What is done to frames that are asked about before they are encoded. ``memory``: a memory of camera
+            models, learnt from what training cameras upload, recognises each camera by its earlier clips; ``exact``:
+            an oracle undoes the true artefact. Contexts stay as they were taken.
+        corrected_by: Earlier clips C by which the memory recognises a camera.
         seed: Seed of the population.
     """
 
@@ -80,6 +96,9 @@ class CameraPopulation:
     shifted_training: bool = True
     clean_every: int = 16
     reflections: int = 0
+    models: int = 0
+    correction: Literal["none", "memory", "exact"] = "none"
+    corrected_by: int = 16
     seed: int = 0
 
     def check(self) -> None:
@@ -102,6 +121,14 @@ class CameraPopulation:
             raise UserError(
                 f"data.cameras: min_families {self.min_families} and max_families {self.max_families} must be in order "
                 f"and at most {most}"
+            )
+        if self.models < 0 or self.corrected_by < 1:
+            raise UserError(
+                f"data.cameras.models is {self.models}, corrected_by {self.corrected_by}; they must be at least 0 and 1"
+            )
+        if self.correction != "none" and not self.models:
+            raise UserError(
+                f"data.cameras.correction is {self.correction} without camera models; set data.cameras.models, or none"
             )
         for name in ("max_severity", "reflections"):
             if getattr(self, name) not in range(6):
@@ -141,11 +168,32 @@ class CameraPopulation:
         rng = np.random.default_rng([self.seed, zlib.crc32(f"reflection {group}".encode()), index])
         return Reflection(str(rng.choice(scenes)), STRENGTHS[index % self.reflections])
 
+    def artefact(self, group: str, index: int, scenes: np.ndarray) -> Artefact | None:
+        """What the model of camera ``index`` of a group has in front of every scene.
+
+        Args:
+            group: ``train``, ``val`` or ``test``.
+            index: Index in the group.
+            scenes: The scenes of the training cameras, of :meth:`scenes`.
+        """
+        if self._is_clean(group, index) or not self.models:
+            return None
+        number = index % self.models
+        if group != "train" and index % 4 == 3:
+            number = self.models + index // 4 + (self.val if group == "test" else 0)
+        family = ARTEFACTS[number % len(ARTEFACTS)]
+        rng = np.random.default_rng([self.seed, zlib.crc32(f"artefact {group}".encode()), index])
+        placement = (TUNING if group == "train" else TEST).draw(rng)
+        scene = str(scenes[number % len(scenes)]) if family == "glass" else ""
+        return Artefact(f"{family}{number:03d}", family, placement, scene)
+
     def recipe(self) -> dict[str, Any]:
         """The settings, as a device table and a checkpoint keep them."""
         recipe: dict[str, Any] = {"kind": "cameras", **asdict(self)}
         if not self.reflections:
             del recipe["reflections"]  # a population without glass is the one that it was before there was any
+        if not self.models:
+            recipe = {name: value for name, value in recipe.items() if name not in MODELLED}
         return recipe
 
     def _is_clean(self, group: str, index: int) -> bool:
@@ -183,6 +231,8 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
         names["val"] = names["val"] if len(names["val"]) > 1 else []  # too few to be asked and known
     if len(scenes_of_others) == 0:
         scenes_of_others = np.array(sorted(names["val"] or names["test"]))
+    if population.models and len(scenes_of_train) == 0:
+        raise UserError("data.cameras.models needs training clips; add some, or set it to 0")
     if population.reflections and (len(scenes_of_others) < 2 or (training and len(scenes_of_train) == 0)):
         raise UserError(
             f"data.cameras.reflections needs {'training' if training else 'at least two'} clips as scenes; add some"
@@ -211,10 +261,11 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
         return tuple(clip for clip in films if mirrored is None or clip != mirrored.clip)
 
     def add(name: str, group: str, films: Sequence[str], index: int) -> int:
-        camera, reflection = CLEAN, None
+        camera, reflection, artefact = CLEAN, None, None
         if group != "clean":
             camera, reflection = population.camera(group, index), reflection_of(group, index)
-        shot = Shot(camera, population.seed, tuple(films), reflection)
+            artefact = population.artefact(group, index, scenes_of_train)
+        shot = Shot(camera, population.seed, tuple(films), reflection, artefact)
         devices.append(Device(name, shot.describe(), -1 if shot.clean else index))
         shots[len(devices) - 1] = shot
         return len(devices) - 1
@@ -326,6 +377,11 @@ class CameraClipsData(VideoData):
         clips = [clip for clip in records.clips if clip.id not in self.exclude]
         kept = {clip.id for clip in clips}
         population = self._population()
+        if population.correction != "none" and self.batch.own_statistics:
+            raise UserError(
+                "data.batch.own_statistics are those of frames as they were taken; set it to 0, or "
+                "data.cameras.correction to none"
+            )
         fingerprint = self._fingerprint(records.files | {archive}, encoder, population)
         # Other data than a checkpoint was trained on have none of its training cameras, so nothing is filmed by them.
         training = self._trained is None or self._trained["fingerprint"] == fingerprint
@@ -336,6 +392,8 @@ class CameraClipsData(VideoData):
         every = {-1: Shot(CLEAN, 0, tuple(sorted(kept)))}
         shifted = {device: shot for device, shot in plan.shots.items() if not shot.clean}
         paths = film(images, encoder, {**shifted, **every}, self.cache_dir, content)
+        corrected = self._corrected(images, plan, population, kept, content)
+        again = film(images, encoder, corrected, self.cache_dir, content)
         lengths = {clip: images.num_frames(clip) for clip in kept}
         return Corpus(
             clips=clips,
@@ -348,16 +406,46 @@ class CameraClipsData(VideoData):
             filmed=FilmedFrames(
                 {i: partial(_load, path, plan.shots[i], lengths, "r") for i, path in paths.items()}, clean
             ),
+            corrected=FilmedFrames(
+                {i: partial(_load, path, plan.shots[i], lengths, "r") for i, path in again.items()}, clean
+            )
+            if again
+            else None,
             facts={"frame encoder": f"{self.encoder.name} at {self.image_size} px"},
             conditions=_conditions(plan, clean),
         )
+
+    def _corrected(
+        self, images: ImageFrames, plan: _Plan, population: CameraPopulation, clips: set[str], content: str
+    ) -> dict[int, Shot]:
+        """Device -> its shot with a memory; training cameras are recognised by the latest clips that they film."""
+        if population.correction == "none":
+            return {}
+        training = [device for device in plan.table.timelines.get("train", {}) if plan.shots[device].artefact]
+        if not training:
+            raise UserError(
+                f"{self._where()}: a memory of camera models is learnt from training cameras, and this data has none; "
+                "set data.cameras.correction to none"
+            )
+        learnt = [plan.shots[device] for device in training[: MEMORY_CAMERAS * population.models]]
+        learnt = [replace(shot, clips=shot.clips[: population.clips_per_camera]) for shot in learnt]
+        clean = sorted({clip for shot in learnt for clip in shot.clips})
+        path = str(keep_memory(images, learnt, clean, self.cache_dir, content))
+        exact, count = population.correction == "exact", population.corrected_by
+        known = {device: clips for rows in plan.table.histories.values() for device, clips in rows.items()}
+        known = {**plan.table.timelines.get("train", {}), **known}
+        return {
+            device: replace(shot, memory=path, history=() if exact else tuple(known[device][-count:]))
+            for device, shot in plan.shots.items()
+            if device in known
+        }
 
     def _population(self) -> CameraPopulation:
         if self._trained is None:
             return self.cameras
         recipe = dict(self._trained["recipe"])
         known = {entry.name for entry in fields(CameraPopulation)}
-        if recipe.pop("kind", None) != "cameras" or {*recipe, "reflections"} != known:
+        if recipe.pop("kind", None) != "cameras" or {*recipe, "reflections", *MODELLED} != known:
             raise UserError(
                 f"{self._where()}: the checkpoint was trained on data whose devices are no cameras; name data of its "
                 "kind (data.class_path), or train on this data"
@@ -366,7 +454,7 @@ class CameraClipsData(VideoData):
 
     def _fingerprint(self, files: set[Path], encoder: FrameEncoder, population: CameraPopulation) -> str:
         # The clean-trained rivals are measured on the very same test devices: their training is no other data.
-        recipe = {key: value for key, value in population.recipe().items() if key not in ("shifted_training", "draw")}
+        recipe = {key: value for key, value in population.recipe().items() if key not in UNMEASURED}
         content = [fingerprint_files(files), encoder.digest, sorted(self.exclude), recipe]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -138,6 +138,7 @@ class Corpus:
         captions: All captions, of all splits.
         devices: The device table.
         filmed: What each device sees, where devices share clips; ``frames`` then are the clips before any camera.
+        corrected: The same for clips that are asked about, where they are corrected before the encoder.
         clean: Source of the same frames before the simulated cameras, where such twins exist.
         facts: Further printable facts about the corpus (``lit-mmpg devices`` shows them).
         fingerprint: SHA-256 over the content of the source files (or the generator's settings).
@@ -152,6 +153,7 @@ class Corpus:
     fingerprint: str
     clean: FrameSource | None = None
     filmed: FilmedFrames | None = None
+    corrected: FilmedFrames | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     conditions: np.ndarray | None = None
 

@@ -371,7 +371,8 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     def _collator(self, split: str, with_context: bool, with_clean: bool) -> Collator:
         clean = self.clean_frames() if with_clean else None
         contexts = self._gatherer(self.corpus.frames, self._encode_contexts, self.corpus.filmed)
-        frames = self._gatherer(self.corpus.frames, self._encode_asked, self.corpus.filmed)
+        asked = self.corpus.corrected or self.corpus.filmed
+        frames = self._gatherer(self.corpus.frames, self._encode_asked, asked)
         own = OwnStatistics(self._statistics)
         return Collator(self._items[split], frames, clean, self.batch, with_context, own, contexts)
 

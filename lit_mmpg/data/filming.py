@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from lit_mmpg.camera_memory import SCHEMA, CameraMemory, Evidence, learn
+from lit_mmpg.data.artefacts import Artefact
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
 from lit_mmpg.heartbeat import working
+from lit_mmpg.maps import PixelMaps, Scene, undo
 from lit_mmpg.records import FrameSource
 from lit_mmpg.writing import write_bytes
 
@@ -32,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 FILMING_VERSION = 1
 """Raise it when files of an older version must not be reused."""
+LEAST_ALIKE, CLEAN_SHARE = 0.4, 0.02
+"""Mean correlation of cameras that are taken for one model, and share of clean ones that are taken for a known one."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +48,29 @@ class Shot:
         seed: Seed of its noise.
         clips: Ids of the clips.
         reflection: What is mirrored in the glass before it; none: there is no glass.
+        artefact: What its camera model has in front of every scene; none: nothing.
+        memory: File of a memory of camera models (:func:`keep_memory`), by which frames are corrected; blank: they stay
+            as they were taken.
+        history: Clips by which the memory recognises the camera; none: it is told the true artefact.
     """
 
     camera: Camera
     seed: int
     clips: tuple[str, ...]
     reflection: Reflection | None = None
+    artefact: Artefact | None = None
+    memory: str = ""
+    history: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
         """True where the clips pass unchanged."""
-        return self.camera.is_identity and self.reflection is None
+        return self.camera.is_identity and self.reflection is None and self.artefact is None and not self.memory
 
     def describe(self) -> dict[str, str]:
         """What happens to the clips, for people."""
         glass = {} if self.reflection is None else {"reflection": self.reflection.describe()}
+        glass |= {} if self.artefact is None else {"camera model": self.artefact.model}
         return {**glass, **self.camera.describe()} or {"camera": "clean"}
 
 
@@ -101,12 +114,18 @@ def _digest(shot: Shot, images: ImageFrames, encoder: FrameEncoder, fingerprint:
     content = [FILMING_VERSION, fingerprint, encoder.digest, asdict(shot.camera), shot.seed, shot.clips, lengths]
     if shot.reflection is not None:
         content += [asdict(shot.reflection), images.num_frames(shot.reflection.clip)]
+    if shot.artefact is not None:
+        content += [asdict(shot.artefact)]
+    if shot.memory:
+        content += [Path(shot.memory).name, shot.history]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _sources(shot: Shot) -> tuple[str, ...]:
     """Clips whose pixels are needed."""
-    return shot.clips if shot.reflection is None else (*shot.clips, shot.reflection.clip)
+    mirrored = () if shot.reflection is None else (shot.reflection.clip,)
+    scene = () if shot.artefact is None or not shot.artefact.scene else (shot.artefact.scene,)
+    return (*shot.clips, *mirrored, *scene, *shot.history)
 
 
 @dataclass(frozen=True)
@@ -164,17 +183,84 @@ def _begin(pixels: _Pixels, graph: str) -> None:
     _STATE.update(frames=frames, session=open_graph(graph))
 
 
-def _film_one(shot: Shot, path: str) -> None:
-    def pixels(clip: str) -> np.ndarray:
-        return np.asarray(_STATE["frames"].frames(clip))
+def _taken(shot: Shot, pixels: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+    """What the camera makes of a clip."""
+    instance = None
+    if shot.artefact is not None:
+        scene = middle(pixels(shot.artefact.scene)) if shot.artefact.scene else None
+        height, width = pixels(shot.clips[0]).shape[-2:]
+        instance = shot.artefact.instance(height, width, shot.seed, scene)
 
     def seen(clip: str) -> np.ndarray:
         frames = pixels(clip)
         if shot.reflection is not None:
             frames = reflect(shot.reflection, frames, middle(pixels(shot.reflection.clip)))
+        if instance is not None:
+            return instance.film(frames, clip, shot.seed, shot.camera)
         return apply(shot.camera, frames, noise_seed(shot.seed, clip))
 
-    filmed = np.concatenate([seen(clip) for clip in shot.clips])
+    return seen
+
+
+def _corrected(shot: Shot, pixels: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+    """What the camera makes of a clip, corrected by what the memory answers."""
+    seen, memory = _taken(shot, pixels), CameraMemory.load(shot.memory)
+    if shot.history:
+        gradient = PixelMaps.of(np.stack([middle(seen(clip)) for clip in shot.history])).gradient
+        _, correction = memory.correct(gradient, memory.gate(len(shot.history)))
+    elif shot.artefact is None:
+        correction = None
+    else:
+        scene = middle(pixels(shot.artefact.scene)) if shot.artefact.scene else None
+        height, width = memory.scene.mean.shape[-2:]
+        opacity, light = shot.artefact.instance(height, width, shot.seed, scene).maps()
+        correction = undo(opacity, 255 * light, memory.scene, 1.0)
+    return seen if correction is None else lambda clip: correction(seen(clip))
+
+
+def keep_memory(
+    images: ImageFrames, shots: Sequence[Shot], clean: Sequence[str], cache_dir: Path, fingerprint: str
+) -> Path:
+    """A memory of camera models that is learnt from what some cameras film, kept on the disk.
+
+    Args:
+        images: The frames before any camera.
+        shots: The cameras; of whose models they are is not used.
+        clean: Clips that show how clean frames look.
+        cache_dir: Where files are kept.
+        fingerprint: Digest of the content of ``images``.
+    """
+    content = [SCHEMA, fingerprint, sorted(clean)]
+    content += [[shot.clips, shot.seed, asdict(shot.camera), shot.artefact and asdict(shot.artefact)] for shot in shots]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_dir / f"memory-{digest}.safetensors"
+    if path.is_file():
+        return path
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    kept = _unpack(images, sorted({*clean, *(c for shot in shots for c in _sources(shot))}), cache_dir, fingerprint)
+    frames = FrameSource(np.load(kept.path, mmap_mode="r"), kept.lengths)
+    ordinary = np.stack([middle(frames.frames(clip)) for clip in sorted(clean)])
+    memory = CameraMemory.empty(Scene.of(ordinary))
+    evidence = []
+    with working("looking at cameras", len(shots), "cameras") as work:
+        for shot in shots:
+            seen = _taken(shot, lambda clip: np.asarray(frames.frames(clip)))
+            maps = PixelMaps.of(np.stack([middle(seen(clip)) for clip in shot.clips]))
+            evidence.append(Evidence.uploaded(maps, memory.scene))
+            work.advance()
+    with working("comparing cameras"):
+        memory, groups = learn(memory, evidence, LEAST_ALIKE)
+        memory.with_gates(ordinary, CLEAN_SHARE).save(path)
+    _log.info("a memory of %d camera models, learnt from %d cameras", len(groups), len(shots))
+    return path
+
+
+def _film_one(shot: Shot, path: str) -> None:
+    def pixels(clip: str) -> np.ndarray:
+        return np.asarray(_STATE["frames"].frames(clip))
+
+    shown = (_corrected if shot.memory else _taken)(shot, pixels)
+    filmed = np.concatenate([shown(clip) for clip in shot.clips])
     features = run_graph(_STATE["session"], filmed).astype(np.float16)
     data = io.BytesIO()
     np.save(data, features)

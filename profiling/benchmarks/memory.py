@@ -679,8 +679,10 @@ def restoration(population: Population, width: int) -> Row:
     return row
 
 
-def run_seed(data: Data, settings: Settings, seed: int, folder: Path, only: Sequence[str]) -> dict[str, Any]:
-    """All rows of one seed, from the files that are there and from work for those that are not.
+def run_seed(
+    data: Data, settings: Settings, seed: int, folder: Path, only: Sequence[str], finished: bool = False
+) -> dict[str, Any]:
+    """All rows of one seed, from the files that are there and, unless only those are wanted, from work for the others.
 
     Returns:
         ``rows``: name and C -> ``values [4, n]`` (log-rank of the model trained on artefacts, of the one that never
@@ -698,6 +700,8 @@ def run_seed(data: Data, settings: Settings, seed: int, folder: Path, only: Sequ
     }
     devices = population.fleet.asked
     missing = [name for name, path in cells.items() if not path.is_file()]
+    if finished:
+        cells, missing = {name: path for name, path in cells.items() if path.is_file()}, []
     if missing:
         static = static_models(data, population, folder)
         facts["held_out"] = static.held_out
@@ -956,6 +960,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds above 0")
     parser.add_argument("--fleet", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the fleet")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows whose names begin so")
+    parser.add_argument("--finished", action="store_true", help="rows that are finished, nothing is computed")
     parser.add_argument("--folder", type=Path, default=Path("outputs/memory"), help="where cells are kept")
     parser.add_argument("--output", type=Path, default=Path("outputs/memory.json"), metavar="FILE.json")
     options = parser.parse_args(args)
@@ -967,7 +972,7 @@ def main(args: Sequence[str] | None = None) -> None:
     content = f"{CELLS_VERSION} {data.digest} {data.encoder.digest} {settings}"
     folder = options.folder / hashlib.sha256(content.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    runs = [run_seed(data, settings, seed, folder, options.only) for seed in options.seeds]
+    runs = [run_seed(data, settings, seed, folder, options.only, options.finished) for seed in options.seeds]
     entries = summarise(runs)
     gap = next(entry for entry in entries if entry["row"] == "exact")
     plain = next(entry for entry in entries if entry["row"] == "none")
@@ -1019,6 +1024,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = f"python -m lit_mmpg.profiling.benchmarks.memory --settings {options.settings} --seeds {seeds}"
     command += f" --fleet {' '.join(options.fleet)}" if options.fleet else ""
     command += f" --only {' '.join(options.only)}" if options.only else ""
+    command += " --finished" if options.finished else ""
     found = result(
         "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,
