@@ -20,6 +20,7 @@ from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.camera import SIZE, CameraQuery
 from lit_mmpg.maps import Correction, PixelMaps
+from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
 from lit_mmpg.runtime.session import DeviceSession
@@ -60,6 +61,10 @@ class Recogniser(Protocol):
     private: bool
     models: str
 
+    @property
+    def traffic(self) -> str:
+        """Messages and bytes that it took so far, for people; blank where there were none."""
+
     def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
         """What the camera that took these frames ``[C, 3, H, W]`` uint8 is recognised as; ``None``: nothing known.
 
@@ -79,7 +84,7 @@ class HeldMemory:
     """
 
     counts: tuple[int, ...] = (1, 2, 4, 8)
-    private = True
+    private, traffic = True, ""
 
     def __init__(self, memory: CameraMemory) -> None:
         memory.gate(1)
@@ -101,6 +106,11 @@ class CloudMemory:
 
     Args:
         client: The cloud.
+
+    Attributes:
+        answers: Answers of the cloud so far.
+        upload_bytes: Bytes of the messages that it answered.
+        download_bytes: Bytes of its answers.
     """
 
     size, private, models = SIZE, False, "models of the cloud's memory"
@@ -108,11 +118,22 @@ class CloudMemory:
 
     def __init__(self, client: CloudClient) -> None:
         self._client = client
+        self.answers = self.upload_bytes = self.download_bytes = 0
+
+    @property
+    def traffic(self) -> str:
+        """Messages and bytes so far, for people."""
+        times = "once" if self.answers == 1 else f"{self.answers} times"
+        sizes = f"{format_bytes(self.upload_bytes)} up, {format_bytes(self.download_bytes)} down"
+        return f"asked {times}: {sizes}" if self.answers else ""
 
     def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
         """As :meth:`Recogniser.recognise`."""
         query = CameraQuery.encode(PixelMaps.of(frames).gradient, len(frames), device_id)
-        answer, _ = self._client.recognise(query)
+        answer, traffic = self._client.recognise(query)
+        self.answers += 1
+        self.upload_bytes += traffic.upload_message_bytes
+        self.download_bytes += traffic.download_message_bytes
         correction = answer.correction()
         if correction is None:
             return None
@@ -203,6 +224,7 @@ class Camera:
             said = f"not one of the {self._by.models}, {by}; frames stay as they are"
         else:
             said = "not recognised yet; frames stay as they are"
+        said += f" ({self._by.traffic})" * bool(self._by.traffic)
         return said if self.problem is None else f"{said} (asked in vain: {self.problem})"
 
 

@@ -167,6 +167,7 @@ def test_a_cloud_is_asked_seldom_and_corrects_as_a_memory_that_is_held(service: 
         assert due == [1, 4, 16, 32] and by.asked == [1, 4, 16, 16]
         assert camera.found is not None and camera.found.model == 0 and corrected is not None
         assert "by 16 frames, as model 1 of the cloud's memory" in camera.text
+        assert "(asked 4 times: 1" in camera.text and " down)" in camera.text
         before, after = (abs(x.astype(float) - clean).mean() for x in (seen, corrected))
         assert after < 0.6 * before
         plain = Camera(CloudMemory(client))
