@@ -418,7 +418,11 @@ class CameraClipsData(VideoData):
     def _corrected(
         self, images: ImageFrames, plan: _Plan, population: CameraPopulation, clips: set[str], content: str
     ) -> dict[int, Shot]:
-        """Device -> its shot with a memory; training cameras are recognised by the latest clips that they film."""
+        """Device -> its shot with a memory.
+
+        Training cameras are recognised by clips that they film. Those that the memory is learnt from stay as they are:
+        they are corrected better than an unseen camera is, and a model trained on that alone would expect it.
+        """
         if population.correction == "none":
             return {}
         training = [device for device in plan.table.timelines.get("train", {}) if plan.shots[device].artefact]
@@ -427,7 +431,8 @@ class CameraClipsData(VideoData):
                 f"{self._where()}: a memory of camera models is learnt from training cameras, and this data has none; "
                 "set data.cameras.correction to none"
             )
-        learnt = [plan.shots[device] for device in training[: MEMORY_CAMERAS * population.models]]
+        told = training[: MEMORY_CAMERAS * population.models]
+        learnt = [plan.shots[device] for device in told]
         learnt = [replace(shot, clips=shot.clips[: population.clips_per_camera]) for shot in learnt]
         clean = sorted({clip for shot in learnt for clip in shot.clips})
         path = str(keep_memory(images, learnt, clean, self.cache_dir, content))
@@ -437,7 +442,7 @@ class CameraClipsData(VideoData):
         return {
             device: replace(shot, memory=path, history=() if exact else tuple(known[device][-count:]))
             for device, shot in plan.shots.items()
-            if device in known
+            if device in known and (exact or device not in told)
         }
 
     def _population(self) -> CameraPopulation:
@@ -450,6 +455,8 @@ class CameraClipsData(VideoData):
                 f"{self._where()}: the checkpoint was trained on data whose devices are no cameras; name data of its "
                 "kind (data.class_path), or train on this data"
             )
+        # What is done to frames before the encoder is no matter of the training: a test may choose another correction.
+        recipe |= {name: getattr(self.cameras, name) for name in ("correction", "corrected_by")}
         return CameraPopulation(**recipe)
 
     def _fingerprint(self, files: set[Path], encoder: FrameEncoder, population: CameraPopulation) -> str:
