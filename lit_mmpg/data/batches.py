@@ -35,6 +35,8 @@ class BatchShape:
         clips: Query clips per device in training (M).
         items_per_clip: Questions or captions drawn per clip and training step.
         context_clips: Recent clips that serve as context (C).
+        fewest_context_clips: In training half of the devices of a step have fewer clips as context, down to this many,
+            evenly in the logarithm, so that one generator serves short and long histories; 0: all have C.
         context: ``device``: the device's recent clips, never a query clip. ``clip``: each clip is its own context.
         max_frames: Clips with more frames are subsampled evenly to this many.
         max_words: Longer texts are cut.
@@ -50,6 +52,7 @@ class BatchShape:
     clips: int = 4
     items_per_clip: int = 4
     context_clips: int = 16
+    fewest_context_clips: int = 0
     context: ContextRule = "device"
     max_frames: int = 16
     max_words: int = 20
@@ -64,9 +67,14 @@ class BatchShape:
             UserError: If one is too small.
         """
         for entry in fields(self):
-            value, least = getattr(self, entry.name), 0 if entry.name == "own_statistics" else 1
+            value, least = getattr(self, entry.name), int(entry.name not in ("own_statistics", "fewest_context_clips"))
             if isinstance(value, int) and value < least:
                 raise UserError(f"data.batch.{entry.name} is {value}; it must be at least {least}")
+        if self.fewest_context_clips > self.context_clips:
+            raise UserError(
+                f"data.batch.fewest_context_clips is {self.fewest_context_clips}, above data.batch.context_clips, "
+                f"{self.context_clips}; lower it"
+            )
 
 
 @dataclass(frozen=True)
@@ -331,7 +339,10 @@ class TrainBatches:
             if self.shape.context == "clip":
                 queries += [Query(device, (int(c),), (int(c),)) for c in clips]
             else:
-                context = _choose_context(self.timelines[device], clips, self.shape.context_clips, rng)
+                most, fewest = self.shape.context_clips, self.shape.fewest_context_clips
+                fewer = fewest > 0 and rng.random() < 0.5
+                count = round(fewest * (most / fewest) ** rng.random()) if fewer else most
+                context = _choose_context(self.timelines[device], clips, count, rng)
                 queries.append(Query(device, tuple(clips.tolist()), context))
         return queries
 

@@ -220,6 +220,22 @@ def test_training_context_never_holds_a_query() -> None:
     assert len(drawn) > 4  # not always the same recent clips
 
 
+def test_half_of_the_training_contexts_are_short_where_that_is_asked_for() -> None:
+    shape = replace(SHAPE, clips=1, context_clips=8, fewest_context_clips=1)
+    lengths: Counter[int] = Counter()
+    loader = make_train(shape)
+    for epoch in range(40):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            contexts = seen_clips(batch.context.values, batch.context.mask)
+            lengths.update(len(own) for own, device in zip(contexts, batch.device, strict=True) if device == 8)
+    assert set(lengths) == set(range(1, 9))
+    assert 0.5 < lengths[8] / sum(lengths.values()) < 0.65
+    assert lengths[1] > lengths[7], "short ones are as frequent in their logarithm"
+    context = [len(own) for batch in make_eval(shape) for own in seen_clips(batch.context.values, batch.context.mask)]
+    assert max(context) == 6, "an evaluation takes all clips that there are"
+
+
 @pytest.mark.parametrize("loader", [make_train, make_eval])
 def test_the_context_of_a_clip_is_the_clip(loader) -> None:  # type: ignore[no-untyped-def]
     for batch in loader(replace(SHAPE, context="clip")):
@@ -403,6 +419,11 @@ def test_nothing_to_ask_is_no_batch() -> None:
     for world in (1, 2):
         loader = make_eval(items=make_items([]), world=world)
         assert len(loader) == 0 and list(loader) == []
+
+
+def test_a_least_context_above_the_context() -> None:
+    with pytest.raises(UserError, match="fewest_context_clips is 9, above"):
+        replace(SHAPE, fewest_context_clips=9).check()
 
 
 @pytest.mark.parametrize("name", ["devices", "context_clips", "max_frames", "eval_clips"])

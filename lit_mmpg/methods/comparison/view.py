@@ -52,7 +52,7 @@ def columns(results: Results) -> list[Column]:
     """Columns of the main table that hold anything."""
     split, primary = results.splits[0], results.primary
 
-    def metric(name: str) -> Callable[[str], str]:
+    def metric(name: str, split: str = split) -> Callable[[str], str]:
         def cell(row: str) -> str:
             found = results.find(row, split, name)
             return "" if found is None else format_row(found)
@@ -72,6 +72,12 @@ def columns(results: Results) -> list[Column]:
     found = [
         Column(_title(primary), metric(primary), metric_of(primary).explain),
         Column(f"minus {reference}", metric(f"{primary}_minus_{reference}"), "Difference from that row, item by item."),
+        *(
+            Column(
+                f"{test}: minus {reference}", metric(f"{primary}_minus_{reference}", f"test_{test}"), "Its own test."
+            )
+            for test in results.comparison.tests
+        ),
         Column("mean over devices", value(f"{primary}_macro"), "Each device weighs the same."),
         Column("worst tenth", metric(f"{primary}_worst_decile"), "Mean over the worst tenth of the devices."),
         *(Column(_title(name), metric(name)) for name in ("t2v/R@1", "t2v/R@10", "t2v/MedR")),
