@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from lit_mmpg.errors import UserError
+
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 """Error numbers of a disk that is full, read-only or failing, and not of a mistake of the person at the keyboard."""
 
@@ -30,6 +32,26 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """The same for text, as UTF-8."""
     write_bytes(path, text.encode())
+
+
+def require_writable(path: Path, option: str, *suffixes: str) -> None:
+    """Check that a file can be written, before anything long; missing folders will be made.
+
+    Args:
+        path: The file.
+        option: Option that names it.
+        suffixes: Ends that its name may have; none: any.
+
+    Raises:
+        UserError: If it has another end, or is in no folder that can be written to.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise UserError(f"{option} {path}: name a file that ends in {suffixes[0]}")
+    folder = path.parent
+    while not os.path.exists(folder) and folder.parent != folder:
+        folder = folder.parent
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: cannot be written; name a file in a folder that you may write to")
 
 
 def give_up_output() -> None:

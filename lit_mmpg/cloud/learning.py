@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lit_mmpg.maps import PixelMaps, Scene
 from lit_mmpg.records import clip_id
 from lit_mmpg.report import escape, format_bytes, wide_console
 from lit_mmpg.runtime.video import sample_video
+from lit_mmpg.writing import require_writable
 
 PICTURES = (".jpg", ".jpeg", ".png")
 FEWEST_CLIPS = 4
@@ -36,12 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(list(argv))
     fleet, clean, output = _devices(options.fleet), _clean(options.clean), Path(options.output)
-    if output.suffix != ".safetensors":
-        raise UserError(f"--output {output}: name a file that ends in .safetensors")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}; make it")
-    if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
-        raise UserError(f"--output {output}: cannot be written; name a file in a folder that you may write to")
+    require_writable(output, "--output", ".safetensors")
     former = CameraMemory.load(options.add) if options.add else None
     size = (options.height, options.width) if former is None else former.scene.mean.shape[-2:]
     problems: list[str] = []

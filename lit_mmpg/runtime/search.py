@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import Visit
 from lit_mmpg.runtime.video import jpeg_file, list_videos, picture_at
 from lit_mmpg.tasks import find_task
-from lit_mmpg.writing import write_text
+from lit_mmpg.writing import require_writable, write_text
 
 PICTURE_WIDTH = 320
 """Width of the pictures of a page, pixels."""
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if not find_task(bundle.manifest.task).searches:
         raise UserError(f"{options.bundle} answers questions, it does not search; use 'lit-mmpg answer'")
     if options.html:
-        _check_page(Path(options.html))
+        require_writable(Path(options.html), "--html", ".html", ".htm")
     client = open_cloud(options, bundle)
     camera = open_camera(options.camera_memory, bundle, options.camera_query, client)
     console = wide_console()
@@ -92,17 +91,6 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--html {target}: cannot be written ({error.strerror}); name another file") from error
         console.print(f"page: {escape(str(target))}")
     return 1 if problems else 0
-
-
-def _check_page(path: Path) -> None:
-    """Whether a page may be written there, before anything long."""
-    if path.suffix not in (".html", ".htm"):
-        raise UserError(f"--html {path}: name a file that ends in .html")
-    folder = path.parent
-    while not os.path.exists(folder) and folder.parent != folder:
-        folder = folder.parent
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--html {path}: cannot be written; name a file in a folder that you may write to")
 
 
 def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[Look], list[str]]:
