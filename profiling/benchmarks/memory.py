@@ -1031,7 +1031,7 @@ def main(args: Sequence[str] | None = None) -> None:
         clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs],
         learnt=[run["facts"]["learnt"] for run in runs], attacks=[run["facts"].get("attacks") for run in runs],
         costs=[run["facts"].get("costs") for run in runs],
-        fleets=[run["describe"] for run in runs], models=settings.config(0).models,
+        fleets=[run["describe"] for run in runs],
     )  # fmt: skip
     write_result(options.output, found)
     print(f"Written: {options.output} ({time.monotonic() - begun:.0f} s)")

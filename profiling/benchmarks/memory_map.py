@@ -31,7 +31,7 @@ def shares(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in (name for name in SOURCES if name in results):
         entries = results[name]["values"]
-        models = results[name]["models"]
+        models = sum(results[name]["fleets"][0]["models"].values())
         for count in sorted({entry["frames"] for entry in entries} - {0}):
             at = {entry["row"]: entry["share"] for entry in entries if entry["frames"] in (0, count)}
             first = "uploads" if "uploads" in at else "told"
@@ -94,7 +94,6 @@ def draw(drawn: Mapping[str, Any], target: Path) -> None:
                 ]
                 panel.errorbar(x, value, bars, label=label, linewidth=1.3, elinewidth=0.6, **style_of)
             panel.axhline(0, color=INK, linewidth=0.6)
-            panel.set_ylim(-35, 120)
             panel.set_yticks(range(0, 101, 25))
             panel.set_title(f"C = {count} frame{'s' * (count != '1')}", fontsize=9, loc="left", color=INK)
             panel.spines[["top", "right"]].set_visible(False)

@@ -5,8 +5,10 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.memory import Settings, _names, share_closed
+from lit_mmpg.profiling.benchmarks.memory_map import digest, draw, shares
 from lit_mmpg.profiling.benchmarks.memory_models import Head, log_ranks, train_answering, train_head, train_restorer
 from lit_mmpg.records import Question
+from lit_mmpg.results import load
 
 FOLDER = Path(__file__).parents[2] / "profiling/benchmarks"
 SHIPPED = [FOLDER / "memory_pilot.yaml", *sorted(FOLDER.glob("memory_[!p]*.yaml"))]
@@ -115,3 +117,14 @@ def test_rows_are_chosen_by_how_their_names_begin():
     assert _names(options, 1000, ("told",))[:3] == ["none 0", "exact 0", "told_mean_map 0"]
     assert {"told_held_4096kib 64", "told_coded 4", "told_shuffled 64"} <= set(_names(options, 1000, ("told",)))
     assert _names(options, 25, ("own",)) == ["none 0", "exact 0", "own_statistics 16"]
+
+
+def test_the_map_of_who_wins_where_is_drawn_from_the_results(tmp_path: Path):
+    drawn = shares(load(FOLDER.parents[1] / "docs/results"))
+    assert set(drawn) == {"1", "4", "16", "64"} and all("asks" in panel["25 models"] for panel in drawn.values())
+    kept = (FOLDER.parents[1] / "docs/images/memory_map.svg").read_text()
+    assert f"drawn from {digest(drawn)}" in kept, "run python -m lit_mmpg.profiling.benchmarks.memory_map"
+    draw(drawn, tmp_path / "map.svg")
+    assert f"drawn from {digest(drawn)}" in (tmp_path / "map.svg").read_text()
+    changed = {**drawn, "1": {**drawn["1"], "25 models": {"source": "memory_test", "asks": [1.0, 0.0, 2.0]}}}
+    assert digest(changed) != digest(drawn)
