@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lit_mmpg.pages.blocks import Cell, Figure, Heading, Table, Text, markdown, render
@@ -43,6 +43,8 @@ def test_length_of_a_bar_is_its_share_of_the_axis() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8), st.floats(0, 1e6), st.booleans())
+@example([1.0, -10.0, -201.0], 0.0, False)  # the smallest value alone on its side of zero, a tenth of a decade
+@example([-1.0, 10.0, 201.0], 0.0, True)
 def test_no_axis_and_no_whisker_is_cut(values: list[float], more: float, intervals: bool) -> None:
     chart = rows([Item(str(v), v, v - more, v + more) for v in values], "ms", "t", intervals)
     ends = [(float(a), float(b)) for a, b in WHISKER.findall(chart)]

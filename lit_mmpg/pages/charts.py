@@ -105,9 +105,11 @@ def rows(items: Sequence[Item], unit: str, title: str, intervals: bool = False) 
     power = 10.0 ** math.floor(math.log10(usual))
     if wide:
         decades = [power * 10**k for k in range(1 + math.ceil(math.log10(largest / power)))]
-        marks = (
-            [-d for d in reversed(decades) if d < -10 * min(ends)] + [0.0] + [d for d in decades if d < 10 * max(ends)]
+        below, above = (
+            [d for i, d in enumerate(decades) if far > 0 and (i == 0 or d < 10 * far)]
+            for far in (-min(ends), max(ends))
         )
+        marks = [-d for d in reversed(below)] + [0.0] + above
         unit += f" (logarithmic beyond {power:g})"
     else:
         marks = ticks(min(ends), max(ends))
