@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.camera_memory import SCHEMA, CameraMemory, Evidence, learn
-from lit_mmpg.data.artefacts import Artefact
+from lit_mmpg.data.artefacts import Artefact, Instance
 from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.reflections import Reflection, middle, reflect
@@ -183,13 +184,24 @@ def _begin(pixels: _Pixels, graph: str) -> None:
     _STATE.update(frames=frames, session=open_graph(graph))
 
 
+def _instance(shot: Shot, pixels: Callable[[str], np.ndarray]) -> Instance | None:
+    """What the camera model has in front of the scene, drawn."""
+    if shot.artefact is None:
+        return None
+    scene = middle(pixels(shot.artefact.scene)) if shot.artefact.scene else None
+    height, width = pixels(shot.clips[0]).shape[-2:]
+    return shot.artefact.instance(height, width, shot.seed, scene)
+
+
+@lru_cache(maxsize=1)
+def _memory(path: str) -> CameraMemory:
+    """A memory, read once in each process: all cameras are recognised by the same one."""
+    return CameraMemory.load(path)
+
+
 def _taken(shot: Shot, pixels: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
     """What the camera makes of a clip."""
-    instance = None
-    if shot.artefact is not None:
-        scene = middle(pixels(shot.artefact.scene)) if shot.artefact.scene else None
-        height, width = pixels(shot.clips[0]).shape[-2:]
-        instance = shot.artefact.instance(height, width, shot.seed, scene)
+    instance = _instance(shot, pixels)
 
     def seen(clip: str) -> np.ndarray:
         frames = pixels(clip)
@@ -204,16 +216,12 @@ def _taken(shot: Shot, pixels: Callable[[str], np.ndarray]) -> Callable[[str], n
 
 def _corrected(shot: Shot, pixels: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
     """What the camera makes of a clip, corrected by what the memory answers."""
-    seen, memory = _taken(shot, pixels), CameraMemory.load(shot.memory)
+    seen, memory, correction = _taken(shot, pixels), _memory(shot.memory), None
     if shot.history:
         gradient = PixelMaps.of(np.stack([middle(seen(clip)) for clip in shot.history])).gradient
         _, correction = memory.correct(gradient, memory.gate(len(shot.history)))
-    elif shot.artefact is None:
-        correction = None
-    else:
-        scene = middle(pixels(shot.artefact.scene)) if shot.artefact.scene else None
-        height, width = memory.scene.mean.shape[-2:]
-        opacity, light = shot.artefact.instance(height, width, shot.seed, scene).maps()
+    elif (instance := _instance(shot, pixels)) is not None:
+        opacity, light = instance.maps()
         correction = undo(opacity, 255 * light, memory.scene, 1.0)
     return seen if correction is None else lambda clip: correction(seen(clip))
 

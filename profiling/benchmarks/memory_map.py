@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_mmpg.profiling.benchmarks.memory import OPTIONS, RESTORERS
 from lit_mmpg.results import FOLDER, load
 
 TARGET = Path("docs/images/memory_map.svg")
@@ -36,26 +37,21 @@ def shares(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             at = {entry["row"]: entry["share"] for entry in entries if entry["frames"] in (0, count)}
             first = "uploads" if "uploads" in at else "told"
             way = "" if first == "uploads" else ", true maps"
-            held = {row.rpartition("_")[2]: share for row, share in at.items() if row.startswith(f"{first}_held_")}
-            line = {f"{int(kib.removesuffix('kib'))}": share for kib, share in held.items()}
-            placed = {_place(int(kib)): share for kib, share in line.items()}
+            placed = {_place(row): share for row, share in at.items() if row.startswith(f"{first}_held_")}
             placed["asks"] = at[f"{first}_coded"]
             found.setdefault(str(count), {})[f"{models} models{way}"] = {"source": name, **_told(placed)}
             if name == "memory_test":
-                alone = {row: share for row, share in at.items() if _fleet_free(row)}
-                best = max(alone.values(), key=lambda share: share["value"])
-                static = {PLACES[3]: at.get("restoration_1mib"), PLACES[4]: at.get("restoration_4mib")}
+                best = max((at[row] for row in OPTIONS if row in at), key=lambda share: share["value"])
+                static = {_place(row): at[row] for row in RESTORERS if row in at}
                 found[str(count)]["own frames alone, the best row"] = {"source": "", **_told({"nothing": best})}
-                there = {place: share for place, share in static.items() if share}
-                found[str(count)]["static restoration network"] = {"source": "", **_told(there)}
+                found[str(count)]["static restoration network"] = {"source": "", **_told(static)}
     return found
 
 
-def _fleet_free(row: str) -> bool:
-    return row in ("minimum", "median_gradients", "attenuation_scatter", "extremes", "own_statistics")
-
-
-def _place(kib: int) -> str:
+def _place(row: str) -> str:
+    """Place of a row whose name ends in what it takes, such as ``64kib`` or ``4mib``."""
+    size = row.rpartition("_")[2]
+    kib = int(size.removesuffix("mib")) * 1024 if size.endswith("mib") else int(size.removesuffix("kib"))
     return f"{kib} KiB" if kib < 1024 else f"{kib // 1024} MiB"
 
 

@@ -215,7 +215,8 @@ def train_answering(
     wanted = torch.tensor([index.get(question.answer, -1) for question in asked])
     with torch.no_grad():
         frames = [head(torch.from_numpy(x).float()) for x in (seen, clean)]
-    last = owner >= np.unique(owner)[-len(np.unique(owner)) // 8]
+    known = np.unique(owner)
+    last = owner >= known[-len(known) // 8]
     train = torch.from_numpy(np.flatnonzero(~last & (wanted.numpy() >= 0)))
     rest, of = torch.from_numpy(np.flatnonzero(last)), torch.from_numpy(owner)
     network = QuestionHead(seen.shape[1], words.shape[1], len(answers))
