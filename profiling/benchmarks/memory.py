@@ -15,8 +15,9 @@ Further rows: the memory as a device holds it that downloaded it in so many KiB 
 (``own_statistics``); ``restoration`` are static networks on frames, trained on the same artefacts of the same models,
 which may learn their maps by heart. ``--only`` computes the rows whose names begin so.
 
-What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C. The test split is read
-where the settings name it, and not otherwise. Every row of a seed is a file, so that a run that was ended goes on.
+What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C, on clips of the
+histories. The test split is read where the settings name it, and not otherwise. Every row of a seed is a file, so that
+a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -284,11 +285,15 @@ class Population:
     Args:
         data: Frames.
         config: Settings of the fleet.
+        history: Clips of the asked devices' histories; none: those of the data.
+        asked: Clips that they are asked about, likewise.
     """
 
-    def __init__(self, data: Data, config: FleetConfig) -> None:
+    def __init__(
+        self, data: Data, config: FleetConfig, history: Sequence[str] | None = None, asked: Sequence[str] | None = None
+    ) -> None:
         self.data, self.seed = data, config.seed
-        self.fleet = plan_fleet(config, data.train, data.history, data.asked)
+        self.fleet = plan_fleet(config, data.train, history or data.history, asked or data.asked)
         scenes = {clip: data.frame[clip] for clip in self.fleet.scenes if clip}
         self.cameras: Cameras = self.fleet.draw(data.height, data.width, scenes)
         self.clips = [clip for device in self.fleet.asked for clip in device.asked]
@@ -572,30 +577,32 @@ def attacks(population: Population, learnt: Learnt) -> dict[str, float]:
     return {**rates, "memory": float(np.mean(hits))}
 
 
-def tune(data: Data, settings: Settings, folder: Path) -> dict[str, dict[str, float]]:
-    """Options of the fleet-free rows, for each C, by the features of another fleet."""
+def tune(data: Data, settings: Settings, folder: Path, only: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Options of the fleet-free rows that are wanted, for each C, by the features of another fleet.
+
+    Its clips are those of histories, half of them asked, so that no clip that is judged is looked at.
+    """
     path = folder / "options.json"
-    if path.is_file():
-        kept: dict[str, dict[str, float]] = json.loads(path.read_text())
-        return kept
-    population, chosen = Population(data, settings.config(0)), {}
-    seen = population.filmed(2)
-    plain = data.encode(np.concatenate(seen))
-    clean = data.encode(np.concatenate([data.stack(d.asked[:2]) for d in population.fleet.asked]))
-    scale = clean.std(0) + 1e-3
-    for name, axes in OPTIONS.items():
-        for count in COUNTS:
-            if name == "extremes" and count == 1:
-                continue
-            (option, values), errors = next(iter(axes.items())), []
+    chosen: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = [f"{name} {count}" for name in OPTIONS for count in COUNTS if (name, count) != ("extremes", 1)]
+    wanted = [key for key in wanted if not only or key.startswith(tuple(only))]
+    if missing := [key for key in wanted if key not in chosen]:
+        population = Population(data, settings.config(0), data.history[1::2], data.history[::2])
+        seen = population.filmed(2)
+        plain = data.encode(np.concatenate(seen))
+        clean = data.encode(np.concatenate([data.stack(d.asked[:2]) for d in population.fleet.asked]))
+        scale = clean.std(0) + 1e-3
+        for key in missing:
+            (name, count), errors = key.split(), []
+            ((option, values),) = OPTIONS[name].items()
             for value in values:
-                row = population.alone(name, count, {option: value})
+                row = population.alone(name, int(count), {option: value})
                 features = _seen_through([row(d) for d in population.fleet.asked], seen, plain, data)
                 apart = (features - clean) / scale
                 errors.append(float(np.square(apart).mean()))
-            chosen[f"{name} {count}"] = {option: values[int(np.argmin(errors))]}
-    write_text(path, json.dumps(chosen))
-    return chosen
+            chosen[key] = {option: values[int(np.argmin(errors))]}
+            write_text(path, json.dumps(chosen))
+    return {key: chosen[key] for key in wanted}
 
 
 def _seen_through(told: Sequence[Told], seen: Sequence[np.ndarray], plain: np.ndarray, data: Data) -> np.ndarray:
@@ -692,7 +699,7 @@ def run_seed(
     """
     tell(f"seed {seed}: the fleet")
     population, begun = Population(data, settings.config(seed)), time.monotonic()
-    options, facts_at = tune(data, settings, folder), folder / f"seed{seed}-facts.json"
+    options, facts_at = tune(data, settings, folder, only), folder / f"seed{seed}-facts.json"
     facts = json.loads(facts_at.read_text()) if facts_at.is_file() else {"learnt": {}}
     cells = {
         name: folder / f"seed{seed}-{name.replace(' ', '-')}.npz"
@@ -978,7 +985,7 @@ def main(args: Sequence[str] | None = None) -> None:
     plain = next(entry for entry in entries if entry["row"] == "none")
     families = list(gap["families"])
     reads = int(settings.asked == "test") * len(options.seeds)
-    chosen = json.loads((folder / "options.json").read_text())
+    chosen = tune(data, settings, folder, options.only)
     size = plain["mean_log_rank"] - gap["mean_log_rank"]
     seeds = " ".join(map(str, options.seeds))
     notes = [
@@ -996,8 +1003,8 @@ def main(args: Sequence[str] | None = None) -> None:
         "up and down where they are coded by the link.",
         f"{len(options.seeds)} fleets (seeds {seeds}) of {settings.config(0).models} known camera models, "
         f"{runs[0]['describe']['asked clips']} clips each on {settings.config(0).asked} devices; "
-        f"{'the test split' if reads else 'validation, no test clip was read'}. Options of fleet-free rows, chosen on "
-        f"seed 0: {_listed(chosen)}.",
+        f"{'the test split' if reads else 'validation, no test clip was read'}."
+        + (f" Options of fleet-free rows, chosen on clips of histories (seed 0): {_listed(chosen)}." if chosen else ""),
         *(
             f"Seed {seed}, learnt: {_listed(run['facts']['learnt'])}."
             for seed, run in zip(options.seeds, runs, strict=True)
