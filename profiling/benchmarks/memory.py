@@ -13,7 +13,9 @@ to those of the clean frame, which varies far less.
 Further rows: the memory as a device holds it that downloaded it in so many KiB (``held``), from partly wrong uploads
 (``poisoned``), through the link's messages (``coded``); features standardised by the device's own moments
 (``own_statistics``); ``restoration`` are static networks on frames, trained on the same artefacts of the same models,
-which may learn their maps by heart. ``--only`` computes the rows whose names begin so.
+which may learn their maps by heart. ``moved`` are input layers that a device moves by its own frames: fine-tuning on
+their captions, least entropy (Tent), moments of features, and a search by forward passes (FOA); they are computed
+where they are named. ``--only`` computes the rows whose names begin so.
 
 What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C, on clips of the
 histories. The test split is read where the settings name it, and not otherwise. Every row of a seed is a file, so that
@@ -29,11 +31,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import yaml
 
 from lit_mmpg import camera_memory as memory
@@ -61,6 +64,7 @@ from lit_mmpg.metrics.statistics import clustered_mean
 from lit_mmpg.profiling.benchmarks.memory_models import (
     Answering,
     Head,
+    Movable,
     Restorer,
     log_ranks,
     train_answering,
@@ -70,7 +74,11 @@ from lit_mmpg.profiling.benchmarks.memory_models import (
 from lit_mmpg.records import Question
 from lit_mmpg.results import result, write_result
 from lit_mmpg.tracking.address import git_commit
+from lit_mmpg.vision import load_vision_model
 from lit_mmpg.writing import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 CELLS_VERSION = 6
 """Raise it when files of rows of an older version must not be reused."""
@@ -92,8 +100,15 @@ OPTIONS: dict[str, dict[str, tuple[float, ...]]] = {
     "attenuation_scatter": {"prior": (4, 16, 64, 256)},
     "extremes": {"prior": (4, 16, 64, 256)},
     "own_statistics": {"prior": (4, 16, 64, 256)},
+    "moved_finetune": {"rate": (0.001, 0.003, 0.01, 0.03)},
+    "moved_entropy": {"rate": (0.001, 0.003, 0.01, 0.03)},
+    "moved_moments": {"rate": (0.001, 0.003, 0.01, 0.03)},
+    "moved_foa": {"step": (0.03, 0.1, 0.3)},
 }
 """What fleet-free rows may choose."""
+MOVED, MOVED_COUNT, MOVED_TUNED = "moved", 16, 5
+"""Rows whose devices move the input layer themselves: how their names begin, their only C, and one in how many devices
+they are tuned on. They take ten minutes each, so they are computed only where they are named."""
 LITTLE = 0.1
 """Where the exact correction brings features nearer by no more than this share, no share of that is shown."""
 LEARNT = ("told", "paired", "uploads")
@@ -350,16 +365,32 @@ class Population:
             found[count] = (low.astype(np.float32), high.astype(np.float32))
         return found
 
-    def alone(self, name: str, count: int, options: Mapping[str, float]) -> Row:
-        """A row that holds nothing from other devices."""
+    def alone(self, name: str, count: int, options: Mapping[str, float], static: Callable[[], Static]) -> Row:
+        """A row that holds nothing from other devices; ``static`` makes the model in front of which it stands."""
         if name == "own_statistics":
             return partial(self._standardised, count, options["prior"])
+        if name.startswith(MOVED):
+            return partial(self._moved, name, count, next(iter(options.values())), static)
         more = {"usual": self.usual[count]} if name == "extremes" else {}
 
         def row(device: FleetDevice) -> Told:
             return Told(getattr(maps, name)(self.maps(device, count), self.data.scene, **more, **options))
 
         return row
+
+    def _moved(self, name: str, count: int, size: float, static: Callable[[], Static], device: FleetDevice) -> Told:
+        """An input layer that the device moves by its latest frames."""
+        movable, frames = static().movable, self.taken(device, count)
+        if name == "moved_foa":
+            return Told(movable.search(frames, size))
+        shown = [self.data.captions[clip] for clip, _ in device.history[-count:]]
+        own = torch.from_numpy(static().tfidf.transform(shown).toarray()).float()
+        losses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "moved_finetune": partial(movable.surprise, captions=own),
+            "moved_entropy": movable.entropy,
+            "moved_moments": movable.distance,
+        }
+        return Told(movable.descend(frames, losses[name], size))
 
     def _standardised(self, count: int, prior: float, device: FleetDevice) -> Told:
         """Features by the device's own moments, among which the training clips' count as ``prior`` frames."""
@@ -584,20 +615,26 @@ def tune(data: Data, settings: Settings, folder: Path, only: Sequence[str] = ())
     """
     path = folder / "options.json"
     chosen: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
-    wanted = [f"{name} {count}" for name in OPTIONS for count in COUNTS if (name, count) != ("extremes", 1)]
-    wanted = [key for key in wanted if not only or key.startswith(tuple(only))]
+    counts = {name: (MOVED_COUNT,) if name.startswith(MOVED) else COUNTS for name in OPTIONS} | {"extremes": COUNTS[1:]}
+    wanted = [key for name in OPTIONS for count in counts[name] if _wanted(key := f"{name} {count}", only)]
     if missing := [key for key in wanted if key not in chosen]:
         population = Population(data, settings.config(0), data.history[1::2], data.history[::2])
-        seen = population.filmed(2)
-        plain = data.encode(np.concatenate(seen))
-        clean = data.encode(np.concatenate([data.stack(d.asked[:2]) for d in population.fleet.asked]))
-        scale = clean.std(0) + 1e-3
-        for key in missing:
+        static = cache(partial(static_models, data, population, folder))
+        every = population.filmed(2)
+        for at, key in enumerate(missing):
+            tell("options of rows", at, len(missing), "rows")
             (name, count), errors = key.split(), []
             ((option, values),) = OPTIONS[name].items()
+            part = slice(None, None, MOVED_TUNED if name.startswith(MOVED) else 1)
+            devices, seen = population.fleet.asked[part], every[part]
+            plain, clean = (
+                data.encode(np.concatenate(seen)),
+                data.encode(data.stack([c for d in devices for c in d.asked[:2]])),
+            )
+            scale = clean.std(0) + 1e-3
             for value in values:
-                row = population.alone(name, int(count), {option: value})
-                features = _seen_through([row(d) for d in population.fleet.asked], seen, plain, data)
+                row = population.alone(name, int(count), {option: value}, static)
+                features = _seen_through([row(d) for d in devices], seen, plain, data)
                 apart = (features - clean) / scale
                 errors.append(float(np.square(apart).mean()))
             chosen[key] = {option: values[int(np.argmin(errors))]}
@@ -619,7 +656,9 @@ def _seen_through(told: Sequence[Told], seen: Sequence[np.ndarray], plain: np.nd
     return features
 
 
-def rows_without(population: Population, options: Mapping[str, Mapping[str, float]]) -> dict[str, Row]:
+def rows_without(
+    population: Population, options: Mapping[str, Mapping[str, float]], static: Callable[[], Static]
+) -> dict[str, Row]:
     """Name and C of each row that needs no memory -> what it does for a device."""
     scene = population.data.scene
 
@@ -634,7 +673,7 @@ def rows_without(population: Population, options: Mapping[str, Mapping[str, floa
         rows[f"{name} 0"] = restoration(population, width)
     for key, chosen in options.items():
         name, count = key.split()
-        rows[key] = population.alone(name, int(count), chosen)
+        rows[key] = population.alone(name, int(count), chosen, static)
     return rows
 
 
@@ -712,7 +751,7 @@ def run_seed(
     if missing:
         static = static_models(data, population, folder)
         facts["held_out"] = static.held_out
-        rows = rows_without(population, options)
+        rows = rows_without(population, options, lambda: static)
         if not rows.keys() >= set(missing):
 
             def wanted(start: str) -> bool:
@@ -762,12 +801,16 @@ class Static:
         answering: Questions behind the first of them.
         held_out: Log-ranks of both on held-out training clips.
         texts: TF-IDF of the captions of the asked clips, ``[n, terms]``.
+        tfidf: TF-IDF of captions.
+        movable: What moves an input layer in front of it.
     """
 
     heads: tuple[Head, Head]
     answering: Answering
     held_out: dict[str, float]
     texts: np.ndarray
+    tfidf: TfidfVectorizer
+    movable: Movable
 
 
 def static_models(data: Data, population: Population, folder: Path) -> Static:
@@ -782,7 +825,10 @@ def static_models(data: Data, population: Population, folder: Path) -> Static:
     plain, other = train_head(clean, clean, targets, held_out, seed)
     texts = tfidf.transform([data.captions[clip] for clip in population.clips]).toarray()
     answering = train_answering(static, seen, clean, data.train, data.questions, seed)
-    return Static((static, plain), answering, {"static": score, "clean": other}, texts)
+    encoder = load_vision_model(str(data.encoder.folder), data.encoder.size).spec(any_size=True).module.eval()
+    shown, features = (torch.from_numpy(x).float() for x in (targets, clean))
+    movable = Movable(encoder, data.encoder, static, shown, features, held_out, seed)
+    return Static((static, plain), answering, {"static": score, "clean": other}, texts, tfidf, movable)
 
 
 def _gates(learnt: Learnt) -> dict[str, float]:
@@ -795,7 +841,11 @@ def _names(options: Mapping[str, Any], models: int, only: Sequence[str]) -> list
     memories = [*LEARNT, *_held(models, first), *POISONINGS, f"{first}_ungated", f"{first}_coded"]
     names = [f"{first}_mean_map 0", *options, *(f"{name} {count}" for count in COUNTS for name in memories)]
     names += [f"{first}_residual {COUNTS[-1]}", f"{first}_shuffled {COUNTS[-1]}", *(f"{name} 0" for name in RESTORERS)]
-    return ["none 0", "exact 0", *(name for name in names if not only or name.startswith(tuple(only)))]
+    return ["none 0", "exact 0", *(name for name in names if _wanted(name, only))]
+
+
+def _wanted(name: str, only: Sequence[str]) -> bool:
+    return name.startswith(tuple(only)) if only else not name.startswith(MOVED)
 
 
 def _save(path: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:

@@ -1,13 +1,14 @@
-"""What the benchmark of the memory of camera models trains: static models behind the encoder and in front of it.
+"""What the benchmark of the memory of camera models trains: static models, and input layers that a device moves alone.
 
-All of them are trained on the artefacts of the same camera models that the memory knows, frames and their clean twins.
+Static models, behind the encoder and in front of it, are trained on the artefacts of the same camera models that the
+memory knows, frames and their clean twins.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,10 @@ import torch
 from torch import nn
 
 from lit_mmpg.device.closed_form import Ridge, fit_ridge, fit_tfidf
+from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.heartbeat import tell
+from lit_mmpg.maps import Correction
+from lit_mmpg.methods.evolution import SeparableCmaEs
 from lit_mmpg.metrics.retrieval import ranks
 from lit_mmpg.records import Question
 
@@ -28,6 +32,15 @@ STRENGTHS = (3e3, 1e4, 3e4)
 """Penalties of the ridge, among which held-out training clips choose."""
 MOST_ANSWERS = 1000
 """Answers that the static model of questions knows, the most frequent ones."""
+
+
+SHARPNESS = (5.0, 10.0, 20.0, 40.0, 80.0)
+"""Factors of cosines before a softmax over captions, among which held-out training clips choose."""
+STEPS, GRID = 20, (9, 12)
+"""Steps of descent on an input layer, and height and width of its gain and bias images."""
+GENERATIONS, POPULATION, COARSE, BALANCE = 6, 16, (3, 4), 1.0
+"""Of a search by forward passes: generations, candidates of each, its images, and the weight of moments in what it
+minimises."""
 
 
 class Head(nn.Module):
@@ -301,6 +314,96 @@ def train_restorer(seen: np.ndarray, clean: np.ndarray, width: int, seed: int) -
             optimiser.step()
             schedule.step()
     return network.eval()
+
+
+@dataclass(frozen=True)
+class Movable:
+    """What moves an input layer of gain and bias images by a device's own frames, in front of the static model.
+
+    Attributes:
+        encoder: Pixels ``[n, 3, H, W]`` to features ``[n, D]``, with gradients.
+        forward: The same for uint8 pixels, without gradients and faster.
+        head: The static model.
+        texts: ``[n, terms]`` TF-IDF of the captions of the training clips, of unit length.
+        clean: ``[n, D]`` features of these clips.
+        held: Clips at the end by which the sharpness of the softmax over captions is chosen.
+        seed: Seed of the search.
+    """
+
+    encoder: Callable[[torch.Tensor], torch.Tensor]
+    forward: Callable[[np.ndarray], np.ndarray]
+    head: Head
+    texts: torch.Tensor
+    clean: torch.Tensor
+    held: int
+    seed: int = 0
+    _sharpness: list[float] = field(default_factory=list)
+
+    def _cosines(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        ridge = self.head.ridge
+        assert ridge is not None
+        weight, mean = (torch.from_numpy(x).float() for x in (ridge.weight, ridge.feature_mean))
+        return nn.functional.normalize((self.head(features) - mean) @ weight, dim=1) @ texts.T
+
+    def _logits(self, features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        if not self._sharpness:
+            with torch.no_grad():
+                cosines = self._cosines(self.clean[-self.held :], self.texts[-self.held :])
+            own = torch.arange(len(cosines))
+            losses = [float(nn.functional.cross_entropy(factor * cosines, own)) for factor in SHARPNESS]
+            self._sharpness.append(SHARPNESS[int(np.argmin(losses))])
+        return self._sharpness[0] * self._cosines(features, texts)
+
+    def entropy(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean entropy of the distributions over the training captions (Tent, Wang et al. 2021)."""
+        logs = self._logits(features, self.texts).log_softmax(1)
+        return -(logs.exp() * logs).sum(1).mean()
+
+    def distance(self, features: torch.Tensor) -> torch.Tensor:
+        """Distance of the moments of some features to those of the training clips."""
+        mean, spread = self.clean.mean(0), self.clean.std(0) + 1e-3
+        apart = ((features.mean(0) - mean) / spread, (features.std(0, correction=0) - spread) / spread)
+        return torch.stack([part.square().mean() for part in apart]).sum()
+
+    def surprise(self, features: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """Mean surprise at the captions of the frames, ``[n, terms]``, among those of the training clips."""
+        own = torch.arange(len(features))
+        return nn.functional.cross_entropy(self._logits(features, torch.cat([captions, self.texts])), own)
+
+    def descend(
+        self, frames: np.ndarray, loss: Callable[[torch.Tensor], torch.Tensor], rate: float, steps: int = STEPS
+    ) -> Correction:
+        """Move the images by Adam, so that the loss of the features of uint8 frames ``[C, 3, H, W]`` falls."""
+        layer, pixels = InputLayer(grid=GRID, use=("gain", "bias")), torch.from_numpy(frames).float() / 127.5 - 1
+        own = [torch.zeros(part.shape, requires_grad=True) for part in layer.parts()]
+        optimiser = torch.optim.Adam(own, rate)
+        for _ in range(steps):
+            shown = layer.apply(pixels, own, None).clamp(-1, 1)
+            optimiser.zero_grad()
+            loss(self.encoder(127.5 * (shown + 1))).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        gain, bias = (tensor.detach().numpy() for tensor in own)
+        return Correction.of({"gain": gain, "bias": bias}, *frames.shape[-2:])
+
+    @torch.no_grad()
+    def search(self, frames: np.ndarray, step: float) -> Correction:
+        """Search by forward passes for small entropy and familiar moments (FOA, Niu et al. 2024)."""
+
+        def correction(images: torch.Tensor) -> Correction:
+            gain, bias = images.reshape(2, 3, *COARSE).numpy()
+            return Correction.of({"gain": gain, "bias": bias}, *frames.shape[-2:])
+
+        def value(seen: np.ndarray) -> torch.Tensor:
+            features = torch.from_numpy(self.forward(seen))
+            return self.entropy(features) + BALANCE * self.distance(features)
+
+        size = 6 * COARSE[0] * COARSE[1]
+        search = SeparableCmaEs(1, size, step, POPULATION, self.seed, value(frames)[None])
+        for _ in range(GENERATIONS):
+            candidates = search.ask()
+            values = [value(correction(images)(frames)) for images in candidates[0]]
+            search.tell(candidates, torch.stack(values)[None])
+        return correction(search.best[0])
 
 
 def log_ranks(head: Head, features: np.ndarray, clean: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -2,11 +2,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.memory import Settings, _names, share_closed
 from lit_mmpg.profiling.benchmarks.memory_map import digest, draw, shares
-from lit_mmpg.profiling.benchmarks.memory_models import Head, log_ranks, train_answering, train_head, train_restorer
+from lit_mmpg.profiling.benchmarks.memory_models import (
+    Head,
+    Movable,
+    log_ranks,
+    train_answering,
+    train_head,
+    train_restorer,
+)
 from lit_mmpg.records import Question
 from lit_mmpg.results import load
 
@@ -91,6 +99,38 @@ def test_a_restoration_network_learns_a_stain_by_heart():
     assert after < 0.8 * before
 
 
+def test_a_device_moves_its_input_layer_towards_what_each_rival_wants():
+    rng = np.random.default_rng(0)
+    frames = np.repeat(np.repeat(rng.integers(40, 200, (60, 3, 3, 4)), 4, 2), 4, 3).astype(np.uint8)
+
+    def encoder(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pixels, 4).flatten(1) / 50
+
+    def forward(pixels: np.ndarray) -> np.ndarray:
+        return encoder(torch.from_numpy(pixels).float()).numpy()
+
+    clean = forward(frames)
+    texts = abs(clean @ rng.normal(size=(36, 80)))
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    head, _ = train_head(clean, clean, texts, 10, 0)
+    movable = Movable(encoder, forward, head, torch.from_numpy(texts).float(), torch.from_numpy(clean), 10)
+    seen = np.clip(frames[:16].astype(int) + np.array([50, -30, 0])[:, None, None], 0, 255).astype(np.uint8)
+    own = torch.from_numpy(texts[:16]).float()
+    losses = {"moments": movable.distance, "entropy": movable.entropy, "captions": lambda x: movable.surprise(x, own)}
+    errors = {}
+    for name, loss in losses.items():
+        moved = movable.descend(seen, loss, 0.03)(seen)
+        before, after = (loss(torch.from_numpy(forward(x))).item() for x in (seen, moved))
+        assert after < before, name
+        errors[name] = abs(moved.astype(float) - frames[:16]).mean()
+    assert errors["moments"] < 0.7 * abs(seen.astype(float) - frames[:16]).mean()
+    found = movable.search(seen, 0.3)(seen)
+    values = [
+        float(movable.entropy(x) + movable.distance(x)) for x in map(torch.from_numpy, map(forward, (seen, found)))
+    ]
+    assert values[1] < values[0]
+
+
 def test_the_static_model_of_questions_answers_by_words_and_frames():
     rng = np.random.default_rng(0)
     clean = rng.normal(size=(400, 8)).astype(np.float32)
@@ -117,6 +157,8 @@ def test_rows_are_chosen_by_how_their_names_begin():
     assert _names(options, 1000, ("told",))[:3] == ["none 0", "exact 0", "told_mean_map 0"]
     assert {"told_held_4096kib 64", "told_coded 4", "told_shuffled 64"} <= set(_names(options, 1000, ("told",)))
     assert _names(options, 25, ("own",)) == ["none 0", "exact 0", "own_statistics 16"]
+    slow = {**options, "moved_foa 16": {}}
+    assert "moved_foa 16" not in _names(slow, 25, ()) and "moved_foa 16" in _names(slow, 25, ("moved",))
 
 
 def test_the_map_of_who_wins_where_is_drawn_from_the_results(tmp_path: Path):
