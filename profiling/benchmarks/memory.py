@@ -725,6 +725,14 @@ def restoration(population: Population, width: int) -> Row:
     return row
 
 
+def cells_of(data: Data, settings: Settings, folder: Path) -> Path:
+    """Folder of the rows that these settings have."""
+    content = f"{CELLS_VERSION} {data.digest} {data.encoder.digest} {settings}"
+    found = folder / hashlib.sha256(content.encode()).hexdigest()[:16]
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
 def run_seed(
     data: Data, settings: Settings, seed: int, folder: Path, only: Sequence[str], finished: bool = False
 ) -> dict[str, Any]:
@@ -1026,9 +1034,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise UserError("--seeds: seed 0 is the fleet on which fleet-free rows are tuned; name others")
     commit, begun = git_commit(), time.monotonic()
     data = Data(settings, options.folder)
-    content = f"{CELLS_VERSION} {data.digest} {data.encoder.digest} {settings}"
-    folder = options.folder / hashlib.sha256(content.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cells_of(data, settings, options.folder)
     runs = [run_seed(data, settings, seed, folder, options.only, options.finished) for seed in options.seeds]
     entries = summarise(runs)
     gap = next(entry for entry in entries if entry["row"] == "exact")

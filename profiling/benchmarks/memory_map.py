@@ -17,8 +17,8 @@ from lit_mmpg.profiling.benchmarks.memory import OPTIONS, RESTORERS
 from lit_mmpg.results import FOLDER, load
 
 TARGET = Path("docs/images/memory_map.svg")
-SOURCES = {"memory_test": "#0969da", "memory_100": "#bc4c00", "memory_1000": "#8250df"}
-"""Results by the number of models, and their colours, which are read on white and on black."""
+SOURCES = {"memory_test": "#0969da", "100 models": "#bc4c00", "1,000 models": "#8250df"}
+"""The main result and axes of ``memory_axes``, and their colours, which are read on white and on black."""
 PLACES = ("nothing", "64 KiB", "256 KiB", "1 MiB", "4 MiB", "asks")
 INK = "#7d8590"
 
@@ -30,9 +30,12 @@ def shares(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         results: All results; those that are not there are left out.
     """
     found: dict[str, Any] = {}
-    for name in (name for name in SOURCES if name in results):
-        entries = results[name]["values"]
-        models = sum(results[name]["fleets"][0]["models"].values())
+    main, others = results["memory_test"], results.get("memory_axes", {"values": {}})
+    values = {"memory_test": main["values"]} | {
+        name: others["values"][name] for name in SOURCES if name in others["values"]
+    }
+    for name, entries in values.items():
+        models = sum(main["fleets"][0]["models"].values()) if name == "memory_test" else name.removesuffix(" models")
         for count in sorted({entry["frames"] for entry in entries} - {0}):
             at = {entry["row"]: entry["share"] for entry in entries if entry["frames"] in (0, count)}
             first = "uploads" if "uploads" in at else "told"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +6,9 @@ import pytest
 import torch
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.benchmarks.memory import Settings, _names, share_closed
-from lit_mmpg.profiling.benchmarks.memory_map import digest, draw, shares
+from lit_mmpg.profiling.benchmarks.memory import COUNTS, OPTIONS, Settings, _names, share_closed
+from lit_mmpg.profiling.benchmarks.memory_axes import AXES, MOST_SEEDS, pays_above
+from lit_mmpg.profiling.benchmarks.memory_map import SOURCES, digest, draw, shares
 from lit_mmpg.profiling.benchmarks.memory_models import (
     Head,
     Movable,
@@ -54,6 +56,28 @@ def test_settings_of_the_fleet_can_be_named():
         changed.with_fleet(["models"])
     with pytest.raises(UserError, match="model is no setting"):
         changed.with_fleet(["model=3"])
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_each_axis_is_a_fleet_and_has_rows(name: str):
+    settings = Settings.read(FOLDER / "memory_test.yaml")
+    changed = settings.with_fleet([f"{key}={json.dumps(value)}" for key, value in AXES[name].fleet.items()])
+    assert changed.config(1) != settings.config(1)
+    every = {f"{row} {count}": {} for row in OPTIONS for count in COUNTS}
+    assert len(_names(every, changed.config(1).models, AXES[name].rows)) > 3
+
+
+def test_only_axes_have_fewer_seeds_or_are_drawn():
+    assert set(MOST_SEEDS) <= set(AXES) and set(SOURCES) - {"memory_test"} <= set(AXES)
+
+
+def test_asking_pays_above_the_power_at_which_what_is_saved_is_the_radio_s_energy():
+    told = pays_above({"query": 60.0, "answer": 10.0, "alone": 170.0, "cloud": 0.0}, 3000)
+    # Wi-Fi of configs/profile/links.yaml: 24 kbit at 20 and 50 Mbit/s, a round trip of 5 ms, and the tail.
+    up, down = 0.024 / 20 * (0.13286 + 0.28317 * 20), 0.024 / 50 * (0.13286 + 0.13701 * 50)
+    energy_j = up + down + 0.005 * 0.13286 + 0.11929 * 0.23836
+    assert f"{energy_j / 0.1:.3g} W over Wi-Fi" in told and "LTE" in told and "5G" not in told
+    assert pays_above({"query": 60.0, "answer": 10.0, "alone": 65.0, "cloud": 0.0}, 3000).startswith("asking saves")
 
 
 def test_a_share_of_the_gap_has_the_interval_that_a_cluster_bootstrap_finds():
@@ -126,7 +150,7 @@ def test_a_device_moves_its_input_layer_towards_what_each_rival_wants():
     assert errors["moments"] < 0.7 * abs(seen.astype(float) - frames[:16]).mean()
     found = movable.search(seen, 0.3)(seen)
     values = [
-        float(movable.entropy(x) + movable.distance(x)) for x in map(torch.from_numpy, map(forward, (seen, found)))
+        (movable.entropy(x) + movable.distance(x)).item() for x in map(torch.from_numpy, map(forward, (seen, found)))
     ]
     assert values[1] < values[0]
 
