@@ -19,7 +19,7 @@ from lit_mmpg.link.messages import check_device_id
 from lit_mmpg.pretrained import find_trained
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
 from lit_mmpg.runtime.camera import open_camera
-from lit_mmpg.runtime.client import Cloud
+from lit_mmpg.runtime.client import Cloud, CloudClient
 from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.state import DeviceState
@@ -48,7 +48,7 @@ class System:
         name: str = "device",
         upload_codec: str | None = None,
         anchor_noise: float = 0.0,
-        camera_memory: str | Path | None = None,
+        camera_memory: str | Path | CloudClient | None = None,
     ) -> PersonalDevice:
         """A device that has seen nothing yet and answers with the static model. All it holds is in memory.
 
@@ -56,7 +56,8 @@ class System:
             name: Its id, as the messages of the link carry it.
             upload_codec: Codec of its uploads, or ``pq`` for the system's own codebooks; ``None``: as trained.
             anchor_noise: Gaussian noise on what it uploads, as a share of its size.
-            camera_memory: Memory of camera models (docs/memory.md) by which its camera is recognised.
+            camera_memory: Memory of camera models (docs/memory.md) by which its camera is recognised: a file, or the
+                service that holds it, which is sent pictures of what stays in the frames.
 
         Raises:
             UserError: If the name, the codec, the noise or the memory is none.
@@ -67,7 +68,9 @@ class System:
             raise UserError(f"{error}; name the device otherwise") from error
         state = DeviceState.open(self.bundle, None, name, name)
         state.uploads_with(upload_codec, anchor_noise)
-        camera = open_camera(None if camera_memory is None else str(camera_memory), self.bundle)
+        client = camera_memory if isinstance(camera_memory, CloudClient) else None
+        file = str(camera_memory) if camera_memory is not None and client is None else None
+        camera = open_camera(file, self.bundle, client is not None, client)
         return PersonalDevice(self._session(), state, self._cloud, camera)
 
 

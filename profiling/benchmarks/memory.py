@@ -100,13 +100,13 @@ OPTIONS: dict[str, dict[str, tuple[float, ...]]] = {
     "attenuation_scatter": {"prior": (4, 16, 64, 256)},
     "extremes": {"prior": (4, 16, 64, 256)},
     "own_statistics": {"prior": (4, 16, 64, 256)},
-    "moved_finetune": {"rate": (0.001, 0.003, 0.01, 0.03)},
-    "moved_entropy": {"rate": (0.001, 0.003, 0.01, 0.03)},
-    "moved_moments": {"rate": (0.001, 0.003, 0.01, 0.03)},
+    "moved_finetune": {"rate": (0.003, 0.01, 0.03, 0.1)},
+    "moved_entropy": {"rate": (0.003, 0.01, 0.03, 0.1)},
+    "moved_moments": {"rate": (0.003, 0.01, 0.03, 0.1)},
     "moved_foa": {"step": (0.03, 0.1, 0.3)},
 }
 """What fleet-free rows may choose."""
-MOVED, MOVED_COUNT, MOVED_TUNED = "moved", 16, 5
+MOVED, MOVED_COUNT, MOVED_TUNED = "moved", 16, 10
 """Rows whose devices move the input layer themselves: how their names begin, their only C, and one in how many devices
 they are tuned on. They take ten minutes each, so they are computed only where they are named."""
 LITTLE = 0.1

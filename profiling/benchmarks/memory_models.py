@@ -36,9 +36,9 @@ MOST_ANSWERS = 1000
 
 SHARPNESS = (5.0, 10.0, 20.0, 40.0, 80.0)
 """Factors of cosines before a softmax over captions, among which held-out training clips choose."""
-STEPS, GRID = 20, (9, 12)
+STEPS, GRID = 10, (9, 12)
 """Steps of descent on an input layer, and height and width of its gain and bias images."""
-GENERATIONS, POPULATION, COARSE, BALANCE = 6, 16, (3, 4), 1.0
+GENERATIONS, POPULATION, COARSE, BALANCE = 5, 16, (3, 4), 1.0
 """Of a search by forward passes: generations, candidates of each, its images, and the weight of moments in what it
 minimises."""
 

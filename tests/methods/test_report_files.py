@@ -134,6 +134,9 @@ def test_a_small_result_names_the_commits_that_made_its_rows(results: Results) -
     )
     assert several["commit"] == results.environment["commit"]
     assert all(row["low"] is not None and row["metric"].startswith("accuracy") for row in one["values"])
+    assert "--only" not in one["command"]
+    part = small_result(dataclasses.replace(results, comparison=results.comparison.with_rows(("static", "tent"))))
+    assert part["command"].endswith(" --only static tent")
 
 
 def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import lit_mmpg
 from lit_mmpg.camera_memory import CameraMemory
 from lit_mmpg.cli import main
 from lit_mmpg.data.artefacts import Instance, Placement, draw_model
@@ -198,6 +199,9 @@ def test_a_device_answers_about_what_the_cloud_corrects(bundle: Bundle, service:
             corrected = camera.corrected(resize(seen, plain.session.picture_size))
             assert corrected is not None
             np.testing.assert_allclose(answered, plain.answer(corrected, "what is mine").scores, atol=1e-5)
+        with lit_mmpg.load(bundle.path).new_device("kitchen", camera_memory=client) as opened:
+            opened.observe(seen)
+            assert opened.answer(seen, "what is mine").scores == answered
             assert not np.allclose(answered, plain.answer(seen, "what is mine").scores, atol=1e-5)
 
 

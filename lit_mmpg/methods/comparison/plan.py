@@ -125,7 +125,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A parsed comparison file."""
+    """A parsed comparison file; ``only`` are the rows to which it was cut, where it was."""
 
     path: Path
     seeds: tuple[int, ...]
@@ -141,6 +141,7 @@ class Comparison:
     frame_encoder: Mapping[str, Any] | None = None
     template: TrainedRun | None = None
     data: str | None = None
+    only: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -191,6 +192,7 @@ class Comparison:
             **{
                 **self.__dict__,
                 "template": self.first,
+                "only": wanted,
                 "runs": {name: run for name, run in self.runs.items() if name in needed},
                 "adapted": {name: row for name, row in self.adapted.items() if name in needed},
                 "baselines": tuple(name for name in self.baselines if name in needed),

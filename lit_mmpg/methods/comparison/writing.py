@@ -54,9 +54,10 @@ def small_result(results: Results) -> dict[str, Any]:
     commit = results.commits[0] if len(results.commits) == 1 else results.environment.get("commit")
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
     config += f" --data {results.comparison.data}" if results.comparison.data else ""
+    only = f" --only {' '.join(results.comparison.only)}" if results.comparison.only else ""
     return result(
         results.comparison.title,
-        f"lit-mmpg compare --config {config} --seeds {numbers}",
+        f"lit-mmpg compare --config {config} --seeds {numbers}{only}",
         ["row", *(column.title for column in shown)],
         [[name, *(column.cell(name) for column in shown)] for name in results.names],
         commit,
