@@ -9,6 +9,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +49,10 @@ def main(argv: Sequence[str]) -> int:
         f"({options.workers} worker{'s' if options.workers > 1 else ''}; page: /docs; SIGTERM or Ctrl-C ends it)",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix="lit-mmpg-metrics-") as folder:
-        if options.workers > 1:
+    # A single worker ends by the signal itself, so that nothing here could take a folder away.
+    prefix = f"lit-mmpg-metrics-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix) if options.workers > 1 else nullcontext() as folder:
+        if folder is not None:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         uvicorn.run(
             "lit_mmpg.serving.verb:worker",

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+def shared_folders(server: Server) -> list[Path]:
+    """What a service has made where temporary files are."""
+    return list(Path(tempfile.gettempdir()).glob(f"lit-mmpg-metrics-{server.process.pid}-*"))
+
+
 def test_killed_in_mid_request_restarted_and_drained(start: Start, device: Callable[..., Device]) -> None:
     port, options = free_port(), ("--max-wait-ms", str(HOLD_MS))
     server = start(*options, port=port)
@@ -119,6 +125,7 @@ def test_killed_in_mid_request_restarted_and_drained(start: Start, device: Calla
         assert pending.result(30).source == "cloud", "what was accepted is answered"
     assert server.process.wait(30) in (0, -signal.SIGTERM)
     assert "Traceback" not in server.log.read_text()
+    assert not shared_folders(server)
 
 
 @pytest.fixture(scope="session")
@@ -189,6 +196,7 @@ def test_a_key_that_asks_too_often_waits_and_others_do_not(tls: tuple[Guarded, P
 
 def test_workers_share_a_port_and_its_counts_and_one_may_die(start: Start, module: CloudModule) -> None:
     server = start("--workers", "2")
+    assert len(shared_folders(server)) == 1, "where workers share their counts"
 
     def ready() -> set[int]:
         return {int(pid) for pid in re.findall(r'"message": "ready", "pid": (\d+)', server.log.read_text())}
@@ -217,6 +225,7 @@ def test_workers_share_a_port_and_its_counts_and_one_may_die(start: Start, modul
     wait_until(lambda: len(ready()) == 3, 90)
     check()
     assert server.stop() in (0, -signal.SIGTERM)
+    assert not shared_folders(server)
 
 
 def test_the_service_goes_on_while_devices_come_and_go(guarded: Guarded, bundle: Bundle) -> None:
