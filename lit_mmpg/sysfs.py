@@ -127,14 +127,21 @@ def number(path: Path, least: float = -1e18, most: float = 1e18, refused: list[s
 
 def kilobytes(path: Path, field: str) -> int | None:
     """A field of /proc/meminfo or /proc/PID/status, ``MemTotal:  123 kB``, in bytes; None where the file has none."""
-    match = re.search(rf"^{re.escape(field)}:\s+([0-9]{{1,18}}) kB", text(path) or "", re.MULTILINE)
+    match = re.search(rf"^{re.escape(field)}:[ \t]+([0-9]{{1,18}}) kB", text(path) or "", re.MULTILINE)
     return int(match[1]) * 1024 if match else None
+
+
+def device_tree(root: Path, name: str) -> str | None:
+    """A property of the device tree's root, such as ``model``; None where there is no such tree."""
+    folders = ("proc/device-tree", "sys/firmware/devicetree/base")
+    return next((told for folder in folders if (told := text(root / folder / name))), None)
 
 
 def processor_name(root: Path = Path("/")) -> str | None:
     """Name of the processor from /proc/cpuinfo; None where it tells none, as on many Arm boards."""
-    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text(root / "proc/cpuinfo") or "", re.MULTILINE)
-    return found[1].strip() or None if found else None
+    told = text(root / "proc/cpuinfo") or ""
+    found = re.search(r"^(?:model name|Model|Hardware)[ \t]*:[ \t]*(\S.*)$", told, re.MULTILINE)
+    return found[1].strip() if found else None
 
 
 def find(root: Path, pattern: str) -> list[Path]:

@@ -89,7 +89,7 @@ def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) 
 
 def board_name(root: Path = Path("/")) -> str | None:
     """Name of the board from the device tree (``NVIDIA Jetson Orin Nano Developer Kit``), or None."""
-    return _device_tree(root, "model")
+    return sysfs.device_tree(root, "model")
 
 
 def module_name(root: Path = Path("/")) -> str | None:
@@ -97,7 +97,9 @@ def module_name(root: Path = Path("/")) -> str | None:
 
     The part number stands in the device tree's ``compatible``, ``nvidia,p3768-0000+p3767-0000``; None where none does.
     """
-    parts = re.findall(r"nvidia,(?:p[0-9]{4}-[0-9]{4}\+)?(p[0-9]{4}-[0-9]{4})", _device_tree(root, "compatible") or "")
+    parts = re.findall(
+        r"nvidia,(?:p[0-9]{4}-[0-9]{4}\+)?(p[0-9]{4}-[0-9]{4})", sysfs.device_tree(root, "compatible") or ""
+    )
     if not parts:
         return None
     return f"{MODULES[parts[0]]} ({parts[0]})" if parts[0] in MODULES else str(parts[0])
@@ -113,11 +115,6 @@ def jetson_linux(root: Path = Path("/")) -> str | None:
 def cpu_name(root: Path = Path("/")) -> str | None:
     """Name of the processor."""
     return sysfs.processor_name(root) or platform.processor() or None
-
-
-def _device_tree(root: Path, name: str) -> str | None:
-    folders = ("proc/device-tree", "sys/firmware/devicetree/base")
-    return next((told for folder in folders if (told := sysfs.text(root / folder / name))), None)
 
 
 def _version(name: str) -> str | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,15 +45,17 @@ class Rule:
         rails: Labels, all of which must be there.
         scope: ``module`` or ``board``.
         note: What the total covers and what it leaves out.
+        monitor: Chip that reads them.
     """
 
     rails: tuple[str, ...]
     scope: str
     note: str
+    monitor: str = "ina3221"
 
 
 RULES = (
-    Rule(("VIN",), "board", "input of the carrier board (Jetson Thor)"),
+    Rule(("VIN",), "board", "input of the carrier board (Jetson Thor)", "ina238"),
     Rule(("VDD_IN", "VDD_MUX"), "board", "module and carrier board (Jetson TX1 and TX2 developer kits)"),
     Rule(("VDD_IN",), "module", "input of the module; the carrier board is not in it"),
     Rule(("POM_5V_IN",), "board", "5 V input of the Jetson Nano"),
@@ -145,7 +148,8 @@ def find_rails(root: Path = Path("/")) -> tuple[tuple[Rail, ...], tuple[str, ...
 
     A channel of an INA3221 goes by its label. Every other chip, and a channel without a label, goes by chip and place
     (``ina219 7-0041``): somebody has connected it to something unknown, so it is listed and is part of no total. The
-    one exception is the INA238 of a Jetson Thor at its documented address, ``VIN``.
+    one exception is the INA238 of a Jetson Thor at its documented address, ``VIN``. Of two chips with one label the
+    board's own is the one with more labelled channels; where both have as many, neither is part of a total.
 
     Args:
         root: Root of the file system.
@@ -166,6 +170,7 @@ def find_rails(root: Path = Path("/")) -> tuple[tuple[Rail, ...], tuple[str, ...
                     found += [(rail, device) for rail in listed]
     labels = {rail.label for rail, _ in found}
     rails: dict[str, Rail] = {}
+    readable: list[tuple[Rail, Path]] = []
     for rail, device in found:
         if rail.label == f"ina238 {device.name}" and _is_thors_input(root, device, found, labels):
             rail = replace(rail, label="VIN")
@@ -175,11 +180,25 @@ def find_rails(root: Path = Path("/")) -> tuple[tuple[Rail, ...], tuple[str, ...
             denied = f"no permission to read {rail.label} ({error}); run as root"
             problems.append(denied if error.denied else f"{rail.label} cannot be read ({error})")
             continue
-        if rail.label in rails:
+        readable.append((rail, device))
+    for rail, device in readable:
+        owner = _owner(rail.label, readable)
+        # A Thor's input is known by its place, whatever label somebody else's chip has.
+        if device != owner and (rail.monitor, rail.label) != ("ina238", "VIN"):
             rail = replace(rail, label=f"{rail.label} ({device.name})")
-            problems.append(f"{rail.label} repeats the label of another monitor and is in no total")
+            which = f"which is taken for that of {owner.name}" if owner else "nobody knows which is the board's own"
+            problems.append(f"{rail.label} repeats the label of another monitor ({which}) and is in no total")
         rails[rail.label] = rail
     return tuple(rails.values()), tuple(problems)
+
+
+def _owner(label: str, rails: Sequence[tuple[Rail, Path]]) -> Path | None:
+    """The monitor whose channel has this label: of several, the only one with most labelled channels."""
+    named = [device for rail, device in rails if rail.monitor == "ina3221" and "channel" not in rail.label]
+    devices = list(dict.fromkeys(device for rail, device in rails if rail.label == label))
+    most = max(map(named.count, devices))
+    first, *others = [device for device in devices if named.count(device) == most]
+    return None if others else first
 
 
 def open_rails(root: Path = Path("/")) -> RailSource | Unavailable:
@@ -187,8 +206,11 @@ def open_rails(root: Path = Path("/")) -> RailSource | Unavailable:
     rails, problems = find_rails(root)
     if not rails:
         return Unavailable("ina3221", "; ".join(problems) or "no INA3221 or INA238 is bound to its driver")
-    labels = {rail.label for rail in rails}
-    rule = next((rule for rule in RULES if labels.issuperset(rule.rails)), None)
+    model = sysfs.device_tree(root, "model") or "NVIDIA Jetson"  # without a tree the labels decide
+    if not re.search("nvidia|jetson|tegra", model, re.IGNORECASE) and not os.path.exists(root / "etc/nv_tegra_release"):
+        return RailSource(rails, None, (*problems, f"the board is a {model[:60]}, whose rails are not known"))
+    monitors = {rail.label: rail.monitor for rail in rails}
+    rule = next((rule for rule in RULES if all(monitors.get(label) == rule.monitor for label in rule.rails)), None)
     return RailSource(rails, rule, problems)
 
 
@@ -242,7 +264,7 @@ def _other(folder: Path, device: Path, driver: str) -> list[Rail]:
 def _is_thors_input(root: Path, device: Path, found: Sequence[tuple[Rail, Path]], labels: set[str]) -> bool:
     """Whether an INA238 is the one that a Jetson Thor's carrier board has at its input."""
     bus, _, address = device.name.partition("-")
-    model = sysfs.text(root / "proc/device-tree/model") or ""
+    model = sysfs.device_tree(root, "model") or ""
     thor = "thor" in model.lower() or labels.issuperset(_THOR_RAILS)
     buses = {place.name.partition("-")[0] for rail, place in found if rail.label in _THOR_RAILS}
     return thor and address == _THOR_INPUT and (not buses or bus in buses)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from lit_mmpg import sysfs
 from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 
 POWERCAP = "sys/class/powercap"
+MOST_W, SLACK_J = 2000.0, 100.0
+"""No package takes more, but for what readings miss of a moment: the counter was set anew, or holds nonsense."""
 
 
 class RaplCounter:
@@ -26,18 +29,28 @@ class RaplCounter:
     def __init__(self, packages: list[Path]) -> None:
         self._packages = packages
         self._range = [_read(p / "max_energy_range_uj", least=1) for p in packages]
-        self._last = [_read(p / "energy_uj") for p in packages]
-        self._total_uj = [0] * len(packages)
+        self._last = [_read(p / "energy_uj", most=most) for p, most in zip(packages, self._range, strict=True)]
+        self._total_uj, self._read_s = [0] * len(packages), time.monotonic()
 
     def read_j(self) -> float:
-        """Joules since this object was made. Call it at least once per wrap of the counter (about a minute at 1 kW)."""
+        """Joules since this object was made. Call it at least once per wrap of the counter (about a minute at 1 kW).
+
+        Raises:
+            SourceLost: If a counter cannot be read, was set anew, or jumps by more than a package takes.
+        """
+        now_s = time.monotonic()
+        most_uj = 1e6 * (MOST_W * (now_s - self._read_s) + SLACK_J)
+        self._read_s = now_s
         for i, package in enumerate(self._packages):
             try:
                 now = _read(package / "energy_uj", most=self._range[i])
             except sysfs.Unreadable as error:
                 raise SourceLost(str(error)) from error
-            step = now - self._last[i]
-            self._total_uj[i] += step if step >= 0 else step + self._range[i] + 1
+            step = (now - self._last[i]) % (self._range[i] + 1)
+            if step > most_uj:
+                told = f"{package / 'energy_uj'} went from {self._last[i]} to {now}: set anew, or no reading"
+                raise SourceLost(told)
+            self._total_uj[i] += step
             self._last[i] = now
         return sum(self._total_uj) / 1e6
 
@@ -48,18 +61,14 @@ class RaplCounter:
 
 def open_rapl(root: Path = Path("/")) -> RaplCounter | Unavailable:
     """The counters, or the reason why they cannot be read."""
-    refused: list[str] = []
-    zones = sysfs.find(root, f"{POWERCAP}/intel-rapl:*")
-    packages = [zone for zone in zones if (sysfs.text(zone / "name", refused) or "").startswith("package")]
-    if not packages:
-        none = "this machine shows no RAPL package (virtual machine, or not x86)"
-        return Unavailable("rapl", "; ".join(refused) or none)
+    zones = [zone for zone in sysfs.find(root, f"{POWERCAP}/intel-rapl:*") if zone.name.count(":") == 1]
     try:
+        packages = [zone for zone in zones if sysfs.read_text(zone / "name").startswith("package")]
+        if not packages:
+            return Unavailable("rapl", "this machine shows no RAPL package (virtual machine, or not x86)")
         return RaplCounter(packages)
-    except sysfs.Unreadable as error:
-        if error.denied:
-            return Unavailable("rapl", f"no permission to read {packages[0] / 'energy_uj'}; run as root")
-        return Unavailable("rapl", str(error))
+    except sysfs.Unreadable as error:  # a sum without one of the packages would be half of the truth
+        return Unavailable("rapl", f"no permission ({error}); run as root" if error.denied else str(error))
 
 
 def _read(path: Path, least: int = 0, most: int = 2**63) -> int:

@@ -63,11 +63,13 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]
     Returns:
         ``cpu_mhz`` (by core), ``cpu_governors``, ``gpu_mhz`` (by clock domain), ``emc_mhz`` (memory of a Jetson),
         ``temperatures_c`` (by zone), ``fans``, ``cooling`` (devices at work that slow the machine, with their states),
-        ``cooling_other`` (devices at work that do not), ``throttle_counts`` (events since boot), ``memory`` (bytes
-        available, of swap, and what zram's compressed pages take), ``nvml``, and
+        ``cooling_other`` (devices at work that do not), ``throttle_counters`` (events since boot by name and place) and
+        ``throttle_counts`` (by name), ``memory`` (bytes available, of swap, and what zram's compressed pages take),
+        ``nvml``, and
         ``unreadable``: why a file that exists gave no value, which is None then.
     """
     refused: list[str] = []
+    counters = throttle_counters(root, refused)
     working = _cooling(_cooling_devices(root, refused), refused)
     return {
         "cpu_mhz": [
@@ -91,7 +93,8 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]
         "fans": _fans(root, refused),
         "cooling": {name: state for name, (state, slows) in working.items() if slows},
         "cooling_other": {name: state for name, (state, slows) in working.items() if not slows},
-        "throttle_counts": throttle_counts(root, refused),
+        "throttle_counters": counters,
+        "throttle_counts": {name: _added(found) for name, found in counters.items()},
         "memory": _memory(root, refused),
         "nvml": None if gpu is None else gpu.state(),
         "unreadable": refused,
@@ -102,11 +105,17 @@ def _memory(root: Path, refused: list[str]) -> dict[str, int | None]:
     """Bytes of /proc/meminfo, and ``mem_used_total`` of every zram device (kernel, admin-guide/blockdev/zram)."""
     info = root / "proc/meminfo"
     total, free = (sysfs.kilobytes(info, field) for field in ("SwapTotal", "SwapFree"))
+    if total is not None and free is not None and free > total:
+        refused.append(f"{info} says that {free} bytes of {total} of swap are free")
+        total = free = None
     zram: int | None = None
     for path in sysfs.find(root, "sys/block/zram*/mm_stat"):
-        fields = (sysfs.text(path, refused) or "").split()
-        if len(fields) > 2 and fields[2].isdigit():
-            zram = (zram or 0) + int(fields[2])
+        if not (told := sysfs.text(path, refused)):
+            continue
+        if match := re.match(r"[0-9]+[ \t]+[0-9]+[ \t]+([0-9]{1,18})([ \t]|$)", told):
+            zram = (zram or 0) + int(match[1])
+        else:
+            refused.append(f"{path} holds {told[:40]!r}, which is no list of numbers")
     return {
         "available_bytes": sysfs.kilobytes(info, "MemAvailable"),
         "swap_total_bytes": total,
@@ -137,21 +146,36 @@ def temperatures(root: Path = Path("/"), refused: list[str] | None = None) -> di
     return found
 
 
-def throttle_counts(root: Path = Path("/"), refused: list[str] | None = None) -> dict[str, int]:
-    """Events since boot that slowed the machine: over-current on Jetson, thermal throttling of a PC's processors."""
-    counts: dict[str, int] = {}
-    for path in sysfs.find(root, "sys/class/hwmon/hwmon*/oc*_event_cnt"):
+Counters = dict[str, dict[str, int]]
+"""What counts events -> where (``hwmon3``, ``cpu0``; ``0/cpu0``: by a processor of package 0) -> events."""
+
+
+def throttle_counters(root: Path = Path("/"), refused: list[str] | None = None) -> Counters:
+    """Events since boot that slowed the machine, file by file: over-current on Jetson, a PC's processors too hot."""
+    counters: Counters = {}
+
+    def note(name: str, where: str, path: Path) -> None:
         value = sysfs.number(path, 0, _MOST_COUNT, refused)
         if value is not None:
-            name = path.name.removesuffix("_event_cnt")
-            counts[name] = counts.get(name, 0) + int(value)
-    # Every processor of a package counts the package's events, so the most is their number.
-    for name, merge in (("core", sum), ("package", max)):
-        pattern = f"sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/{name}_throttle_count"
-        values = [sysfs.number(path, 0, _MOST_COUNT, refused) for path in sysfs.find(root, pattern)]
-        if known := [int(value) for value in values if value is not None]:
-            counts[f"{name}_throttle"] = merge(known)
-    return counts
+            counters.setdefault(name, {})[where] = int(value)
+
+    for path in sysfs.find(root, "sys/class/hwmon/hwmon*/oc*_event_cnt"):
+        note(path.name.removesuffix("_event_cnt"), path.parent.name, path)
+    for folder in sysfs.find(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle"):
+        processor = folder.parent
+        note("core_throttle", processor.name, folder / "core_throttle_count")
+        package = sysfs.text(processor / "topology/physical_package_id") or "0"
+        note("package_throttle", f"{package}/{processor.name}", folder / "package_throttle_count")
+    return counters
+
+
+def _added(found: dict[str, int]) -> int:
+    """Events of one name. Every processor of a package counts the package's, so the most of them is their number."""
+    most: dict[str, int] = {}
+    for where, count in found.items():
+        group = where.partition("/")[0]
+        most[group] = max(count, most.get(group, 0))
+    return sum(most.values())
 
 
 @dataclass
@@ -204,7 +228,7 @@ class Watch:
         self._thread = threading.Thread(target=self._loop, name="throttling", daemon=True)
         self._phase = (phase, 0.0)
         self._start_s = self._end_s = time.perf_counter()
-        self._counts = throttle_counts(root)
+        self._counters = throttle_counters(root)
         self._cpu_s = 0.0
 
     def __enter__(self) -> Watch:
@@ -226,11 +250,12 @@ class Watch:
             phase: In words, for example ``energy by ina3221``.
         """
         (ending, began_s), now_s = self._phase, time.perf_counter() - self._start_s
-        counts = throttle_counts(self._root)
-        for name, events in _steps(self._counts, counts).items():
+        counters = throttle_counters(self._root)
+        for name, events in _steps(self._counters, counters).items():
             episode = self._extend(name, ending, began_s)
             episode.to_s, episode.most = now_s, (episode.most or 0) + events
-        self._counts |= counts
+        for name, found in counters.items():
+            self._counters.setdefault(name, {}).update(found)
         self._phase = (phase, now_s)
 
     def _loop(self) -> None:
@@ -281,8 +306,8 @@ def throttled(before: dict[str, Any], after: dict[str, Any], during: Iterable[Ep
     for episode in during:
         seen.setdefault(episode.what, []).append(episode)
     reasons = []
-    stepped = _steps(before["throttle_counts"], after["throttle_counts"])
-    counters = {*before["throttle_counts"], *after["throttle_counts"], *stepped}
+    stepped = _steps(before["throttle_counters"], after["throttle_counters"])
+    counters = {*before["throttle_counters"], *after["throttle_counters"]}
     for name in sorted(counters & {*stepped, *seen}):
         events = stepped.get(name) or sum(e.most or 0 for e in seen.get(name, ()))
         times = ", ".join(_during(e) for e in seen.get(name, ()))
@@ -437,13 +462,19 @@ def _fans(root: Path, refused: list[str]) -> dict[str, dict[str, float | None]]:
     for kind, pattern, most in (("pwm", "pwm[0-9]", 255), ("rpm", "fan[0-9]_input", 1e6), ("rpm", "rpm", 1e6)):
         for path in sysfs.find(root, f"sys/class/hwmon/hwmon*/{pattern}"):
             name = f"{sysfs.text(path.parent / 'name') or path.parent.name} {path.name.removesuffix('_input')}"
+            name = f"{name} ({path.parent.name})" if name in found else name
             found[name] = {kind: sysfs.number(path, 0, most, refused)}
     return found
 
 
-def _steps(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-    """Events between two readings of the counters; one that could not be read before says nothing about them."""
-    return {name: count - before[name] for name, count in after.items() if name in before and count > before[name]}
+def _steps(before: Counters, after: Counters) -> dict[str, int]:
+    """Events between two readings; a place that could not be read before, or counts anew, says nothing about them."""
+    stepped = {}
+    for name, found in after.items():
+        then = before.get(name, {})
+        if events := _added({where: max(0, count - then[where]) for where, count in found.items() if where in then}):
+            stepped[name] = events
+    return stepped
 
 
 def _during(episode: Episode) -> str:

@@ -46,7 +46,7 @@ def board(root: Path = Path("/")) -> dict[str, str | None]:
         ``module`` (model and compatible names of the device tree) and ``power_mode`` (nvpmodel's mode, ``15W (2)``:
         clocks and cores differ, and with them the fastest tactics); None where there is none, as on a PC.
     """
-    tree = [sysfs.text(root / "proc/device-tree" / name) for name in ("model", "compatible")]
+    tree = [sysfs.device_tree(root, name) for name in ("model", "compatible")]
     module = " ".join(text.replace("\0", " ").strip() for text in tree if text) or None
     mode = re.search(r"pmode:(\d+)", sysfs.text(root / "var/lib/nvpmodel/status") or "")
     if module and not mode:

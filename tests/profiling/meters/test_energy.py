@@ -183,6 +183,25 @@ def test_rapl_counts_packages_only_and_survives_the_wrap(tmp_path: Path) -> None
     assert counter.read_j() == pytest.approx(0.3 + (262_143_328_850 - 262_143_300_000 + 1 + 171_150) / 1e6)
 
 
+@pytest.mark.parametrize("now", [4_999_000, 0, 200_000_000_000])
+def test_a_counter_that_was_set_anew_or_jumps_is_no_wrap(tmp_path: Path, now: int) -> None:
+    file = boards.rapl(tmp_path, uj=5_000_000)
+    counter = open_rapl(tmp_path)
+    file.write_text(f"{now}\n")
+    assert isinstance(counter, RaplCounter)
+    with pytest.raises(SourceLost, match=f"energy_uj went from 5000000 to {now}: set anew"):
+        counter.read_j()
+
+
+@pytest.mark.parametrize("name", ["", None])
+def test_a_package_that_does_not_tell_its_name_leaves_no_half_total(tmp_path: Path, name: str | None) -> None:
+    boards.rapl(tmp_path)
+    second = tmp_path / "sys/class/powercap/intel-rapl:7"
+    boards.write(second, {"energy_uj": 9, "max_energy_range_uj": 10**9} | ({} if name is None else {"name": name}))
+    found = open_rapl(tmp_path)
+    assert isinstance(found, Unavailable) and "intel-rapl:7/name" in found.reason
+
+
 def test_counter_windows_state_their_bound(tmp_path: Path) -> None:
     counter_file = boards.rapl(tmp_path)
     counter = open_rapl(tmp_path)

@@ -234,3 +234,37 @@ def test_one_chip_seen_twice_counts_once_and_a_second_with_its_label_not_at_all(
     source = opened(tmp_path)
     assert total(source) == pytest.approx(6.0) and source.read_w()["VDD_IN (9-0040)"] == pytest.approx(6.0)
     assert any("repeats the label" in problem for problem in source.problems)
+
+
+def test_the_boards_own_rail_is_told_by_what_its_chip_has_beside_it(tmp_path: Path) -> None:
+    boards.orin_nano(tmp_path)
+    boards.mainline(tmp_path, "0-0041", 2, {1: ("VDD_IN", 36000, 1000)})  # before the board's own in every order
+    boards.mainline(tmp_path, "7-0041", 7, {1: ("VIN", 12000, 50)})  # a Thor's label on no Thor
+    source = opened(tmp_path)
+    assert source.total == ("VDD_IN",) and total(source) == pytest.approx(6.0) and source.scope == "module"
+    assert source.read_w()["VDD_IN (0-0041)"] == pytest.approx(36.0)
+    assert any("taken for that of 1-0040" in problem for problem in source.problems)
+
+
+def test_where_nothing_tells_which_rail_is_the_boards_own_there_is_no_total(tmp_path: Path) -> None:
+    for bus, watts in (("1-0040", 1200), ("2-0040", 7000)):
+        boards.mainline(tmp_path, bus, int(bus[0]), {1: ("VDD_IN", 5000, watts)})
+    source = opened(tmp_path)
+    assert not source.total and "nobody knows which is the board's own" in source.no_total
+
+
+@pytest.mark.parametrize(("model", "totals"), [("Acme Rock 5", ()), ("NVIDIA Jetson Orin Nano", ("VDD_IN",))])
+def test_rules_are_for_jetsons(model: str, totals: tuple[str, ...], tmp_path: Path) -> None:
+    boards.mainline(tmp_path, "1-0040", 1, {1: ("VDD_IN", 5000, 1200), 2: ("VDD_SOC", 5000, 300)})
+    boards.write(tmp_path / "sys/firmware/devicetree/base", {"model": model})
+    assert opened(tmp_path).total == totals
+
+
+def test_a_thors_input_is_known_where_only_the_firmware_shows_the_tree(tmp_path: Path) -> None:
+    boards.thor(tmp_path)
+    boards.mainline(tmp_path, "0-0041", 31, {1: ("VIN", 12000, 50)})
+    tree = tmp_path / "sys/firmware/devicetree/base"
+    boards.write(tree, {"model": "NVIDIA Jetson AGX Thor Developer Kit"})
+    (tmp_path / "proc/device-tree/model").unlink(missing_ok=True)
+    source = opened(tmp_path)
+    assert source.total == ("VIN",) and total(source) == pytest.approx(28.5)

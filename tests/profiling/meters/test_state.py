@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from lit_mmpg import sysfs
 from lit_mmpg.profiling import environment
 from lit_mmpg.profiling.meters import memory, nvml, state
 from lit_mmpg.profiling.meters.network import LinkModel, cost
@@ -422,3 +424,68 @@ def test_link_model_against_its_formula_by_hand() -> None:
 def test_link_without_power_figures_has_no_energy() -> None:
     result = cost(LinkModel("5g", 50, 300, 30, "a"), 2000, 8000)
     assert result.energy_j is None and result.time_ms > 30
+
+
+def processor(root: Path, number: int, package: object, core: object, events: object) -> None:
+    folder = root / f"sys/devices/system/cpu/cpu{number}"
+    boards.write(folder / "topology", {"physical_package_id": package})
+    boards.write(folder / "thermal_throttle", {"core_throttle_count": core, "package_throttle_count": events})
+
+
+def test_events_are_counted_file_by_file(tmp_path: Path) -> None:
+    processor(tmp_path, 0, 0, 5, 50)
+    processor(tmp_path, 1, 0, "N/A", 50)
+    processor(tmp_path, 2, 1, 7, 0)
+    boards.write(tmp_path / "sys/class/hwmon/hwmon1", {"oc1_event_cnt": 2})
+    boards.write(tmp_path / "sys/class/hwmon/hwmon2", {"oc1_event_cnt": ""})
+    before = state.read_state(tmp_path)
+    assert before["throttle_counts"] == {"oc1": 2, "core_throttle": 12, "package_throttle": 50}
+    processor(tmp_path, 0, 0, 32, 50)
+    processor(tmp_path, 1, 0, 700, 50)  # could not be read before: events since boot
+    processor(tmp_path, 2, 1, 3, 40)  # its core counts anew
+    boards.write(tmp_path / "sys/class/hwmon/hwmon2", {"oc1_event_cnt": 9})
+    after = state.read_state(tmp_path)
+    assert state.throttled(before, after) == [
+        "core_throttle: 27 events during the run",
+        "package_throttle: 40 events during the run",
+    ]
+    shutil.rmtree(tmp_path / "sys/devices/system/cpu/cpu2")
+    assert state.throttled(before, state.read_state(tmp_path)) == ["core_throttle: 27 events during the run"]
+
+
+def test_a_watch_counts_file_by_file_too(tmp_path: Path) -> None:
+    processor(tmp_path, 0, 0, 5, 50)
+    processor(tmp_path, 1, 1, "", 0)
+    with state.Watch(tmp_path, interval_s=60) as watch:
+        processor(tmp_path, 1, 1, 700, 40)
+        watch.enter("energy by rapl")
+        processor(tmp_path, 1, 1, 703, 40)
+    assert [(e.what, e.phase, e.most) for e in watch.episodes] == [
+        ("package_throttle", "latency", 40),
+        ("core_throttle", "energy by rapl", 3),
+    ]
+
+
+@pytest.mark.parametrize("told", ["1 2 \u00b2 4", "1 2", "1 2 " + 5000 * "9", "a b c", "1 2 -3 4"])
+def test_garbled_memory_statistics_are_a_reason(told: str, tmp_path: Path) -> None:
+    boards.write(tmp_path / "sys/block/zram0", {"mm_stat": told})
+    boards.write(tmp_path / "proc", {"meminfo": "SwapTotal: 10 kB\nSwapFree: 50 kB"})
+    now = state.read_state(tmp_path)
+    assert now["memory"]["zram_bytes"] is None and now["memory"]["swap_used_bytes"] is None
+    assert any("mm_stat" in reason for reason in now["unreadable"])
+    assert any("swap are free" in reason for reason in now["unreadable"])
+
+
+def test_two_fans_of_one_name_are_two(tmp_path: Path) -> None:
+    for number, duty in ((1, 100), (2, 0)):
+        boards.write(tmp_path / f"sys/class/hwmon/hwmon{number}", {"name": "pwmfan", "pwm1": duty})
+    assert state.read_state(tmp_path)["fans"] == {"pwmfan pwm1": {"pwm": 100}, "pwmfan pwm1 (hwmon2)": {"pwm": 0}}
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [("model name\t: \nstepping\t: 3", None), ("model name\t:\nHardware\t: Some chip ", "Some chip")],
+)
+def test_no_processor_is_called_by_another_field(told: str, name: str | None, tmp_path: Path) -> None:
+    boards.write(tmp_path / "proc", {"cpuinfo": told})
+    assert sysfs.processor_name(tmp_path) == name
