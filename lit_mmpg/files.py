@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -120,6 +121,32 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     return parse_yaml(text, str(path))
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Content of a JSON file that a program wrote.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is damaged, such as ``copy it again``.
+
+    Raises:
+        UserError: If it is missing, cannot be read, is no JSON, or holds NaN or infinity, which JSON has not.
+    """
+
+    def refuse(name: str) -> None:
+        raise UserError(f"{path} holds {name}, which is no number; {remedy}")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist{nearest(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a file in it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is truncated or no JSON; {remedy}") from error
 
 
 def parse_yaml(text: str, where: str) -> Any:

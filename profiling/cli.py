@@ -202,7 +202,8 @@ def _compare(options: argparse.Namespace) -> int:
             raise UserError(
                 f"{options.a} and {options.b}: profile.json files; two bundles are measured with --interleave"
             )
-        comparison = compare_profiles(documents.load(options.a), documents.load(options.b), limits)
+        with documents.telling(options.a, options.b):
+            comparison = compare_profiles(documents.load(options.a), documents.load(options.b), limits)
     output: Path = options.output or Path("outputs/compare_profiles")
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -353,7 +354,9 @@ def _import(options: argparse.Namespace) -> int:
         raise UserError(f"mlflow is not installed here; {install_hint('train')}")
     profiles = [(path, documents.load(path)) for path in options.files]  # one bad file stops before any is recorded
     for path, profile in profiles:
-        print(f"{printable(str(path))}: {_told(recording.record(profile, options.tracking_uri))}")
+        with documents.telling(path):
+            recorded = recording.record(profile, options.tracking_uri)
+        print(f"{printable(str(path))}: {_told(recorded)}")
     return 0
 
 
@@ -405,7 +408,8 @@ def _report(options: argparse.Namespace) -> int:
     profiles = [(file, documents.load(file)) for file in options.files]
     several = len(profiles) > 1
     output: Path = options.output or (Path("boards.html") if several else options.files[0].with_name("report.html"))
-    page = render_boards(compare_boards(profiles)) if several else render(profiles[0][1])
+    with documents.telling(*options.files):
+        page = render_boards(compare_boards(profiles)) if several else render(profiles[0][1])
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -423,11 +427,12 @@ def _layers(options: argparse.Namespace) -> int:
         return 0
     if options.layer_info is not None:
         raise UserError(f"--layer-info {options.layer_info} goes with a file of 'trtexec --exportProfile'")
-    graphs = layer_graphs(documents.load(options.file)["rows"])
+    with documents.telling(options.file):
+        graphs = layer_graphs(documents.load(options.file)["rows"])
+        for title, graph in graphs:
+            print_layers(title, graph, options.most)
     if not graphs:
         raise UserError(f"{options.file} has no row of the scenario 'layers'; run the profile with --scenarios layers")
-    for title, graph in graphs:
-        print_layers(title, graph, options.most)
     return 0
 
 

@@ -183,15 +183,19 @@ def compare_rows(a: Row, b: Row | None, limits: Sequence[Limit]) -> dict[str, An
     if b is None or b["status"] != "ok":
         told = "B has no such row" if b is None else f"B's row is {b['status']}: {b['reason']}"
         return lost(a, told)
+    units = [row.get("unit") for row in (a, b)]
+    if None not in units and units[0] != units[1]:
+        return lost(a, f"A's figures are of one {units[0]}, B's of one {units[1]}")
     changes: dict[str, tuple[float, float, Change]] = {}
     for name, metric in METRICS.items():
         x, y = metric.value(a), metric.value(b)
         if x is not None and y is not None and x > 0:
             changes[name] = (x, y, _change(metric, name, a, b, x, y))
     notes = [f"{which}: {flag}" for which, row in (("A", a), ("B", b)) for flag in flags(row)]
-    sources = {(r or {}).get("source") for r in (measured_energy(a), measured_energy(b))}
-    if "energy_j" in changes and len(sources) > 1:
-        notes.append("energy was read from different sources and is not compared")
+    readings = [measured_energy(row) or {} for row in (a, b)]
+    meters = [" ".join(str(reading[key]) for key in ("source", "scope") if reading.get(key)) for reading in readings]
+    if "energy_j" in changes and meters[0] != meters[1]:
+        notes.append(f"energy was read from different sources ({meters[0]} and {meters[1]}) and is not compared")
         changes = {name: found for name, found in changes.items() if not name.startswith("energy")}
     return judged(a, changes, limits, notes)
 
@@ -371,8 +375,9 @@ def lost(row: Row, reason: str) -> dict[str, Any]:
 
 def _remarks(a: Mapping[str, Any], b: Mapping[str, Any], new: Sequence[str]) -> list[str]:
     remarks = ["measured one after the other: what changed on the machine in between is not in the intervals"]
-    for key in ("machine", "power_mode"):
-        x, y = side(a)[key], side(b)[key]
+    found = [side(profile) | {"task": profile["bundle"]["task"]} for profile in (a, b)]
+    for key in ("task", "machine", "power_mode"):
+        x, y = (one[key] for one in found)
         if x != y:
             remarks.append(f"different {key.replace('_', ' ')}: {x or 'unknown'} and {y or 'unknown'}")
     for which, profile in (("A", a), ("B", b)):

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError
+from lit_mmpg.files import read_json
 from lit_mmpg.profiling.schema import KIND, VERSION, problems
 
 Document = dict[str, Any]
@@ -56,12 +58,7 @@ def load(path: Path) -> Document:
     Raises:
         UserError: If the file is missing, truncated, edited, of a newer version or not a profile.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist{nearest(path)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is truncated or no JSON; copy it again") from error
+    data = read_json(path, "copy it again")
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise UserError(f"{path} is no profile; 'lit-mmpg profile run' writes one")
     version = data.get("schema_version")
@@ -73,6 +70,22 @@ def load(path: Path) -> Document:
     if data["digest"] != digest(data):
         raise UserError(f"{path} was edited or damaged: its digest differs; copy it again")
     return data
+
+
+@contextmanager
+def telling(*files: Path) -> Iterator[None]:
+    """What follows shows profiles that the schema let pass; a field that it does not know so well is told as a mistake.
+
+    Raises:
+        UserError: Instead of the errors that a missing field, or one of another kind, makes.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        names, told = ", ".join(map(str, files)), f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{names}: a field of a row is missing or of another kind ({told}); measure it again"
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,13 @@ _TEXT_OR_NULL = {"type": ["string", "null"]}
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
 _OBJECT_OR_NULL = {"type": ["object", "null"]}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
+_MESSAGE = {
+    "type": "object",
+    "required": ["payload_bytes", "message_bytes"],
+    "additionalProperties": {"type": "integer"},
+}
+MOST = 1e30
+"""No figure of a profile is larger."""
 
 _DISTRIBUTION = {
     "type": "object",
@@ -87,7 +94,23 @@ _ROW = {
     "type": "object",
     "description": "One cell of the grid. status: ok; wrong (outputs differ from the reference, so nothing was timed); "
     "failed (see reason); absent (cannot run here, see reason); compiled (built, not run).",
-    "required": ["engine", "precision", "batch", "scenario", "encoder_included", "status", "reason", "verdicts"],
+    "required": [
+        "engine",
+        "precision",
+        "batch",
+        "scenario",
+        "encoder_included",
+        "status",
+        "reason",
+        "options",
+        "verdicts",
+        "latency",
+        "memory",
+        "energy",
+        "network",
+        "stages",
+        "series",
+    ],
     "properties": {
         "engine": _TEXT,
         "precision": _TEXT,
@@ -116,11 +139,21 @@ _ROW = {
             **_OBJECT_OR_NULL,
             "description": "upload and download: payload_bytes and message_bytes of the real serialised messages; "
             "wire_bytes, with the lines and headers of HTTP, where they crossed a network.",
+            "required": ["upload", "download"],
+            "properties": {"upload": _MESSAGE, "download": _MESSAGE},
         },
         "throughput": {
             **_OBJECT_OR_NULL,
             "description": "mode: Offline, MultiStream or Server (MLPerf's names). answers_per_s: null where no probed "
             "rate of Server kept p99_limit_ms; probes: each rate with its latencies.",
+            "required": ["mode", "answers_per_s"],
+            "properties": {
+                "mode": _TEXT,
+                "answers_per_s": _NUMBER_OR_NULL,
+                "p99_limit_ms": {"type": "number"},
+                "blocks_per_s": _NUMBERS,
+                "probes": {"type": "array", "items": {"type": "object", "required": ["rate_per_s"]}},
+            },
         },
         "personalisation": {
             **_OBJECT_OR_NULL,
@@ -230,6 +263,8 @@ def problems(value: Any, schema: Mapping[str, Any] = SCHEMA, where: str = "profi
     if "enum" in schema and value not in schema["enum"]:
         return [f"{where} is {value!r}, expected one of {schema['enum']}"]
     found: list[str] = []
+    if isinstance(value, int | float) and not -MOST < value < MOST:
+        return [f"{where} is no possible figure (infinite, or above {MOST:g})"]
     if "minimum" in schema and isinstance(value, int | float) and value < schema["minimum"]:
         found.append(f"{where} is {value}, expected at least {schema['minimum']}")
     if isinstance(value, Mapping):
@@ -237,9 +272,9 @@ def problems(value: Any, schema: Mapping[str, Any] = SCHEMA, where: str = "profi
         for key, item in value.items():
             rule = schema.get("properties", {}).get(key, schema.get("additionalProperties", {}))
             found += problems(item, rule, f"{where}.{key}")
-    elif isinstance(value, list | tuple) and "items" in schema:
+    elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            found += problems(item, schema["items"], f"{where}[{index}]")
+            found += problems(item, schema.get("items", {}), f"{where}[{index}]")
     return found
 
 

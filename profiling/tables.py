@@ -97,7 +97,7 @@ def print_document(document: Mapping[str, Any]) -> None:
     """Print a profile."""
     console = wide_console()
     rows: Sequence[Row] = document["rows"]
-    table = Table(title=f"{document['name']}: {document['bundle']['path']}", title_justify="left")
+    table = Table(title=escape(f"{document['name']}: {document['bundle']['path']}"), title_justify="left")
     for name in ("engine", "precision", "batch", "scenario", "path"):
         table.add_column(name, no_wrap=name != "scenario", justify="right" if name == "batch" else "left")
     for name in ("p50 ms", "p95 ms", "cold ms", "peak RSS"):
@@ -114,10 +114,10 @@ def print_document(document: Mapping[str, Any]) -> None:
         wall = (row["latency"] or {}).get("wall") or {}
         note = remarks(row) if row["status"] == "ok" else f"{NOT_TIMED[row['status']]}: {row['reason']}"
         table.add_row(
-            engine_label(row),
-            row["precision"],
+            escape(engine_label(row)),
+            escape(row["precision"]),
             str(row["batch"]),
-            row["scenario"],
+            escape(row["scenario"]),
             "from pixels" if row["encoder_included"] else "from features",
             format_ms(wall.get("p50_ms")),
             format_ms(wall.get("p95_ms")),
@@ -167,13 +167,13 @@ def print_comparison(comparison: Mapping[str, Any], shown: Sequence[str]) -> Non
     """
     console = wide_console()
     a, b = comparison["a"], comparison["b"]
-    table = Table(title=f"A {escape(a['bundle'])} ({a['created']}), B {escape(b['bundle'])} ({b['created']})")
+    table = Table(title=escape(f"A {a['bundle']} ({a['created']}), B {b['bundle']} ({b['created']})"))
     for name in ("row", "figure", "A", "B", "change [95 %]", "verdict"):
         table.add_column(name, justify="right" if name in ("A", "B", "change [95 %]") else "left")
     for row in comparison["rows"]:
         if row["status"] == "lost":
-            table.add_row(row["title"], "", "", "", "", escape(f"LOST: {row['reason']}"))
-        title = row["title"]
+            table.add_row(escape(row["title"]), "", "", "", "", escape(f"LOST: {row['reason']}"))
+        title = escape(row["title"])
         for name, figure in row["figures"].items():
             if figure["verdict"] is None and name not in shown:
                 continue

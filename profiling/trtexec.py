@@ -11,8 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError
+from lit_mmpg.files import read_json
 from lit_mmpg.runtime.engines.tensorrt import inspected, with_operators
+
+AGAIN = "export it again"
+MOST_MS = 1e9
+"""No layer takes longer."""
 
 
 def is_trtexec(path: Path) -> bool:
@@ -21,7 +26,7 @@ def is_trtexec(path: Path) -> bool:
     Raises:
         UserError: If the file cannot be read.
     """
-    return isinstance(_read(path), list)
+    return isinstance(read_json(path, AGAIN), list)
 
 
 def read_trtexec(profile: Path, layer_info: Path | None = None) -> list[dict[str, Any]]:
@@ -34,29 +39,26 @@ def read_trtexec(profile: Path, layer_info: Path | None = None) -> list[dict[str
     Raises:
         UserError: If a file is not what it should be.
     """
-    told = _read(profile)
+    told = read_json(profile, AGAIN)
     times_ms: dict[str, float] = {}
-    try:
-        for layer in told:
-            if "count" not in layer:
-                times_ms[str(layer["name"])] = float(layer["averageMs"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{profile} is no file of 'trtexec --exportProfile': a layer lacks {error}") from error
+    for number, layer in enumerate(told):
+        if isinstance(layer, dict) and "count" in layer:
+            continue
+        found = layer if isinstance(layer, dict) else {}
+        for key, kind in (("name", str), ("averageMs", int | float)):
+            if not isinstance(found.get(key), kind) or isinstance(found[key], bool):
+                what = f"a layer lacks '{key}' (entry {number})"
+                raise UserError(f"{profile} is no file of 'trtexec --exportProfile': {what}")
+        name, spent = found["name"], found["averageMs"]
+        if not 0 <= spent < MOST_MS:
+            raise UserError(f"{profile}: averageMs of layer '{name[:60]}' is {spent:.3g}, which is no time; {AGAIN}")
+        times_ms[name] = times_ms.get(name, 0.0) + spent  # two layers may have one name
     if not times_ms:
         raise UserError(f"{profile} holds no layers; export it with 'trtexec --dumpProfile --exportProfile=FILE'")
     operators: dict[str, str] = {}
     if layer_info is not None:
         try:
-            operators = inspected(json.dumps(_read(layer_info)))
+            operators = inspected(json.dumps(read_json(layer_info, AGAIN)))
         except (ValueError, KeyError) as error:
             raise UserError(f"{layer_info} is no file of 'trtexec --exportLayerInfo': {error}") from error
     return with_operators(times_ms, operators)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist{nearest(path)}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is truncated or no JSON; export it again") from error

@@ -115,6 +115,7 @@ def test_beyond_a_limit_within_the_noise_is_unsure_and_passes(profile) -> None:
     [
         (lambda p: p["rows"].clear(), "B has no such row"),
         (lambda p: [row.update(status="wrong", reason="differs") for row in p["rows"]], "B's row is wrong: differs"),
+        (lambda p: [row.update(unit="frame") for row in p["rows"]], "B's of one frame"),
     ],
 )
 def test_a_lost_row_fails(profile, change, problem: str) -> None:
@@ -139,6 +140,19 @@ def test_rows_that_differ_in_one_option_alone_are_never_mixed_up(profile) -> Non
 def test_a_limit_on_what_nobody_measured_fails(profile) -> None:
     found = compare_profiles(profile[2], profile[2], [Limit.parse("energy_j=5%")])
     assert found["problems"] == ["--fail-on energy_j=5%: no row of both has this figure"]
+
+
+def test_joules_of_a_module_are_not_compared_with_those_of_a_board(profile) -> None:
+    reading = {"source": "ina3221", "estimate": False, "reason": None, "scope_note": "", "notes": []}
+    reading |= {"gross_j_per_unit": 1.0, "net_j_per_unit": 0.9, "bound_j_per_unit": 0.01, "net_bound_j_per_unit": 0.01}
+    a, b = (with_samples(profile[2], noise(1), energy=[reading | {"scope": scope}]) for scope in ("board", "module"))
+    b["bundle"] = b["bundle"] | {"task": "retrieval"}
+    found = compare_profiles(a, b, [])
+    for row in found["rows"]:
+        assert row["figures"] and not any(name.startswith("energy") for name in row["figures"])
+        assert any("ina3221 board and ina3221 module" in note for note in row["notes"])
+    assert any(remark.startswith("different task: ") for remark in found["remarks"])
+    assert "energy_j" in compare_profiles(a, a, [])["rows"][0]["figures"]
 
 
 def test_energy_takes_the_bounds_of_both_and_never_an_estimate(profile) -> None:

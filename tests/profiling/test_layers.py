@@ -55,11 +55,18 @@ def test_layers_of_trtexec_are_read(tmp_path, capsys) -> None:
         (profile, '[{"count": 1}]', "holds no layers"),
         (profile, '[{"name": "x"}]', "a layer lacks 'averageMs'"),
         (profile, "[", "truncated or no JSON"),
+        (profile, '[{"name": "x", "averageMs": NaN}]', "holds NaN"),
+        (profile, '[{"name": "x", "averageMs": 1e400}]', "layer 'x' is inf"),
+        (profile, '[{"name": "x", "averageMs": -3}]', "layer 'x' is -3"),
+        (profile, '[{"name": "x", "averageMs": true}]', "lacks 'averageMs'"),
+        (profile, '[{"averageMs": 1}]', "lacks 'name'"),
+        (profile, "[1]", "lacks 'name'"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=told):
             main(["layers", str(file)])
-    profile.write_text('[{"name": "/conv", "averageMs": 1}]')
+    profile.write_text('\ufeff[{"name": "/conv", "averageMs": 1}, {"name": "/conv", "averageMs": 2}]')
+    assert read_trtexec(profile) == [{"name": "/conv", "operator": "", "time_ms": 3}]
     info.write_text("{}")
     with pytest.raises(UserError, match="holds no 'Layers'"):
         main(["layers", str(profile), "--layer-info", str(info)])

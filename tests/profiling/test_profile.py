@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from lit_mmpg.profiling.config import SCENARIOS, load_config
 from lit_mmpg.profiling.html import render
 from lit_mmpg.profiling.plan import make_plan
 from lit_mmpg.profiling.schema import SCHEMA, problems
-from lit_mmpg.profiling.tables import personalisation_lines
+from lit_mmpg.profiling.tables import personalisation_lines, print_document
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.settings import to_plain
 from tests.profiling.bundles import make_bundle
@@ -223,11 +224,52 @@ def test_truncated_edited_and_newer_files_are_refused(finished, tmp_path: Path) 
         json.dumps(newer): "update lit-mmpg",
         json.dumps(lacking): "lacks 'status'",
         "{}": "no profile",
+        re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": NaN', text): "holds NaN",
+        re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": 1e400', text): r"rows\[0\].*p50_ms is no possible figure",
+        re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": 1' + 400 * "0", text): "no possible figure",
     }
+    for key in ("options", "latency", "energy", "series", "stages", "memory"):
+        lacking = json.loads(text)
+        del lacking["rows"][0][key]
+        cases[json.dumps(lacking)] = f"lacks '{key}'"
     for content, message in cases.items():
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             documents.load(file)
+    file.write_text("\ufeff" + text)
+    assert documents.load(file)["digest"] == json.loads(text)["digest"]
+    with pytest.raises(UserError, match="is a folder"):
+        documents.load(tmp_path)
+
+
+@pytest.mark.parametrize("command", [["report"], ["compare"]])
+def test_a_field_of_another_kind_is_one_error_that_names_the_file(finished, tmp_path: Path, command, capsys) -> None:
+    document, file = json.loads((finished[0] / "profile.json").read_text()), tmp_path / "strange.json"
+    for row in document["rows"]:
+        if row["status"] == "ok":
+            row["memory"] = {"peak_rss_bytes": "many"}
+            row["throughput"] = {"mode": "Offline", "answers_per_s": 3.0, "probes": [{"rate_per_s": 1}]}
+            row["engine"], row["state_before"] = "[/x]", {"memory": []}
+            row["precision"] = "[b]"
+    document["digest"] = documents.digest(document)
+    file.write_text(json.dumps(document))
+    files = [str(file), str(file)] if command == ["compare"] else [str(file)]
+    assert lit_mmpg(["profile", *command, *files, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}")
+
+
+def test_brackets_of_a_profile_are_text_on_the_screen(finished, tmp_path: Path, capsys) -> None:
+    document, file = json.loads((finished[0] / "profile.json").read_text()), tmp_path / "brackets.json"
+    document["name"] = "[/name]"
+    for row in document["rows"]:
+        row |= {"engine": "[/x]", "precision": "[b]"}
+    document["digest"] = documents.digest(document)
+    file.write_text(json.dumps(document))
+    assert lit_mmpg(["profile", "compare", str(file), str(file), "--output", str(tmp_path)]) == 0
+    assert "[/x]" in capsys.readouterr().out
+    print_document(document)
+    shown = capsys.readouterr().out
+    assert "[/name]" in shown and "[/x]" in shown and "[b]" in shown
 
 
 def start(bundle: Path, config: Path, output: Path, *more: str, prelude: str = "") -> subprocess.Popen[str]:
