@@ -16,10 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
-from lit_mmpg.camera_memory import CameraMemory
+from lit_mmpg.camera_memory import CameraMemory, squashed
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.camera import SIZE, CameraQuery
-from lit_mmpg.maps import Correction, PixelMaps
+from lit_mmpg.maps import Correction, PixelMaps, gradients
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.client import CloudClient, CloudError
@@ -29,6 +29,18 @@ from lit_mmpg.runtime.video import resize
 FRAMES = 16
 """Latest frames by which a camera is recognised, one of each clip; and after how many further ones that is done again,
 once so many are there."""
+SAME_SCENE = 0.7
+"""Correlation of gradients from which two frames show one scene. Different scenes behind one artefact have less (up to
+0.6, behind glass), those of a room in which little moves nearly 1."""
+
+
+def same_scene(frames: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Which of some frames ``[n, 3, H, W]`` show the scene of another one, ``[n]``."""
+    found = squashed(np.moveaxis(gradients(np.concatenate([frames, frame[None]]).astype(np.float32)), 1, 0))
+    flat = found.reshape(len(frames) + 1, -1)
+    unit = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
+    same: np.ndarray = unit[:-1] @ unit[-1] >= SAME_SCENE
+    return same
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ class Camera:
 
     Args:
         memory: Who recognises it: the camera models that are known, or a cloud.
-        frames: Most frames that are kept, one of each clip.
+        frames: Most frames that are kept, one of each scene.
 
     Attributes:
         device_id: Name of its device, for the cloud.
@@ -182,8 +194,17 @@ class Camera:
         return resize(pixels[middle : middle + 1], self._by.size)[0]
 
     def observe(self, pixels: np.ndarray) -> None:
-        """Take the middle frame of a clip, ``[T, 3, H, W]`` uint8."""
-        self._frames.append(self._frame(pixels))
+        """Take the middle frame of a clip, ``[T, 3, H, W]`` uint8.
+
+        Of frames that show one scene the latest is kept: what stays in a room that hardly changes is no camera's.
+        """
+        frame = self._frame(pixels)
+        if self._frames:
+            same = same_scene(np.stack(self._frames), frame)
+            kept = [old for old, again in zip(self._frames, same, strict=True) if not again]
+            self._frames.clear()
+            self._frames.extend(kept)
+        self._frames.append(frame)
         self.observed += 1
 
     def corrected(self, pixels: np.ndarray) -> np.ndarray | None:

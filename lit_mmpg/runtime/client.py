@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import html
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
+from urllib.parse import quote, quote_plus
 
 import httpcore
 
@@ -248,7 +250,8 @@ class CloudClient:
         try:
             answer = checked(data)
         except LinkError as error:
-            raise CloudError("garbage", f"{self.url} answered with something else: {error}") from error
+            told = self._masked(str(error))
+            raise CloudError("garbage", f"{self.url} answered with something else: {told}") from error
         wire = budget.sent, budget.received
         return answer, Traffic(message.payload_bytes, answer.payload_bytes, len(body), len(data), *wire)
 
@@ -281,13 +284,20 @@ class CloudClient:
             text = b""
             with contextlib.suppress(*_BROKEN):  # that it refuses is known
                 text = b"" if encoded else self._body(response, REFUSAL_BYTES)
-            raise _refusal(response.status, text, way.version)
+            raise _refusal(response.status, self._masked(text.decode("utf-8", "replace")), way.version)
         if encoded:
             raise CloudError("garbage", f"{self.url} answers in a content encoding that nobody asked for")
         data = self._body(response, way.most + 1)
         if len(data) > way.most:
             raise TooMuchError
         return data
+
+    def _masked(self, text: str) -> str:
+        """A text of somebody else's without keys: who answers may quote what it was sent."""
+        key = self._headers.get(b"authorization", b"").removeprefix(b"Bearer ").decode()
+        for form in {key, quote(key), quote_plus(key), html.escape(key), json.dumps(key)[1:-1]} - {""}:
+            text = text.replace(form, "***")
+        return _KEY.sub(r"\1***", text)
 
     def _body(self, response: httpcore.Response, most: int) -> bytes:
         assert isinstance(response.stream, Iterable)
@@ -298,6 +308,12 @@ class CloudClient:
             if len(data) >= most:
                 break
         return bytes(data[:most])
+
+
+_KEY = re.compile(
+    r"""((?i:\bauthorization)["']?\s*[:=]\W{0,4}(?i:bearer\s+|basic\s+)?|(?i:\bbearer)\s+(?=\S*[0-9A-Z_-]))[^\s"'<>,;]+"""
+)
+"""Where pages and logs quote a key, whoever's it is."""
 
 
 def check_timeout(seconds: float) -> float:
@@ -311,8 +327,8 @@ def check_timeout(seconds: float) -> float:
     return seconds
 
 
-def _refusal(status: int, data: bytes, version: int) -> CloudError:
-    text, reason = data.decode("utf-8", "replace"), ""
+def _refusal(status: int, text: str, version: int) -> CloudError:
+    reason = ""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # unless it is not our service's form
         told = json.loads(text)
         text = str(told["detail"])

@@ -389,13 +389,12 @@ def _proxy(address: Address) -> tuple[Address, tuple[bytes, bytes] | None] | Non
     if name is None or is_loopback(address.host) or proxy_bypass_environment(address.authority, proxies):
         return None
     url = proxies[name]
-    scheme, separator, rest = url.rpartition("://")
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     credentials, _, place = rest.rpartition("@")
     what = f"proxy of the environment variable {name.upper()}_PROXY"
     if separator and scheme.lower() not in PORTS:
-        raise UserError(
-            f"the {what} is of the kind {printable(scheme)}, not http; name another, or NO_PROXY={address.host}"
-        )
+        kind = scheme if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]{0,20}", scheme) else "unknown"  # or it is credentials
+        raise UserError(f"the {what} is of the kind {kind}, not http; name another, or NO_PROXY={address.host}")
     where = parse_address(f"{scheme.lower() or 'http'}://{place}", what)
     user, _, password = credentials.partition(":")
     return where, (_raw(user), _raw(password)) if credentials else None

@@ -41,6 +41,8 @@ MAX_DROPPED_BYTES = 16 * 1024
 """Most bytes of a declared body that are read although nobody needs them, so that the connection can stay open."""
 MAX_PIPELINED = 16
 """Most requests of one connection that wait for their answers; what follows is not read."""
+SLICE_BYTES = 4096
+"""So much is parsed at once: what is not body is counted to the slice, however much came in one reading."""
 LINGER_S = 2.0
 """How long a client may go on sending after its last answer: a connection that is cut at once can lose the answer."""
 
@@ -61,6 +63,9 @@ class GuardedProtocol(HttpToolsProtocol):
     _deadline = math.inf
     _blocked: asyncio.TimerHandle | None = None
     _dropping = False  # a request has its answer and is received to its end for the sake of the next one
+    _upgraded = False  # the parser has stopped before the body of a request that would change the protocol
+    _in_head: bool
+    _chunked: bool
     _owed_bytes: int | None
     _head_bytes: int
     _raw_bytes: int
@@ -92,21 +97,47 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, within the limits."""
-        if self._deaf:
-            return
+        for start in range(0, len(data), SLICE_BYTES):
+            if self._deaf:
+                return
+            self._parse(data[start : start + SLICE_BYTES])
+
+    def _parse(self, data: bytes) -> None:
         if not self._receiving:
             self._begin()
         self._body_bytes, self._completed = 0, False
         try:
+            if self._upgraded:
+                self._rest(data)
+                return
             self.parser.feed_data(data)
             if self._receiving and not self._completed:
                 self._raw_bytes = self._limited(self._raw_bytes + len(data) - self._body_bytes)
-        except httptools.HttpParserUpgrade:
-            self._deaf = True  # the request is answered as if it had not asked
+        except httptools.HttpParserUpgrade as stopped:
+            if self._upgraded:
+                self._rest(data[stopped.args[0] :])
+            else:
+                self._deaf = True  # the request is answered as if it had not asked
         except (httptools.HttpParserError, Refused) as error:
             if not self._deaf:
                 cause = error.__context__ if isinstance(error, httptools.HttpParserError) else error
                 self._refuse(cause if isinstance(cause, Refused) else Refused(400, "http", "this is not HTTP/1.1"))
+
+    def _rest(self, body: bytes) -> None:
+        """The body of a request that asks for another protocol (``curl --http2``); it is answered as if it had not."""
+        self.on_body(body[: self._owed_bytes])
+        if not self._owed_bytes:
+            self._upgraded = False
+            self._completed_message()
+
+    def eof_received(self) -> None:
+        """The client sends nothing more: what it began and did not end is refused, and asyncio ends the connection."""
+        if self._receiving and not self._deaf and not self._unanswered_whole():
+            self._refuse(Refused(400, "http", "the request is cut off"))
+        super().eof_received()
+
+    def _unanswered_whole(self) -> list[Any]:
+        return [cycle for cycle in self._unanswered if not cycle.more_body]
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -130,6 +161,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 raise Refused(431, "headers", f"a request has at most {MAX_HEADERS} headers")
             if name.lower() == b"content-length":
                 self._owed_bytes = int(value)  # the parser has checked it
+            self._chunked = self._chunked or name.lower() == b"transfer-encoding"
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -138,6 +170,8 @@ class GuardedProtocol(HttpToolsProtocol):
             raise Refused(400, "http", f"at most {MAX_PIPELINED} requests may wait for their answers")
         if not self._unanswered and self._turned_away():
             return
+        if self._owed_bytes is None and self.parser.should_upgrade() and self._chunked:
+            raise Refused(400, "http", "this service does not change the protocol; leave Upgrade out")
         self.scope["extensions"] = {GONE: {"call": []}}
         super().on_headers_complete()
         self._in_head = False
@@ -176,7 +210,12 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is whole."""
+        """A request is whole, or the parser stops before its body."""
+        self._upgraded = not self._dropping and self.parser.should_upgrade() and bool(self._owed_bytes)
+        if not self._upgraded:
+            self._completed_message()
+
+    def _completed_message(self) -> None:
         if self._dropping:
             self._dropping = False
         else:
@@ -191,7 +230,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._arm(self.request_timeout_s)
 
     def _expect_message(self) -> None:
-        self._in_head, self._owed_bytes = True, None
+        self._in_head, self._owed_bytes, self._chunked = True, None, False
         # Bytes that came out of the parser, and bytes that went into it without becoming body: of a head that comes
         # in many pieces nothing comes out until it is whole, of one in a single piece everything does.
         self._head_bytes = self._raw_bytes = 0
@@ -234,7 +273,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if "refused" in self.app_state:
             self.app_state["refused"](refusal)
         self._deaf, self._receiving = True, False
-        earlier = [cycle for cycle in self._unanswered if not cycle.more_body]
+        earlier = self._unanswered_whole()
         if earlier:
             earlier[-1].keep_alive = False
             self._disarm()

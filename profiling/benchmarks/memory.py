@@ -11,11 +11,12 @@ Beside it stand the share of right answers to open-ended questions, and the squa
 to those of the clean frame, which varies far less.
 
 Further rows: the memory as a device holds it that downloaded it in so many KiB (``held``), from partly wrong uploads
-(``poisoned``), through the link's messages (``coded``); features standardised by the device's own moments
-(``own_statistics``); ``restoration`` are static networks on frames, trained on the same artefacts of the same models,
-which may learn their maps by heart. ``moved`` are input layers that a device moves by its own frames: fine-tuning on
-their captions, least entropy (Tent), moments of features, and a search by forward passes (FOA); they are computed
-where they are named. ``--only`` computes the rows whose names begin so.
+(``poisoned``), through the link's messages (``coded``), by one frame of each scene where histories are of few places
+(``scenes``); features standardised by the device's own moments (``own_statistics``); ``restoration`` are static
+networks on frames, trained on the same artefacts of the same models, which may learn their maps by heart. ``moved`` are
+input layers that a device moves by its own frames: fine-tuning on their captions, least entropy (Tent), moments of
+features, and a search by forward passes (FOA); they are computed where they are named. ``--only`` computes the rows
+whose names begin so.
 
 What fleet-free rows may choose is chosen by the features of another fleet (seed 0), for each C, on clips of the
 histories. The test split is read where the settings name it, and not otherwise. Every row of a seed is a file, so that
@@ -73,6 +74,7 @@ from lit_mmpg.profiling.benchmarks.memory_models import (
 )
 from lit_mmpg.records import Question
 from lit_mmpg.results import result, write_result
+from lit_mmpg.runtime.camera import same_scene
 from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.vision import load_vision_model
 from lit_mmpg.writing import write_bytes, write_text
@@ -313,7 +315,7 @@ class Population:
         self.cameras: Cameras = self.fleet.draw(data.height, data.width, scenes)
         self.clips = [clip for device in self.fleet.asked for clip in device.asked]
         self.device = np.array([i for i, d in enumerate(self.fleet.asked) for _ in d.asked])
-        self._maps: dict[tuple[str, int], PixelMaps] = {}
+        self._maps: dict[tuple[str, int, bool], PixelMaps] = {}
         self._features: dict[str, np.ndarray] = {}
 
     def taken(self, device: FleetDevice, count: int) -> np.ndarray:
@@ -324,11 +326,15 @@ class Population:
             shots.append(instance.film(frames, clip, self.seed, device.camera)[at % len(frames)])
         return np.stack(shots)
 
-    def maps(self, device: FleetDevice, count: int) -> PixelMaps:
-        """Pixel maps of an asked device."""
-        key = device.name, count
+    def maps(self, device: FleetDevice, count: int, scenes: bool = False) -> PixelMaps:
+        """Pixel maps of an asked device: of its latest frames, or of the latest of each scene among them."""
+        key = device.name, count, scenes
         if key not in self._maps:
-            self._maps[key] = PixelMaps.of(self.taken(device, count))
+            frames = self.taken(device, count)
+            if scenes:
+                last = [not same_scene(frames[i + 1 :], frames[i]).any() for i in range(count)]
+                frames = frames[last]
+            self._maps[key] = PixelMaps.of(frames)
         return self._maps[key]
 
     def features(self, device: FleetDevice) -> np.ndarray:
@@ -420,14 +426,20 @@ class Learnt:
     groups: tuple[np.ndarray, ...] = ()
 
     def row(
-        self, population: Population, count: int, gated: bool = True, coded: bool = False, own: bool = False
+        self,
+        population: Population,
+        count: int,
+        gated: bool = True,
+        coded: bool = False,
+        own: bool = False,
+        scenes: bool = False,
     ) -> Row:
         """What the memory answers."""
-        gate = self.gates[count, coded] if gated else -np.inf
         residual = memory.own_residual() if own else None
 
         def row(device: FleetDevice) -> Told:
-            seen = population.maps(device, count)
+            seen = population.maps(device, count, scenes)
+            gate = self.gates[max(c for c in COUNTS if c <= seen.count), coded] if gated else -np.inf
             query = _sent(seen, device.name) if coded else None
             gradient = seen.gradient if query is None else query.gradient()
             found, correction = self.memory.correct(gradient, gate, seen, residual)
@@ -692,6 +704,7 @@ def rows_with(population: Population, learnt: Mapping[str, Learnt], first: str) 
     for count in COUNTS:
         rows[f"{first}_ungated {count}"] = chosen.row(population, count, gated=False)
         rows[f"{first}_coded {count}"] = chosen.row(population, count, coded=True)
+        rows[f"{first}_scenes {count}"] = chosen.row(population, count, scenes=True)
     last = COUNTS[-1]
     rows[f"{first}_residual {last}"] = chosen.row(population, last, own=True)
 
@@ -750,7 +763,7 @@ def run_seed(
     facts = json.loads(facts_at.read_text()) if facts_at.is_file() else {"learnt": {}}
     cells = {
         name: folder / f"seed{seed}-{name.replace(' ', '-')}.npz"
-        for name in _names(options, settings.config(seed).models, only)
+        for name in _names(options, settings.config(seed).models, only, settings.config(seed).places)
     }
     devices = population.fleet.asked
     missing = [name for name, path in cells.items() if not path.is_file()]
@@ -843,10 +856,11 @@ def _gates(learnt: Learnt) -> dict[str, float]:
     return {f"{count}{' coded' if coded else ''}": gate for (count, coded), gate in learnt.gates.items()}
 
 
-def _names(options: Mapping[str, Any], models: int, only: Sequence[str]) -> list[str]:
+def _names(options: Mapping[str, Any], models: int, only: Sequence[str], places: int = 0) -> list[str]:
     """Names of the rows that are wanted, with their C."""
     first = base(lambda name: not only or any(name.startswith(one) or one.startswith(name) for one in only))
     memories = [*LEARNT, *_held(models, first), *POISONINGS, f"{first}_ungated", f"{first}_coded"]
+    memories += [f"{first}_scenes"] if places else []
     names = [f"{first}_mean_map 0", *options, *(f"{name} {count}" for count in COUNTS for name in memories)]
     names += [f"{first}_residual {COUNTS[-1]}", f"{first}_shuffled {COUNTS[-1]}", *(f"{name} 0" for name in RESTORERS)]
     return ["none 0", "exact 0", *(name for name in names if _wanted(name, only))]

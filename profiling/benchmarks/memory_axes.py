@@ -74,7 +74,10 @@ AXES = {
 }
 MOST_SEEDS = {"1,000 models": 1}
 """Axes that run on the first seeds alone."""
-SHOWN = (*(f"{name}{form}" for name in LEARNT for form in ("", "_coded", "_held_64kib", "_held_1024kib")), *ALONE)
+SHOWN = (
+    *(f"{name}{form}" for name in LEARNT for form in ("", "_coded", "_scenes", "_held_64kib", "_held_1024kib")),
+    *ALONE,
+)
 """Rows of the table; the values hold all of them."""
 NATURAL_FRAMES = 8
 """Frames of a clip as it is, at most."""

@@ -41,6 +41,18 @@ from tests.test_camera_memory import MODELS, TOLD, H, W, film, world
 PLACEMENT = Placement(0.9, 1, -1)
 
 
+class Noting(HeldMemory):
+    """Notes with how many frames a memory is asked."""
+
+    def __init__(self, memory: CameraMemory) -> None:
+        super().__init__(memory)
+        self.asked: list[int] = []
+
+    def recognise(self, frames: np.ndarray, device_id: str) -> Found | None:
+        self.asked.append(len(frames))
+        return super().recognise(frames, device_id)
+
+
 @pytest.fixture(scope="module")
 def memory() -> CameraMemory:
     return TOLD.with_gates(world(100, 70))
@@ -72,6 +84,25 @@ def test_an_observed_camera_is_what_its_clips_say_until_it_is_cleared(memory: Ca
     assert camera.corrected(clean) is not None and "by 4 frames" in camera.text
     camera.clear()
     assert camera.corrected(clean) is None and "not one of the 4 models" in camera.text
+
+
+def test_a_room_that_hardly_changes_is_one_scene_however_often_it_is_seen(memory: CameraMemory) -> None:
+    rng = np.random.default_rng(0)
+    by = Noting(memory)
+    camera, room = Camera(by), world(1, 600)[0]
+    for _ in range(20):
+        moved = room.copy()
+        moved[:, 10:30, 10:30] = rng.integers(255)  # somebody walks about
+        camera.observe(moved[None])
+        camera.corrected(room[None])
+    assert set(by.asked) == {1} and camera.found is None
+    for number in range(5):
+        camera.observe(film(3, PLACEMENT, 1, 900 + number))  # scenes behind one artefact are several
+    by.asked.clear()
+    for _ in range(20):
+        camera.observe(film(3, PLACEMENT, 1, 900))
+        camera.corrected(room[None])
+    assert set(by.asked) == {6}
 
 
 def test_answers_are_about_corrected_frames_and_the_context_about_those_that_were_taken(
@@ -139,7 +170,7 @@ def url_of(local: Local) -> str:
     return f"http://127.0.0.1:{local.port}"
 
 
-class Noting(CloudMemory):
+class NotingCloud(CloudMemory):
     """Notes with how many frames the cloud is asked."""
 
     def __init__(self, client: CloudClient) -> None:
@@ -155,7 +186,7 @@ def test_a_cloud_is_asked_seldom_and_corrects_as_a_memory_that_is_held(service: 
     clean = world(4, 800)
     seen = Instance(MODELS[0], PLACEMENT, H, W).film(clean, "b")
     with CloudClient(url_of(service)) as client:
-        by = Noting(client)
+        by = NotingCloud(client)
         camera = Camera(by)
         assert camera.corrected(seen) is None and not by.asked, "what was not observed is not sent"
         assert camera.text.startswith("not recognised yet")
@@ -212,7 +243,7 @@ def test_answers_go_on_while_the_cloud_is_away(made, bundle: Bundle, memory: Cam
     app = create_app(half, ServeConfig("", camera_memory=str(tmp_path / "memory.safetensors")))
     with running(app) as local:
         client = CloudClient(url_of(local), timeout_s=60)
-        by = Noting(client)
+        by = NotingCloud(client)
         camera = Camera(by)
         camera.observe(seen)
         assert camera.corrected(seen) is not None and camera.problem is None
@@ -220,15 +251,15 @@ def test_answers_go_on_while_the_cloud_is_away(made, bundle: Bundle, memory: Cam
         client,
         PersonalDevice(DeviceSession(bundle), DeviceState.open(bundle, None, "k", ""), camera=camera) as device,
     ):
-        for _ in range(20):
-            device.observe(seen)
+        for number in range(20):
+            device.observe(film(0, PLACEMENT, 1, 900 + number))
             assert device.answer(seen, "what is mine").text
     assert camera.found is not None, "what was known stays"
     assert "by 1 frame, as model 1" in camera.text and "asked in vain: " in camera.text
     assert by.asked == [1, 4, 5, 7, 11, 16], "at the next clip, then ever more seldom"
     # A refusal that lasts is asked for once.
     with running(create_app(half, ServeConfig(""))) as local, CloudClient(url_of(local)) as client:
-        by = Noting(client)
+        by = NotingCloud(client)
         camera = Camera(by)
         for _ in range(3):
             camera.observe(seen)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -192,6 +193,7 @@ BIG = {
     "blank": b"\r\n" * MAX_HEAD_BYTES,
     "extension": b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"1;" + LONG,
     "trailer": b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"0\r\nA: " + LONG,
+    "whole": b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"1;" + LONG + LONG[:9000] + b"\r\na\r\n0\r\n\r\n",
 }
 
 
@@ -230,6 +232,38 @@ def test_ambiguous_requests_are_refused(service: Local, lines: bytes) -> None:
         connection.sendall(b"POST /healthz HTTP/1.1\r\nHost: x\r\n" + lines + GET + b"\r\n")
         received = rest(connection)
     assert b" 400 " in received and received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("piece", [2**20, 100])
+def test_who_asks_for_another_protocol_is_answered_as_if_it_had_not(service: Local, piece: int) -> None:
+    """``curl --http2`` adds these lines to every request over plain HTTP."""
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAA\r\n"
+    body = make_uploads(1, httpx.get(f"http://127.0.0.1:{service.port}/v1/info").json())[0].to_bytes()
+    asked = b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n" + upgrade + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with service.connect() as connection:
+        for start in range(0, len(asked), piece):
+            connection.sendall(asked[start : start + piece])
+        assert rest(connection).startswith(b"HTTP/1.1 200 ")
+    with service.connect() as connection:
+        connection.sendall(b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n" + upgrade + CHUNKED + b"1\r\na\r\n0\r\n\r\n")
+        received = rest(connection)
+        assert b" 400 " in received and b"leave Upgrade out" in received
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        GET[:20],
+        b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc",
+        b"POST /v1/adapt HTTP/1.1\r\nHost: x\r\n" + CHUNKED + b"5\r\nab",
+    ],
+)
+def test_what_is_cut_off_is_told_so(service: Local, sent: bytes) -> None:
+    with service.connect() as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        received = rest(connection)
+    assert received.startswith(b"HTTP/1.1 400 ") and b"cut off" in received
 
 
 def test_old_clients_and_odd_targets(service: Local) -> None:
