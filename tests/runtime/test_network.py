@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import httpcore
 import pytest
@@ -75,6 +77,23 @@ def test_whatever_a_cloud_sends_ends_in_an_answer_or_a_clean_reason(name: str) -
         if kind.stalls:
             assert server.hung_up == len(server.requests) if kind.reads else server.hung_up == 2
         assert all(b"accept-encoding: identity" in head for head in server.requests)
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "503 Service Unavailable"])
+@pytest.mark.parametrize("form", ["page", "detail", "other"])
+def test_a_page_that_quotes_the_request_shows_no_key(status: str, form: str) -> None:
+    key = "k/1&2+'3'"
+    forms = (key, html.escape(key), quote(key), quote_plus(key))
+    body = {
+        "page": f"<pre>POST /v1/adapt\nauthorization: Bearer {key}</pre>",
+        "detail": json.dumps({"error": "x", "detail": " ".join(forms)}),
+        "other": 'headers={"Authorization": "Bearer another-0"} bearer token missing, Proxy-Authorization: Basic dTpw',
+    }[form]
+    with hostile(refusal(status, body.encode())) as server, CloudClient(server.url, key) as client:
+        said = str(failure(client))
+    assert "***" in said and ("bearer token missing" in said or form != "other")
+    for secret in (*forms, "another-0", "dTpw", "k/1"):
+        assert secret not in said
 
 
 @pytest.mark.parametrize(("spoken", "older"), [(2, "the cloud"), (PROTOCOL_VERSION + 1, "this device")])
@@ -255,7 +274,14 @@ def test_which_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy(outside, HTTPS_PROXY="http://p:1", NO_PROXY="other.example") == "http://p:1"
     for here in ("https://localhost:1", "https://127.0.0.1", "https://[::1]:3"):
         assert proxy(here, HTTPS_PROXY="http://p:1") is None
-    for odd in ("socks5://u:hidden@p:1", "http://u:hidden@:80", "http://u:hidden@p:99999", "u:hidden@p:x"):
+    for odd in (
+        "socks5://u:hidden@p:1",
+        "http://u:hidden://x@:80",
+        "u:hidden@p://x",
+        "http://u:hidden@:80",
+        "http://u:hidden@p:99999",
+        "u:hidden@p:x",
+    ):
         with pytest.raises(UserError, match="HTTPS_PROXY") as error:
             proxy(outside, HTTPS_PROXY=odd)
         assert "hidden" not in str(error.value)
