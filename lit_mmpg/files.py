@@ -155,20 +155,42 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: See :func:`read_yaml`.
     """
-    loader = _Loader(text)
-    loader.where = where
     try:
-        return loader.get_single_data()
+        loader = _Loader(text)  # which refuses control characters
+        loader.where = where
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
+    """YAML's safe loader, but a key that is given twice is an error instead of the last one winning.
+
+    So is what contains itself.
+    """
 
     where = ""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._open: set[str] = set()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent) and anchor in self._open:
+            where = f"{self.where}, line {event.start_mark.line + 1}" if event.start_mark else self.where
+            raise UserError(f"{where}: '*{anchor}' stands inside what it repeats; write it out")
+        if anchor is None or isinstance(event, yaml.AliasEvent):
+            return super().compose_node(parent, index)
+        self._open.add(anchor)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._open.discard(anchor)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -13,7 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 SPLITS = ("train", "val", "test")
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg")
+VIDEOS = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg",
+    ".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".flv", ".ogv",
+)  # fmt: skip
 """Suffixes of video files."""
 
 

@@ -89,6 +89,11 @@ class FeatureFile:
         """Ids of all clips."""
         return list(self._places)
 
+    def size_bytes(self, wanted: Collection[str]) -> int:
+        """Size on the disk of what :meth:`load` reads; of one file, all of it."""
+        files = [self._places[name] for name in wanted if name in self._places] if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def load(self, wanted: Collection[str] | None = None) -> FrameSource:
         """Frame features, read completely into memory.
 
@@ -128,7 +133,7 @@ class FeatureFile:
         shapes, kinds = [], []
         for name in names:
             video = opened(name)
-            shapes.append(tuple(video.shape))
+            shapes.append(tuple(video.shape or ()))  # HDF5 has datasets without a shape
             kinds.append(video.dtype)
             _check_video(self.path, name, shapes[-1], kinds[-1], names[0], shapes[0])
         lengths = {name: shape[0] for name, shape in zip(names, shapes, strict=True)}
@@ -196,7 +201,11 @@ def _spelling(name: str, known: Sequence[str], place: Place | None) -> str:
 def _npy_files(folder: Path) -> dict[str, Path]:
     """Id -> file; files and folders that begin with a dot are other programs' notes."""
     files: dict[str, Path] = {}
-    for place, folders, names in os.walk(folder):
+
+    def unseen(error: OSError) -> None:
+        fault(f"{error.filename}: the folder cannot be read ({error.strerror}); look at its permissions")
+
+    for place, folders, names in os.walk(folder, onerror=unseen):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(".npy") and not name.startswith("."):
@@ -215,11 +224,14 @@ def _npy_files(folder: Path) -> dict[str, Path]:
 def _open_npy(file: Path) -> np.ndarray:
     """A view of the file, which is closed with the array."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{file}: cannot be read ({error.strerror}); {_remedy(error.errno)}") from error
         raise UserError(f"{file}: not a complete .npy file of numbers ({error}); extract it again") from error
+    if not isinstance(found, np.ndarray):
+        raise UserError(f"{file}: is an .npz archive; save its array alone, with np.save")
+    return found
 
 
 @contextmanager
@@ -270,11 +282,18 @@ def _hdf5_places(path: Path, file: Any) -> tuple[dict[str, Any], bool]:
         return _stacked_places(path, {n: item for n, item in file.items() if isinstance(item, h5py.Dataset)}), True
     places: dict[str, Any] = {}
 
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            places[_utf8(path, name)] = name
+    def visit(group: Any, prefix: str, above: tuple[Any, ...]) -> None:
+        for name in group:
+            try:
+                item = group[name]  # follows links
+            except (KeyError, OSError):
+                continue  # a link to nowhere is no features, and who asks for them is told so
+            if isinstance(item, h5py.Dataset):
+                places[_utf8(path, prefix + name)] = prefix + name
+            elif isinstance(item, h5py.Group) and item not in above:
+                visit(item, f"{prefix}{name}/", (*above, item))
 
-    file.visititems(visit)
+    visit(file, "", (file["/"],))
     if not places:
         groups = f" (only groups: {', '.join(list(file)[:3])})" if len(file) else ""
         raise UserError(f"{path}: the file contains no datasets{groups}")
@@ -308,7 +327,7 @@ def _text_ids(path: Path, dataset: Any) -> list[str]:
         raise UserError(
             f"{path}: dataset '{RESERVED}' is {ids.dtype} {ids.shape}; a list of integers or texts is needed"
         )
-    return [_utf8(path, name) for name in ids.tolist()]
+    return [_utf8(path, name).strip() for name in ids.tolist()]  # of one length: blanks fill the shorter ones up
 
 
 def _utf8(path: Path, name: Any) -> str:

@@ -110,8 +110,11 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
     with collected() as faults:
         files = clip_files(folder)
         for file in files.values():
-            if not file.stat().st_size:
-                fault(f"{file}: the video is empty; copy it again, or delete it")
+            try:
+                if not file.stat().st_size:
+                    fault(f"{file}: the video is empty; copy it again, or delete it")
+            except OSError as error:
+                fault(f"{file}: cannot be read ({error.strerror}); copy it again, or delete it")
         path = _find_table(folder, table)
         named: set[str] = set()
         rows = list(_read_rows(path, Names(files), files, folder, owner, named))
@@ -177,6 +180,8 @@ def _read_rows(
             fault(f"{place}: neither a question nor a caption; fill one in or delete the row")
         elif row["question"] and not row["answer"]:
             fault(f"{place}: column 'answer' is blank; fill it in or delete the row")
+        elif bad := [option for option in row.options if OPTION_SEPARATOR in option]:
+            fault(f"{place}: option '{bad[0]}' holds '{OPTION_SEPARATOR}', which separates options; write it otherwise")
         elif row.options and correct_option(row.options, row["answer"]) is None:
             fault(f"{place}: the answer '{row['answer']}' is none of the options {', '.join(row.options)}")
         else:
@@ -187,7 +192,12 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Rows of the table as they are, by columns in lower case; lists stay where a column may have several texts."""
     if path.suffix.lower() in (".csv", ".tsv"):
         for line, row in read_rows(path, (), known=(*COLUMNS, owner)):
-            yield Place(path, line), {name if name == owner else name.lower(): text for name, text in row.items()}
+            cells = {name if name == owner else name.lower(): text for name, text in row.items()}
+            if len(cells) < len(row):
+                raise UserError(
+                    f"{path}: two columns differ in case alone (found: {', '.join(row)}); rename one of them"
+                )
+            yield Place(path, line), cells
         return
     lists = ("caption", "options")
     content = read_json(path)
@@ -196,10 +206,17 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
         values: dict[str, Any] = {}
         for name, value in entry.items():
             key = name if name == owner else str(name).lower()
+            if key in values:
+                fault(f"{path}, entry {number}: field '{key}' is given twice, also as '{name}'; delete one of them")
             if isinstance(value, list | dict) and not (isinstance(value, list) and key in lists):
                 if key in (*COLUMNS, owner):
                     fault(f"{path}, entry {number}: field '{name}' is a list or an object, one text is needed")
             elif isinstance(value, list):
+                if any(isinstance(v, list | dict) or v is None or v != v or not str(v).strip() for v in value):
+                    fault(
+                        f"{path}, entry {number}: field '{name}' is not a list of texts; fill in or delete what is none"
+                    )
+                    break
                 values[key] = texts_of(value)
             else:
                 values[key] = "" if value is None or value != value else str(value).strip()
@@ -435,7 +452,7 @@ def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([str(cell).replace("\r\n", "\n").replace("\r", "\n") for cell in row] for row in rows)
     write_text(path, text.getvalue())
 
 

@@ -236,9 +236,9 @@ def check_video_data(settings: Mapping[str, Any], stage: str = "fit") -> None:
         if faults or source is None:
             return
         with collected():
-            size = sum(f.stat().st_size for f in ([source.path] if source.path.is_file() else source.path.iterdir()))
-            if size <= CHECKED_BYTES:
-                source.load({clip.id for clip in records.clips})
+            used = {clip.id for clip in records.clips}
+            if source.size_bytes(used) <= CHECKED_BYTES:
+                source.load(used)
         dealing = Dealing(**(settings.get("dealing") or {}))
         table: DeviceTable | None = None
         if dealing.kind != "clusters" and dealing.column != "clusters":

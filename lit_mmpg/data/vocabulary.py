@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,36 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and numbers of a text, in lower case.
+    r"""Words and numbers of a text, in lower case and composed (Unicode's NFC).
 
     A possessive or short ``'s`` is dropped (``dog's`` -> ``dog``), other apostrophes join (``don't`` -> ``dont``);
-    everything else that is neither a letter nor a digit separates.
+    everything else that is neither a letter nor a digit separates. Marks belong to the letter before them.
+
+    Example:
+        >>> tokenize("Is that the dog's cafe\u0301?"), tokenize("की ki")
+        (['is', 'that', 'the', 'dog', 'café'], ['की', 'ki'])
     """
-    text = _POSSESSIVE.sub("", text.lower().translate(_APOSTROPHES))
-    return _WORD.findall(text.replace("'", ""))
+    text = _POSSESSIVE.sub("", _composed(text.lower()).translate(_APOSTROPHES)).replace("'", "")
+    return _WORD.findall(text) if text.isascii() else _words(text).split()
+
+
+def _composed(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+@lru_cache(maxsize=4096)
+def _goes_on(character: str) -> bool:
+    """Whether a word goes on over a character that is no letter: a mark of one, or an invisible joiner."""
+    return unicodedata.category(character) in ("Mn", "Mc") or character in "\u200c\u200d"
+
+
+def _words(text: str) -> str:
+    """The text with blanks for all that is part of no word."""
+    kept, inside = [], False
+    for character in text:
+        inside = character.isalnum() or (inside and _goes_on(character))
+        kept.append(character if inside else " ")
+    return "".join(kept)
 
 
 @dataclass(frozen=True)
@@ -203,8 +227,8 @@ class AnswerList:
 
 
 def normalise_answer(answer: str) -> str:
-    """An answer in lower case with single spaces."""
-    return " ".join(answer.lower().split())
+    """An answer in lower case with single spaces, composed (Unicode's NFC)."""
+    return " ".join(_composed(answer.lower()).split())
 
 
 def word_vectors(texts: Sequence[str], vocabulary: Vocabulary, dim: int, seed: int) -> np.ndarray:

@@ -232,17 +232,30 @@ def _pick(path: Path, wanted: np.ndarray, size: tuple[int, int] | None) -> tuple
             if index in picked:
                 pixels.append(screen.show(frame))
         start_s, tick_s = (container.start_time or 0) / 1e6, float(stream.time_base)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-    times = np.array(_best_effort(stamps), np.float64) * tick_s - start_s
+        rate, kind = float(stream.average_rate or stream.guessed_rate or 25), container.format.name
+        jumps = kind in _JUMPING
+        if jumps:  # as ffmpeg: what is not shown does not count
+            start_s = (stream.start_time or 0) * tick_s
+    if kind == "avi":
+        guesses: list[Any] = [pts if dts is None else dts for pts, dts in stamps]
+    else:
+        guesses = _best_effort(stamps)
+    times = np.array(guesses, np.float64) * tick_s - start_s
     steps = np.diff(times, prepend=0.0)
-    steps[1:][~(steps[1:] > 0)] = 1 / rate  # joined recordings begin anew, and some streams leave times out
+    later = steps[1:]
+    # Joined recordings begin anew, or hours later, and some streams leave times out.
+    later[~(later > 0) | (jumps & (later > MOST_STEP_S))] = 1 / rate
     return pixels, np.cumsum(np.nan_to_num(steps))
+
+
+_JUMPING, MOST_STEP_S = ("mpegts", "mpeg"), 10.0
+"""Containers whose times may jump, and the longest step, as ffmpeg has them (``dts_delta_threshold``)."""
 
 
 def _best_effort(stamps: Sequence[tuple[int | None, int | None]]) -> list[Any]:
     """One time for each frame, from its presentation and decoding times, as libavcodec guesses it.
 
-    AVI states decoding times alone, and what stands for presentation times there goes back at every B-frame.
+    What some containers state as presentation times goes back at every B-frame.
     """
     guesses: list[Any] = []
     last, faults = [-np.inf, -np.inf], [0, 0]
@@ -292,6 +305,10 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         yield from frames
 
 
+_MATRICES, _UNSPECIFIED = frozenset({0, 1, 2, 4, 5, 6, 7, 9}), 2
+"""Colour matrices (numbers of H.273) that the filters know; pictures of others are shown as if none was stated."""
+
+
 class _Screen:
     """Shows frames as ffmpeg does, by its own filters: turned, in the colours that they state, resized.
 
@@ -310,6 +327,8 @@ class _Screen:
         """``[3, H, W]`` uint8 RGB."""
         matrix = frame.side_data.get("DISPLAYMATRIX")
         turn = _turning(np.frombuffer(bytes(matrix), np.int32)) if matrix is not None else ()
+        if int(frame.colorspace) not in _MATRICES:
+            frame.colorspace = _UNSPECIFIED
         kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), turn)
         if kind != self._made_for:
             self._graph, self._made_for = self._make(*kind), kind

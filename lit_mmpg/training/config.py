@@ -260,7 +260,9 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
         text = text if equals else flags[i + 1]
         try:
             yield name, parse_yaml(text, name)
-        except UserError:
+        except UserError as error:
+            if "is given a second time" in str(error):
+                raise
             yield name, text
 
 

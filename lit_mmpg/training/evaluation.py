@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lit_mmpg.tracking.logger import flatten
 from lit_mmpg.tracking.store import find_run, open_store
 from lit_mmpg.training.config import Request, merge, read_request
 from lit_mmpg.training.lightning_cli import CLI, Run
+from lit_mmpg.writing import write_text
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -152,11 +154,11 @@ def _flat(batches: Any) -> list[Any]:
 
 
 def _write(rows: list[dict[str, Any]], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", encoding="utf-8", newline="") as file:
-        if target.suffix == ".jsonl":
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else ["item"])
-            writer.writeheader()
-            writer.writerows(rows)
+    file = io.StringIO(newline="")
+    if target.suffix == ".jsonl":
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["item"])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(target, file.getvalue())

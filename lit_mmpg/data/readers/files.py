@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ CHUNK_BYTES = 1 << 20
 DELIMITERS = (",", ";", "\t")
 
 Record = TypeVar("Record")
+
+_SEPARATOR = re.compile(r'"?sep=([,;\t])"?\r?\n', re.IGNORECASE)
 
 _recorded: ContextVar[set[Path] | None] = ContextVar("_recorded", default=None)
 
@@ -164,8 +167,11 @@ def read_rows(
     text, line = read_text(path), 1
     quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
     sign = delimiter or _delimiter(text, [*required, *known])
+    excel = _SEPARATOR.match(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=not delimiter)
     try:
+        if excel and not delimiter:
+            next(reader)
         header = [name.strip() for name in next(reader, [])]
         _check_header(path, header, required)
         while True:
@@ -181,7 +187,7 @@ def read_rows(
                     f"({', '.join(header)}); mend the line or fetch the file again"
                 )
                 continue
-            row = {name: value.strip() for name, value in zip(header, values, strict=True)}
+            row = {name: value.strip() for name, value in zip(header, values, strict=True) if name}
             blank = [name for name in required if not row[name]]
             for name in blank:
                 fault(f"{path}, line {line}: column '{name}' is blank; fill it in or delete the line")
@@ -199,7 +205,12 @@ def header_of(path: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def _delimiter(text: str, wanted: Sequence[str]) -> str:
-    """The delimiter with which the header has most of the wanted columns; a comma unless another one has more."""
+    """The delimiter with which the header has most of the wanted columns; a comma unless another one has more.
+
+    A first line ``sep=;``, which Excel writes, names it.
+    """
+    if excel := _SEPARATOR.match(text):
+        return excel[1]
     first = text[: 1 << 16].lstrip("\r\n").replace("\r", "\n").partition("\n")[0]
 
     def count(sign: str) -> int:
@@ -213,11 +224,12 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file; a file of JSON Lines is the list of its lines.
 
     Raises:
-        UserError: If it is not (or no longer completely) JSON; names the line.
+        UserError: If it is not (or no longer completely) JSON, gives a key twice, or holds half a character; names the
+            line where it can.
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        return _parsed(path, text)
     except json.JSONDecodeError as error:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         try:
@@ -232,11 +244,52 @@ def read_json(path: Path) -> Any:
 
 def _json_line(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return _parsed(path, line, f", line {number}")
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {number}: not valid JSON ({error.msg}); the file may be truncated, fetch it again"
         ) from error
+
+
+_HALF = re.compile(r"\\u[dD][89abAB]")
+
+
+def _parsed(path: Path, text: str, where: str = "") -> Any:
+    """JSON, every key once and every character whole.
+
+    Raises:
+        UserError: If it is not so, or nested or a number too long to be read.
+        json.JSONDecodeError: If it is no JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}{where}: key '{twice}' is given twice in one object; delete one of them")
+        return found
+
+    try:
+        content = json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise UserError(f"{path}{where}: no annotation looks like this ({error}); fetch the file again") from error
+    if _HALF.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half, around = error.object[error.start], error.object[max(0, error.start - 20) : error.start]
+            raise UserError(
+                f"{path}{where}: behind {around!r} stands half a character ({half!r}); write the text anew"
+            ) from error
+    return content
+
+
+def option_number(text: str, count: int) -> int | None:
+    """The index, from 0, that a text is among so many options; ``None`` where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < count else None
 
 
 def json_entries(
@@ -323,9 +376,9 @@ def _visible_files(folder: Path) -> list[Path]:
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
     if not header:
         raise UserError(f"{path}: the file is empty; a header with {_listed(required)} is needed")
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted({name for name in header if name and header.count(name) > 1})  # tables end in nameless columns
     if repeated:
-        raise UserError(f"{path}: column '{repeated[0]}' occurs more than once")
+        raise UserError(f"{path}: column '{repeated[0]}' occurs more than once; rename or delete one of them")
     missing = [name for name in required if name not in header]
     if missing:
         said = ", ".join(f"column '{name}' is missing" for name in missing)

@@ -47,9 +47,20 @@ def clip_files(folder: Path, refuse: Callable[[str], None] = fault) -> dict[str,
         UserError: If there is none, or (outside ``collected``) two would have the same id, or one cannot have one.
     """
     files: dict[str, Path] = {}
+    called: dict[str, Path] = {}
     seen = False
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    walked: set[str] = set()
+
+    def unseen(error: OSError) -> None:
+        refuse(f"{printable(error.filename)}: the folder cannot be read ({error.strerror}); look at its permissions")
+
+    for place, folders, names in os.walk(folder, onerror=unseen, followlinks=True):
+        walked.add(os.path.realpath(place))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in walked
+        )
         within = Path(place).relative_to(folder).as_posix()
         # A folder that is named as a video is told like any other entry that is none.
         for name in sorted([*names, *(n for n in folders if n.lower().endswith(VIDEOS))]):
@@ -66,10 +77,10 @@ def clip_files(folder: Path, refuse: Callable[[str], None] = fault) -> dict[str,
                 continue
             if id == RESERVED or clip in (".", ".."):
                 refuse(f"{file}: '{clip}' is no possible name of a clip in a file of features; rename it")
-            elif id in files:
-                fault(f"{file} and {files[id].name} would both be clip '{id}'; rename one of them")
+            elif (name_of := clip_name(id)) in called:
+                fault(f"{file} and {called[name_of].name} would both be clip '{name_of}'; rename one of them")
             else:
-                files[id] = file
+                files[id] = called[name_of] = file
     for id, file in files.items():
         if any(parent.as_posix() in files for parent in PurePosixPath(id).parents):
             fault(f"{file}: its folder is called as another clip is, '{PurePosixPath(id).parent}'; rename one of them")
@@ -90,6 +101,13 @@ def _without_prefix(name: str) -> str:
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _folders_agree(name: str, other: str) -> bool:
+    """Whether one of two names has no folder, or its folders are the last ones of the other's."""
+    one, two = (_plain(text).replace("\\", "/").removeprefix("./").split("/")[:-1] for text in (name, other))
+    short, long = sorted((one, two), key=len)
+    return not short or long[-len(short) :] == short
 
 
 _FORMS: tuple[Callable[[str], str], ...] = (
@@ -133,6 +151,8 @@ class Names:
             return name
         for level, form in enumerate(_FORMS):
             found = self._index(level).get(form(name), [])
+            if level == len(_FORMS) - 1:
+                found = [id for id in found if _folders_agree(name, id)]
             if len(found) > 1:
                 found = [id for id in found if id == f"video{clip_name(name)}"] or found
             if len(found) == 1:

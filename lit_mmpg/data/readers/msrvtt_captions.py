@@ -39,7 +39,16 @@ def read_msrvtt_clips(path: Path) -> list[Clip]:
             if split not in SPLITS:
                 fault(f"{file}, 'videos', entry {number}: split '{split}' is unknown (train, validate, test)")
                 continue
-            columns = {"category": ", ".join(texts_of(entry["category"]))} if "category" in entry else {}
+            columns = {}
+            if "category" in entry:
+                category = entry["category"]
+                category = "" if category is None or category != category else category
+                values = category if isinstance(category, list) else [category]
+                if not all(isinstance(one, str | int | float) for one in values):
+                    what = f"field 'category' is {category!r}, a text or a number is needed"
+                    fault(f"{file}, 'videos', entry {number}: {what}")
+                    continue
+                columns = {"category": ", ".join(texts_of(category))}
             clips.append(Clip(str(entry["video_id"]), split, columns, Place(file, number, "'videos', entry")))
     return clips
 

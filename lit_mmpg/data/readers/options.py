@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from lit_mmpg.data.readers.files import option_number
 from lit_mmpg.errors import fault
 from lit_mmpg.records import Place, Question
 
@@ -33,13 +34,13 @@ def choice_questions(
     questions = []
     for line, row in rows:
         options, text = tuple(row[column] for column in columns), row["answer"]
-        if not (text.isascii() and text.isdecimal() and int(text) < len(options)):
+        correct = option_number(text, len(options))
+        if correct is None:
             fault(
                 f"{path}, line {line}: column 'answer' is '{text}', the index of the correct option is needed "
                 f"(0 to {len(options) - 1})"
             )
             continue
-        correct = int(text)
         questions.append(
             Question(
                 row[clip],

@@ -7,10 +7,11 @@ clip's category number.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
+from lit_mmpg.data.readers.files import option_number, read_rows, read_splits, split_files
 from lit_mmpg.errors import fault
 from lit_mmpg.records import SPLITS, Place, Question
 
@@ -20,9 +21,10 @@ COLUMNS = ("video", "question", "answer", "qid")
 
 def correct_option(options: Sequence[str], answer: str) -> int | None:
     """Index of the option that is the answer, or that the answer numbers (from 0); ``None`` where there is none."""
-    if answer in options:
-        return options.index(answer)
-    return int(answer) if answer.isascii() and answer.isdecimal() and int(answer) < len(options) else None
+    composed = [unicodedata.normalize("NFC", text) for text in (answer, *options)]
+    if composed[0] in composed[1:]:
+        return composed.index(composed[0], 1) - 1
+    return option_number(answer, len(options))
 
 
 def read_qa_csv(path: Path) -> dict[str, list[Question]]:
