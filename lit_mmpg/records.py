@@ -13,11 +13,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 SPLITS = ("train", "val", "test")
-VIDEOS = (
-    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg",
-    ".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".flv", ".ogv",
-)  # fmt: skip
-"""Suffixes of video files."""
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp")
+"""Suffixes of video files, of whose kinds it is known whether a file is whole."""
+OTHER_VIDEOS = (".wmv", ".asf", ".flv", ".f4v", ".ogv", ".vob", ".rm", ".rmvb")
+"""Suffixes of videos that are not read."""
 
 
 def clip_id(path: Path) -> str:

@@ -118,6 +118,43 @@ def test_names_of_files_and_what_is_passed_over(tmp_path: Path) -> None:
     assert_holds(open_features(path), {"day/x": videos["video2"], **videos})
 
 
+def test_links_in_files_and_folders(tmp_path: Path) -> None:
+    values = np.ones((2, 3), np.float32)
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file["x"] = values
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["video0"] = h5py.ExternalLink("part.h5", "x")
+        file["gone"] = h5py.ExternalLink("nowhere.h5", "x")
+        file["day/video1"] = values
+        file["video2"] = file["day/video1"]
+        file["video3"] = h5py.SoftLink("/day/video1")
+        file["day/loop"] = file["/"]
+    found = FeatureFile(tmp_path / "all.h5")
+    assert set(found.ids()) == {"video0", "day/video1", "video2", "video3"}
+    assert found.load().frames("video0").shape == (2, 3)
+    folder = tmp_path / "npy"
+    folder.mkdir()
+    np.save(folder / "video0.npy", values)
+    (folder / "old.npy").symlink_to("nowhere")
+    (folder / ".#video0.npy").symlink_to("user@host.1")
+    files = FeatureFile(folder)
+    assert files.size_bytes({"video0"}) > 24 and files.load({"video0"}).frames("video0").shape == (2, 3)
+    with pytest.raises(UserError, match=r"old\.npy: cannot be read"):
+        files.load({"old"})
+
+
+def test_what_is_no_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", a=np.ones((2, 3)))
+    (tmp_path / "npy").mkdir()
+    (tmp_path / "v.npz").rename(tmp_path / "npy/v.npy")
+    with pytest.raises(UserError, match=r"v\.npy: is an \.npz archive"):
+        FeatureFile(tmp_path / "npy").load()
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file["v"] = h5py.Empty("f4")
+    with pytest.raises(UserError, match="v"):
+        FeatureFile(tmp_path / "empty.h5").load()
+
+
 @pytest.mark.parametrize("layout", [write_per_video, write_folder])
 def test_clips_that_nobody_uses_stop_nothing(tmp_path: Path, layout: Callable) -> None:
     videos = make_videos(np.float32)

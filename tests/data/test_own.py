@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -194,3 +195,57 @@ def test_help_documents_the_columns(capsys: pytest.CaptureFixture[str]) -> None:
         main(["init-data", "--help"])
     said = capsys.readouterr().out
     assert all(f"  {name}" in said or f", {name}" in said or f"and {name}" in said for name in own.COLUMNS)
+
+
+def rows_of(folder: Path, **fields: object) -> str:
+    (folder / "t.json").write_text(json.dumps([{"video": f"video{i}", **fields} for i in range(8)]))
+    with pytest.raises(UserError) as caught:
+        read_own(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", [["x", None], ["x", ["y"]], [{"t": "z"}], ["x", " "]])
+@pytest.mark.parametrize("field", ["caption", "options"])
+def test_a_list_in_json_is_a_list_of_texts(folder: Path, field: str, value: object) -> None:
+    said = rows_of(folder, **{"question": "q", "answer": "x", field: value})
+    assert f"t.json, entry 1: field '{field}' is not a list of texts" in said
+
+
+def test_options_captions_and_names_that_would_become_others(folder: Path, tmp_path: Path) -> None:
+    assert "option 'a|b' holds '|'" in rows_of(folder, question="q", answer="c", options=["a|b", "c"])
+    assert "'answer' is given twice, also as 'Answer'" in rows_of(folder, question="q", answer="c", Answer="d")
+    (folder / "t.json").write_text('[{"video": "video0", "caption": "a", "caption": "b"}]')
+    with pytest.raises(UserError, match=r"t\.json: key 'caption' is given twice"):
+        read_own(folder)
+    (folder / "t.json").unlink()
+    assert "differ in case alone" in wrong(folder, "video,question,answer,Answer", ["video0,q,a,b"])
+    (folder / "t.json").write_text(json.dumps([{"video": f"video{i}", "caption": f"a\rb{i}"} for i in range(8)]))
+    write_own(read_own(folder), tmp_path / "set", "set")
+    assert next(c.text for c in read_captions("captions_csv", tmp_path / "set/captions.csv")) == "a\nb0"
+    (folder / "t.json").unlink()
+    (folder / "ann").mkdir()
+    (folder / "video7.mp4").rename(folder / "ann/video7.mp4")
+    said = wrong(folder, "video,caption", [f"{'bob/' * (i == 7)}video{i},c" for i in range(8)])
+    assert "'bob/video7' is not in" in said
+    table(folder, "video,question,answer,options", [f"video{i},q,cafe\u0301,café|blue" for i in range(7)])
+    assert read_own(folder).rows[0].options == ("café", "blue")
+
+
+def test_files_that_are_not_what_they_are_called(folder: Path) -> None:
+    header, rows = "video,caption", [f"video{i},c" for i in range(8)]
+    (folder / "old.mp4").symlink_to("nowhere")
+    (folder / "more.wmv").write_bytes(b"x")
+    (folder / "video0.mov.mp4").write_bytes(b"x")
+    said = wrong(folder, header, rows)
+    assert "old.mp4: cannot be read (No such file" in said and "would both be clip 'video0'" in said
+    assert "more.wmv: videos of this kind are not read" in said
+    for name in ("old.mp4", "more.wmv", "video0.mov.mp4"):
+        (folder / name).unlink()
+    (folder / "day").mkdir()
+    (folder / "day/again").symlink_to(folder)  # a loop
+    (folder / "other").symlink_to(folder.parent / "elsewhere")
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere/more.m2ts").write_bytes(b"x")
+    table(folder, header, [*rows, "other/more,c"])
+    data = read_own(folder)
+    assert "other/more" in [clip for split in ("train", "val", "test") for clip in data.clips(split)]

@@ -391,6 +391,70 @@ def test_resolve_id(name: str, known: set[str], expected: str) -> None:
     assert resolve_id(name, known) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "found"),
+    [
+        ("bob/clip1", "alice/clip1", False),
+        ("clip1.mp4", "alice/clip1", True),
+        ("/data/alice/clip1.MP4", "alice/clip1", True),
+        ("C:\\vids\\video1", "1", True),
+        ("alice/clip1", "day/alice/clip1", True),
+        ("alice/day/clip1", "alice/clip1", False),
+    ],
+)
+def test_a_clip_of_another_folder_is_another_clip(name: str, known: str, found: bool) -> None:
+    assert (resolve_id(name, {known}) == known) == found
+
+
+JSON_FAULTS = {
+    '{"sentences": [], "sentences": []}': "key 'sentences' is given twice",
+    '{"sentences": [{"video_id": "a", "caption": "x", "caption": "y"}]}': "key 'caption' is given twice",
+    '{"sentences": [{"video_id": "a", "caption": "\\ud83d"}]}': "half a character",
+    '{"sentences": [{"video_id": "\\udc00a", "caption": "x"}]}': "half a character",
+    '{"sentences": [{"video_id": ' + 5000 * "1" + ', "caption": "x"}]}': "no annotation looks like this",
+    100_000 * "[": "no annotation looks like this",
+}
+
+
+@pytest.mark.parametrize("text", JSON_FAULTS, ids=lambda text: JSON_FAULTS[text][:20])
+def test_json_that_would_be_misread(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match=rf"c\.json: .*{JSON_FAULTS[text]}"):
+        read_captions("msrvtt_captions", tmp_path / "c.json")
+
+
+def test_whole_emoji_in_json_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"sentences": [{"video_id": "a", "caption": "\\ud83d\\ude00"}]}')
+    assert read_captions("msrvtt_captions", tmp_path / "c.json")[0].text == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("category", "found"), [("null", ""), ("NaN", ""), ("3", "3"), ('["a", "b"]', "a, b"), ('{"a": 1}', None)]
+)
+def test_a_category_is_a_text_a_number_or_unknown(tmp_path: Path, category: str, found: str | None) -> None:
+    (tmp_path / "c.json").write_text(f'{{"videos": [{{"video_id": "a", "split": "train", "category": {category}}}]}}')
+    if found is None:
+        with pytest.raises(UserError, match="entry 1: field 'category' is"):
+            read_clips(tmp_path / "c.json")
+    else:
+        assert read_clips(tmp_path / "c.json")[0].columns == {"category": found}
+
+
+@pytest.mark.parametrize(
+    "text", ["sep=;\nvideo;caption\na;x\n", "video,caption,,\na,x,,\n", '"sep=,"\r\nvideo,caption\r\na,x\r\n']
+)
+def test_tables_of_excel(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.csv").write_bytes(text.encode())
+    (caption,) = read_captions("captions_csv", tmp_path / "c.csv")
+    assert (caption.clip, caption.text) == ("a", "x")
+
+
+def test_a_number_of_an_option_of_thousands_of_digits(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("video,question,answer,qid,options\na,q," + 5000 * "1" + ",1,x|y\n")
+    with pytest.raises(UserError, match="none of the options"):
+        read_questions("qa_csv", tmp_path)
+
+
 def test_a_spelling_that_fits_two_clips_is_refused() -> None:
     fails("'x.mp4' may be any of 'a/x', 'b/x'", resolve_id, "x.mp4", dict.fromkeys(["a/x", "b/x"]))
 

@@ -40,6 +40,23 @@ def test_tokens_are_stable(text: str) -> None:
     assert all(token and token == token.lower() for token in tokens)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("क्या यह कुत्ता है?", ["क्या", "यह", "कुत्ता", "है"]),
+        ("กิน", ["กิน"]),
+        ("مُحَمَّد", ["مُحَمَّد"]),
+        ("cafe\u0301 CAFÉ", ["café", "café"]),
+        ("نمی\u200cخواهم", ["نمی\u200cخواهم"]),
+        ("a❤\ufe0fb \u0301c", ["a", "b", "c"]),
+        ("他在做什么?", ["他在做什么"]),
+    ],
+)
+def test_words_of_all_scripts_are_whole(text: str, words: list[str]) -> None:
+    assert tokenize(text) == words
+    assert AnswerList.build(["café"], 10).index("Cafe\u0301") == 0
+
+
 def test_vocabulary_is_ranked_by_frequency_then_alphabet() -> None:
     vocabulary = Vocabulary.build(TEXTS)
     # the 5, a 4, ball 3, then dog goat red rolls 2, then the single ones

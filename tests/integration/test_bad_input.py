@@ -223,6 +223,16 @@ def test_a_key_that_is_given_twice_is_refused_wherever_yaml_is_read(
     ):
         assert main(argv) == 2
         one_error(capsys, "twice.yaml, line 4: key 'trainer' is given a second time, after line 1")
+    for text, told in (
+        ("data: &d\n  class_path: VideoData\n  init_args: *d\n", "line 3: '*d' stands inside what it repeats"),
+        ("trainer: {max_epochs: 1}  # \x1b[0m\n", "is not valid YAML: unacceptable character #x001b"),
+    ):
+        twice.write_text(text)
+        assert main(["fit", "--config", "twice.yaml"]) == 2
+        one_error(capsys, f"twice.yaml, {told}" if told.startswith("line") else f"twice.yaml {told}")
+    twice.write_text("trainer: {max_epochs: 1}\n")
+    assert main(["fit", "--config", "twice.yaml", "--data.batch", "{clips: 2, clips: 3}"]) == 2
+    one_error(capsys, "--data.batch, line 1: key 'clips' is given a second time")
 
 
 def test_the_home_folder_is_found_wherever_a_path_is_taken(

@@ -209,6 +209,30 @@ def test_joined_recordings_go_on_in_time(films: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(twice.times_s, np.arange(60) / 10, atol=2e-3)
 
 
+def test_recordings_whose_times_jump_go_on_as_ffmpeg_lets_them(films: Path, tmp_path: Path) -> None:
+    first, second = ((films / name).read_bytes() for name in ("plain.ts", "late.ts"))
+    for name, data in (("forward.ts", first + second), ("backward.ts", second + first)):
+        (tmp_path / name).write_bytes(data)
+        found = sample_video(tmp_path / name, 1000, SIZE)
+        assert found.times_s[-1] < 8 and np.diff(found.times_s).max() < 0.5
+        assert found.total == len(shown(tmp_path / name)[0])
+
+
+def test_sound_that_begins_before_the_picture_is_no_time_of_the_film(films: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sound_first.ts"
+    both = ["-map", "0:v", "-map", "1:a", "-c:v", "mpeg2video", "-c:a", "aac"]
+    run("-itsoffset", "1.5", "-i", films / "plain.mp4", *SOUND, *both, path)
+    times = shown(path)[1]
+    np.testing.assert_allclose(sample_video(path, 1000, SIZE).times_s, times, atol=2e-3)
+
+
+def test_colour_matrices_that_no_filter_knows_are_shown(films: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ycgco.mkv"
+    run("-i", films / "plain.mp4", "-c:v", "ffv1", "-pix_fmt", "yuv420p", "-colorspace", "ycgco", path)
+    plain = sample_video(films / "plain.mp4", 30, SIZE).pixels.astype(int)
+    assert abs(sample_video(path, 30, SIZE).pixels - plain).mean() < 5
+
+
 def test_titles_in_another_encoding_do_not_matter(films: Path, tmp_path: Path) -> None:
     run("-i", films / "b_frames.avi", "-c", "copy", "-metadata", "title=Tuer zum Hof", tmp_path / "t.avi")
     data = (tmp_path / "t.avi").read_bytes()

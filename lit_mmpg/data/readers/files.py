@@ -251,7 +251,7 @@ def _json_line(path: Path, number: int, line: str) -> Any:
         ) from error
 
 
-_HALF = re.compile(r"\\u[dD][89abAB]")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _parsed(path: Path, text: str, where: str = "") -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from lit_mmpg.errors import UserError, fault
-from lit_mmpg.records import VIDEOS, Caption, Clip, Question, clip_id
+from lit_mmpg.records import OTHER_VIDEOS, VIDEOS, Caption, Clip, Question, clip_id
 from lit_mmpg.texts import printable
 
 PREFIXES = ("video", "vid")
@@ -67,6 +67,8 @@ def clip_files(folder: Path, refuse: Callable[[str], None] = fault) -> dict[str,
             file = Path(place, name)
             clip = clip_id(file)
             if not clip:
+                if name.lower().endswith(OTHER_VIDEOS) and not name.startswith("."):
+                    refuse(f"{printable(file)}: videos of this kind are not read; convert it to .mp4, or move it away")
                 continue
             seen = True
             id = clip if within == "." else f"{within}/{clip}"
