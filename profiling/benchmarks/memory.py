@@ -29,6 +29,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -1100,10 +1101,12 @@ def main(args: Sequence[str] | None = None) -> None:
     columns += ["recognised: right / wrong / clean / unseen", "bytes"]
     command = f"python -m lit_mmpg.profiling.benchmarks.memory --settings {options.settings} --seeds {seeds}"
     command += f" --fleet {' '.join(options.fleet)}" if options.fleet else ""
-    command += f" --only {' '.join(options.only)}" if options.only else ""
+    command += f" --only {shlex.join(options.only)}" if options.only else ""
     command += " --finished" if options.finished else ""
+    title = "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips")
+    title += f": rows {', '.join(options.only)}" if options.only else ""
     found = result(
-        "A memory of camera models, " + ("on test clips" if reads else "pilot on validation clips"), command, columns,
+        title, command, columns,
         list(map(shown, entries)), commit, notes, seeds=options.seeds, test_reads=reads, values=entries,
         clean_head=summarise(runs, 1), held_out=[run["facts"]["held_out"] for run in runs],
         learnt=[run["facts"]["learnt"] for run in runs], attacks=[run["facts"].get("attacks") for run in runs],
