@@ -185,7 +185,7 @@ def main(args: Sequence[str] | None = None) -> None:
         measured = [run["facts"]["costs"] for run in runs if "costs" in run["facts"]]
         spent[name] = {key: float(np.mean([one[key] for one in measured])) for key in (measured or [{}])[0]}
         tuned[name] = len(seeds)
-    own = [natural(data, seed, folder) for seed in options.seeds[:1]]
+    own = [natural(data, seed, cells_of(data, settings, options.folder)) for seed in options.seeds[:1]]
     named = "clips as they are, {models} models of {devices} training clips"
     for entry in own[0]["rows"]:
         won = f"{entry['won']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}] log-rank"
