@@ -91,8 +91,9 @@ LEAST = 0.4
 """Mean correlation with which training devices are taken for one model."""
 GATE_SHARE, PSEUDO_DEVICES = 0.02, 100
 """Share of clean devices that pass a gate, and clean devices, made of training clips, from which it is set."""
-HELD_KIB, MOST_HELD = (64, 256, 1024, 4096), 12_000
-"""What a device may hold the memory in, coded like the link's pictures; bytes above which a model is complete."""
+HELD_KIB, LEAST_HELD, MOST_HELD = (64, 256, 1024, 4096), 500, 12_000
+"""What a device may hold the memory in, coded like the link's pictures; bytes below which nothing of a model is left,
+and above which it is complete."""
 POISONED = (0.1, 0.3)
 """Shares of training devices that upload what is wrong."""
 RESTORERS = {"restoration_1mib": 26, "restoration_4mib": 52}
@@ -238,7 +239,8 @@ class Data:
         sources = [root / name for name in (settings.frames, settings.captions, settings.clips)]
         sources += sorted((root / settings.questions).glob("*.csv"))
         modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, fleet)]
-        self.digest = fingerprint_files([*sources, *modules])
+        # Apart: names count from the folder that all files have in common, and a checkout may lie anywhere.
+        self.digest = f"{fingerprint_files(sources)} {fingerprint_files(modules)}"
         self._clean_at = folder / f"clean-{hashlib.sha256(f'{self.digest} {self.train}'.encode()).hexdigest()[:16]}.npy"
         tell("decoding frames")
         self.frame = {clip: self.images.pixels(clip)[0] for clip in (*self.train, *self.history, *self.asked)}
@@ -564,7 +566,7 @@ def base(wanted: Callable[[str], bool]) -> str:
 def _held(models: int, name: str) -> dict[str, int]:
     """Bytes of a model in each memory that a device may hold."""
     each = {f"{name}_held_{kib}kib": 1024 * kib // models for kib in HELD_KIB}
-    return {row: most_bytes for row, most_bytes in each.items() if most_bytes <= MOST_HELD}
+    return {row: most_bytes for row, most_bytes in each.items() if LEAST_HELD <= most_bytes <= MOST_HELD}
 
 
 def costs(population: Population, learnt: Learnt, devices: int = 16) -> dict[str, float]:

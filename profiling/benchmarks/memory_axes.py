@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", default="profiling/benchmarks/memory_test.yaml", metavar="FILE.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds above 0")
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES), metavar="AXIS", help="fewer axes")
+    parser.add_argument("--finished", action="store_true", help="rows that are finished, nothing is computed")
     parser.add_argument("--folder", type=Path, default=Path("outputs/memory"), help="where cells are kept")
     parser.add_argument("--output", type=Path, default=Path("outputs/memory_axes.json"), metavar="FILE.json")
     options = parser.parse_args(args)
@@ -179,13 +181,13 @@ def main(args: Sequence[str] | None = None) -> None:
         axis, seeds = AXES[name], options.seeds[: MOST_SEEDS.get(name)]
         other = settings.with_fleet([f"{key}={json.dumps(value)}" for key, value in axis.fleet.items()])
         folder = cells_of(data, other, options.folder)
-        runs = [run_seed(data, other, seed, folder, axis.rows) for seed in seeds]
+        runs = [run_seed(data, other, seed, folder, axis.rows, options.finished) for seed in seeds]
         values[name], fleets[name] = summarise(runs), [run["describe"] for run in runs]
         rows += [line(name, entry) for entry in values[name] if entry["row"] in SHOWN]
         measured = [run["facts"]["costs"] for run in runs if "costs" in run["facts"]]
         spent[name] = {key: float(np.mean([one[key] for one in measured])) for key in (measured or [{}])[0]}
         tuned[name] = len(seeds)
-    own = [natural(data, seed, cells_of(data, settings, options.folder)) for seed in options.seeds[:1]]
+    own = [natural(data, options.seeds[0], cells_of(data, settings, options.folder))]
     named = "clips as they are, {models} models of {devices} training clips"
     for entry in own[0]["rows"]:
         won = f"{entry['won']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}] log-rank"
@@ -215,7 +217,8 @@ def main(args: Sequence[str] | None = None) -> None:
     command = f"python -m lit_mmpg.profiling.benchmarks.memory_axes --settings {options.settings}"
     command += f" --seeds {' '.join(map(str, options.seeds))}"
     if options.axes != list(AXES):
-        command += f" --axes {' '.join(map(repr, options.axes))}"
+        command += f" --axes {shlex.join(options.axes)}"
+    command += " --finished" if options.finished else ""
     columns = ["fleet", "row", "C", "share of the gap", "on families that models share", "of the features' distance"]
     columns += ["loss: clean", "loss: unseen models", "recognised: right / wrong / clean / unseen"]
     found = result(
