@@ -84,7 +84,7 @@ NATURAL_FRAMES = 8
 """Frames of a clip as it is, at most."""
 
 
-def natural(data: Data, seed: int, folder: Path) -> dict[str, Any]:
+def natural(data: Data, seed: int, folder: Path, finished: bool = False) -> dict[str, Any]:
     """What a memory of clips as they are does for test clips, each of which is a device of its own.
 
     It is learnt from uploads of the training clips, and its gates are those of frames of different clips, in whose
@@ -92,12 +92,15 @@ def natural(data: Data, seed: int, folder: Path) -> dict[str, Any]:
 
     Returns:
         ``models``, ``devices`` of these, and for 1 frame and all frames of a clip ``recognised`` and the log-rank that
-        is ``won``, with its interval and ``bound``, the one-sided 95 % bound of the loss.
+        is ``won``, with its interval and ``bound``, the one-sided 95 % bound of the loss; nothing where only what is
+        ``finished`` is wanted, and this is not.
     """
     path = folder / f"natural-{seed}.json"
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text())
         return kept
+    if finished:
+        return {}
     images = ImageFrames(data.images.path, NATURAL_FRAMES)
     tell("clips as they are")
     evidence = [Evidence.uploaded(PixelMaps.of(images.pixels(clip)), data.scene) for clip in data.train]
@@ -182,17 +185,19 @@ def main(args: Sequence[str] | None = None) -> None:
         other = settings.with_fleet([f"{key}={json.dumps(value)}" for key, value in axis.fleet.items()])
         folder = cells_of(data, other, options.folder)
         runs = [run_seed(data, other, seed, folder, axis.rows, options.finished) for seed in seeds]
+        if not any(run["rows"] for run in runs):
+            continue  # nothing is finished
         values[name], fleets[name] = summarise(runs), [run["describe"] for run in runs]
         rows += [line(name, entry) for entry in values[name] if entry["row"] in SHOWN]
         measured = [run["facts"]["costs"] for run in runs if "costs" in run["facts"]]
         spent[name] = {key: float(np.mean([one[key] for one in measured])) for key in (measured or [{}])[0]}
         tuned[name] = len(seeds)
-    own = [natural(data, options.seeds[0], cells_of(data, settings, options.folder))]
-    named = "clips as they are, {models} models of {devices} training clips"
-    for entry in own[0]["rows"]:
+    own = natural(data, options.seeds[0], cells_of(data, settings, options.folder), options.finished)
+    for entry in own["rows"] if own else ():
         won = f"{entry['won']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}] log-rank"
+        named = f"clips as they are, {own['models']} models of {own['devices']} training clips"
         rows.append([
-            named.format(**own[0]), "uploads", str(entry["frames"]), won, "", "",
+            named, "uploads", str(entry["frames"]), won, "", "",
             f"{-entry['won']:+.3f} (<= {entry['bound']:+.3f})", "", f"- / - / {100 * entry['recognised']:.0f} / -",
         ])  # fmt: skip
     reads = int(settings.asked == "test") * len(options.seeds)
@@ -209,8 +214,8 @@ def main(args: Sequence[str] | None = None) -> None:
         "squared distance of features; loss in log-rank on clean devices and on devices of unseen models with its "
         "one-sided 95 % bound; recognitions in per cent of devices (right, wrong, clean, unseen models). Seeds: "
         + "; ".join(f"{name}: {count}" for name, count in tuned.items()) + ".",
-        "Clips as they are: every test clip is a device, its own frames are its query, and the log-rank that is won "
-        "stands in the place of the share; the static model never saw an artefact.",
+        *(["Clips as they are: every test clip is a device, its own frames are its query, and the log-rank that is won "
+           "stands in the place of the share; the static model never saw an artefact."] if own else []),
         f"Processor time of an adaptation on the device, one thread, by one frame: {timed}. Energies of links are "
         "those of the model in `configs/profile/links.yaml`, a radio that is awake only for this.",
     ]  # fmt: skip
