@@ -76,7 +76,11 @@ AXES = {
 MOST_SEEDS = {"1,000 models": 1}
 """Axes that run on the first seeds alone."""
 SHOWN = (
-    *(f"{name}{form}" for name in LEARNT for form in ("", "_coded", "_scenes", "_held_64kib", "_held_1024kib")),
+    *(
+        f"{name}{form}"
+        for name in LEARNT
+        for form in ("", "_coded", "_scenes", "_held_64kib", "_held_256kib", "_held_1024kib")
+    ),
     *ALONE,
 )
 """Rows of the table; the values hold all of them."""
