@@ -14,6 +14,10 @@ import lit_mmpg
 from lit_mmpg.errors import UserError, closest, nearest
 
 
+class RepeatedKeyError(UserError):
+    """A key of a YAML mapping that is given twice."""
+
+
 def shipped_configs() -> Path:
     """Folder of the configuration files that come with the package, installed or in a checkout."""
     return Path(lit_mmpg.__file__).parent / "configs"
@@ -200,7 +204,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             line, name = key.start_mark.line + 1, (key.tag, key.value)
             if name in lines:
-                raise UserError(
+                raise RepeatedKeyError(
                     f"{self.where}, line {line}: key '{key.value}' is given a second time, after line {lines[name]}; "
                     "delete one of them"
                 )

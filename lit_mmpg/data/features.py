@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lit_mmpg import sysfs
-from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path
+from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path, walk
 from lit_mmpg.data.readers.identity import RESERVED
 from lit_mmpg.errors import UserError, fault, install_hint
 from lit_mmpg.records import ClipIndex, FrameSource, Place
@@ -201,15 +201,10 @@ def _spelling(name: str, known: Sequence[str], place: Place | None) -> str:
 def _npy_files(folder: Path) -> dict[str, Path]:
     """Id -> file; files and folders that begin with a dot are other programs' notes."""
     files: dict[str, Path] = {}
-
-    def unseen(error: OSError) -> None:
-        fault(f"{error.filename}: the folder cannot be read ({error.strerror}); look at its permissions")
-
-    for place, folders, names in os.walk(folder, onerror=unseen):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+    for place, _, names in walk(folder):
+        for name in names:
             if name.lower().endswith(".npy") and not name.startswith("."):
-                file = Path(place, name)
+                file = place / name
                 id = file.relative_to(folder).as_posix()[: -len(".npy")]
                 if id in files:
                     fault(f"{folder}: {files[id].name} and {name} would both be video '{id}'; delete one of them")

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from lit_mmpg.data.readers import Names
-from lit_mmpg.data.readers.files import json_entries, read_json, read_rows, require_path, texts_of
+from lit_mmpg.data.readers.files import json_entries, read_json, read_rows, require_path, texts_of, told
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.data.readers.qa_csv import OPTION_SEPARATOR, correct_option
 from lit_mmpg.errors import UserError, collected, fault
@@ -212,11 +212,9 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
                 if key in (*COLUMNS, owner):
                     fault(f"{path}, entry {number}: field '{name}' is a list or an object, one text is needed")
             elif isinstance(value, list):
-                if any(isinstance(v, list | dict) or v is None or v != v or not str(v).strip() for v in value):
-                    fault(
-                        f"{path}, entry {number}: field '{name}' is not a list of texts; fill in or delete what is none"
-                    )
-                    break
+                if not all(map(told, value)):
+                    what = f"field '{name}' is not a list of texts; fill in or delete what is none"
+                    fault(f"{path}, entry {number}: {what}")
                 values[key] = texts_of(value)
             else:
                 values[key] = "" if value is None or value != value else str(value).strip()

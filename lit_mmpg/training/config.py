@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import expand_home, find_config, merge, parse_yaml, read_config, split_variant
+from lit_mmpg.files import RepeatedKeyError, expand_home, find_config, merge, parse_yaml, read_config, split_variant
 from lit_mmpg.trust import trust_own
 
 DEMO = "configs/experiment/demo.yaml"
@@ -260,9 +260,9 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
         text = text if equals else flags[i + 1]
         try:
             yield name, parse_yaml(text, name)
-        except UserError as error:
-            if "is given a second time" in str(error):
-                raise
+        except RepeatedKeyError:
+            raise
+        except UserError:
             yield name, text
 
 

@@ -635,17 +635,19 @@ def tune(data: Data, settings: Settings, folder: Path, only: Sequence[str] = ())
     if missing := [key for key in wanted if key not in chosen]:
         population = Population(data, settings.config(0), data.history[1::2], data.history[::2])
         static = cache(partial(static_models, data, population, folder))
-        every = population.filmed(2)
+        filmed = population.filmed(2)
+
+        @cache
+        def looked_at(step: int) -> tuple[tuple[FleetDevice, ...], list[np.ndarray], np.ndarray, np.ndarray]:
+            devices, seen = population.fleet.asked[::step], filmed[::step]
+            clean = data.stack([clip for device in devices for clip in device.asked[:2]])
+            return devices, seen, data.encode(np.concatenate(seen)), data.encode(clean)
+
         for at, key in enumerate(missing):
             tell("options of rows", at, len(missing), "rows")
             (name, count), errors = key.split(), []
             ((option, values),) = OPTIONS[name].items()
-            part = slice(None, None, MOVED_TUNED if name.startswith(MOVED) else 1)
-            devices, seen = population.fleet.asked[part], every[part]
-            plain, clean = (
-                data.encode(np.concatenate(seen)),
-                data.encode(data.stack([c for d in devices for c in d.asked[:2]])),
-            )
+            devices, seen, plain, clean = looked_at(MOVED_TUNED if name.startswith(MOVED) else 1)
             scale = clean.std(0) + 1e-3
             for value in values:
                 row = population.alone(name, int(count), {option: value}, static)

@@ -15,7 +15,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> None:
     rows, values, fleets, spent, tuned = [], {}, {}, {}, {}
     for name in options.axes:
         axis, seeds = AXES[name], options.seeds[: MOST_SEEDS.get(name)]
-        other = settings.with_fleet([f"{key}={json.dumps(value)}" for key, value in axis.fleet.items()])
+        other = replace(settings, fleet={**settings.fleet, **axis.fleet})
         folder = cells_of(data, other, options.folder)
         runs = [run_seed(data, other, seed, folder, axis.rows, options.finished) for seed in seeds]
         if not any(run["rows"] for run in runs):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lit_mmpg.errors import UserError, collected, fault
+from lit_mmpg.texts import printable
 
 CHUNK_BYTES = 1 << 20
 DELIMITERS = (",", ";", "\t")
@@ -338,7 +339,7 @@ def _entry_fault(entry: dict, key: str, may_be_list: bool) -> str:
     values = value if isinstance(value, list) else [value]
     if any(isinstance(item, list | dict) for item in values):
         return f"field '{key}' holds lists inside a list, a list of texts is needed"
-    if not values or any(item is None or item != item or not str(item).strip() for item in values):
+    if not values or not all(map(told, values)):
         return f"field '{key}' is missing or blank (found: {', '.join(entry) or 'nothing'})"
     return ""
 
@@ -367,6 +368,36 @@ def fingerprint_files(paths: Iterable[str | Path]) -> str:
         encoded = name.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded + content.digest())
     return digest.hexdigest()
+
+
+def walk(
+    folder: Path, refuse: Callable[[str], None] = fault, links: bool = False
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """A folder and those below it, each with its subfolders and files in order, as ``os.walk`` has them.
+
+    Folders whose names begin with a dot are other programs' notes.
+
+    Args:
+        folder: The folder.
+        refuse: Is told of each folder that cannot be read.
+        links: Look into linked folders, too; into each folder once.
+    """
+    walked: set[str] = set()
+
+    def unseen(error: OSError) -> None:
+        name = printable(error.filename)
+        refuse(f"{name}: the folder cannot be read ({error.strerror}); look at its permissions")
+
+    for place, folders, names in os.walk(folder, onerror=unseen, followlinks=links):
+        walked.add(os.path.realpath(place))
+        kept = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(n for n in kept if not links or os.path.realpath(os.path.join(place, n)) not in walked)
+        yield Path(place), folders, sorted(names)
+
+
+def told(value: Any) -> bool:
+    """Whether a JSON value says something: it is no list or object, and neither null, NaN nor blank."""
+    return _is_text(value) and value is not None and value == value and bool(str(value).strip())
 
 
 def _visible_files(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from lit_mmpg.data.readers.files import walk
 from lit_mmpg.errors import UserError, fault
 from lit_mmpg.records import OTHER_VIDEOS, VIDEOS, Caption, Clip, Question, clip_id
 from lit_mmpg.texts import printable
@@ -49,22 +49,11 @@ def clip_files(folder: Path, refuse: Callable[[str], None] = fault) -> dict[str,
     files: dict[str, Path] = {}
     called: dict[str, Path] = {}
     seen = False
-    walked: set[str] = set()
-
-    def unseen(error: OSError) -> None:
-        refuse(f"{printable(error.filename)}: the folder cannot be read ({error.strerror}); look at its permissions")
-
-    for place, folders, names in os.walk(folder, onerror=unseen, followlinks=True):
-        walked.add(os.path.realpath(place))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in walked
-        )
-        within = Path(place).relative_to(folder).as_posix()
+    for place, folders, names in walk(folder, refuse, links=True):
+        within = place.relative_to(folder).as_posix()
         # A folder that is named as a video is told like any other entry that is none.
         for name in sorted([*names, *(n for n in folders if n.lower().endswith(VIDEOS))]):
-            file = Path(place, name)
+            file = place / name
             clip = clip_id(file)
             if not clip:
                 if name.lower().endswith(OTHER_VIDEOS) and not name.startswith("."):
