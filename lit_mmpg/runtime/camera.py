@@ -34,13 +34,14 @@ SAME_SCENE = 0.7
 0.6, behind glass), those of a room in which little moves nearly 1."""
 
 
-def same_scene(frames: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """Which of some frames ``[n, 3, H, W]`` show the scene of another one, ``[n]``."""
-    found = squashed(np.moveaxis(gradients(np.concatenate([frames, frame[None]]).astype(np.float32)), 1, 0))
-    flat = found.reshape(len(frames) + 1, -1)
-    unit = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
-    same: np.ndarray = unit[:-1] @ unit[-1] >= SAME_SCENE
-    return same
+def scenes(frames: np.ndarray) -> np.ndarray:
+    """What tells scenes apart: gradients of frames ``[n, 3, H, W]``, as vectors of unit length ``[n, ...]``.
+
+    Two frames show one scene where the product of theirs is :data:`SAME_SCENE` or more.
+    """
+    flat = squashed(np.moveaxis(gradients(frames.astype(np.float32)), 1, 0)).reshape(len(frames), -1)
+    unit: np.ndarray = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
+    return unit
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Camera:
     def __init__(self, memory: CameraMemory | Recogniser, frames: int = FRAMES) -> None:
         self._by: Recogniser = HeldMemory(memory) if isinstance(memory, CameraMemory) else memory
         self.device_id = "device"
-        self._frames: deque[np.ndarray] = deque(maxlen=frames)
+        self._frames: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=frames)  # with their scenes
         self._refused = False
         self.clear()
 
@@ -199,12 +200,10 @@ class Camera:
         Of frames that show one scene the latest is kept: what stays in a room that hardly changes is no camera's.
         """
         frame = self._frame(pixels)
-        if self._frames:
-            same = same_scene(np.stack(self._frames), frame)
-            kept = [old for old, again in zip(self._frames, same, strict=True) if not again]
-            self._frames.clear()
-            self._frames.extend(kept)
-        self._frames.append(frame)
+        scene = scenes(frame[None])[0]
+        others = [(old, seen) for old, seen in self._frames if seen @ scene < SAME_SCENE]
+        self._frames.clear()
+        self._frames.extend([*others, (frame, scene)])
         self.observed += 1
 
     def corrected(self, pixels: np.ndarray) -> np.ndarray | None:
@@ -215,7 +214,7 @@ class Camera:
                 unless a cloud would have to be asked.
         """
         if self._frames and self.observed >= self._due:
-            self._recognise(np.stack(self._frames))
+            self._recognise(np.stack([frame for frame, _ in self._frames]))
         elif not self._frames and self._by.private:
             self._recognise(self._frame(pixels)[None])
         if self.found is None:

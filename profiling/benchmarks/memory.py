@@ -75,7 +75,8 @@ from lit_mmpg.profiling.benchmarks.memory_models import (
 )
 from lit_mmpg.records import Question
 from lit_mmpg.results import result, write_result
-from lit_mmpg.runtime.camera import same_scene
+from lit_mmpg.runtime.camera import SAME_SCENE
+from lit_mmpg.runtime.camera import scenes as scenes_of
 from lit_mmpg.tracking.address import git_commit
 from lit_mmpg.vision import load_vision_model
 from lit_mmpg.writing import write_bytes, write_text
@@ -335,7 +336,8 @@ class Population:
         if key not in self._maps:
             frames = self.taken(device, count)
             if scenes:
-                last = [not same_scene(frames[i + 1 :], frames[i]).any() for i in range(count)]
+                seen = scenes_of(frames)
+                last = [not (seen[i + 1 :] @ seen[i] >= SAME_SCENE).any() for i in range(count)]
                 frames = frames[last]
             self._maps[key] = PixelMaps.of(frames)
         return self._maps[key]
