@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import tell
 from lit_mmpg.maps import Correction, PixelMaps, Scene, gradients, guided, integrate, moved, opposed, smooth, undo
 from lit_mmpg.writing import write_bytes
 
@@ -48,6 +50,8 @@ EVERY, FEW_PLACES = 2, 3000
 """Distance of the places whose gradients are compared, pixels, in frames of more places than so many."""
 AT_ONCE = 32
 """Models whose spectra are made at once."""
+TOGETHER = 512
+"""Devices that are compared with all others at once."""
 DRAWS, WALK = 16, 200
 """Draws of the posterior that are kept, and steps of the walk that draws them."""
 
@@ -539,22 +543,70 @@ def alike(evidence: Sequence[np.ndarray], reach: int) -> tuple[np.ndarray, np.nd
         ``[N, N]`` correlations and ``[N, N, 2]`` shifts.
     """
     stack = np.stack(evidence).astype(np.float32)
-    flat = stack.reshape(len(stack), -1)
-    norm = np.sqrt(np.square(flat).sum(1)) + 1e-9
+    norm = _norms(stack)
     best = np.full((len(stack), len(stack)), -np.inf, np.float32)
     shifts = np.zeros((*best.shape, 2), np.int64)
     for down in range(-reach, reach + 1):
         for right in range(0 if down >= 0 else 1, reach + 1):
             # Each pair of opposite shifts needs one product.
-            moved = np.zeros_like(stack)
-            part, seen = _overlapping(stack, moved, -down, -right)
-            seen[...] = part
-            found = flat @ moved.reshape(len(stack), -1).T / norm[:, None] / norm
+            found = stack.reshape(len(stack), -1) @ _laid(stack, -down, -right).T / norm[:, None] / norm
             for value, sign in ((found, 1), (found.T, -1)):
                 better = value > best
                 best = np.where(better, value, best)
                 shifts[better] = (sign * down, sign * right)
     return best, shifts
+
+
+def _norms(stack: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(stack).reshape(len(stack), -1).sum(1)) + 1e-9
+
+
+def _laid(stack: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Pictures ``[N, ..., H, W]`` shifted by whole pixels, nothing coming in, as ``[N, ...]``."""
+    laid = np.zeros_like(stack)
+    part, seen = _overlapping(stack, laid, down, right)
+    seen[...] = part
+    return laid.reshape(len(stack), -1)
+
+
+def related(evidence: Sequence[Evidence], least: float, reach: int) -> list[np.ndarray]:
+    """Devices that can be of one model: none correlates with one of another list by ``least`` or more.
+
+    Average linkage joins no groups between which no pair correlates by as much, so each list can be grouped alone.
+    Pictures of half the size are compared first, and in full those that correlate by half of ``least``. No matrix of
+    all pairs is made.
+
+    Returns:
+        Indices of each list, those of a device that is like nobody included.
+    """
+    small = np.stack([_halved(squashed(device.gradient)) for device in evidence])
+    small /= _norms(small).reshape(-1, *[1] * (small.ndim - 1))
+    flat, label = small.reshape(len(small), -1), np.arange(len(small))
+    half = (reach + 1) // 2
+    steps = range(-half, half + 1)
+    for start in range(0, len(small), TOGETHER):
+        tell("comparing cameras", start, len(small), "cameras")
+        rest = flat[start:]
+        likely = np.zeros((min(TOGETHER, len(rest)), len(rest)), bool)
+        for down, right in product(steps, steps):
+            likely |= _laid(small[start : start + TOGETHER], down, right) @ rest.T >= least / 2
+        for one, others in enumerate(likely, start):
+            near = start + np.flatnonzero(others)
+            near = near[(near > one) & (label[near] != label[one])]  # the others are in its list anyway
+            if len(near):
+                keys = np.stack([squashed(evidence[other].gradient) for other in near])
+                scores, _ = _matched(squashed(evidence[one].gradient), *_spectra(keys, reach), reach)
+                joined = np.append(label[near[scores >= least]], label[one])
+                label[np.isin(label, joined)] = joined.min()
+    return [np.flatnonzero(label == found) for found in np.unique(label)]
+
+
+def _halved(picture: np.ndarray) -> np.ndarray:
+    """A picture ``[..., H, W]`` at half its height and width, an odd row or column left out."""
+    height, width = picture.shape[-2] // 2 * 2, picture.shape[-1] // 2 * 2
+    even = picture[..., :height, :width]
+    half: np.ndarray = (even[..., ::2, ::2] + even[..., 1::2, ::2] + even[..., ::2, 1::2] + even[..., 1::2, 1::2]) / 4
+    return half.astype(np.float32)
 
 
 def group(correlation: np.ndarray, least: float) -> list[np.ndarray]:
@@ -642,18 +694,21 @@ def learn(
     Returns:
         The memory with the new models, and the devices of each of these.
     """
-    if not evidence:
+    found: list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]] = []
+    for part in related(evidence, least, reach) if evidence else ():
+        if len(part) < fewest:
+            continue
+        correlation, shifts = alike([squashed(evidence[i].gradient) for i in part], reach)
+        for own in group(correlation, least):
+            if len(own) >= fewest:
+                # Shifts are told against the device that is most like the others, then from their middle.
+                centre = own[correlation[np.ix_(own, own)].sum(1).argmax()]
+                offsets = shifts[centre, own]
+                offsets = offsets - np.rint(np.median(offsets, 0)).astype(np.int64)
+                found.append((part[own], pool([evidence[i] for i in part[own]], offsets)))
+    if not found:
         return memory, []
-    correlation, shifts = alike([squashed(e.gradient) for e in evidence], reach)
-    groups = [found for found in group(correlation, least) if len(found) >= fewest]
-    learnt = []
-    for found in groups:
-        # Shifts are told against the device that is most like the others, then from their middle.
-        centre = found[correlation[np.ix_(found, found)].sum(1).argmax()]
-        offsets = shifts[centre, found]
-        offsets = offsets - np.rint(np.median(offsets, 0)).astype(np.int64)
-        learnt.append(pool([evidence[i] for i in found], offsets))
-    if not groups:
-        return memory, []
-    change, opacity = (np.stack(values) for values in zip(*learnt, strict=True))
-    return memory.with_models(change, opacity, [len(found) for found in groups]), groups
+    found.sort(key=lambda one: (-len(one[0]), one[0][0]))  # the largest first
+    groups = [members for members, _ in found]
+    change, opacity = (np.stack(values) for values in zip(*(maps for _, maps in found), strict=True))
+    return memory.with_models(change, opacity, [len(members) for members in groups]), groups

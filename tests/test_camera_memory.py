@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from lit_mmpg import camera_memory
 from lit_mmpg.camera_memory import (
     DRAWS,
     REACH_PX,
@@ -20,6 +21,7 @@ from lit_mmpg.camera_memory import (
     learn,
     own_residual,
     placed,
+    related,
     shifted,
     squashed,
     trimmed_mean,
@@ -223,6 +225,23 @@ def test_likeness_is_symmetric_and_tells_the_shift():
     values, shifts = alike([squashed(picture), squashed(moved), squashed(RNG.normal(size=picture.shape))], 3)
     assert values[0, 1] > 0.85 and values[0, 1] == values[1, 0] and values[0, 2] < 0.2
     assert shifts[0, 1].tolist() == [2, -1] and shifts[1, 0].tolist() == [-2, 1]
+
+
+def test_devices_of_one_model_are_never_parted_before_they_are_grouped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(camera_memory, "TOGETHER", 7)  # so that devices of one model are compared in several turns
+    uploaded, _, models = fleet()
+    strange = [Evidence.uploaded(PixelMaps.of(world(8, 900 + i)), SCENE) for i in range(3)]
+    devices = [*uploaded, *strange]
+    order = np.random.default_rng(1).permutation(len(devices))
+    parts = related([devices[i] for i in order], 0.4, 4)
+    correlation, _ = alike([squashed(devices[i].gradient) for i in order], 4)
+    label = np.zeros(len(devices), int)
+    for number, part in enumerate(parts):
+        label[part] = number
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(devices)))
+    assert not (correlation[label[:, None] != label] >= 0.4).any()
+    found = {tuple(sorted(order[part])) for part in parts}
+    assert found >= {tuple(i for i, m in enumerate(models) if m == model) for model in range(4)}
 
 
 def test_groups_are_those_of_average_linkage():

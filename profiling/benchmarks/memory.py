@@ -500,8 +500,6 @@ def learn_all(population: Population, wanted: Callable[[str], bool]) -> dict[str
     """
     data, training = population.data, population.fleet.training
     empty = CameraMemory.empty(data.scene)
-    learns = any(map(wanted, ("paired", "uploads", *POISONINGS)))
-    seen = [population.taken(device, len(device.history)) for device in training] if learns else []
     known, spread = population.fleet.config.models, population.fleet.config.training
     usual = (spread.weakest + spread.strongest) / 2  # a memory holds models as the median of their devices shows them
     values = [
@@ -512,15 +510,16 @@ def learn_all(population: Population, wanted: Callable[[str], bool]) -> dict[str
     change = np.stack([255 * b - o * data.scene.mean for o, b in values])
     found = {"told": (empty.with_models(change, opacity, [1] * known), tuple(range(known)), {"models": known})}
     true = np.array([device.model for device in training])
-    tell("maps of the training devices")
-    uploads = [Evidence.uploaded(PixelMaps.of(x), data.scene) for x in seen]
-    ways: dict[str, Callable[[], list[Evidence]]] = {
-        "paired": lambda: [
-            Evidence.paired(x, data.stack([clip for clip, _ in device.history]))
-            for x, device in zip(seen, training, strict=True)
-        ],
-        "uploads": lambda: uploads,
-    }
+    uploads: list[Evidence] = []
+    paired: list[Evidence] = []
+    if any(map(wanted, ("paired", "uploads", *POISONINGS))):
+        for at, device in enumerate(training):  # the frames of all devices together take too much memory
+            tell("maps of the training devices", at, len(training), "devices")
+            seen = population.taken(device, len(device.history))
+            uploads.append(Evidence.uploaded(PixelMaps.of(seen), data.scene))
+            if wanted("paired"):
+                paired.append(Evidence.paired(seen, data.stack([clip for clip, _ in device.history])))
+    ways: dict[str, Callable[[], list[Evidence]]] = {"paired": lambda: paired, "uploads": lambda: uploads}
     members: dict[str, tuple[np.ndarray, ...]] = {}
     for name, share in POISONINGS.items():
         ways[name] = partial(poisoned, uploads, share, population.seed)
