@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg import sysfs
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, reason_of
 from lit_mmpg.profiling import document, environment
 from lit_mmpg.profiling.config import ProfileConfig
 from lit_mmpg.profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
 from lit_mmpg.profiling.meters.latency import elapsed_ms
-from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
+from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell, engines_here
 from lit_mmpg.profiling.scenarios import Context, Outcome, find_scenario, more_roles
@@ -153,9 +153,8 @@ class Harness:
             try:
                 self._compile(cell, row) if cell.selection.compile_only else self._run(cell, row)
             except Exception as error:  # one engine's failure must not cost the other rows
-                mistake = find_user_error(error)
                 row["status"] = "failed"
-                row["reason"] = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
+                row["reason"] = reason_of(error)
         return document.plain(row)
 
     def _run(self, cell: Cell, row: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from lit_mmpg import sysfs
 from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path, walk
 from lit_mmpg.data.readers.identity import RESERVED
-from lit_mmpg.errors import UserError, fault, install_hint
+from lit_mmpg.errors import UserError, fault, first_line, install_hint
 from lit_mmpg.records import ClipIndex, FrameSource, Place
 
 __all__ = ["FeatureFile", "check_coverage", "fingerprint_files", "finite", "open_features"]
@@ -259,7 +259,7 @@ def hdf5_error(path: Path, error: Exception) -> UserError:
         remedy = "name a file of features (.h5), or a folder of .npy files"
     else:
         remedy = "copy or extract it again"
-    return UserError(f"{path}: not a complete HDF5 file ({_first_line(error)}); {remedy}")
+    return UserError(f"{path}: not a complete HDF5 file ({first_line(error)}); {remedy}")
 
 
 def _remedy(number: int) -> str:
@@ -394,7 +394,3 @@ def _h5py() -> ModuleType:
     except ImportError as error:
         raise UserError(f"reading HDF5 features needs h5py; {install_hint('train')}") from error
     return h5py
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, first_line
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.texts import masked
@@ -109,5 +109,5 @@ class Recorder:
         try:
             action()
         except Exception as error:  # the store is not the device's work
-            said = masked((str(error).splitlines() or [type(error).__name__])[0])
+            said = masked(first_line(error))
             self.error = said if isinstance(error, UserError) else f"{self.uri}: {said}"
