@@ -26,7 +26,7 @@ from lit_mmpg.data.readers.identity import RESERVED
 from lit_mmpg.errors import UserError, fault, first_line, install_hint
 from lit_mmpg.records import ClipIndex, FrameSource, Place
 
-__all__ = ["FeatureFile", "check_coverage", "fingerprint_files", "finite", "open_features"]
+__all__ = ["FeatureFile", "check_coverage", "fingerprint_files", "finite"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_VALUES = 1 << 24
@@ -143,15 +143,6 @@ class FeatureFile:
         for name in names:
             source.frames(name)[...] = opened(name)[...]
         return finite(source, self.path)
-
-
-def open_features(path: str | Path) -> FrameSource:
-    """All frame features of a file or folder; see :class:`FeatureFile`.
-
-    Raises:
-        UserError: If they cannot be read.
-    """
-    return FeatureFile(path).load()
 
 
 def check_coverage(
