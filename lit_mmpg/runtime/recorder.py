@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ BATCH = 50
 """Clips whose metrics are sent at once."""
 
 
-class Recorder:
+class Recorder(AbstractContextManager["Recorder"]):
     """Sends metrics of each clip and, at the end, the sums. A store that fails costs the record, not the device.
 
     Args:
@@ -65,9 +66,6 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._try(lambda: self._client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED"))
-
-    def __enter__(self) -> Recorder:
-        return self
 
     def clip(self, record: Record) -> None:
         """Metrics of one clip; its number is the step."""
