@@ -321,19 +321,9 @@ def check_profile(work: Path, device: str) -> dict[str, Any]:
         encoding="utf-8",
     )
     output = work / "profile"
-    command = [
-        sys.executable,
-        "-m",
-        "lit_mmpg.profiling",
-        "run",
-        "--bundle",
-        str(work / "bundle"),
-        "--config",
-        str(config),
-    ]
-    done = subprocess.run(
-        [*command, "--output", str(output), "--no-record"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "lit_mmpg.profiling", "run", "--bundle", str(work / "bundle")]
+    command += ["--config", str(config), "--output", str(output), "--no-record"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         rows = json.loads((output / "profile.json").read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError) as error:
@@ -431,16 +421,8 @@ def run_check(name: str, work: Path, device: str, limit_s: float) -> Result:
     """
     if limit_s < 1:
         return Result(name, FAILED, "not run: the time for all checks is over")
-    command = [
-        sys.executable,
-        "-m",
-        "lit_mmpg.profiling.benchmarks.verify_gpu",
-        "--device",
-        device,
-        "--check",
-        name,
-        str(work),
-    ]
+    command = [sys.executable, "-m", "lit_mmpg.profiling.benchmarks.verify_gpu"]
+    command += ["--device", device, "--check", name, str(work)]
     place = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     variables = os.environ | place | {"XDG_CACHE_HOME": str(work / "cache")}
     process = subprocess.Popen(
