@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError, first_line, nearest
 from lit_mmpg.trust import check_classes
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_checkpoint(path: str | Path, half: str | None = None) -> dict[str, Any]
             "use a checkpoint that a module of lit-mmpg wrote"
         ) from error
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"checkpoint '{path}' is damaged or not a checkpoint ({reason}); copy it again") from error
     ours = checkpoint.get("lit_mmpg") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or not {"half", "data"} <= set(ours):

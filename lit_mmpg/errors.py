@@ -94,6 +94,18 @@ def find_user_error(error: BaseException) -> UserError | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or the name of its type."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, for a report that goes on: the text of a mistake, of anything else the type and a line."""
+    mistake = find_user_error(error)
+    return str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
+
+
 Given = ParamSpec("Given")
 
 

@@ -7,6 +7,7 @@ another, or a :func:`tell` where it advances.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -144,6 +145,23 @@ def tell(what: str, done: int = 0, total: int | None = None, unit: str = "") -> 
     if what != work.what:
         work.what, work.begun_s = what, _HEART.clock()
     work.done, work.total, work.unit = done, total, unit
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM (a service manager, a time limit) ends the work as Ctrl-C does; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

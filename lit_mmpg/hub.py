@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lit_mmpg.errors import UserError, install_hint, nearest
+from lit_mmpg.errors import UserError, first_line, install_hint, nearest
 
 Part = Literal["vision", "text"]
 
@@ -120,8 +120,7 @@ def _library(source: str, option: str) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             yield transformers
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{option} {source} cannot be loaded ({reason})") from error
+        raise UserError(f"{option} {source} cannot be loaded ({first_line(error)})") from error
     finally:
         noisy.setLevel(level)
         progress.enable_progress_bar()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_mmpg.checkpoint import CODEBOOKS, CONFIG, WEIGHTS, read_checkpoint, rebuild, require_trained
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -93,5 +93,5 @@ def download(name: str, **options: Any) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
     except (OSError, ValueError) as error:  # what its own errors are, too
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{name} is neither a folder{nearest(Path(name))} nor a repository ({reason})") from error

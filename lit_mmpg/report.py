@@ -175,9 +175,19 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def rows_text(rows: Sequence[Row]) -> str:
-    """``{"rows": [...]}``; NaN and infinity, which JSON cannot hold, become null."""
-    finite = [{key: None if _not_finite(value) else value for key, value in row.items()} for row in rows]
-    return json.dumps({"rows": finite}, indent=2, allow_nan=False)
+    """``{"rows": [...]}``; NaN and infinity become null."""
+    return json.dumps(json_ready({"rows": list(rows)}), indent=2, allow_nan=False)
+
+
+def json_ready(value: Any) -> Any:
+    """Plain data: NumPy numbers become Python's; NaN and infinity, which JSON cannot hold, become None."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(entry) for entry in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -207,7 +217,3 @@ def format_bytes(count: float | None) -> str:
         if amount < 1024 or unit == "GiB":
             break
     return f"{amount:.1f} {unit}"
-
-
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

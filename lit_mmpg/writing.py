@@ -13,8 +13,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EI
 """Error numbers of a disk that is full, read-only or failing, and not of a mistake of the person at the keyboard."""
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, synced: bool = False) -> None:
     """Write a file in one step; its folder is made where it is missing.
+
+    Args:
+        path: The file.
+        data: What it will hold.
+        synced: Wait until the data are on the disk, so that a power cut leaves no empty file either.
 
     Raises:
         OSError: If it cannot be written; what was there before is still there.
@@ -22,16 +27,20 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, synced: bool = False) -> None:
     """The same for text, as UTF-8."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), synced)
 
 
 def require_writable(path: Path, option: str, *suffixes: str) -> None:

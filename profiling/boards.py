@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.document import plain
 from lit_mmpg.profiling.tables import absent_lines, engine_label, primary_energy
+from lit_mmpg.report import json_ready
 
 KIND = "lit-mmpg-profile-boards"
 VERSION = 1
@@ -50,7 +50,8 @@ def compare_boards(profiles: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[s
         if names.count(board["name"]) > 1:
             board["name"] += f", {board['created']}"
     kept = {key: one["bundle"][key] for key in ("task", "checkpoint_digest")}
-    return plain({"kind": KIND, "schema_version": VERSION, "bundle": one["bundle"]["path"], **kept, "boards": boards})
+    found = {"kind": KIND, "schema_version": VERSION, "bundle": one["bundle"]["path"], **kept, "boards": boards}
+    return json_ready(found)
 
 
 def _board(profile: Mapping[str, Any]) -> dict[str, Any]:

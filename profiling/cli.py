@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.files import find_config
-from lit_mmpg.heartbeat import tell
+from lit_mmpg.heartbeat import sigterm_interrupts, tell
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling import engines as kept_engines
@@ -255,7 +252,7 @@ def _measure(harness: Harness, plan: Sequence[Cell], profile: documents.Document
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = wide_console()
     troubles: set[str] = set()
-    with Progress(*columns, console=console, transient=True) as progress, _terminate_like_interrupt():
+    with Progress(*columns, console=console, transient=True) as progress, sigterm_interrupts():
         task = progress.add_task("", total=len(plan))
         try:
             for cell in plan:
@@ -278,24 +275,6 @@ def _sayer(progress: Progress, task: TaskID, title: str) -> Callable[[str], None
         tell(f"{title}: {text}", int(progress.tasks[0].completed), int(progress.tasks[0].total or 0), "rows")
 
     return say
-
-
-@contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """SIGTERM (a service manager, a time limit) keeps finished rows as Ctrl-C does."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _save_quietly(profile: documents.Document, output: Path) -> str | None:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.errors import UserError, closest
-from lit_mmpg.profiling.document import plain
 from lit_mmpg.profiling.tables import describe_change, engine_label, flags, primary_energy
+from lit_mmpg.report import json_ready
 
 KIND = "lit-mmpg-profile-comparison"
 VERSION = 1
@@ -242,7 +242,7 @@ def finish(
                 problems.append(f"{row['title']}: {name} {describe_change(figure)}, limit {figure['limit']}")
     if not rows:
         problems.append("A has no row that was measured")
-    return plain(
+    return json_ready(
         {
             "kind": KIND,
             "schema_version": VERSION,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import read_json
 from lit_mmpg.profiling.schema import KIND, VERSION, problems
+from lit_mmpg.writing import write_text
 
 Document = dict[str, Any]
 
@@ -41,12 +40,12 @@ def save(document: Document, path: Path) -> Path:
     document["digest"] = digest(document)
     text = _dumps(document, 1) + "\n"
     try:
-        _replace(path, text)
+        write_text(path, text, synced=True)
         return path
     except OSError as error:
         spare = Path(tempfile.gettempdir()) / f"{path.stem}-{document['digest'][:12]}{path.suffix}"
         try:
-            _replace(spare, text)
+            write_text(spare, text, synced=True)
         except OSError:
             raise error from None
         return spare
@@ -88,33 +87,6 @@ def telling(*files: Path) -> Iterator[None]:
         ) from error
 
 
-def plain(value: Any) -> Any:
-    """Plain JSON data: NumPy numbers become Python's, NaN and infinity None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def _dumps(value: Any, indent: int | None) -> str:
     separators = (",", ":") if indent is None else None
     return json.dumps(value, sort_keys=indent is None, indent=indent, separators=separators, allow_nan=False)
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

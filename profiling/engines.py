@@ -11,9 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, reason_of
 from lit_mmpg.profiling.config import ProfileConfig
-from lit_mmpg.profiling.meters.sources import first_line
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine, engine_class
 from lit_mmpg.runtime.engines.cache import EngineCache, Kept, differences
@@ -124,8 +123,7 @@ def _tried(what: Mapping[str, str], make: Callable[[], Engine], one: Callable[[E
     try:
         return row | one(engine)
     except Exception as error:
-        mistake = find_user_error(error)
-        return row | {"state": "failed", "reason": str(mistake or f"{type(error).__name__}: {first_line(error)}")}
+        return row | {"state": "failed", "reason": reason_of(error)}
 
 
 def kept_here(folder: Path | None = None) -> list[tuple[Kept, str | None]]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_mmpg import sysfs
-from lit_mmpg.errors import UserError, find_user_error
+from lit_mmpg.errors import UserError, reason_of
 from lit_mmpg.profiling import document, environment
 from lit_mmpg.profiling.config import ProfileConfig
 from lit_mmpg.profiling.meters import emissions, energy, memory, nvml, rails, rapl, state
 from lit_mmpg.profiling.meters.latency import elapsed_ms
-from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable, first_line
+from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.plan import Cell, engines_here
 from lit_mmpg.profiling.scenarios import Context, Outcome, find_scenario, more_roles
 from lit_mmpg.profiling.schema import KIND, VERSION
+from lit_mmpg.report import json_ready
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.verify import Verdict
@@ -84,7 +85,7 @@ class Harness:
     def start(self) -> document.Document:
         """The document without rows."""
         manifest = self.bundle.manifest
-        return document.plain(
+        return json_ready(
             {
                 "kind": KIND,
                 "schema_version": VERSION,
@@ -153,10 +154,9 @@ class Harness:
             try:
                 self._compile(cell, row) if cell.selection.compile_only else self._run(cell, row)
             except Exception as error:  # one engine's failure must not cost the other rows
-                mistake = find_user_error(error)
                 row["status"] = "failed"
-                row["reason"] = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
-        return document.plain(row)
+                row["reason"] = reason_of(error)
+        return json_ready(row)
 
     def _run(self, cell: Cell, row: dict[str, Any]) -> None:
         with Pipeline(self.bundle, cell, more_roles(cell.scenario)) as pipeline:
@@ -181,7 +181,7 @@ class Harness:
             with state.Watch(root, gpu) as watch:
                 outcome = find_scenario(cell.scenario)(context)
                 if self.config.measure_energy and outcome.work is not None:
-                    row["energy"] = [e.to_json() for e in self._energy(outcome, watch)]
+                    row["energy"] = [asdict(e) for e in self._energy(outcome, watch)]
             if (
                 outcome.latency is not None and cell.scenario != "finetune"
             ):  # the comparison has warmed the engine up: the first answer was before it
@@ -191,7 +191,7 @@ class Harness:
             row |= {"state_before": before, "state_after": after, "throttle_watch": watch.to_json()}
             row["throttled"] = state.throttled(before, after, watch.episodes)
         if self.config.measure_memory:
-            row["memory"] = self._memory_of(cell, row["roles"]).to_json()
+            row["memory"] = asdict(self._memory_of(cell, row["roles"]))
         row["status"] = "ok"
 
     def _compile(self, cell: Cell, row: dict[str, Any]) -> None:
@@ -214,9 +214,9 @@ class Harness:
             "roles": roles,
             "activate_ms": (time.perf_counter() - begin) * 1e3,
             "engine_details": row["engine_details"] | {"compiled_bytes": sizes},
-            "memory": memory.Memory(
-                engine_bytes=sum(sizes.values()), reason="not run", device_reason="not run"
-            ).to_json(),
+            "memory": asdict(
+                memory.Memory(engine_bytes=sum(sizes.values()), reason="not run", device_reason="not run")
+            ),
         }
 
     def _energy(self, outcome: Outcome, watch: state.Watch) -> list[energy.Energy]:
@@ -304,8 +304,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "unit": outcome.unit,
-        "latency": None if outcome.latency is None else outcome.latency.to_json(),
-        "stages": {name: None if stage is None else stage.to_json() for name, stage in outcome.stages.items()},
+        "latency": None if outcome.latency is None else asdict(outcome.latency),
+        "stages": {name: None if stage is None else asdict(stage) for name, stage in outcome.stages.items()},
         "series": dict(outcome.series),
         "bytes": outcome.bytes,
         "throughput": outcome.throughput,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def _first_answer(pipeline: Pipeline, found: _Side) -> None:
 def _energy(harness: Harness, pipeline: Pipeline, found: _Side) -> None:
     """By the first source that answers; none leaves the figure out, and a limit on it fails."""
     for source in harness.instruments.sources:
-        reading = energy.measure(source, pipeline.answer, harness.config.energy).to_json()
+        reading = asdict(energy.measure(source, pipeline.answer, harness.config.energy))
         if measured_energy({"energy": [reading]}) is not None:
             found.add("energy_j", reading["gross_j_per_unit"])
             found.add("energy_net_j", reading["net_j_per_unit"])

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.errors import UserError
@@ -124,7 +124,7 @@ def _total(values: Sequence[int | None]) -> int | None:
 def main(request: str) -> int:
     """Run the request, given as JSON, and print the result as one line of JSON."""
     try:
-        print(json.dumps(run(json.loads(request)).to_json()), flush=True)
+        print(json.dumps(asdict(run(json.loads(request)))), flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -23,10 +23,10 @@ import numpy as np
 from lit_mmpg import sysfs
 from lit_mmpg.data.readers.files import fingerprint_files, note_read, require_path, walk
 from lit_mmpg.data.readers.identity import RESERVED
-from lit_mmpg.errors import UserError, fault, install_hint
+from lit_mmpg.errors import UserError, fault, first_line, install_hint
 from lit_mmpg.records import ClipIndex, FrameSource, Place
 
-__all__ = ["FeatureFile", "check_coverage", "fingerprint_files", "finite", "open_features"]
+__all__ = ["FeatureFile", "check_coverage", "fingerprint_files", "finite"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_VALUES = 1 << 24
@@ -145,15 +145,6 @@ class FeatureFile:
         return finite(source, self.path)
 
 
-def open_features(path: str | Path) -> FrameSource:
-    """All frame features of a file or folder; see :class:`FeatureFile`.
-
-    Raises:
-        UserError: If they cannot be read.
-    """
-    return FeatureFile(path).load()
-
-
 def check_coverage(
     clip_ids_needed: Iterable[str],
     source: ClipIndex,
@@ -259,7 +250,7 @@ def hdf5_error(path: Path, error: Exception) -> UserError:
         remedy = "name a file of features (.h5), or a folder of .npy files"
     else:
         remedy = "copy or extract it again"
-    return UserError(f"{path}: not a complete HDF5 file ({_first_line(error)}); {remedy}")
+    return UserError(f"{path}: not a complete HDF5 file ({first_line(error)}); {remedy}")
 
 
 def _remedy(number: int) -> str:
@@ -394,7 +385,3 @@ def _h5py() -> ModuleType:
     except ImportError as error:
         raise UserError(f"reading HDF5 features needs h5py; {install_hint('train')}") from error
     return h5py
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

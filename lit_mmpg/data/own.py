@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from lit_mmpg.data.readers import Names
-from lit_mmpg.data.readers.files import json_entries, read_json, read_rows, require_path, texts_of, told
+from lit_mmpg.data.readers.files import json_entries, read_annotations, read_rows, require_path, texts_of, told
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.data.readers.qa_csv import OPTION_SEPARATOR, correct_option
 from lit_mmpg.errors import UserError, collected, fault
@@ -200,7 +200,7 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             yield Place(path, line), cells
         return
     lists = ("caption", "options")
-    content = read_json(path)
+    content = read_annotations(path)
     one = isinstance(content, dict) and path.suffix.lower() == ".jsonl"
     for number, entry in json_entries(path, [content] if one else content, ("video",), lists=lists):
         values: dict[str, Any] = {}

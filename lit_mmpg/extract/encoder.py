@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import fingerprint_files
-from lit_mmpg.errors import UserError, install_hint
+from lit_mmpg.errors import UserError, first_line, install_hint
 from lit_mmpg.writing import write_bytes
 
 SETTINGS = "preprocessor_config.json"
@@ -36,7 +36,7 @@ def encoder_folder(source: str) -> Path:
         except ImportError as error:
             raise UserError(f"--encoder needs transformers; {install_hint('train,video')}") from error
         except Exception as error:  # the hub's client has many, none of them ours to mend
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"--encoder {source} is no folder here and cannot be fetched ({reason})") from error
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing or not list(folder.glob("model*.safetensors")):

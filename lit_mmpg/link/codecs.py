@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol
 
@@ -319,12 +318,3 @@ def decode(codec: str, data: bytes, shape: Shape, axis: int | None = None) -> np
     if not np.isfinite(array).all():
         raise ImplausibleError("holds NaN or infinity")
     return array
-
-
-def round_trip(
-    codec: str, tensors: Mapping[str, np.ndarray], axis: int | None = None
-) -> tuple[dict[str, np.ndarray], int]:
-    """Named arrays as they arrive, and how many bytes they are under way."""
-    encoded = {name: encode(codec, tensor, axis) for name, tensor in tensors.items()}
-    arrived = {name: decode(codec, data, tensors[name].shape, axis) for name, data in encoded.items()}
-    return arrived, sum(map(len, encoded.values()))

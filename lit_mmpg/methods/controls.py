@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.cloud.reasoner import Reconstruction
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lit_mmpg.device.contract import DeviceModel
 
 
-def materialised(layer: DynamicLinear, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def materialised(layer: nn.Linear, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The weight and bias that a layer computes with, whatever the form of its parameters: every form is affine.
 
     Args:

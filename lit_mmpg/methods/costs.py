@@ -425,8 +425,8 @@ def _anchors(module: CloudModule, needed: Frames, context: Frames) -> Anchors:
     return replace(anchors, num_frames=context.mask.sum(-1))
 
 
-def single_clip(batch: Batch) -> Batch:
-    """The first clip of the first device of a batch, with all texts about it and the device's context."""
+def single_clip(batch: Batch, clip: int = 0) -> Batch:
+    """One clip of the first device of a batch, with all texts about it and the device's context."""
 
     def first(value: Any) -> Any:
         if isinstance(value, Frames):
@@ -434,15 +434,16 @@ def single_clip(batch: Batch) -> Batch:
         return value[:1] if isinstance(value, Tensor) else value
 
     one = replace(batch, **{entry.name: first(getattr(batch, entry.name)) for entry in fields(batch)})
-    kept = (one.text_mask[0] & (one.text_clip[0] == 0)).nonzero().squeeze(-1)
-    length = int(one.frames.mask[0, 0].sum())
+    kept = (one.text_mask[0] & (one.text_clip[0] == clip)).nonzero().squeeze(-1)
+    here, length = slice(clip, clip + 1), int(one.frames.mask[0, clip].sum())
     return replace(
         one,
-        frames=Frames(one.frames.values[:, :1, :length], one.frames.mask[:, :1, :length]),
-        clip=one.clip[:, :1],
+        frames=Frames(one.frames.values[:, here, :length], one.frames.mask[:, here, :length]),
+        clip=one.clip[:, here],
+        text_clip=torch.zeros_like(one.text_clip[:, kept]),
         clean=None,
         foreign=None,
-        **{name: getattr(one, name)[:, kept] for name in ("text", "text_mask", "text_clip", "answer", "item", "kind")},
+        **{name: getattr(one, name)[:, kept] for name in ("text", "text_mask", "answer", "item", "kind")},
     )
 
 

@@ -8,10 +8,15 @@ from lit_mmpg.batch import Batch, Outputs, masked_mean
 from lit_mmpg.device.contract import DeviceModel
 
 
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy of the softmax over the last dimension, in nats."""
+    logs = logits.log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1)
+
+
 def entropies(network: DeviceModel, batch: Batch, outputs: Outputs) -> Tensor:
     """Entropy of each answer, or of each text's distribution over the clips of its row, in nats: ``[B, N]``."""
-    logs = network.task.choices(network, batch, outputs).log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)
+    return entropy_of(network.task.choices(network, batch, outputs))
 
 
 def entropy(network: DeviceModel, batch: Batch, outputs: Outputs) -> Tensor:

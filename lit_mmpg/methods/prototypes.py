@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, own_parameters
+from lit_mmpg.methods.controls import materialised
 from lit_mmpg.methods.hooks import watched
+from lit_mmpg.methods.objectives import entropy_of
 
 
 def ranks_within_class(label: Tensor, entropy: Tensor, real: Tensor) -> Tensor:
@@ -84,12 +86,6 @@ def compacted(state: State, kept: Tensor, names: Iterable[str]) -> State:
     return state | found
 
 
-def entropy_of(logits: Tensor) -> Tensor:
-    """Entropy of the softmax over the last dimension, in nats."""
-    logs = logits.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)
-
-
 class OpenEndedMethod(AdaptationMethod):
     """Common part: the input of the head, and the head as it acts on each device."""
 
@@ -115,11 +111,7 @@ class OpenEndedMethod(AdaptationMethod):
         own = own_parameters(self.network, "head", episode.parameters)
         if not own:
             return layer.weight.expand(devices, -1, -1), layer.bias.expand(devices, -1)
-        probe = torch.eye(layer.in_features, device=layer.weight.device)
-        probe = torch.cat([probe, torch.zeros_like(probe[:1])]).expand(devices, -1, -1)
-        answered = layer(probe, own)
-        bias = answered[:, -1]
-        return (answered[:, :-1] - bias.unsqueeze(1)).transpose(1, 2), bias
+        return materialised(layer, own)
 
 
 class T3A(OpenEndedMethod):

@@ -145,7 +145,7 @@ def clean_key(key: str) -> str:
     return key
 
 
-class CloudClient:
+class CloudClient(contextlib.AbstractContextManager["CloudClient"]):
     """Asks a cloud for personal parameters, and what it knows of a camera.
 
     No request takes longer than its time, whatever the cloud does, and no answer more memory than ``max_bytes`` and the
@@ -192,9 +192,6 @@ class CloudClient:
             for path in (ADAPT_PATH, CAMERA_PATH)
         }
         self._pool = connections(address, self._budget, loopback_only=plain and api_key is not None)
-
-    def __enter__(self) -> CloudClient:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.heartbeat import sigterm_interrupts
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.camera import add_camera_options, open_camera
@@ -87,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             _show(console.print, f"[yellow]note[/yellow] {escape(note)}")
         records: list[Record] = []
         try:
-            with _terminated():
+            with sigterm_interrupts():  # the present clip is given up, all before it are on the disk
                 said: str | None = None
                 faults: set[str] = set()
                 for video in waiting:
@@ -171,23 +170,6 @@ def _check(bundle: Bundle, questions: Questions, cloud: bool) -> None:
             )
         if not task.takes_options and question.options:
             raise UserError(f"'{question.text}' has options, which the model of {bundle.path} does not take")
-
-
-@contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the present clip is given up, all before it are on the disk."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

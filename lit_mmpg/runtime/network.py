@@ -41,10 +41,13 @@ class TooMuchError(Exception):
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine, by its form; a name may still be resolved to another one."""
-    if host == "localhost":
-        return True
+    return host == "localhost" or is_loopback_address(host)
+
+
+def is_loopback_address(address: str) -> bool:
+    """Whether an address is of this machine; names are none."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
@@ -58,7 +59,7 @@ class _Seen:
     encoded: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
-class PersonalDevice:
+class PersonalDevice(AbstractContextManager["PersonalDevice"]):
     """One device: what it observed, its personal parameters, and answers with them.
 
     What is uploaded, how features are standardised and which parameters are refused is the same for a program as for
@@ -88,9 +89,6 @@ class PersonalDevice:
         self._eye: Eye | None = None
         self._observed: list[_Seen] = []
         self.source = restore(session, state)
-
-    def __enter__(self) -> PersonalDevice:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, first_line
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.texts import masked
@@ -18,7 +19,7 @@ BATCH = 50
 """Clips whose metrics are sent at once."""
 
 
-class Recorder:
+class Recorder(AbstractContextManager["Recorder"]):
     """Sends metrics of each clip and, at the end, the sums. A store that fails costs the record, not the device.
 
     Args:
@@ -66,9 +67,6 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._try(lambda: self._client.set_terminated(self.run_id, "FINISHED" if kind is None else "KILLED"))
 
-    def __enter__(self) -> Recorder:
-        return self
-
     def clip(self, record: Record) -> None:
         """Metrics of one clip; its number is the step."""
         if self.error is not None:
@@ -109,5 +107,5 @@ class Recorder:
         try:
             action()
         except Exception as error:  # the store is not the device's work
-            said = masked((str(error).splitlines() or [type(error).__name__])[0])
+            said = masked(first_line(error))
             self.error = said if isinstance(error, UserError) else f"{self.uri}: {said}"

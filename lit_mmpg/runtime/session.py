@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ class Answer:
     parameters: str
 
 
-class DeviceSession:
+class DeviceSession(AbstractContextManager["DeviceSession"]):
     """The device half of a bundle, ready to answer. Close it, or use it as a context manager.
 
     Args:
@@ -84,9 +85,6 @@ class DeviceSession:
         self._digest: str | None = None
         self.alignment: tuple[np.ndarray, np.ndarray] | None = None
         """Scale and shift ``[D]`` of the features of clips that are asked about; see :meth:`DeviceState.alignment`."""
-
-    def __enter__(self) -> DeviceSession:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -11,7 +11,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -372,7 +372,7 @@ class DeviceState:
             )
 
 
-class Visit:
+class Visit(AbstractContextManager["Visit"]):
     """The state for the length of one command. Use it as a context manager.
 
     Where another process holds the folder, what is in it is used and nothing is changed: the parameters are those of
@@ -409,9 +409,6 @@ class Visit:
             self.__exit__()
             raise
         self.notes = [note for note in found if note]
-
-    def __enter__(self) -> Visit:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:

@@ -6,7 +6,6 @@ stream states, without cover pictures, and without frames that an edit list hide
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ import numpy as np
 
 from lit_mmpg.errors import UserError, install_hint, nearest
 from lit_mmpg.records import VIDEOS, clip_id
+from lit_mmpg.runtime.bundle import file_digest
 from lit_mmpg.runtime.containers import missing_bytes
 from lit_mmpg.runtime.shots import THUMBNAIL, find_cuts, histogram, shot_indices
 from lit_mmpg.texts import printable
 
 SAMPLING = ("uniform", "shots")
-CHUNK_BYTES = 1 << 20
 JPEG_QUANTISER = 3
 """Of pictures in pages, 1 (best) to 31."""
 
@@ -94,11 +93,8 @@ def video_digest(path: Path) -> str:
     Raises:
         UserError: If it cannot be read.
     """
-    digest = hashlib.sha256()
-    with one_clip(path), require_video(path).open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()[:24]
+    with one_clip(path):
+        return file_digest(require_video(path))[:24]
 
 
 def uniform_indices(total: int, count: int) -> np.ndarray:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import ipaddress
 import logging
 import math
 import sys
@@ -33,6 +32,7 @@ from lit_mmpg.link import PROTOCOL_VERSION, codec_names
 from lit_mmpg.link.camera import CameraAnswer, CameraQuery
 from lit_mmpg.link.errors import ImplausibleError, LinkError, VersionError
 from lit_mmpg.link.messages import Upload
+from lit_mmpg.runtime.network import is_loopback_address
 from lit_mmpg.serving.batcher import Batcher
 from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
@@ -119,7 +119,7 @@ class Endpoint(ABC):
     def _authorise(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
         if self.keys is None:
             return None
-        if scope["scheme"] != "https" and not is_loopback(_host(scope)):
+        if scope["scheme"] != "https" and not is_loopback_address(_host(scope)):
             raise Refused(403, "insecure", "keys are not accepted over plain HTTP; use https")
         key = self.keys.find(headers.get(b"authorization"))
         if key is None:
@@ -298,14 +298,6 @@ def _refusing() -> Iterator[None]:
         raise Refused(422, "implausible", str(error)) from error
     except LinkError as error:
         raise Refused(400, "malformed", str(error)[:300]) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a client's address is of this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _host(scope: Scope) -> str:

@@ -85,16 +85,10 @@ class Batcher(Generic[_Q, _A]):
         """What is answered where the queue is full."""
         return Refused(503, "overloaded", f"{self.max_queue} requests are waiting already", retry_after_s=1)
 
-    async def ask(self, question: _Q) -> _A:
-        """The answer to one question.
-
-        Raises:
-            Refused: 503 when the queue is full, 500 when the computation failed.
-        """
-        return await self.enqueue(question)
-
     def enqueue(self, question: _Q) -> asyncio.Future[_A]:
-        """The same as a future: a question whose future is cancelled before its batch begins is not computed.
+        """The answer to one question: where its future is cancelled before its batch begins, it is not computed.
+
+        The future raises :class:`Refused` with 500 where the computation failed.
 
         Raises:
             Refused: 503 when the queue is full.

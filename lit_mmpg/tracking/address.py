@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import lit_mmpg
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, first_line
 from lit_mmpg.texts import masked
 
 SQLITE = "sqlite:///"
@@ -109,7 +109,7 @@ def reason(error: BaseException) -> str:
         waiting += [found.__cause__, found.__context__, getattr(found, "reason", None), *found.args]
     if "timed out" in str(error):
         return "no answer in time"
-    return masked((str(error).splitlines() or [type(error).__name__])[0])
+    return masked(first_line(error))
 
 
 def stores(kept: str | None, near: str | Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -82,6 +82,25 @@ class Bar(RichProgressBar):
         return _epoch(current_epoch, self.trainer)
 
 
+def _batch_end(what: str, counted: str) -> Callable[..., None]:
+    """A hook that tells how far the batches are which the trainer counts by that name."""
+
+    def hook(
+        self: Callback,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        counts = getattr(trainer, counted)
+        group = f" {dataloader_idx + 1}/{len(counts)}" if len(counts) > 1 else ""
+        tell(f"{_half(pl_module)}: {what}{group}", batch_idx + 1, _count(counts[dataloader_idx]), "batches")
+
+    return hook
+
+
 class Lines(Callback):
     """What is trained, then one line per validation; between them the heartbeat is told how far the work is."""
 
@@ -104,46 +123,9 @@ class Lines(Callback):
         epoch = f"{_half(pl_module)}: {_epoch(trainer.current_epoch, trainer)}"
         tell(epoch, batch_idx + 1, _count(trainer.num_training_batches), "steps")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Tell how far the validation is."""
-        self._measured("validation", trainer.num_val_batches, pl_module, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Tell how far the test is."""
-        self._measured("test", trainer.num_test_batches, pl_module, batch_idx, dataloader_idx)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Tell how many answers there are."""
-        self._measured("answers", trainer.num_predict_batches, pl_module, batch_idx, dataloader_idx)
-
-    @staticmethod
-    def _measured(what: str, counts: Sequence[Any], pl_module: LightningModule, batch: int, loader: int) -> None:
-        group = f" {loader + 1}/{len(counts)}" if len(counts) > 1 else ""
-        tell(f"{_half(pl_module)}: {what}{group}", batch + 1, _count(counts[loader]), "batches")
+    on_validation_batch_end = _batch_end("validation", "num_val_batches")
+    on_test_batch_end = _batch_end("test", "num_test_batches")
+    on_predict_batch_end = _batch_end("answers", "num_predict_batches")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell what comes after the last batch."""

@@ -183,23 +183,7 @@ def write_test_data(graph: Path, feeds: Arrays, folder: Path) -> Path:
 
 
 def _program(program: str, model: Path, calls: int, batch: int) -> Tool:
-    command = [
-        program,
-        "-e",
-        "cpu",
-        "-m",
-        "times",
-        "-r",
-        str(calls),
-        "-x",
-        "1",
-        "-y",
-        "1",
-        "-o",
-        "99",
-        "-s",
-        str(model),
-    ]
+    command = [program, *f"-e cpu -m times -r {calls} -x 1 -y 1 -o 99 -s".split(), str(model)]
 
     def run() -> Figures:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

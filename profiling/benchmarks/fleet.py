@@ -373,16 +373,8 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     """Private key and certificate of the relays' address."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    words += [
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-        "-subj",
-        "/CN=fleet",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
+    words += ["-keyout", str(key), "-out", str(certificate)]
+    words += ["-subj", "/CN=fleet", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(words, check=True, capture_output=True)
     return key, certificate
 

@@ -22,7 +22,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -262,12 +262,7 @@ def compare(
                     "case": name,
                     "devices": problem.devices,
                     "part": part,
-                    "implementation": other,
-                    "median_ms": timings.median_ms(other),
-                    "reference": BATCHED,
-                    "reference_median_ms": timings.median_ms(BATCHED),
-                    **{f"ratio_{key}": value for key, value in asdict(ratio).items()},
-                    "rounds": rounds,
+                    **timings.comparison(other, BATCHED),
                     "target": f">= {target:g}" if target else None,
                     "target_met": ratio.median >= target if target else None,
                 }

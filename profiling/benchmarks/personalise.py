@@ -37,12 +37,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, find_user_error, in_a_line
+from lit_mmpg.errors import UserError, in_a_line, reason_of
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link.messages import Download
 from lit_mmpg.profiling.benchmarks.timing import Ratio
 from lit_mmpg.profiling.meters.memory import restart_peak, status_bytes
-from lit_mmpg.profiling.meters.sources import first_line
 from lit_mmpg.profiling.scenarios.exchange import download_of
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.results import result, write_result
@@ -183,9 +182,7 @@ def _verified(stack: ExitStack, name: str, bundle: Bundle, way: str) -> Engine:
 
 
 def _failed(case: str, bundle: Bundle, name: str, way: str, download_bytes: int, error: Exception) -> Row:
-    mistake = find_user_error(error)
-    reason = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
-    return Row(case, name, way, bundle.spec.size, download_bytes, reason=reason, failed=True)
+    return Row(case, name, way, bundle.spec.size, download_bytes, reason=reason_of(error), failed=True)
 
 
 def steady_state(engine: Engine, baked: Engine, inputs: Arrays, rounds: int) -> tuple[float, Ratio]:

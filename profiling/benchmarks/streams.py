@@ -21,6 +21,7 @@ from lit_mmpg.cloud.exchange import Anchors, Exchange, state_digest
 from lit_mmpg.data.batches import Query
 from lit_mmpg.device.outputs import answer_batch
 from lit_mmpg.errors import UserError
+from lit_mmpg.methods.costs import single_clip
 from lit_mmpg.profiling.benchmarks.trained import Trained, context_anchors
 from lit_mmpg.runtime.policies import RECENT, Policy, Situation, drift
 from lit_mmpg.tasks import find_task
@@ -191,21 +192,10 @@ def _join(first: Anchors, second: Anchors) -> Anchors:
 
 def _one_clip(filmed: _Filmed, m: int) -> tuple[Batch, Tensor]:
     """Clip m alone, with its questions, cut to its frames; and its features."""
-    batch = filmed.batch
-    items = torch.nonzero((batch.text_clip[0] == m) & batch.text_mask[0]).squeeze(1)
-    length = int(batch.frames.mask[0, m].sum())
-    one = replace(
-        batch,
-        frames=Frames(batch.frames.values[:, m : m + 1, :0], batch.frames.mask[:, m : m + 1, :length]),
-        text=batch.text[:, items],
-        text_mask=batch.text_mask[:, items],
-        text_clip=torch.zeros_like(batch.text_clip[:, items]),
-        answer=batch.answer[:, items],
-        item=batch.item[:, items],
-        kind=batch.kind[:, items],
-        clip=batch.clip[:, m : m + 1],
-    )
-    return one, filmed.features[:, m : m + 1, :length]
+    one = single_clip(filmed.batch, m)
+    mask = one.frames.mask
+    without_values = replace(one, frames=Frames(one.frames.values[:, :, :0], mask))
+    return without_values, filmed.features[:, m : m + 1, : mask.shape[2]]
 
 
 def _answer(

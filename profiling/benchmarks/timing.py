@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -44,6 +44,17 @@ class Timings:
         """Time of ``name`` over the time of ``reference``, paired within the rounds."""
         low, median, high = np.percentile(self.seconds[name] / self.seconds[reference], [10, 50, 90])
         return Ratio(float(median), float(low), float(high))
+
+    def comparison(self, name: str, reference: str) -> dict[str, object]:
+        """Columns of a row that compares two calls: their times, and the ratio and its spread."""
+        return {
+            "implementation": name,
+            "median_ms": self.median_ms(name),
+            "reference": reference,
+            "reference_median_ms": self.median_ms(reference),
+            **{f"ratio_{key}": value for key, value in asdict(self.ratio(name, reference)).items()},
+            "rounds": len(self.seconds[name]),
+        }
 
 
 def interleave(

@@ -34,7 +34,7 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +237,7 @@ def compare_steps(stages: Stages, rounds: int) -> list[dict[str, object]]:
                 "case": case,
                 "devices": len(stages.pixels[0]),
                 "part": "step",
-                "implementation": name,
-                "median_ms": timings.median_ms(name),
-                "reference": reference,
-                "reference_median_ms": timings.median_ms(reference),
-                **{f"ratio_{key}": value for key, value in asdict(ratio).items()},
-                "rounds": rounds,
+                **timings.comparison(name, reference),
                 "target": None if target is None else f"<= {target:g}",
                 "target_met": None if target is None else ratio.median <= target,
             }
@@ -309,16 +304,9 @@ def run_hyper_nn(threads: int, rounds: int, devices: Sequence[int]) -> list[dict
         (Path(own) / "shared.pth").write_text(f"import site; site.addsitedir({ours!r})\n", encoding="utf-8")
         _run([str(python), "-m", "pip", "install", "--quiet", HYPER_NN], f"{HYPER_NN} could not be installed")
         ready.touch()
-    command = [
-        str(python),
-        "-m",
-        "lit_mmpg.profiling.benchmarks.layers",
-        "--threads",
-        str(threads),
-        "--rounds",
-        str(rounds),
-    ]
-    output = _run([*command, "--devices", *map(str, devices)], "the comparison with hyper-nn failed")
+    command = [str(python), "-m", "lit_mmpg.profiling.benchmarks.layers", "--threads", str(threads)]
+    command += ["--rounds", str(rounds), "--devices", *map(str, devices)]
+    output = _run(command, "the comparison with hyper-nn failed")
     rows = json.loads(output.splitlines()[-1])
     assert isinstance(rows, list)
     return rows

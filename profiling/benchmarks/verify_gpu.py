@@ -43,11 +43,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, find_user_error, in_a_line
+from lit_mmpg.errors import UserError, in_a_line, reason_of
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling import environment
 from lit_mmpg.profiling.meters import nvml
-from lit_mmpg.profiling.meters.sources import Unavailable, first_line
+from lit_mmpg.profiling.meters.sources import Unavailable
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.cudart import why_no_gpu
@@ -188,12 +188,12 @@ def check_engine(work: Path, device: str, name: str, way: str) -> dict[str, Any]
         try:
             figures[f"{role} {precision}"] = _compare(bundle, name, role, precision, options)
         except Exception as error:  # one precision's failure must not hide the others
-            problems.append(f"{role} {precision}: {_reason(error)}")
+            problems.append(f"{role} {precision}: {reason_of(error)}")
     if name in ("tensorrt", "tensorrt_rtx") and way == "inputs":
         try:
             figures["model fp32 replayed"] = _compare(bundle, name, "model", "fp32", options | {"cuda_graph": True})
         except Exception as error:
-            problems.append(f"model fp32 replayed: {_reason(error)}")
+            problems.append(f"model fp32 replayed: {reason_of(error)}")
     if problems:
         raise UserError("; ".join(problems))
     return figures
@@ -321,19 +321,9 @@ def check_profile(work: Path, device: str) -> dict[str, Any]:
         encoding="utf-8",
     )
     output = work / "profile"
-    command = [
-        sys.executable,
-        "-m",
-        "lit_mmpg.profiling",
-        "run",
-        "--bundle",
-        str(work / "bundle"),
-        "--config",
-        str(config),
-    ]
-    done = subprocess.run(
-        [*command, "--output", str(output), "--no-record"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "lit_mmpg.profiling", "run", "--bundle", str(work / "bundle")]
+    command += ["--config", str(config), "--output", str(output), "--no-record"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         rows = json.loads((output / "profile.json").read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError) as error:
@@ -378,11 +368,6 @@ def _bundle(work: Path) -> Bundle:
     return Bundle.open(work / "bundle")
 
 
-def _reason(error: BaseException) -> str:
-    mistake = find_user_error(error)
-    return str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
-
-
 CHECKS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], float]] = {
     "bundle (on the processor)": (check_bundle, 240.0),
     "training step": (check_training, 120.0),
@@ -422,7 +407,7 @@ def child(name: str, work: Path, device: str) -> Result:
     except NotInstalledError as error:
         return Result(name, MISSING, str(error))
     except Exception as error:
-        return Result(name, FAILED, _reason(error))
+        return Result(name, FAILED, reason_of(error))
 
 
 def run_check(name: str, work: Path, device: str, limit_s: float) -> Result:
@@ -436,16 +421,8 @@ def run_check(name: str, work: Path, device: str, limit_s: float) -> Result:
     """
     if limit_s < 1:
         return Result(name, FAILED, "not run: the time for all checks is over")
-    command = [
-        sys.executable,
-        "-m",
-        "lit_mmpg.profiling.benchmarks.verify_gpu",
-        "--device",
-        device,
-        "--check",
-        name,
-        str(work),
-    ]
+    command = [sys.executable, "-m", "lit_mmpg.profiling.benchmarks.verify_gpu"]
+    command += ["--device", device, "--check", name, str(work)]
     place = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     variables = os.environ | place | {"XDG_CACHE_HOME": str(work / "cache")}
     process = subprocess.Popen(

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lit_mmpg.errors import first_line
 from lit_mmpg.profiling.meters.energy import Energy, EnergyConfig
-from lit_mmpg.profiling.meters.sources import Unavailable, first_line
+from lit_mmpg.profiling.meters.sources import Unavailable
 
 SOURCE = "codecarbon_model"
 LEAST_S = 3.0

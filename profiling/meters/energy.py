@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from lit_mmpg.errors import UserError
@@ -260,10 +260,6 @@ class Energy:
     idle: Window | None = None
     reason: str | None = None
     notes: Sequence[str] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data with the fields above."""
-        return asdict(self)
 
 
 def measure(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -100,10 +100,6 @@ class Distribution:
             samples_ms=[round(float(v), 6) for v in values],
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -164,10 +160,6 @@ class Latency:
             cut_short=cut_short,
             warmup=warmup,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data with the fields above."""
-        return asdict(self)
 
 
 def elapsed_ms(call: Call, clock: Clock = time.perf_counter) -> float:

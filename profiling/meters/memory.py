@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,6 @@ class Memory:
     workspace_bytes: int | None = None
     clips: int = 0
     reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data with the fields above."""
-        return asdict(self)
 
 
 def measure(request: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Memory:

@@ -79,10 +79,6 @@ class LinkCost:
     source: str
     model: bool = True
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 def cost(link: LinkModel, upload_bytes: int, download_bytes: int) -> LinkCost:
     """Model one exchange.
@@ -110,4 +106,4 @@ def cost(link: LinkModel, upload_bytes: int, download_bytes: int) -> LinkCost:
 
 def costs(links: Sequence[LinkModel], upload_bytes: int, download_bytes: int) -> list[dict[str, Any]]:
     """Model one exchange over each link."""
-    return [cost(link, upload_bytes, download_bytes).to_json() for link in links]
+    return [asdict(cost(link, upload_bytes, download_bytes)) for link in links]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable, first_line
+from lit_mmpg.errors import first_line
+from lit_mmpg.profiling.meters.sources import SourceLost, Unavailable
 
 UPDATE_S = 0.1
 """NVML refreshes power and energy every 20 to 100 ms, depending on the GPU; the slowest is assumed."""

@@ -77,9 +77,3 @@ class CounterSource(Protocol):
         Raises:
             SourceLost: If the counter cannot be read.
         """
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, or the name of its type."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

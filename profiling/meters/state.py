@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg import sysfs
+from lit_mmpg.errors import first_line
 from lit_mmpg.profiling.meters.nvml import Gpu
-from lit_mmpg.profiling.meters.sources import first_line
 from lit_mmpg.runtime.engines.cache import power_mode_names
 
 THROTTLING_KINDS = (

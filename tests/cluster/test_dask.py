@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
-from lit_mmpg.data.features import open_features
+from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.errors import UserError
 from lit_mmpg.launcher import LOST, SKIPPED, Piece, connected
 from lit_mmpg.profiling.benchmarks.services import free_port
@@ -295,7 +295,7 @@ def test_clips_are_extracted_on_a_cluster(
     assert kept and all(len(times) == 1 for times in seen.values())
     alone = start(*words, "--output", "alone.h5", "--workers", "2")
     assert alone.communicate(timeout=600) and alone.returncode == 1
-    one, other = open_features("cluster.h5"), open_features("alone.h5")
+    one, other = FeatureFile("cluster.h5").load(), FeatureFile("alone.h5").load()
     assert sorted(one.ids()) == sorted(other.ids()) and len(one.ids()) == 40
     for clip in other.ids():
         np.testing.assert_array_equal(one.frames(clip), other.frames(clip))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lit_mmpg.data import features as module
-from lit_mmpg.data.features import FeatureFile, check_coverage, finite, open_features
+from lit_mmpg.data.features import FeatureFile, check_coverage, finite
 from lit_mmpg.data.readers import recording
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import FrameSource
@@ -43,7 +43,7 @@ def write_folder(path: Path, videos: dict[str, np.ndarray]) -> Path:
 
 def fails(match: str, path: Path) -> str:
     with pytest.raises(UserError, match=match) as caught:
-        open_features(path)
+        FeatureFile(path).load()
     return str(caught.value)
 
 
@@ -58,7 +58,7 @@ def assert_holds(store: FrameSource, videos: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip", "chunks": (1, DIM)}])
 def test_hdf5_per_video(tmp_path: Path, dtype: type, options: dict) -> None:
     videos = make_videos(dtype)
-    store = open_features(write_per_video(tmp_path / "f.h5", videos, **options))
+    store = FeatureFile(write_per_video(tmp_path / "f.h5", videos, **options)).load()
     assert_holds(store, videos)
     assert store.values.dtype == dtype
     assert store.frame_shape == (DIM,)
@@ -68,17 +68,17 @@ def test_hdf5_per_video(tmp_path: Path, dtype: type, options: dict) -> None:
 
 def test_float64_and_mixed_types_become_float32(tmp_path: Path) -> None:
     videos = make_videos(np.float64)
-    store = open_features(write_per_video(tmp_path / "f.h5", videos))
+    store = FeatureFile(write_per_video(tmp_path / "f.h5", videos)).load()
     assert store.values.dtype == np.float32
     np.testing.assert_array_equal(store.frames("video2"), videos["video2"].astype(np.float32))
     videos = make_videos(np.float16)
     videos["video2"] = videos["video2"].astype(np.float32) + np.float32(1e-6)
-    assert_holds(open_features(write_folder(tmp_path / "npy", videos)), videos)
+    assert_holds(FeatureFile(write_folder(tmp_path / "npy", videos)).load(), videos)
 
 
 def test_folder_of_npy(tmp_path: Path) -> None:
     videos = make_videos()
-    assert_holds(open_features(write_folder(tmp_path / "npy", videos)), videos)
+    assert_holds(FeatureFile(write_folder(tmp_path / "npy", videos)).load(), videos)
 
 
 @pytest.mark.parametrize("ids", [np.array([7, 10, 2]), np.array([b"7", b"10", b"2"]), ["7", "10", "2"]])
@@ -88,7 +88,7 @@ def test_hdf5_stacked(tmp_path: Path, ids: object, name: str, shape: tuple[int, 
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file.create_dataset("ids", data=ids)
         file.create_dataset(name, data=values)
-    store = open_features(tmp_path / "f.h5")
+    store = FeatureFile(tmp_path / "f.h5").load()
     assert store.ids() == ["7", "10", "2"]
     expected = {i: np.stack([values[(k, *at)] for at in np.ndindex(shape[1:-1])]) for k, i in enumerate(store.ids())}
     assert_holds(store, expected)
@@ -96,7 +96,7 @@ def test_hdf5_stacked(tmp_path: Path, ids: object, name: str, shape: tuple[int, 
 
 def test_frames_are_views_and_the_store_survives_pickling(tmp_path: Path) -> None:
     videos = make_videos()
-    store = open_features(write_per_video(tmp_path / "f.h5", videos))
+    store = FeatureFile(write_per_video(tmp_path / "f.h5", videos)).load()
     assert np.shares_memory(store.frames("video2"), store.values)
     assert_holds(pickle.loads(pickle.dumps(store)), videos)
 
@@ -115,7 +115,7 @@ def test_names_of_files_and_what_is_passed_over(tmp_path: Path) -> None:
     assert sorted(source.ids()) == ["day/x", *sorted(f"{name}.mp4" for name in videos)]
     np.testing.assert_array_equal(source.load().frames("day/x"), videos["video2"])
     path = write_per_video(tmp_path / "f.h5", {"day/x": videos["video2"], **videos})
-    assert_holds(open_features(path), {"day/x": videos["video2"], **videos})
+    assert_holds(FeatureFile(path).load(), {"day/x": videos["video2"], **videos})
 
 
 def test_links_in_files_and_folders(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_many_files_need_few_descriptors(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
     try:
-        assert_holds(open_features(folder), videos)
+        assert_holds(FeatureFile(folder).load(), videos)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -353,7 +353,7 @@ def test_other_spellings_are_shown(tmp_path: Path) -> None:
 @pytest.mark.skipif("LIT_MMPG_DATA" not in os.environ, reason="LIT_MMPG_DATA does not name the folder of real data")
 def test_real_msrvtt_features() -> None:
     path = Path(os.environ["LIT_MMPG_DATA"]) / "msrvtt" / "frames_mobilenet_v2.h5"
-    store = open_features(path)
+    store = FeatureFile(path).load()
     assert (len(store.ids()), store.frame_shape, store.values.dtype) == (3862, (1280,), np.float16)
     with h5py.File(path) as file:
         for name in store.ids()[::500]:

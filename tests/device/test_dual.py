@@ -19,7 +19,7 @@ from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.parameters import MODEL
-from lit_mmpg.runtime.engines.tensorrt import build_engine
+from lit_mmpg.runtime.engines.tensorrt import Library, build_engine
 from lit_mmpg.settings import to_plain
 
 transformers = pytest.importorskip("transformers")
@@ -158,7 +158,7 @@ def test_graphs_with_parameters_as_inputs_equal_torch(vision: str, task: str, fo
                 inputs[name] = torch.randn(value.shape, generator=generator)
         if spec.role in built:
             sizes = {"B": 2, "N": 2, "T": 3, "L": 6, "O": 3}
-            assert len(build_engine(built[spec.role], graph.SerializeToString(), sizes)) > 10_000
+            assert len(build_engine(Library(built[spec.role]), graph.SerializeToString(), sizes)[0]) > 10_000
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         feed = {**inputs, **{entry.name: by_name[entry.name] for entry in entries}}
         (got,) = session.run(None, {name: value.numpy() for name, value in feed.items()})

@@ -135,15 +135,14 @@ def test_macs_are_those_of_the_layers():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("task", "form"), [*CASES, ("pixels", "low_rank")])
 def test_tensorrt_builds_every_variant(task, form, precision):
-    build = pytest.importorskip("lit_mmpg.runtime.engines.tensorrt").build_engine
-    trt = pytest.importorskip("tensorrt_rtx")
+    engines = pytest.importorskip("lit_mmpg.runtime.engines.tensorrt")
+    library = engines.Library(pytest.importorskip("tensorrt_rtx"))
     case = exported("open_ended", form, (3, 24, 24)) if task == "pixels" else exported(task, form)
     for role, graph in case.graphs.items():
         if task == "pixels" and role != "encode":
             continue
         personal = [case.parameters(seed) if case.specs[role].personal else {} for seed in range(4)]
         samples = [{**random_inputs(case, role, 4, 5, 6), **own} for own in personal]
-        engine = build(
-            trt, convert(graph, precision, samples).SerializeToString(), {"B": 4, "N": 8, "T": 5, "L": 9, "O": 3}
-        )
+        data = convert(graph, precision, samples).SerializeToString()
+        engine, _ = engines.build_engine(library, data, {"B": 4, "N": 8, "T": 5, "L": 9, "O": 3})
         assert len(engine) > 10_000

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lit_mmpg.cli import main
-from lit_mmpg.data.features import open_features
+from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
@@ -81,7 +81,7 @@ def test_a_training_runs_on_extracted_features(videos: Path, encoder: Path, tmp_
     assert main(arguments(videos, encoder)) == 0
     root = tiny.build_root(tmp_path / "data")
     shutil.move("f.h5", root / "features.h5")
-    store = open_features(root / "features.h5")
+    store = FeatureFile(root / "features.h5").load()
     assert (store.frame_shape, len(store.ids()), store.num_frames("clip000")) == ((12,), 40, 4)
     config = tiny.write_config(
         tmp_path / "c.yaml",
@@ -136,21 +136,21 @@ def test_bad_files_are_named_and_the_rest_is_there(
     assert "torn.mp4: is cut off" in said and "empty.mp4: cannot be decoded" in said and "10 left out" in said
     assert all(f"{path.name}" in said for path in bad) and "caf\\udce9.mp4: its name is not UTF-8" in said
     assert "..mp4: '.' is no possible name" in said and "\x1b" not in said
-    assert sorted(open_features("f.h5").ids()) == sorted(["clip000", "clip001", *ids])
+    assert sorted(FeatureFile("f.h5").load().ids()) == sorted(["clip000", "clip001", *ids])
     for path in (*good, *bad[1:]):
         path.unlink()
     bad[0].rmdir()
     # What they hold is what the graph makes of the frames that a device would look at.
     graph = next(Path("outputs/cache/encoders").glob("*.onnx"))
     expected = run_graph(open_graph(graph), sample_video(folder / "clip000.mp4", 4, (SIZE, SIZE)).pixels)
-    np.testing.assert_array_equal(open_features("f.h5").frames("clip000"), expected.astype(np.float16))
+    np.testing.assert_array_equal(FeatureFile("f.h5").load().frames("clip000"), expected.astype(np.float16))
 
     # A mended file and a new one are added; what was there stays as it is.
     shutil.copy(videos / "clip002.mp4", folder / "torn.mp4")
     assert main(arguments(folder, encoder)) == 0
     assert "2 of 3 clips are there already" in capsys.readouterr().out
-    assert sorted(open_features("f.h5").ids()) == sorted(["clip000", "clip001", "torn", *ids])
-    np.testing.assert_array_equal(open_features("f.h5").frames("clip000"), expected.astype(np.float16))
+    assert sorted(FeatureFile("f.h5").load().ids()) == sorted(["clip000", "clip001", "torn", *ids])
+    np.testing.assert_array_equal(FeatureFile("f.h5").load().frames("clip000"), expected.astype(np.float16))
     assert main(arguments(folder, encoder, "--sampling", "shots")) == 2
     assert "made with another sampling" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.parts"))
@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on_where_it_was(videos: Path, encoder: Path) -> None:
     again = start(videos, encoder)
     said, _ = again.communicate(timeout=600)
     assert again.returncode == 0 and f"{len(kept)} of 40 clips are there already" in said, said
-    assert len(open_features("f.h5").ids()) == 40
+    assert len(FeatureFile("f.h5").load().ids()) == 40
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")

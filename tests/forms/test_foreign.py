@@ -114,9 +114,9 @@ def exported_equals_torch(
             expected = module(**x, parameters=own).detach().numpy()
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     trt = pytest.importorskip("tensorrt_rtx")
-    from lit_mmpg.runtime.engines.tensorrt import build_engine
+    from lit_mmpg.runtime.engines.tensorrt import Library, build_engine
 
-    assert len(build_engine(trt, graph.SerializeToString(), {"N": 2})) > 10_000
+    assert len(build_engine(Library(trt), graph.SerializeToString(), {"N": 2})[0]) > 10_000
 
 
 def test_a_vision_text_model_is_adapted() -> None:

@@ -11,7 +11,8 @@ from lit_mmpg.methods.episodes import Episodes
 from lit_mmpg.methods.evolution import SeparableCmaEs
 from lit_mmpg.methods.forward_only import ForwardOnly
 from lit_mmpg.methods.laplacian import Lame, laplacian_assignment, neighbours
-from lit_mmpg.methods.prototypes import T3A, entropy_of, ranks_within_class
+from lit_mmpg.methods.objectives import entropy_of
+from lit_mmpg.methods.prototypes import T3A, ranks_within_class
 from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World, take
 

@@ -20,8 +20,9 @@ from lit_mmpg.methods.comparison.plan import AdaptedRow, Claim, Comparison, Trai
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.comparison.results import Results, collect
 from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
-from lit_mmpg.methods.comparison.writing import finite, small_result, write_report
+from lit_mmpg.methods.comparison.writing import small_result, write_report
 from lit_mmpg.pages.blocks import Figure, Heading
+from lit_mmpg.report import json_ready
 from lit_mmpg.results import markdown as small_table
 from lit_mmpg.texts import duration
 from tests.methods.synthetic import cell, merged, seeds
@@ -164,7 +165,7 @@ def test_numbers_for_people() -> None:
     assert (format_flops(2.5e6), format_flops(None), format_flops(12)) == ("2.5 M", "", "12")
     assert (format_seconds(0.0015), format_seconds(2), format_joules(0.02)) == ("1.5 ms", "2 s", "20 mJ")
     assert [duration(s) for s in (45, 600, 9000)] == ["45 s", "10 min", "2.5 h"]
-    assert finite({"a": [float("nan"), 1.0], 3: float("inf")}) == {"a": [None, 1.0], "3": None}
+    assert json_ready({"a": [float("nan"), 1.0], 3: float("inf")}) == {"a": [None, 1.0], "3": None}
 
 
 def test_time_to_go_counts_a_row_with_its_own_time() -> None:

@@ -7,6 +7,7 @@ verified on hardware.
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made = copy.deepcopy(cpu)
         made["environment"] |= {"board": board, "power_mode": {"nvpmodel": mode}}
         for row, (ms, joules) in zip(made["rows"], values, strict=True):
-            row["latency"] = Latency.of_wall([ms] * 20, ms, 0.0).to_json()
+            row["latency"] = asdict(Latency.of_wall([ms] * 20, ms, 0.0))
             row["energy"] = [
                 {"source": "ina3221", "scope": scope, "scope_note": "", "estimate": False, "gross_j_per_unit": joules,
                  "net_j_per_unit": joules / 2, "bound_j_per_unit": 0.0, "reason": None, "notes": []}

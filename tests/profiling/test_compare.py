@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def with_samples(profile: documents.Document, samples_ms: np.ndarray, **fields: 
     changed = copy.deepcopy(profile)
     for row in changed["rows"]:
         if row["status"] == "ok":
-            row["latency"] = Latency.of_wall(list(samples_ms), 1.0, 0.0).to_json()
+            row["latency"] = asdict(Latency.of_wall(list(samples_ms), 1.0, 0.0))
             row.update(copy.deepcopy(fields))
     changed["digest"] = documents.digest(changed)
     return changed
@@ -131,7 +132,7 @@ def test_rows_that_differ_in_one_option_alone_are_never_mixed_up(profile) -> Non
     document = with_samples(profile[2], noise(0))
     twice = copy.deepcopy(document["rows"][0])
     twice["options"] = {**twice["options"], "threads": 2}
-    twice["latency"] = Latency.of_wall(list(noise(0, 3.0)), 1.0, 0.0).to_json()
+    twice["latency"] = asdict(Latency.of_wall(list(noise(0, 3.0)), 1.0, 0.0))
     document["rows"].append(twice)
     found = compare_profiles(document, document, [Limit.parse("p50_ms=1%")])
     assert found["passed"] and {row["figures"]["p50_ms"]["change"] for row in found["rows"]} == {0.0}

@@ -20,7 +20,7 @@ from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine, engine_class, tensorrt
 from lit_mmpg.runtime.engines.cache import EngineCache, board
 from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
-from lit_mmpg.runtime.engines.tensorrt import build_engine
+from lit_mmpg.runtime.engines.tensorrt import Library, build_engine
 from lit_mmpg.runtime.verify import verify
 from tests.profiling.bundles import make_bundle
 from tests.runtime.fake_tensorrt import WORKSPACE, FakeCuda, fake_tensorrt
@@ -85,7 +85,7 @@ def test_graph_that_the_parser_refuses_is_answered_with_its_reason():
     inputs, outputs = ([value(n, onnx.TensorProto.STRING, ["N"])] for n in "xy")
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", inputs, outputs))
     with pytest.raises(UserError, match=r"tensorrt_rtx .* cannot parse the graph: .+"):
-        build_engine(trt, model.SerializeToString(), {"N": 2})
+        build_engine(Library(trt), model.SerializeToString(), {"N": 2})
 
 
 def test_options_that_cannot_work_are_refused(made):
@@ -403,7 +403,7 @@ def test_refit_without_a_gpu_is_refused_before_it_is_tried(small, tmp_path):
     with pytest.raises(UserError, match=words):
         engine.compile()
     with pytest.raises(UserError, match=words):
-        build_engine(trt, small.graph("model").read_bytes(), {"B": 2, "T": 6}, refit=True)
+        build_engine(Library(trt), small.graph("model").read_bytes(), {"B": 2, "T": 6}, refit=True)
     selection = EngineSelection("tensorrt_rtx", options={"personalise": "refit"}, compile_only=True)
     (cell,) = make_plan(ProfileConfig("x", (selection,), encoder="without"), small)
     assert cell.absent and "for refit" in cell.absent
@@ -414,6 +414,6 @@ def test_the_real_builder_says_why_it_refuses_a_range(small):
     with pytest.raises(
         UserError, match=r"no range of shapes with 'frames' from \(1, 1, 12\) to \(2, 6, 12\); .*MIN<=OPT<=MAX"
     ):
-        build_engine(trt, graph, {"B": 2, "T": 6}, {"B": 4, "T": 6})
+        build_engine(Library(trt), graph, {"B": 2, "T": 6}, {"B": 4, "T": 6})
     with pytest.raises(UserError, match="'frames' varies in T, for which no size is given"):
-        build_engine(trt, graph, {"B": 2})
+        build_engine(Library(trt), graph, {"B": 2})

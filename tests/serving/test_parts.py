@@ -52,10 +52,10 @@ def test_who_asks_while_a_batch_is_computed_is_in_the_next_one_and_order_is_kept
     async def run() -> list[int]:
         batcher = Batcher(compute, max_batch=8, max_wait_ms=0)
         batcher.start()
-        first = asyncio.create_task(batcher.ask(0))
+        first = batcher.enqueue(0)
         while not sizes:
             await asyncio.sleep(0.001)
-        rest = [asyncio.create_task(batcher.ask(number)) for number in range(1, 21)]
+        rest = [batcher.enqueue(number) for number in range(1, 21)]
         await asyncio.sleep(0.01)
         gate.set()
         answers = await asyncio.gather(first, *rest)
@@ -75,7 +75,7 @@ def test_one_upload_that_cannot_be_computed_takes_no_other_with_it() -> None:
     async def run() -> list[object]:
         batcher = Batcher(compute, max_batch=8, max_wait_ms=20)
         batcher.start()
-        answers = await asyncio.gather(*map(batcher.ask, range(6)), return_exceptions=True)
+        answers = await asyncio.gather(*map(batcher.enqueue, range(6)), return_exceptions=True)
         await batcher.stop()
         return list(answers)
 
@@ -91,10 +91,10 @@ def test_a_full_queue_refuses_and_nothing_is_computed_for_those_who_left() -> No
     async def run() -> None:
         batcher = Batcher(lambda questions: seen.extend(questions) or list(questions), max_wait_ms=30, max_queue=2)
         batcher.start()
-        staying, leaving = asyncio.create_task(batcher.ask(1)), asyncio.create_task(batcher.ask(2))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the batcher waits before anybody asks
+        staying, leaving = batcher.enqueue(1), batcher.enqueue(2)
         with pytest.raises(Refused) as caught:
-            await batcher.ask(3)
+            batcher.enqueue(3)
         assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
         leaving.cancel()
         assert await staying == 1
@@ -351,7 +351,7 @@ def test_a_batch_that_never_ends_is_seen_by_the_liveness_probe(
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
             app.state.batcher.start()
             found = [(await client.get("/healthz")).status_code]
-            asked = asyncio.create_task(app.state.batcher.ask(None))
+            asked = app.state.batcher.enqueue(None)
             await asyncio.sleep(0.1)
             found.append((await client.get("/healthz")).status_code)
             gate.set()

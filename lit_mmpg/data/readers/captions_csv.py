@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import header_of, json_entries, read_json, read_rows, require_file, texts_of
+from lit_mmpg.data.readers.files import header_of, json_entries, read_annotations, read_rows, require_file, texts_of
 from lit_mmpg.records import Caption, Place
 
 
@@ -16,7 +16,7 @@ def read_captions_csv(path: Path) -> list[Caption]:
     """All captions, in the order of the file."""
     path = require_file(path, "layout captions_csv")
     if path.suffix.lower() in (".json", ".jsonl"):
-        entries = json_entries(path, read_json(path), ("video", "caption"), lists=("caption",))
+        entries = json_entries(path, read_annotations(path), ("video", "caption"), lists=("caption",))
         return [
             Caption(str(entry["video"]).strip(), text, place=Place(path, number, "entry"))
             for number, entry in entries

@@ -162,7 +162,7 @@ def read_rows(
         UserError: If a column is missing, the file is not UTF-8 text, or (outside ``collected``) a row is malformed.
     """
     if path.suffix.lower() in (".json", ".jsonl"):
-        for number, entry in json_entries(path, read_json(path), required):
+        for number, entry in json_entries(path, read_annotations(path), required):
             yield number, {str(k): "" if v is None else str(v).strip() for k, v in entry.items() if _is_text(v)}
         return
     text, line = read_text(path), 1
@@ -221,7 +221,7 @@ def _delimiter(text: str, wanted: Sequence[str]) -> str:
     return max(DELIMITERS, key=count)
 
 
-def read_json(path: Path) -> Any:
+def read_annotations(path: Path) -> Any:
     """Content of a JSON file; a file of JSON Lines is the list of its lines.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lit_mmpg.data.readers.files import json_entries, read_json, require_path, split_files, texts_of
+from lit_mmpg.data.readers.files import json_entries, read_annotations, require_path, split_files, texts_of
 from lit_mmpg.errors import UserError, fault
 from lit_mmpg.records import SPLITS, Caption, Clip, Place
 
@@ -56,7 +56,7 @@ def read_msrvtt_clips(path: Path) -> list[Clip]:
 def _contents(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     path = require_path(path, "layout msrvtt_captions")
     files = [path] if path.is_file() else list(split_files(path, FILES, "layout msrvtt_captions").values())
-    contents = [(file, read_json(file)) for file in files]
+    contents = [(file, read_annotations(file)) for file in files]
     for file, content in contents:
         if not isinstance(content, dict):
             raise UserError(f"{file}: an object with 'videos' and 'sentences' is needed")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lit_mmpg.data.readers.files import json_entries, read_json, read_lines, read_splits, split_files
+from lit_mmpg.data.readers.files import json_entries, read_annotations, read_lines, read_splits, split_files
 from lit_mmpg.errors import fault
 from lit_mmpg.records import SPLITS, Place, Question
 
@@ -54,7 +54,7 @@ def _read(path: Path, layout: str, *, with_category: bool) -> dict[str, list[Que
 
     def read(file: Path) -> list[Question]:
         questions = []
-        for number, entry in json_entries(file, read_json(file), required):
+        for number, entry in json_entries(file, read_annotations(file), required):
             text = str(entry["question"]).strip()
             kind = str(entry["category_id"]) if with_category else text.split()[0].lower()
             answer, place = str(entry["answer"]).strip(), Place(file, number, "entry")

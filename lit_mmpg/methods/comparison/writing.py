@@ -15,6 +15,7 @@ from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
 from lit_mmpg.methods.comparison.view import MEASURED, REUSE, claim_text, columns
 from lit_mmpg.pages.blocks import markdown, render
+from lit_mmpg.report import json_ready
 from lit_mmpg.results import result
 from lit_mmpg.writing import write_text
 
@@ -27,12 +28,13 @@ def write_report(results: Results, stem: Path) -> list[Path]:
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     said = list(blocks(results))
+    small = json_ready(small_result(results))
     texts = {
         ".html": render(results.comparison.title, said),
         ".md": markdown(said),
         ".csv": table_csv(results),
-        ".json": json.dumps(finite(results.to_json()), indent=2, allow_nan=False) + "\n",
-        ".result.json": json.dumps(finite(small_result(results)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        ".json": json.dumps(json_ready(results.to_json()), indent=2, allow_nan=False) + "\n",
+        ".result.json": json.dumps(small, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     }
     files = []
     for suffix, text in texts.items():
@@ -69,17 +71,6 @@ def small_result(results: Results) -> dict[str, Any]:
         ],
         verdicts=[verdict.to_json() for verdict in results.verdicts],
     )
-
-
-def finite(value: Any) -> Any:
-    """Plain data in which NaN and infinity, which JSON cannot hold, are null."""
-    if isinstance(value, dict):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def table_csv(results: Results) -> str:

@@ -151,18 +151,18 @@ def refit_problem(trt: Any) -> str | None:
 
 
 def build_engine(
-    trt: Any,
+    library: Library,
     graph: bytes,
     largest: Mapping[str, int],
     usual: Mapping[str, int] | None = None,
     refit: bool | Sequence[str] = False,
     workspace_mib: int = 0,
     timings: bytes | None = None,
-) -> bytes:
+) -> tuple[bytes, bytes | None]:
     """Parse and build a strongly typed network.
 
     Args:
-        trt: ``tensorrt`` or ``tensorrt_rtx``.
+        library: TensorRT or TensorRT-RTX.
         graph: Serialised ONNX graph.
         largest: Largest sizes of the varying dimensions.
         usual: Sizes to optimise for; the largest when None.
@@ -171,24 +171,11 @@ def build_engine(
         timings: Serialised timing cache of earlier builds; one of another machine is left out.
 
     Returns:
-        The serialised engine.
+        The serialised engine and the timing cache.
 
     Raises:
         UserError: If the graph is refused; with the parser's reason.
     """
-    return _build(Library(trt), graph, largest, usual or largest, refit, workspace_mib, timings)[0]
-
-
-def _build(
-    library: Library,
-    graph: bytes,
-    largest: Mapping[str, int],
-    usual: Mapping[str, int],
-    refit: bool | Sequence[str],
-    workspace_mib: int,
-    timings: bytes | None,
-) -> tuple[bytes, bytes | None]:
-    """The serialised engine and the timing cache."""
     trt, made, check = library.trt, library.made, library.check
     problem = refit_problem(trt) if refit else None
     if problem:
@@ -217,7 +204,7 @@ def _build(
     timed = trt.__name__ == "tensorrt"  # TensorRT-RTX times nothing while it builds
     if timed:
         _take_timings(library, config, timings)
-    _take_shapes(library, builder, config, network, graph, usual, largest)
+    _take_shapes(library, builder, config, network, graph, usual or largest, largest)
     most = ", ".join(f"{name} up to {size}" for name, size in largest.items())
     built = made(
         lambda: builder.build_serialized_network(network, config),
@@ -371,7 +358,7 @@ class TensorRTEngine(Engine):
         timing_key = {name: key[name] for name in ("library", "version", "machine")}
         timings = cache.read(timing_key, ".timings")
         start = time.perf_counter()
-        data, timings = _build(Library(trt), graph, largest, usual, refit, self.config.workspace_mib, timings)
+        data, timings = build_engine(Library(trt), graph, largest, usual, refit, self.config.workspace_mib, timings)
         build_s = time.perf_counter() - start
         if kept:
             cache.write(key, data, label=label)
