@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -270,6 +270,28 @@ def draw_model(
     canvas = _Canvas(shape, margin, rng)
     veil, light, opaque, clock = _DRAWN[family](canvas)
     return CameraModel(name, family, veil.astype(np.float32), light.astype(np.float32), opaque, clock)
+
+
+def drifted(model: CameraModel, later: CameraModel, share: float, rng: np.random.Generator) -> CameraModel:
+    """A model that has changed in part since: dirt that grew, another firmware.
+
+    Args:
+        model: The model as it was.
+        later: Another one of the same canvas, which it would be in the end.
+        share: How far it is on the way there, 0 to 1. Opaque things are exchanged in this share of the columns, from
+            one side; others fade into each other.
+        rng: Decides the side.
+    """
+    mix: np.ndarray | float = share
+    if model.opaque or later.opaque:
+        columns = (np.arange(model.veil.shape[-1]) + 0.5) / model.veil.shape[-1]
+        mix = ((columns if rng.random() < 0.5 else 1 - columns) < share).astype(np.float32)
+    veil, added = (
+        ((1 - mix) * before + mix * after).astype(np.float32)
+        for before, after in ((model.veil, later.veil), (model.veil * model.light, later.veil * later.light))
+    )
+    light = np.divide(added, veil, out=np.zeros_like(added), where=veil > 0)
+    return replace(model, veil=veil, light=light, opaque=model.opaque or later.opaque)
 
 
 class _Canvas:

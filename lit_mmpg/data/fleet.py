@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_mmpg.data.artefacts import FAMILIES, SHARED, CameraModel, Instance, Placement, draw_model
+from lit_mmpg.data.artefacts import FAMILIES, SHARED, CameraModel, Instance, Placement, draw_model, drifted
 from lit_mmpg.data.cameras import Camera, check_recipe, sample_camera
 from lit_mmpg.errors import UserError
 
@@ -88,6 +88,7 @@ class FleetConfig:
         history: Frames that each asked device has taken before, the latest last.
         places: Clips from which these frames come, one after the other; 0: each from a clip of its own.
         disjoint: Control: no clip is filmed by training devices of two models.
+        drift: How far the models have changed when the asked devices film, 0 to 1 (:func:`.artefacts.drifted`).
         training: How instances of training devices differ.
         unseen: How instances of asked devices differ.
         camera_severity: Severity of a simulated camera of each device's own, 0 (none) to 5.
@@ -110,6 +111,7 @@ class FleetConfig:
     history: int = 64
     places: int = 0
     disjoint: bool = False
+    drift: float = 0.0
     training: Spread = TUNING
     unseen: Spread = TEST
     camera_severity: int = 0
@@ -123,7 +125,7 @@ class FleetConfig:
         for name in ("unseen_models", "clean_devices", "places", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"fleet.{name} is {getattr(self, name)}; set it to 0 or more")
-        for name in ("clean_share", "unseen_share"):
+        for name in ("clean_share", "unseen_share", "drift"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"fleet.{name} is {getattr(self, name)}; set it between 0 and 1")
         unknown = [family for family in self.families if family not in FAMILIES]
@@ -245,11 +247,21 @@ class Fleet:
             width: Width of a frame, pixels.
             scene_of: Clip -> ``[3, H, W]`` uint8, for all of :attr:`scenes`.
         """
-        models = [
-            draw_model(name, family, height, width, _rng(self.config.seed, "look", name), scene_of.get(scene))
-            for name, family, scene in zip(self.names, self.families, self.scenes, strict=True)
-        ]
-        return Cameras(self, tuple(models), height, width)
+
+        def drawn(key: str, mirrored: Mapping[str, np.ndarray]) -> list[CameraModel]:
+            return [
+                draw_model(name, family, height, width, _rng(self.config.seed, key, name), mirrored.get(scene))
+                for name, family, scene in zip(self.names, self.families, self.scenes, strict=True)
+            ]
+
+        models = later = drawn("look", scene_of)
+        if self.config.drift:
+            upside_down = {clip: pixels[:, ::-1] for clip, pixels in scene_of.items()}  # no clip more is taken
+            later = [
+                drifted(model, other, self.config.drift, _rng(self.config.seed, "drift", model.name))
+                for model, other in zip(models, drawn("later look", upside_down), strict=True)
+            ]
+        return Cameras(self, tuple(models), tuple(later), height, width)
 
 
 @dataclass(frozen=True)
@@ -258,13 +270,15 @@ class Cameras:
 
     Attributes:
         fleet: The fleet.
-        models: Its models.
+        models: Its models, as training devices show them.
+        later: The same as asked devices show them; they differ where the fleet drifts.
         height: Height of a frame, pixels.
         width: Width of a frame, pixels.
     """
 
     fleet: Fleet
     models: tuple[CameraModel, ...]
+    later: tuple[CameraModel, ...]
     height: int
     width: int
 
@@ -273,9 +287,15 @@ class Cameras:
         none = np.zeros((3, self.height, self.width), np.float32)
         return CameraModel("clean", "shading", none, none)
 
-    def instance(self, device: FleetDevice) -> Instance:
-        """The artefact of a device; one that changes nothing for a clean device."""
-        model = self._clean if device.model < 0 else self.models[device.model]
+    def instance(self, device: FleetDevice, later: bool = False) -> Instance:
+        """The artefact of a device; one that changes nothing for a clean device.
+
+        Args:
+            device: The device.
+            later: As it is after the drift; asked devices are seen then alone.
+        """
+        models = self.later if later or device.asked else self.models
+        model = self._clean if device.model < 0 else models[device.model]
         return Instance(model, device.placement, self.height, self.width)
 
     def film(self, device: FleetDevice, clip: str, frames: np.ndarray) -> np.ndarray:

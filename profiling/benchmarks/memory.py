@@ -117,6 +117,8 @@ they are tuned on. They take ten minutes each, so they are computed only where t
 LITTLE = 0.1
 """Where the exact correction brings features nearer by no more than this share, no share of that is shown."""
 LEARNT = ("told", "paired", "uploads")
+ADDED = "uploads_added"
+"""The memory from uploads to which the models were added as they are after a drift."""
 POISONINGS = {f"poisoned_{100 * share:.0f}": share for share in POISONED}
 
 
@@ -322,9 +324,9 @@ class Population:
         self._maps: dict[tuple[str, int, bool], PixelMaps] = {}
         self._features: dict[str, np.ndarray] = {}
 
-    def taken(self, device: FleetDevice, count: int) -> np.ndarray:
-        """The latest frames of a device's history, ``[C, 3, H, W]``."""
-        instance, shots = self.cameras.instance(device), []
+    def taken(self, device: FleetDevice, count: int, later: bool = False) -> np.ndarray:
+        """The latest frames of a device's history, ``[C, 3, H, W]``; of a training device, ``later``: after a drift."""
+        instance, shots = self.cameras.instance(device, later), []
         for clip, at in device.history[-count:]:
             frames = self.data.frame[clip][None] if at == 0 else self.data.images.pixels(clip)
             shots.append(instance.film(frames, clip, self.seed, device.camera)[at % len(frames)])
@@ -533,6 +535,16 @@ def learn_all(population: Population, wanted: Callable[[str], bool]) -> dict[str
         pure = sum(int((true[group] == model).sum()) for group, model in zip(groups, most, strict=True))
         facts = {"models": len(set(most)), "groups": len(groups), "devices": sum(map(len, groups))}
         found[name] = (learnt, tuple(map(int, most)), {**facts, "of the group's model": pure})
+    if population.fleet.config.drift and wanted(ADDED):
+        now = []
+        for at, device in enumerate(training):
+            tell("maps of the training devices after the drift", at, len(training), "devices")
+            maps_now = PixelMaps.of(population.taken(device, len(device.history), later=True))
+            now.append(Evidence.uploaded(maps_now, data.scene))
+        former, models, _ = found["uploads"]
+        learnt, groups = memory.learn(former, now, LEAST)
+        models += tuple(int(np.bincount(true[group] + 1).argmax()) - 1 for group in groups)
+        found[ADDED] = (learnt, models, {"models": len(set(models)), "groups": len(models)})
     first = base(wanted)
     learnt, models, _ = found[first]
     for name, most_bytes in _held(known, first).items():
@@ -769,7 +781,7 @@ def run_seed(
     facts = json.loads(facts_at.read_text()) if facts_at.is_file() else {"learnt": {}}
     cells = {
         name: folder / f"seed{seed}-{name.replace(' ', '-')}.npz"
-        for name in _names(options, settings.config(seed).models, only, settings.config(seed).places)
+        for name in _names(options, settings.config(seed), only)
     }
     devices = population.fleet.asked
     missing = [name for name, path in cells.items() if not path.is_file()]
@@ -862,11 +874,12 @@ def _gates(learnt: Learnt) -> dict[str, float]:
     return {f"{count}{' coded' if coded else ''}": gate for (count, coded), gate in learnt.gates.items()}
 
 
-def _names(options: Mapping[str, Any], models: int, only: Sequence[str], places: int = 0) -> list[str]:
+def _names(options: Mapping[str, Any], config: FleetConfig, only: Sequence[str]) -> list[str]:
     """Names of the rows that are wanted, with their C."""
     first = base(lambda name: not only or any(name.startswith(one) or one.startswith(name) for one in only))
-    memories = [*LEARNT, *_held(models, first), *POISONINGS, f"{first}_ungated", f"{first}_coded"]
-    memories += [f"{first}_scenes"] if places else []
+    memories = [*LEARNT, *_held(config.models, first), *POISONINGS, f"{first}_ungated", f"{first}_coded"]
+    memories += [f"{first}_scenes"] if config.places else []
+    memories += [ADDED] if config.drift and first == "uploads" else []
     names = [f"{first}_mean_map 0", *options, *(f"{name} {count}" for count in COUNTS for name in memories)]
     names += [f"{first}_residual {COUNTS[-1]}", f"{first}_shuffled {COUNTS[-1]}", *(f"{name} 0" for name in RESTORERS)]
     return ["none 0", "exact 0", *(name for name in names if _wanted(name, only))]

@@ -70,6 +70,8 @@ AXES = {
     "60 devices a model": Axis({"devices_per_model": 60}, ("uploads",)),
     "histories of 4 clips": Axis({"places": 4}, (*EVERY, *ALONE)),
     "no clip filmed by two models": Axis({"disjoint": True}),
+    "models that changed by a quarter": Axis({"drift": 0.25}, ("uploads 1", "uploads_added 1")),
+    "models that changed by a half": Axis({"drift": 0.5}, ("uploads 1", "uploads_added 1")),
     "models by Zipf's law": Axis({"zipf": 1.0}),
     "a camera of each device's own, severity 3": Axis({"camera_severity": 3}, (*ALONE, "told 1", "uploads 1")),
 }
@@ -79,7 +81,7 @@ SHOWN = (
     *(
         f"{name}{form}"
         for name in LEARNT
-        for form in ("", "_coded", "_scenes", "_held_64kib", "_held_256kib", "_held_1024kib")
+        for form in ("", "_added", "_coded", "_scenes", "_held_64kib", "_held_256kib", "_held_1024kib")
     ),
     *ALONE,
 )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lit_mmpg.data.artefacts import FAMILIES, MOST_OPACITY, CameraModel, Clock, Instance, Placement, draw_model
+from lit_mmpg.data.artefacts import FAMILIES, MOST_OPACITY, CameraModel, Clock, Instance, Placement, draw_model, drifted
 from lit_mmpg.data.cameras import Camera
 from lit_mmpg.errors import UserError
 
@@ -105,6 +105,23 @@ def test_an_overlay_is_drawn_behind_the_camera_and_dirt_lies_in_front_of_it():
     np.testing.assert_allclose(
         device.film(white, "a", camera=camera)[0, 0], device.film(white, "a")[0, 0] / 2, atol=1.01
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_drifts_becomes_another_in_part(family: str):
+    before, after = model(family, 1), model(family, 5)
+    for share in (0.0, 1.0):
+        changed = drifted(before, after, share, np.random.default_rng(0))
+        kept = after if share else before
+        assert abs(changed.veil - kept.veil).max() < 1e-6
+        assert abs(changed.veil * (changed.light - kept.light)).max() < 1e-6
+    half = drifted(before, after, 0.5, np.random.default_rng(0))
+    as_before, as_after = (abs(half.veil - kept.veil).max(0) < 1e-6 for kept in (before, after))
+    if half.opaque:  # one side is the old one, the other the new one
+        assert (as_before.all(0) | as_after.all(0)).all() and as_before.all(0).sum() >= half.veil.shape[-1] // 2
+        assert as_after.all(0).sum() >= half.veil.shape[-1] // 2
+    else:
+        assert np.allclose(half.veil, (before.veil + after.veil) / 2, atol=1e-6)
 
 
 def test_wrong_settings_are_refused_early():

@@ -99,6 +99,25 @@ def test_devices_film_through_the_artefact_of_their_model():
     assert all(np.array_equal(a.veil, b.veil) for a, b in zip(cameras.models, again.models, strict=True))
 
 
+def test_asked_devices_film_through_what_their_model_has_become():
+    scenes = {clip: np.full((3, 24, 32), 90, np.uint8) for clip in FLEET.scenes if clip}
+    cameras = plan_fleet(replace(CONFIG, drift=0.5), TRAIN, HISTORY, ASKED).draw(24, 32, scenes)
+    same = FLEET.draw(24, 32, scenes)
+    assert same.later == same.models
+    clip = np.full((1, 3, 24, 32), 120, np.uint8)
+    for now, before in zip(cameras.fleet.training, FLEET.training, strict=True):
+        assert np.array_equal(cameras.film(now, "a", clip), same.film(before, "a", clip))
+    changed = [
+        not np.array_equal(cameras.film(now, "a", clip), same.film(before, "a", clip))
+        for now, before in zip(cameras.fleet.asked, FLEET.asked, strict=True)
+    ]
+    known = [device.model >= 0 for device in FLEET.asked]
+    assert not any(c for c, k in zip(changed, known, strict=True) if not k)
+    assert sum(changed) > 0.8 * sum(known)
+    device = next(device for device in cameras.fleet.training if device.model == 0)
+    assert not np.array_equal(cameras.instance(device, later=True).maps(), cameras.instance(device).maps())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -106,6 +125,7 @@ def test_devices_film_through_the_artefact_of_their_model():
         ({"models": "ten"}, "something like 24"),
         ({"models": 0}, "1 or more"),
         ({"clean_share": 1.5}, "between 0 and 1"),
+        ({"drift": 2.0}, "fleet.drift is 2.0; set it between 0 and 1"),
         ({"families": ["fog"]}, "choose different ones"),
         ({"families": "glass"}, "is needed"),
         ({"unseen_models": 0}, "without unseen models"),

@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lit_mmpg.data.fleet import FleetConfig
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.memory import COUNTS, OPTIONS, Settings, _names, share_closed
 from lit_mmpg.profiling.benchmarks.memory_axes import AXES, MOST_SEEDS, pays_above
@@ -64,7 +66,7 @@ def test_each_axis_is_a_fleet_and_has_rows(name: str):
     changed = settings.with_fleet([f"{key}={json.dumps(value)}" for key, value in AXES[name].fleet.items()])
     assert changed.config(1) != settings.config(1)
     every = {f"{row} {count}": {} for row in OPTIONS for count in COUNTS}
-    assert len(_names(every, changed.config(1).models, AXES[name].rows)) > 3
+    assert len(_names(every, changed.config(1), AXES[name].rows)) > 3
 
 
 def test_only_axes_have_fewer_seeds_or_are_drawn():
@@ -176,13 +178,17 @@ def test_the_static_model_of_questions_answers_by_words_and_frames():
 
 def test_rows_are_chosen_by_how_their_names_begin():
     options = {"minimum 1": {}, "own_statistics 16": {}}
-    every = _names(options, 100, ())
+    every = _names(options, FleetConfig(models=100), ())
     assert "uploads_held_64kib 1" in every and "uploads_held_4096kib 1" not in every and "restoration_4mib 0" in every
-    assert _names(options, 1000, ("told",))[:3] == ["none 0", "exact 0", "told_mean_map 0"]
-    assert {"told_held_4096kib 64", "told_coded 4", "told_shuffled 64"} <= set(_names(options, 1000, ("told",)))
-    assert _names(options, 25, ("own",)) == ["none 0", "exact 0", "own_statistics 16"]
+    many = FleetConfig(models=1000)
+    assert _names(options, many, ("told",))[:3] == ["none 0", "exact 0", "told_mean_map 0"]
+    assert {"told_held_4096kib 64", "told_coded 4", "told_shuffled 64"} <= set(_names(options, many, ("told",)))
+    few = FleetConfig(models=25)
+    assert _names(options, few, ("own",)) == ["none 0", "exact 0", "own_statistics 16"]
+    later = replace(few, drift=0.5)
+    assert "uploads_added 4" in _names(options, later, ()) and "uploads_added 4" not in _names(options, few, ())
     slow = {**options, "moved_foa 16": {}}
-    assert "moved_foa 16" not in _names(slow, 25, ()) and "moved_foa 16" in _names(slow, 25, ("moved",))
+    assert "moved_foa 16" not in _names(slow, few, ()) and "moved_foa 16" in _names(slow, few, ("moved",))
 
 
 def test_the_map_of_who_wins_where_is_drawn_from_the_results(tmp_path: Path):
