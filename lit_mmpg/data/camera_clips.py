@@ -41,8 +41,10 @@ _log = logging.getLogger(__name__)
 CLEAN = Camera()
 MODELLED = ("models", "correction", "corrected_by")
 """Settings of a population without which it is what it was before there were camera models."""
-UNMEASURED = ("shifted_training", "draw", "correction", "corrected_by")
-"""Settings that leave the test devices and what they film as they are."""
+UNMEASURED = ("shifted_training", "draw", "correction", "corrected_by", "shared_gallery")
+"""Settings that leave the cameras of the test devices as they are."""
+ASKED = ("correction", "corrected_by", "shared_gallery")
+"""Settings that are no matter of the training: a test may choose others."""
 MEMORY_CAMERAS = 10
 """Training cameras of each model, about, from which a memory is learnt."""
 
@@ -77,6 +79,9 @@ class CameraPopulation:
             models, learnt from what training cameras upload, recognises each camera by its earlier clips; ``exact``:
             an oracle undoes the true artefact. Contexts stay as they were taken.
         corrected_by: Earlier clips C by which the memory recognises a camera.
+        shared_gallery: Each clip that is asked about is filmed by one camera of its group, and a text is ranked among
+            the clips of all of them. ``false``: every camera films all clips, and a text is ranked among those of its
+            own.
         seed: Seed of the population.
     """
 
@@ -99,6 +104,7 @@ class CameraPopulation:
     models: int = 0
     correction: Literal["none", "memory", "exact"] = "none"
     corrected_by: int = 16
+    shared_gallery: bool = False
     seed: int = 0
 
     def check(self) -> None:
@@ -194,7 +200,16 @@ class CameraPopulation:
             del recipe["reflections"]  # a population without glass is the one that it was before there was any
         if not self.models:
             recipe = {name: value for name, value in recipe.items() if name not in MODELLED}
+        if not self.shared_gallery:
+            del recipe["shared_gallery"]
         return recipe
+
+    def dealt(self, group: str, clips: Sequence[str], index: int, count: int) -> list[str]:
+        """The clips that camera ``index`` of the ``count`` in a group is asked about: all, or its share of them."""
+        if not self.shared_gallery:
+            return list(clips)
+        rng = np.random.default_rng([self.seed, zlib.crc32(f"gallery {group}".encode())])
+        return [clips[i] for i in sorted(rng.permutation(len(clips))[index::count])]
 
     def _is_clean(self, group: str, index: int) -> bool:
         return bool(group == "train" and self.clean_every and index % self.clean_every == self.clean_every - 1)
@@ -245,6 +260,16 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
                 f"data.cameras: split '{split}' has {len(names[split])} clips, {count} are needed; add clips, or lower "
                 "data.cameras.clips_per_camera"
             )
+    if population.shared_gallery:
+        for group, asked_clips, count in (
+            ("val", len(names["val"]) - len(names["val"]) // 2, population.val),
+            *((name, len(names["test"]), getattr(population, name)) for name in ("seen", "test", "clean")),
+        ):
+            if 0 < asked_clips < count:
+                raise UserError(
+                    f"data.cameras.shared_gallery deals {asked_clips} clips to {count} cameras; lower data.cameras.{group}, "
+                    "or set it to false"
+                )
     devices: list[Device] = []
     shots: dict[int, Shot] = {}
     timelines: dict[str, dict[int, tuple[str, ...]]] = {}
@@ -283,7 +308,7 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
             if i not in chosen:
                 continue
             films = list(dict.fromkeys(films))
-            extra = names["test"] if i < population.seen else []
+            extra = population.dealt("seen", names["test"], i, population.seen) if i < population.seen else []
             group = "train" if population.shifted_training else "clean"
             device = add(f"train{i:04d}", group, [*films, *extra], i)
             timelines["train"][device] = tuple(films)
@@ -295,7 +320,8 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
         seen, asked = shuffled[:half], shuffled[half:]
         timelines["val"], histories["val"] = {}, {}
         for i in range(population.val):
-            own, known = (without_scene("val", i, part) for part in (asked, seen))
+            mine = population.dealt("val", asked, i, population.val)
+            own, known = (without_scene("val", i, part) for part in (mine, seen))
             device = add(f"val{i:03d}", "val", [*known, *own], i)
             timelines["val"][device] = own
             histories["val"][device] = tuple(rng_of("val", i).permutation(known)[: population.history].tolist())
@@ -305,7 +331,8 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
             ("test_clean", "clean", population.clean),
         ):
             for i in range(count):
-                own, known = (without_scene(prefix, i, names[split]) for split in ("test", "val"))
+                mine = population.dealt(prefix, names["test"], i, count)
+                own, known = (without_scene(prefix, i, part) for part in (mine, names["val"]))
                 history = tuple(rng_of(prefix, i).permutation(known)[: population.history].tolist())
                 device = add(f"{prefix}{i:03d}", prefix, [*own, *history], i)
                 timelines.setdefault(group, {})[device] = own
@@ -365,7 +392,7 @@ class CameraClipsData(VideoData):
         self.cameras, self.exclude = cameras, set(exclude or [])
         self.cache_dir = Path(cache_dir or "outputs/cache/cameras")
 
-    gallery = "device"
+    gallery: Literal["mixed", "device"] = "device"
 
     def build_corpus(self) -> Corpus:
         """Read the files, deal the cameras, film and encode what is not in the cache."""
@@ -377,6 +404,7 @@ class CameraClipsData(VideoData):
         clips = [clip for clip in records.clips if clip.id not in self.exclude]
         kept = {clip.id for clip in clips}
         population = self._population()
+        self.gallery = "mixed" if population.shared_gallery else "device"
         if population.correction != "none" and self.batch.own_statistics:
             raise UserError(
                 "data.batch.own_statistics are those of frames as they were taken; set it to 0, or "
@@ -450,13 +478,12 @@ class CameraClipsData(VideoData):
             return self.cameras
         recipe = dict(self._trained["recipe"])
         known = {entry.name for entry in fields(CameraPopulation)}
-        if recipe.pop("kind", None) != "cameras" or {*recipe, "reflections", *MODELLED} != known:
+        if recipe.pop("kind", None) != "cameras" or {*recipe, "reflections", *MODELLED, *ASKED} != known:
             raise UserError(
                 f"{self._where()}: the checkpoint was trained on data whose devices are no cameras; name data of its "
                 "kind (data.class_path), or train on this data"
             )
-        # What is done to frames before the encoder is no matter of the training: a test may choose another correction.
-        recipe |= {name: getattr(self.cameras, name) for name in ("correction", "corrected_by")}
+        recipe |= {name: getattr(self.cameras, name) for name in ASKED}
         return CameraPopulation(**recipe)
 
     def _fingerprint(self, files: set[Path], encoder: FrameEncoder, population: CameraPopulation) -> str:

@@ -60,6 +60,28 @@ def test_artefacts_need_training_clips():
         plan_cameras(make_clips(train=0), MODELS)
 
 
+def test_a_shared_gallery_deals_each_clip_to_one_camera_of_a_group():
+    clips = make_clips(train=40, val=20, test=24)
+    every = plan_cameras(clips, MODELS)
+    plan = plan_cameras(clips, dataclasses.replace(MODELS, shared_gallery=True))
+    asked = {clip.id for clip in clips if clip.split == "test"}
+    scenes = [shot.artefact.scene for shot in plan.shots.values() if shot.artefact]
+    assert not asked & set(scenes)
+    for group in ("test_unseen", "test_clean", "test_seen", "val"):
+        rows = plan.table.timelines[group]
+        films = [clip for own in rows.values() for clip in own]
+        assert all(rows.values()) and sorted(films) == sorted(set(films))
+        assert set(films) == {clip for own in every.table.timelines[group].values() for clip in own}
+    assert (
+        plan.table.histories == every.table.histories
+        and plan.table.timelines["train"] == every.table.timelines["train"]
+    )
+    for device, shot in every.shots.items():
+        assert dataclasses.replace(plan.shots[device], clips=()) == dataclasses.replace(shot, clips=())
+    with pytest.raises(UserError, match=r"deals 4 clips to 8 cameras; lower data\.cameras\.test"):
+        plan_cameras(make_clips(train=40, val=20, test=4), dataclasses.replace(MODELS, shared_gallery=True))
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageFrames:
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("models")
