@@ -267,8 +267,8 @@ def plan_cameras(clips: Sequence[Clip], population: CameraPopulation, training: 
         ):
             if 0 < asked_clips < count:
                 raise UserError(
-                    f"data.cameras.shared_gallery deals {asked_clips} clips to {count} cameras; lower data.cameras.{group}, "
-                    "or set it to false"
+                    f"data.cameras.shared_gallery deals {asked_clips} clips to {count} cameras; lower "
+                    f"data.cameras.{group}, or set it to false"
                 )
     devices: list[Device] = []
     shots: dict[int, Shot] = {}
