@@ -50,6 +50,7 @@ from lit_mmpg.forms.injection import (
     Site,
     Unsafe,
     Verification,
+    by_name,
     compared,
     form_of,
     inject,
@@ -278,7 +279,7 @@ class DeviceModel(nn.Module, ABC):
         in_order = {name: m for name, m in self.named_modules() if name in chosen}
         sites, holder = inject(self, in_order, dynamic.form, dynamic.rank, entered, swap_whole=False)
         self._sites, self._holder, self._unsafe = tuple(sites), holder, Unsafe(self)
-        self.fixed = nn.ModuleDict({s.name.replace(".", "/"): s.fixed for s in sites if len(s.fixed)})
+        self.fixed = by_name({s.name: s.fixed for s in sites if len(s.fixed)})
 
     def _graphs(self, layers: Mapping[str, DynamicLayer]) -> dict[str, str]:
         """Injected layer -> graph of a bundle that takes its parameters: which calls it, in a run on nothing."""
