@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -90,10 +89,8 @@ def test_an_error_shows_no_password_that_a_library_quotes(verbs: None, capsys: p
 
 
 def test_a_file_that_found_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("lit_mmpg.writing.os.getpid", lambda: "full")
+    (tmp_path / ".rows.json.full").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
         write_text(tmp_path / "rows.json", "text")
     assert caught.value.filename == str(tmp_path / "rows.json")
