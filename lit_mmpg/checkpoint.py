@@ -122,7 +122,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise UserError(f"{folder} lacks {Path(error.filename or WEIGHTS).name}; save_pretrained writes it") from error
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold what save_pretrained wrote ({error}); save it again") from error
     books = [name for name in tensors if name.startswith(CODEBOOKS)]
     ours = {"half": half, "data": data, "codebooks": {n.removeprefix(CODEBOOKS): tensors.pop(n) for n in books}}

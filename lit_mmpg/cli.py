@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from lit_mmpg import __version__
 from lit_mmpg.errors import UserError, closest, find_user_error, install_hint
 from lit_mmpg.files import expand_home
 from lit_mmpg.heartbeat import working
-from lit_mmpg.texts import printable_lines
+from lit_mmpg.texts import masked, printable_lines
 from lit_mmpg.writing import FULL, give_up_output
 
 
@@ -36,7 +37,8 @@ class Verb(NamedTuple):
     again: str = "the same command starts anew"
 
 
-LAST, SAME = "the same command with --ckpt_path last goes on", "the same command goes on; what is finished is kept"
+LAST = "the same command with --ckpt_path last goes on from what was saved; where nothing was, leave that out"
+SAME = "the same command goes on; what is finished is kept"
 
 VERBS = {
     "init-data": Verb("lit_mmpg.data.own:main", "make a data set of your own videos and one table of questions"),
@@ -76,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         spare_imports()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     arguments = [expand_home(text) for text in (sys.argv[1:] if argv is None else argv)]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show ends no run
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -129,7 +134,7 @@ def _run(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {printable_lines(message)}", file=sys.stderr)
+    print(f"error: {printable_lines(masked(message))}", file=sys.stderr)  # a parser quotes what it was given
     return 2
 
 

@@ -203,7 +203,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist{nearest(file)}; name the folder of a LoRA adapter") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}); save the adapter again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else None
@@ -246,7 +246,7 @@ def _scaling(file: Path, config: Mapping[str, Any], layer: str, rank: int) -> np
         raise UserError(
             f"{file}: r is {said['r']!r} for layer '{layer}', its tensors are of rank {rank}; save it again"
         )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
         raise UserError(f"{file}: lora_alpha is {alpha!r} for layer '{layer}'; it must be a number")
     return np.float32(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 

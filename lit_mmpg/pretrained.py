@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_mmpg.checkpoint import CODEBOOKS, CONFIG, WEIGHTS, read_checkpoint, rebuild, require_trained
 from lit_mmpg.errors import UserError, first_line, nearest
+from lit_mmpg.writing import write_bytes, write_text
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -26,19 +27,25 @@ def save(module: LightningModule, folder: str | Path) -> None:
     Args:
         module: A module of either half.
         folder: Folder, made where it is missing.
-    """
-    from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        UserError: If it cannot be written.
+    """
+    from safetensors.torch import save as serialised
+
+    folder = Path(folder).expanduser()
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
     ours = checkpoint["lit_mmpg"]
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+    # Clones: tied weights and views share memory, which safetensors does not keep.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
     tensors |= {f"{CODEBOOKS}{name}": tensor for name, tensor in ours.pop("codebooks", {}).items()}
     config = {"library_name": "lit-mmpg", "half": ours["half"], "hyper_parameters": dict(module.hparams)}
-    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    try:
+        write_bytes(folder / WEIGHTS, serialised(tensors, metadata={"format": "pt"}))
+        write_text(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
 
 
 def load(kind: type[Module], name: str | Path, **hub: Any) -> Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -12,6 +13,24 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from lit_mmpg.errors import UserError, closest
 
 T = TypeVar("T")
+
+
+def within(where: str, least: float, most: float = sys.float_info.max, **values: float | None) -> None:
+    """Hold numbers against their range, which NaN is never in.
+
+    Args:
+        where: Place of the settings, with a dot behind it.
+        least: Smallest value.
+        most: Largest value.
+        **values: The numbers by name; None is not looked at.
+
+    Raises:
+        UserError: If one lies outside; names it.
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            meant = f"at least {least}" if most == sys.float_info.max else f"between {least} and {most}"
+            raise UserError(f"{where}{name} is {value}; it must be {meant}")
 
 
 def class_path(kind: type) -> str:
@@ -40,17 +59,32 @@ def to_plain(value: Any, name: str = "value") -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [to_plain(entry, name) for entry in value]
     if isinstance(value, type):
-        return {"class_path": class_path(value)}
+        return {"class_path": class_path(_typed(value))}
     if isinstance(value, functools.partial):
         # The parser of the command line hands over a partial of its own function, with the class as an argument.
         kinds = [part for part in (value.func, *value.args) if isinstance(part, type)]
         if len(kinds) == 1:
             init_args = to_plain(value.keywords, name)
-            return {"class_path": class_path(kinds[0]), "init_args": init_args}
+            return {"class_path": class_path(_typed(kinds[0])), "init_args": init_args}
     raise UserError(
         f"{name} is {value!r}, which a checkpoint cannot keep; give plain values, a dataclass, a class, or "
         "functools.partial(CLASS, keyword=value)"
     )
+
+
+def _typed(kind: type) -> type:
+    """A class whose arguments a parser can read again from a checkpoint."""
+    for name, argument in list(inspect.signature(kind.__init__).parameters.items())[1:]:  # type: ignore[misc]
+        needed = argument.default is argument.empty and argument.kind not in (
+            argument.VAR_POSITIONAL,
+            argument.VAR_KEYWORD,
+        )
+        if needed and argument.annotation is argument.empty:
+            raise UserError(
+                f"argument {name} of {class_path(kind)} has no type, without which no checkpoint of it can be read; "
+                f"write {name}: TYPE in its __init__"
+            )
+    return kind
 
 
 def from_plain(kind: type[T], data: Any, where: str = "") -> T:

@@ -96,6 +96,8 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
         Traceback (most recent call last):
         lit_mmpg.errors.UserError: checkpoint gone.ckpt does not exist (there is no 'gone.ckpt' in .)
     """
+    if not isinstance(source, str | Path):
+        raise UserError(f"source is {source!r}; give the path of a checkpoint, a saved folder or a bundle")
     path = Path(source).expanduser()
     if (path / MANIFEST).is_file():
         if frame_encoder is not None:

@@ -33,8 +33,9 @@ def write_bytes(path: Path, data: bytes, synced: bool = False) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk does not say of which file
         raise
 
 

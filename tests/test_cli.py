@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from lit_mmpg import __version__, cli
 from lit_mmpg.errors import UserError
+from lit_mmpg.writing import write_text
 
 BLOCK = "import sys; sys.modules.update(dict.fromkeys(['torch', 'lightning', 'mlflow', 'jsonargparse']));"
 
@@ -72,3 +74,23 @@ def test_user_error_is_one_line(verb: str, verbs: None, capsys: pytest.CaptureFi
 def test_defects_keep_their_traceback(verbs: None) -> None:
     with pytest.raises(KeyError):
         cli.main(["fail_badly", "x"])
+
+
+def test_a_closed_output_ends_no_run() -> None:
+    found = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m lit_mmpg methods tent >&-"], capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_an_error_shows_no_password_that_a_library_quotes(verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fail_plainly", "'{uri: http://me:hidden@host/}'"]) == 2
+    assert capsys.readouterr().err == "error: '{uri: http://***@host/}' is missing; make it\n"
+
+
+def test_a_file_that_found_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_mmpg.writing.os.getpid", lambda: "full")
+    (tmp_path / ".rows.json.full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "rows.json", "text")
+    assert caught.value.filename == str(tmp_path / "rows.json")

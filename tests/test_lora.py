@@ -167,6 +167,7 @@ def rename(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
         ({"rank": 3}, None, "'stem.conv' is of rank 3, the model takes rank 2; train the adapter with r=2"),
         ({"r": 4}, None, "r is 4 for layer 'stem.conv', its tensors are of rank 2"),
         ({"lora_alpha": "many"}, None, "lora_alpha is 'many'"),
+        ({"lora_alpha": 10**400}, None, "lora_alpha is 1000"),
         ({"use_dora": True}, None, "'use_dora' is True; an adapter that uses it computes otherwise"),
         ({"fan_in_fan_out": True}, None, "'fan_in_fan_out' is True"),
         ({"modules_to_save": ["head"]}, None, "'modules_to_save' is"),

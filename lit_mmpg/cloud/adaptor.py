@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_mmpg.cloud.reasoner import Reconstruction
 from lit_mmpg.forms.base import Part
+from lit_mmpg.forms.injection import by_name
 
 
 class Generated(Protocol):
@@ -97,10 +98,7 @@ class FastDomainAdaptor(nn.Module):
     def __init__(self, layers: Mapping[str, Generated], context: int, hidden: int = 128) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(context)
-        # No dots: a ModuleDict refuses them in its keys.
-        self.layers = nn.ModuleDict(
-            {name.replace(".", "/"): _LayerGenerator(layer.parts(), context, hidden) for name, layer in layers.items()}
-        )
+        self.layers = by_name({name: _LayerGenerator(layer.parts(), context, hidden) for name, layer in layers.items()})
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
         """Generate parameters.

@@ -28,6 +28,7 @@ from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_
 from lit_mmpg.device.plots import reconstruction_curve
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.product import ProductQuantiser
+from lit_mmpg.settings import within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +51,10 @@ class AnchorConfig:
 
     count: int = 2
     rule: AnchorRule = "uniform"
+
+    def __post_init__(self) -> None:
+        """Refuse less than nothing."""
+        within("model.anchors.", 0, count=self.count)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ class CloudConfig:
     generator: Literal["trained", "frozen_random"] = "trained"
     place: Literal["cloud", "device"] = "cloud"
 
+    def __post_init__(self) -> None:
+        """Refuse sizes of which there is no network."""
+        within("model.cloud.", 0, latent=self.latent, embedding=self.embedding)
+        within("model.cloud.", 1, reasoner_hidden=self.reasoner_hidden, adaptor_hidden=self.adaptor_hidden)
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -95,6 +105,10 @@ class LossConfig:
     kl: float = 1e-3
     alignment: float = 0.0
     task: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse losses that would grow."""
+        within("model.losses.", 0, **vars(self))
 
 
 class CloudModule(AnsweringModule):

@@ -27,7 +27,7 @@ from lit_mmpg.device.plots import accuracy_per_device
 from lit_mmpg.device.predictions import predictions
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ENCODE
-from lit_mmpg.settings import Remembering
+from lit_mmpg.settings import Remembering, within
 from lit_mmpg.texts import duration
 
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ class OptimiserConfig:
     weight_decay: float = 0.01
     warmup_share: float = 0.05
 
+    def __post_init__(self) -> None:
+        """Refuse what does not descend."""
+        within("model.optimiser.", 0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        within("model.optimiser.", 0, projection_learning_rate=self.projection_learning_rate)
+        within("model.optimiser.", 0, 1, warmup_share=self.warmup_share)
+
 
 def shapes_of(meta: Mapping[str, Any]) -> Shapes:
     """What the data's description decides about the model."""
@@ -96,6 +102,7 @@ class AnsweringModule(Remembering, L.LightningModule):
 
     def __init__(self, data: Mapping[str, Any], optimiser: OptimiserConfig, label_smoothing: float) -> None:
         super().__init__()
+        within("model.", 0, 1, label_smoothing=label_smoothing)
         self.meta = dict(data)
         self.optimiser, self.label_smoothing = optimiser, label_smoothing
         self.evaluation: Evaluation | None = None
@@ -327,6 +334,9 @@ class AnsweringModule(Remembering, L.LightningModule):
 
         Args:
             save_directory: Folder, made where it is missing.
+
+        Raises:
+            UserError: If it cannot be written.
         """
         pretrained.save(self, save_directory)
 

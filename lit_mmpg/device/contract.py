@@ -50,6 +50,7 @@ from lit_mmpg.forms.injection import (
     Site,
     Unsafe,
     Verification,
+    by_name,
     compared,
     form_of,
     inject,
@@ -60,6 +61,7 @@ from lit_mmpg.forms.injection import (
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.targets import chosen_layers, matches
 from lit_mmpg.parameters import ENCODE, MODEL, ParameterSpec
+from lit_mmpg.settings import within
 from lit_mmpg.tasks import find_task
 from lit_mmpg.trust import check_class
 
@@ -84,6 +86,10 @@ class DynamicConfig:
     form: str | dict[str, str] = "low_rank"
     rank: int = 8
     input_layer: InputLayer | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no form has."""
+        within("model.dynamic.", 1, rank=self.rank)
 
 
 @dataclass(frozen=True)
@@ -276,9 +282,16 @@ class DeviceModel(nn.Module, ABC):
         if not chosen and entered is None:
             return
         in_order = {name: m for name, m in self.named_modules() if name in chosen}
+        for name, m in in_order.items():
+            kind = next((p.dtype for p in m.parameters()), torch.float32)
+            if kind != torch.float32:
+                raise UserError(
+                    f"model.dynamic.layers: {name} computes in {kind}, and generated parameters are kept, sent and "
+                    "exported in float32; call float() on it, or leave it out"
+                )
         sites, holder = inject(self, in_order, dynamic.form, dynamic.rank, entered, swap_whole=False)
         self._sites, self._holder, self._unsafe = tuple(sites), holder, Unsafe(self)
-        self.fixed = nn.ModuleDict({s.name.replace(".", "/"): s.fixed for s in sites if len(s.fixed)})
+        self.fixed = by_name({s.name: s.fixed for s in sites if len(s.fixed)})
 
     def _graphs(self, layers: Mapping[str, DynamicLayer]) -> dict[str, str]:
         """Injected layer -> graph of a bundle that takes its parameters: which calls it, in a run on nothing."""
@@ -631,6 +644,15 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
         raise UserError(
             f"model.network makes a {type(network).__name__}, which is no device model; derive it from "
             "lit_mmpg.device.contract.DeviceModel"
+        )
+    taken = sorted(
+        {"dynamic", "factory", "fixed", "prefix", "shapes", "spec", "task"}
+        & {*network._modules, *network._parameters, *network._buffers}
+    )
+    if taken and not network.injected:
+        raise UserError(
+            f"{type(network).__name__} calls a layer or tensor {' and '.join(taken)}, which DeviceModel itself uses; "
+            "name it otherwise"
         )
     network.factory = network.made_again(factory)
     network.index()

@@ -14,6 +14,7 @@ from lit_mmpg.device.contract import InitialisationConfig, NetworkFactory, build
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
 from lit_mmpg.errors import UserError
+from lit_mmpg.settings import within
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -66,6 +67,7 @@ class DeviceModule(AnsweringModule):
         trained: Literal["all", "correction"] = "all",
     ) -> None:
         super().__init__(data, optimiser, label_smoothing)
+        within("model.", 0, train_frames=train_frames, alignment=alignment, task=task)
         if not task and not alignment:
             raise UserError("model.task and model.alignment are both 0: nothing would be learnt; set one of them")
         self.task, self.trained = task, trained

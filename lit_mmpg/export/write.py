@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import MANIFEST
 from lit_mmpg.runtime.manifest import Manifest
+from lit_mmpg.writing import FULL
 
 
 def check_target(path: Path) -> None:
@@ -31,7 +34,11 @@ def check_target(path: Path) -> None:
 
 @contextmanager
 def bundle_folder(path: Path) -> Iterator[Path]:
-    """A new folder that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    """A new folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UserError: If there is no room for it.
+    """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -44,6 +51,11 @@ def bundle_folder(path: Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(partial, path)
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--output {path} cannot be written ({why}); name a folder with more room") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils import _pytree as pytree
 
 from lit_mmpg import lora
@@ -285,11 +286,11 @@ class Adaptable(nn.Module):
         super().__init__()
         self.module = module
         self._sites, self._holder = tuple(sites), holder
-        self.fixed = nn.ModuleDict({s.name.replace(".", "/"): s.fixed for s in sites if len(s.fixed)})
+        self.fixed = by_name({s.name: s.fixed for s in sites if len(s.fixed)})
         self.spec = ParameterSpec(tuple(e for site in sites for e in entries(site.name, site.parts(), graph)))
         self._counts = [len(site.parts()) for site in sites]
         self._verified = False
-        self._devices: Devices = devices
+        self._devices: Devices = _way(devices)
         self._unsafe = Unsafe(module)
 
     @property
@@ -313,7 +314,7 @@ class Adaptable(nn.Module):
     def devices(self, how: Devices) -> None:
         if how == "batch" and not self._verified:
             raise UserError("devices='batch' has not been verified for this module; call net.verify(example) first")
-        self._devices = how
+        self._devices = _way(how)
 
     def forward(
         self, *inputs: Any, parameters: Sequence[Tensor] | Mapping[str, Tensor] | None = None, **named: Any
@@ -335,6 +336,8 @@ class Adaptable(nn.Module):
         """
         if self._holder.values is not None:
             raise UserError("another call of this module is running; give each thread a copy of its own")
+        if parameters is not None and not isinstance(parameters, Sequence | Mapping):
+            raise UserError(f"parameters are a sequence or a mapping of tensors, not {type(parameters).__name__}")
         if not parameters:
             self._holder.backward = False
             return self.module(*inputs, **named)
@@ -362,6 +365,10 @@ class Adaptable(nn.Module):
             parameters = [parameters[name] for name in self.spec.names]
         if len(parameters) != len(self.spec):
             raise UserError(f"{len(parameters)} parameters were given, net.spec has {len(self.spec)}")
+        for entry, tensor, own in zip(self.spec, parameters, self._own(), strict=True):
+            if not isinstance(tensor, Tensor) or not (tensor.dtype == own.dtype or torch.is_autocast_enabled()):
+                found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise UserError(f"parameter {entry.name} is {found}; its layer takes a tensor of {own.dtype}")
         batched = parameters[0].dim() > len(self.spec.entries[0].shape)
         devices = parameters[0].shape[0] if batched else None
         before = (devices,) if batched else ()
@@ -371,6 +378,12 @@ class Adaptable(nn.Module):
                     f"parameter {entry.name} has the shape {list(tensor.shape)}, expected {[*before, *entry.shape]}"
                 )
         return list(parameters), devices
+
+    def _own(self) -> list[Tensor]:
+        """For each parameter a tensor of the type, and at the place, with which its layer computes."""
+        first = next(self.module.parameters(), torch.empty(0))
+        likes = [next(s.layer.module.parameters(), first) if isinstance(s, LayerSite) else first for s in self._sites]
+        return [like for like, count in zip(likes, self._counts, strict=True) for _ in range(count)]
 
     def _run(self, values: Sequence[Tensor], devices: int | None, inputs: Any, named: Any) -> Any:
         holder, start = self._holder, 0
@@ -413,8 +426,12 @@ class Adaptable(nn.Module):
             size: Standard deviation around the values with which layers compute what they do without.
             seed: Of the generator.
         """
+        if devices is not None and devices < 1:
+            raise UserError(f"devices is {devices}; give a number of devices, or None for unbatched parameters")
         parts = [part for site in self._sites for part in site.parts()]
-        drawn = random_parameters(parts, next(self.module.parameters(), torch.empty(0)), devices or 1, size, seed)
+        like = next(self.module.parameters(), torch.empty(0))
+        drawn = random_parameters(parts, like, devices or 1, size, seed)
+        drawn = tuple(tensor.to(own) for tensor, own in zip(drawn, self._own(), strict=True))
         return drawn if devices else tuple(tensor[0] for tensor in drawn)
 
     @torch.no_grad()
@@ -441,8 +458,7 @@ class Adaptable(nn.Module):
             UserError: If it is no LoRA adapter of exactly the targets, or a layer computes otherwise than its adapter.
         """
         loaded = lora.load(folder, self.spec, self._kernels())
-        device = next((p.device for p in self.module.parameters()), None)
-        return tuple(torch.from_numpy(loaded[name]).to(device) for name in self.spec.names)
+        return tuple(torch.from_numpy(loaded[name]).to(o) for name, o in zip(self.spec.names, self._own(), strict=True))
 
     def _kernels(self) -> dict[str, tuple[int, ...]]:
         """Shapes ``[in, kh, kw]`` of the kernels of the convolutions, all layers being such as LoRA adapters know."""
@@ -470,15 +486,18 @@ class Adaptable(nn.Module):
 
         Args:
             example: Inputs of one device, two rows or more.
-            devices: Number of devices to try with.
+            devices: Number of devices to try with, 2 or more.
             named: Named inputs of one device.
 
         Returns:
             What was found, with the reason where devices cannot be batched.
 
         Raises:
-            UserError: If a target is not called or does not change the output.
+            UserError: If a target is not called or does not change the output, or an output cannot be told apart by
+                devices.
         """
+        if devices < 2:
+            raise UserError(f"devices is {devices}; rows of several devices show whether they mix: give 2 or more")
         self._verified = False
         generator = torch.Generator().manual_seed(1)
 
@@ -491,9 +510,12 @@ class Adaptable(nn.Module):
         inputs, by_name = pytree.tree_map_only(Tensor, several, (example, named))
         parameters = self.random_parameters(devices)
         static = self.module(*example, **named)
+        for leaf in pytree.tree_leaves(static):
+            _joined([leaf])
         moved = {}
         unbatched = [p[0] for p in parameters]
-        neutral = [part.start.neutral(part.shape).to(parameters[0]) for site in self._sites for part in site.parts()]
+        parts = [part for site in self._sites for part in site.parts()]
+        neutral = [part.start.neutral(part.shape).to(own) for part, own in zip(parts, unbatched, strict=True)]
         start = 0
         for site, count in zip(self._sites, self._counts, strict=True):
             alone = neutral[:start] + unbatched[start : start + count] + neutral[start + count :]
@@ -571,11 +593,36 @@ def one_by_one(run: Callable[[int, Any, Any], Any], devices: int, inputs: Any, n
     """
     outputs = [run(g, *pytree.tree_map_only(Tensor, partial(_row, g), (inputs, named))) for g in range(devices)]
     leaves = [pytree.tree_flatten(output) for output in outputs]
-    joined = [
-        torch.stack(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
-        for parts in zip(*(found for found, _ in leaves), strict=True)
-    ]
+    joined = [_joined(parts) for parts in zip(*(found for found, _ in leaves), strict=True)]
     return pytree.tree_unflatten(joined, leaves[0][1])
+
+
+def by_name(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """Modules under names of layers, dots as ``/``; ``ModuleDict`` itself refuses ``values``, ``keys`` and the like."""
+    kept = nn.ModuleDict()
+    kept._modules.update({name.replace(".", "/"): module for name, module in modules.items()})
+    return kept
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """One leaf of the outputs of several devices: tensors are stacked, and what is none has to be the same for all."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if len({part.shape for part in parts}) > 1:
+            raise UserError("an output differs in shape from device to device; give the module one device at a time")
+        return torch.stack(list(parts))
+    if isinstance(first, bool | int | float | str | None) and all(part == first for part in parts):
+        return first
+    raise UserError(
+        f"an output is {type(first).__name__}, which cannot be told apart by devices; have the module return tensors, "
+        "in tuples, lists, dicts or registered classes, or give it one device at a time"
+    )
+
+
+def _way(devices: Devices) -> Devices:
+    if devices not in get_args(Devices):
+        raise UserError(f"devices is {devices!r}; it is 'loop' or 'batch'")
+    return devices
 
 
 def _row(g: int, tensor: Tensor) -> Tensor:
@@ -637,7 +684,11 @@ def adaptable(
         >>> net(torch.ones(2, 6), parameters=net.random_parameters()).shape
         torch.Size([2, 3])
     """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"adaptable: {type(module).__name__} is no torch.nn.Module; give it one")
     layers = chosen_layers(module, targets) if targets or targets == "" else {}
+    if not isinstance(input_layer, InputLayer | None):
+        raise UserError(f"input_layer is {input_layer!r}; give InputLayer(...)")
     if not layers and input_layer is None:
         raise UserError("adaptable: neither targets nor an input layer were given")
     sites, holder = inject(module, layers, form, rank, input_layer)
@@ -669,6 +720,8 @@ def inject(
     Raises:
         UserError: If a form does not suit a layer, or the module was injected into already; it is then as before.
     """
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"rank is {rank!r}; give a whole number, 1 or more")
     if any(hasattr(type(m), "_of_lit_mmpg") for m in module.modules()):
         raise UserError("this module is adaptable already; name all targets in one call")
     holder = Holder()
@@ -680,15 +733,21 @@ def inject(
         sites.append(InputSite(holder, 0, input_layer))
         sites[0].parts()  # refuses what does not exist
     shared: dict[int, LayerSite] = {}
+    kept: list[Tensor | None] = []  # a parametrized weight is computed at each look, and its id would be taken again
     swaps: list[tuple[nn.Module, LayerSite, Layer]] = []
     for name, m in layers.items():
         kind = kind_of(m)
         assert kind is not None
+        if isinstance(m, LazyModuleMixin):
+            raise UserError(f"target {name}: the sizes of {type(m).__name__} are not known yet; run the module once")
         layer = kind(m)
-        key = id(m) if layer.weight is None else id(layer.weight)
+        kept.append(layer.weight)
+        key = id(m) if kept[-1] is None else id(kept[-1])
         site = shared.get(key)
         if site is None:
             chosen = form_of(form, name)
+            if not isinstance(chosen, str | Form):
+                raise UserError(f"form: {chosen!r} is neither a name nor a Form; give one of them, or glob -> form")
             label = name or "module"
             try:
                 own = chosen if isinstance(chosen, Form) else find_form(chosen)

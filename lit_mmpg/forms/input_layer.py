@@ -54,6 +54,12 @@ class InputLayer:
             raise UserError(f"input layer: use={list(self.use)}; choose among {', '.join(PARTS)}")
         if self.kernel % 2 == 0:
             raise UserError(f"input layer: a kernel of {self.kernel} has no centre; use an odd number")
+        sizes = [self.kernel, self.channels, *(self.grid if isinstance(self.grid, Sequence) else [0])]
+        if len(sizes) != 4 or any(type(size) is not int or size < 1 for size in sizes):
+            raise UserError(
+                f"input layer: channels={self.channels}, grid={self.grid}, kernel={self.kernel}; give whole numbers "
+                "from 1 on, and two of them for the grid"
+            )
         c, k = self.channels, self.kernel
         shapes = {"gain": (c, *self.grid), "bias": (c, *self.grid), "colour": (c, c), "kernel": (c, k, k)}
         return tuple(Part(name, shapes[name], Zero()) for name in PARTS if name in self.use)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -28,8 +28,11 @@ def chosen_layers(module: nn.Module, targets: Targets) -> dict[str, nn.Module]:
     every = list(module.named_modules(remove_duplicate=False))
     names = [name for name, _ in every]
     wanted: set[int] = set()
-    for target in [targets] if isinstance(targets, str | re.Pattern) else targets:
-        alone = isinstance(targets, str)
+    alone = isinstance(targets, str)
+    several = targets if isinstance(targets, Iterable) and not alone else [targets]
+    for target in several:
+        if not isinstance(target, str | re.Pattern):
+            raise UserError(f"target {target!r} is no name, glob or compiled pattern; name layers, as in ['head']")
         named = [(name, m) for name, m in every if matches(target, name, type(m), alone)]
         layers = [m for name, m in named if kind_of(m) is not None]
         if not layers:

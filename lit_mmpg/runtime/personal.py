@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +184,8 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         cloud = self._cloud if cloud is None else cloud
         if cloud is None:
             raise UserError(f"{bundle.path} holds the device half alone; call personalise(cloud='http://...')")
+        if not isinstance(cloud, str) and not callable(getattr(cloud, "adapt", None)):
+            raise UserError(f"cloud is {cloud!r}; give the address of a service, as http://HOST:PORT")
         if not isinstance(cloud, str):
             outcome = self.adapt(cloud)
         else:
@@ -210,6 +212,8 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         """
         if not isinstance(question, str) or not question.strip():
             raise UserError("the question is empty; ask one in words")
+        if isinstance(options, str) or not isinstance(options, Iterable):
+            raise UserError(f"options is {options!r}; give a list of texts, as ['red', 'blue']")
         seen = self._look(clip)
         self.session.alignment = self.state.alignment(seen.features)
         clip = asked(self.session, self.camera, seen.features, seen.pixels)
@@ -227,6 +231,8 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         """
         if not isinstance(query, str) or not query.strip():
             raise UserError("the query is empty; search for something in words")
+        if isinstance(clips, (str, os.PathLike, np.ndarray)):
+            raise UserError(f"clips is one {type(clips).__name__}; give a list of clips")
         text = self.session.embed_text(query)
         seen = self._observed if clips is None else [self._look(clip) for clip in clips]
         if not seen:

@@ -12,10 +12,10 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -30,6 +30,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_mmpg.data.datamodule import DeviceData
 from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.errors import UserError, closest, find_user_error
+from lit_mmpg.settings import from_plain, within
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import MLflowLogger, Tracking
 from lit_mmpg.training.callbacks import Best, ExactResume, Last, RunRecord, Watch
@@ -180,6 +181,9 @@ class CLI(LightningCLI):
                 self.half = str(getattr(kind, "half_name", kind.__name__))
             if lacking:
                 raise UserError(f"{part} {path} lacks {', '.join(lacking)}; derive it from {base}, which has them")
+            if part == "model":
+                _check_numbers(kind, self.record[part].get("init_args") or {})
+        within("", 1, save_every_n_steps=self.config.get("save_every_n_steps"))
         trainer = self.record["trainer"]
         for name, value in _NOTHING.items() if self.verb == "fit" and not trainer["fast_dev_run"] else ():
             if trainer[name] is not None and trainer[name] == value:
@@ -233,6 +237,11 @@ class CLI(LightningCLI):
             return self._trained
         data.setup("fit")
         return data.meta
+
+    def _set_seed(self) -> None:
+        """As Lightning does, where the seed is one."""
+        within("", 0, 2**32 - 1, seed_everything=self.config["seed_everything"])
+        super()._set_seed()
 
     def instantiate_classes(self) -> None:
         """Nothing yet: which run goes on decides how the trainer is made."""
@@ -335,6 +344,18 @@ class CLI(LightningCLI):
             )
         others = [] if configured in (None, True) else configured
         return [ours, *(others if isinstance(others, list) else [others])]
+
+
+def _check_numbers(kind: type, settings: Mapping[str, Any]) -> None:
+    """Make the dataclasses among the settings of a model, which refuse what is out of range, before anything long."""
+    try:
+        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+    except NameError:  # of somebody's own class; it is made later all the same
+        return
+    for name, value in settings.items():
+        made = next((part for part in (hints.get(name), *get_args(hints.get(name))) if is_dataclass(part)), None)
+        if isinstance(made, type) and isinstance(value, Mapping) and "class_path" not in value:
+            from_plain(made, value, f"model.{name}.")
 
 
 def first_process() -> bool:

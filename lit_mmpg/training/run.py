@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from lit_mmpg.checkpoint import require_checkpoint, require_trained
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import check_output, json_alone, rows_text
+from lit_mmpg.texts import masked
 from lit_mmpg.training.config import DEMO, Request, read_request
 
 
@@ -110,5 +113,13 @@ def _asks_help(request: Request) -> bool:
         return False
     from lit_mmpg.training.lightning_cli import CLI
 
-    CLI(request)
+    if not any(name.startswith("print_config") for name in request.overridden()):
+        CLI(request)
+        return True
+    shown = io.StringIO()  # often becomes a file, in which no password is wanted
+    try:
+        with redirect_stdout(shown):
+            CLI(request)
+    finally:
+        print(masked(shown.getvalue()), end="")
     return True

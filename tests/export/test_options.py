@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.batch import Frames
@@ -26,7 +27,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.source import Source, open_source
-from lit_mmpg.export.write import write_manifest
+from lit_mmpg.export.write import bundle_folder, write_manifest
 from lit_mmpg.methods.adapted import evaluate_adapted, load
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.adaptation import take_in
@@ -310,3 +311,13 @@ def test_the_encoder_of_a_bundle_makes_the_features_of_the_training(
         got = device.encode(np.stack(resized).transpose(0, 3, 1, 2))
     expected = FrameEncoder(encoder_folder, 40, source.data.cache_dir)(pixels)
     np.testing.assert_allclose(got, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device (os error 28)")]
+)
+def test_a_disk_without_room_is_named_and_leaves_nothing(error: Exception, tmp_path: Path) -> None:
+    said = r"--output .*/b cannot be written \(No space left .*more room"
+    with pytest.raises(UserError, match=said), bundle_folder(tmp_path / "b"):
+        raise error
+    assert not list(tmp_path.iterdir())

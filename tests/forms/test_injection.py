@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -407,3 +409,87 @@ def test_the_package_itself_names_what_it_offers() -> None:
     assert {"adaptable", "InputLayer"} <= set(dir(lit_mmpg))
     with pytest.raises(AttributeError, match="no attribute 'adaptible'"):
         lit_mmpg.adaptible  # noqa: B018
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal])
+def test_parametrized_layers_keep_parameters_of_their_own(wrap: Any) -> None:
+    """Their weights are computed at each look: identities of what is gone at once are no sign of a shared weight."""
+    names = [str(i) for i in range(20)]
+    network = nn.Sequential(*(wrap(nn.Linear(6, 6)) for _ in names)).eval()
+    assert list(adaptable(network, targets=names).layers) == names
+
+
+class Answering(nn.Module):
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.values, self.answer = nn.Linear(6, 5), answer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.answer(self.values(x))
+
+
+@pytest.mark.parametrize("answer", [lambda y: y.mean().item(), lambda y: y.detach().numpy(), lambda y: slice(y, 3)])
+def test_outputs_that_are_no_tensors_are_not_taken_from_the_first_device(answer: Any) -> None:
+    net = adaptable(Answering(lambda y: {"y": y, "other": answer(y)}), targets=["values"])
+    rows = torch.randn(3, 2, 6)
+    with pytest.raises(UserError, match=r"an output is \w+, which cannot be told apart by devices"):
+        net(rows, parameters=net.random_parameters(3))
+    with pytest.raises(UserError, match=r"an output is \w+, which cannot be told apart by devices"):
+        net.verify(rows[0])
+    net = adaptable(Answering(lambda y: {"y": y, "other": [None, 3, "a"]}), targets=["values"])
+    assert net(rows, parameters=net.random_parameters(3))["other"] == [None, 3, "a"]
+
+
+def test_a_single_device_verifies_nothing() -> None:
+    net = adaptable(Answering(lambda y: y - y.mean(0)), targets=["values"])
+    with pytest.raises(UserError, match=r"devices is 1; .* give 2 or more"):
+        net.verify(torch.randn(4, 6), devices=1)
+    assert not net.verify(torch.randn(4, 6)).batch
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_may_be_called_as_the_methods_of_containers_are(form: str) -> None:
+    net = adaptable(Answering(lambda y: y), targets=["values"], form=form)
+    generated = FastDomainAdaptor(net.layers, 4)(torch.randn(2, 4))
+    assert net(torch.randn(2, 3, 6), parameters=generated).shape == (2, 3, 5)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "rank 0": ({"rank": 0}, "rank is 0; give a whole number"),
+    "rank a text": ({"rank": "4"}, "rank is '4'; give a whole number"),
+    "a class for a name": ({"targets": [nn.Linear]}, "is no name, glob or compiled pattern"),
+    "a number for a name": ({"targets": 3}, "target 3 is no name"),
+    "a form that is none": ({"form": 3}, "3 is neither a name nor a Form"),
+    "a way that is none": ({"devices": "bach"}, "devices is 'bach'; it is 'loop' or 'batch'"),
+    "an input layer that is none": ({"input_layer": True}, "input_layer is True; give InputLayer"),
+    "an input layer without a grid": ({"input_layer": InputLayer(grid=4)}, "grid=4.*two of them for the grid"),  # type: ignore[arg-type]
+    "an input layer of nothing": ({"input_layer": InputLayer(channels=0)}, "channels=0.*from 1 on"),
+    "no module": ({"module": "network"}, "str is no torch.nn.Module"),
+    "sizes nobody knows": ({"module": nn.Sequential(nn.LazyLinear(3))}, "target 0: the sizes of LazyLinear"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_argument_is_named(mistake: str) -> None:
+    given, said = WRONG[mistake]
+    with pytest.raises(UserError, match=said):
+        adaptable(**{"module": nn.Sequential(nn.Linear(6, 3)), "targets": ["0"], **given})
+
+
+def test_parameters_of_another_kind_are_named(tmp_path: Path) -> None:
+    net = adaptable(nn.Sequential(nn.Linear(6, 3), nn.LayerNorm(3)).half(), targets=["0"])
+    net.module[1].float()  # type: ignore[index]
+    own, x = net.random_parameters(), torch.randn(2, 6).half()
+    for wrong, said in (
+        (own[0], "not Tensor"),
+        (iter(own), "not .*iterator"),
+        ([p.numpy() for p in own], "0.u is ndarray"),
+        ([p.double() for p in own], "0.u is torch.float64; its layer takes a tensor of torch.float16"),
+    ):
+        with pytest.raises(UserError, match=said):
+            net(x, parameters=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="devices is 0"):
+        net.random_parameters(devices=0)
+    half = adaptable(nn.Sequential(nn.Linear(6, 3)).half(), targets=["0"])
+    half.save_adapter(tmp_path, own)
+    assert all(torch.equal(a, b) for a, b in zip(half.load_adapter(tmp_path), own, strict=True))

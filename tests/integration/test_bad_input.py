@@ -381,3 +381,37 @@ def test_a_checkpoint_that_is_none(
     monkeypatch.chdir(tmp_path)
     assert main(["test", "--ckpt_path", str(path)]) == 2
     one_error(capsys, "some.ckpt", SAID[kind])
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model.dynamic.rank=0", "model.dynamic.rank is 0; it must be at least 1"),
+        ("--model.anchors.count=-1", "model.anchors.count is -1; it must be at least 0"),
+        ("--model.optimiser.learning_rate=.nan", "model.optimiser.learning_rate is nan; it must be at least 0"),
+        ("--model.losses.kl=-1", "model.losses.kl is -1.0; it must be at least 0"),
+        ("--model.cloud.adaptor_hidden=0", "model.cloud.adaptor_hidden is 0; it must be at least 1"),
+        ("--save_every_n_steps=0", "save_every_n_steps is 0; it must be at least 1"),
+        ("--seed_everything=-1", "seed_everything is -1; it must be between 0 and 4294967295"),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_the_device_half_trains(
+    flag: str,
+    said: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_experiment(tmp_path, root, "open_ended")
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(config), flag]) == 2
+    one_error(capsys, said)
+    assert not Path("outputs").exists()
+
+
+def test_heads_that_do_not_divide_the_width_are_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, root, monkeypatch, "--model.network.width=7", "--model.network.heads=3") == 2
+    one_error(capsys, "model.network.heads is 3, which does not divide model.network.width, 7")

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -48,6 +49,7 @@ from lit_mmpg.runtime.verify import verify
 from lit_mmpg.serving.app import create_app
 from lit_mmpg.serving.cloud_half import CloudHalf
 from lit_mmpg.serving.config import ServeConfig
+from lit_mmpg.settings import to_plain
 from tests.integration import tiny
 from tests.integration.conftest import PIXEL_NETWORK, pixel_data
 from tests.serving.test_connections import running
@@ -268,6 +270,64 @@ def test_what_cannot_be_dynamic_is_refused() -> None:
             Shapes("open_ended", (12,), 10, 5, 6),
             DynamicConfig(("head",), input_layer=InputLayer()),
         )
+
+
+class Tied(Residual):
+    """One weight in two layers, a layer of two names, and a buffer that is part of a larger one."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, dynamic)
+        self.again, self.alias = nn.Linear(8, 8), self.neck
+        self.again.weight = self.neck.weight
+        self.register_buffer("part", torch.arange(8.0)[2:5])
+
+
+class Halved(Residual):
+    """A layer in another precision."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, dynamic)
+        self.neck.half()
+
+    def project(self, features: Tensor, parameters: Sequence[Tensor] = (), corrected: bool = True) -> Tensor:
+        return self.neck(features.half()).float()
+
+
+class Taken(Residual):
+    """A layer under a name that the contract uses."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, dynamic)
+        self.prefix = nn.Linear(8, 8)  # type: ignore[assignment]
+
+
+class Untyped(Residual):
+    """Arguments that no parser can read again."""
+
+    def __init__(self, shapes, dynamic=None) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(shapes, dynamic)
+
+
+def test_a_network_that_could_not_go_on_later_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"neck computes in torch.float16, .* call float\(\) on it"):
+        build_network(Halved, SHAPES, DynamicConfig(("neck",)))
+    with pytest.raises(UserError, match="Taken calls a layer or tensor prefix, which DeviceModel itself uses"):
+        build_network(Taken, SHAPES)
+    with pytest.raises(UserError, match=r"argument shapes of .*Untyped has no type.* write shapes: TYPE"):
+        to_plain(partial(Untyped), "network")
+
+
+def test_tied_weights_are_saved_and_loaded(tmp_path: Path) -> None:
+    init_args = pixel_data()["init_args"]
+    clips, batch = PersonalClipsConfig(**init_args["clips"]), BatchShape(**init_args["batch"])
+    module = DeviceModule.for_data(PersonalClipsData(clips, batch=batch), network=Tied)
+    module.save_pretrained(tmp_path)
+    again = DeviceModule.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
+    assert again.network.again.weight is again.network.neck.weight  # type: ignore[union-attr]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file cannot be written .*name another folder"):
+        module.save_pretrained(tmp_path / "file")
 
 
 def lit_network(shapes: Shapes, dynamic: DynamicConfig | None) -> DeviceModel:

@@ -45,6 +45,17 @@ def test_a_cell_is_whole_or_absent(tmp_path: Path) -> None:
     assert store.load("row.v1", 3, "digest") is None
 
 
+def test_values_of_one_cell_never_stand_under_the_settings_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CellStore(tmp_path)
+    store.save("row", "digest", cell({"m": answers(0.5, 0)}))
+    monkeypatch.setattr("lit_mmpg.methods.comparison.cells.write_text", lambda *_: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(OSError):  # as a kill between its two files
+        store.save("row", "digest", cell({"m": answers(0.9, 1)}))
+    assert store.load("row", 0, "digest") is None
+
+
 def test_a_cell_whose_checkpoint_is_gone_is_computed_again(tmp_path: Path) -> None:
     store = CellStore(tmp_path)
     store.save("row", "digest", cell({"m": answers(0.5, 0)}, checkpoint=str(tmp_path / "gone.ckpt")))

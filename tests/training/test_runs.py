@@ -432,6 +432,13 @@ def test_system_metrics_are_recorded_on_request(trained: Path, monkeypatch: pyte
     assert fit(*argv, "--tracking.system_metrics=true", config="device.yaml") == 2
 
 
+def test_a_printed_configuration_holds_no_password(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        fit("--tracking.uri=http://me:hidden-word@localhost:1", "--print_config", config="device.yaml")
+    printed = capsys.readouterr().out
+    assert "uri: http://***@localhost:1" in printed and "hidden-word" not in printed
+
+
 def test_passwords_stay_out_of_what_is_recorded(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = {"class_path": "MLFlowLogger", "init_args": {"tracking_uri": "http://me:hidden-word@localhost:1"}}
     flags = ["--tracking.uri=postgresql://me:hidden-word@localhost/runs", f"--trainer.logger={json.dumps(own)}"]

@@ -18,9 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialised
 
-from lit_mmpg.writing import write_text
+from lit_mmpg.writing import write_bytes, write_text
 
 if TYPE_CHECKING:
     from lit_mmpg.device.evaluation import Evaluation
@@ -130,9 +131,9 @@ class CellStore:
     def save(self, name: str, digest: str, cell: Cell) -> None:
         """Write a finished cell."""
         path = self.path(name, cell.seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = _suffixed(path, "safetensors.part")
-        save_file(cell.items, partial)
+        write_bytes(partial, serialised(cell.items))
+        _suffixed(path, "json").unlink(missing_ok=True)  # of an older cell, which must not vouch for these values
         partial.replace(_suffixed(path, "safetensors"))
         values = {key: value for key, value in asdict(cell).items() if key != "items"}
         write_text(_suffixed(path, "json"), json.dumps({"digest": digest, **values}))
