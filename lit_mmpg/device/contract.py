@@ -325,6 +325,23 @@ class DeviceModel(nn.Module, ABC):
         with evaluating(self), torch.no_grad(), torch.autocast(device, enabled=False):
             yield
 
+    def check_answer(self) -> None:
+        """Check by an example that answers have the form that the task asks for.
+
+        Raises:
+            UserError: If they are something else.
+        """
+        with self._trial():
+            found = self(*self._example((2,)))
+        width = self.task.head_width(self.shapes.answers)
+        wanted = (2,) if self.task.searches else (2, width if width > 1 else self.task.example_options)
+        said = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if said != wanted:
+            raise UserError(
+                f"{type(self).__name__} answers two texts of task '{self.shapes.task}' by {said}; a tensor of shape "
+                f"{wanted} is needed: " + ("a similarity each" if self.task.searches else "a score for each answer")
+            )
+
     def _example(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Random frames, mask and text with leading dimensions, as :meth:`forward` takes them."""
         generator, shapes = torch.Generator().manual_seed(0), self.shapes
@@ -656,6 +673,7 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
         )
     network.factory = network.made_again(factory)
     network.index()
+    network.check_answer()
     return network
 
 

@@ -301,6 +301,20 @@ class Taken(Residual):
         self.prefix = nn.Linear(8, 8)  # type: ignore[assignment]
 
 
+class Short(Residual):
+    """Fewer scores than there are answers."""
+
+    def answer(self, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        return super().answer(frames, mask, text, parameters)[..., :3]
+
+
+class Named(Residual):
+    """Scores in a dictionary."""
+
+    def answer(self, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+        return {"scores": super().answer(frames, mask, text, parameters)}  # type: ignore[return-value]
+
+
 class Untyped(Residual):
     """Arguments that no parser can read again."""
 
@@ -311,6 +325,10 @@ class Untyped(Residual):
 def test_a_network_that_could_not_go_on_later_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"neck computes in torch.float16, .* call float\(\) on it"):
         build_network(Halved, SHAPES, DynamicConfig(("neck",)))
+    with pytest.raises(UserError, match=r"Short answers two texts .* by \(2, 3\); a tensor of shape \(2, 5\)"):
+        build_network(Short, SHAPES)
+    with pytest.raises(UserError, match=r"Named answers two texts .* by dict"):
+        build_network(Named, SHAPES, DynamicConfig(("head",)))
     with pytest.raises(UserError, match="Taken calls a layer or tensor prefix, which DeviceModel itself uses"):
         build_network(Taken, SHAPES)
     with pytest.raises(UserError, match=r"argument shapes of .*Untyped has no type.* write shapes: TYPE"):
