@@ -757,6 +757,14 @@ def inject(
             sites.append(site)
         elif [p.shape for p in site.form.parts(layer, rank)] != [p.shape for p in site.parts()]:
             raise UserError(f"targets {site.name} and {name} share a weight, but differ in shape; name one of them")
+        elif any(
+            not torch.equal(one.start.neutral(one.shape), other.start.neutral(other.shape))
+            for one, other in zip(site.form.parts(layer, rank), site.parts(), strict=True)
+        ):
+            raise UserError(
+                f"targets {site.name} and {name} share a weight, but not the bias that would be generated for both; name "
+                "one of them, or choose a form without it"
+            )
         swaps.append((m, site, layer))
     # Nothing was changed so far, so that a refusal leaves the module as it was.
     for m, site, layer in swaps:

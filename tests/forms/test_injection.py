@@ -322,6 +322,20 @@ def test_gradient_checkpointing_is_refused(reentrant: bool) -> None:
     net(x).sum().backward()  # the static module may
 
 
+def test_a_shared_weight_with_two_biases_is_refused_where_the_bias_is_generated() -> None:
+    def tied() -> nn.Sequential:
+        module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        module[1].weight = module[0].weight
+        return module
+
+    with pytest.raises(UserError, match="0 and 1 share a weight, but not the bias"):
+        adaptable(tied(), ["0", "1"], form="full")
+    module, x = tied(), torch.randn(4, 6)
+    net = adaptable(copy.deepcopy(module), ["0", "1"], form="low_rank", rank=2)
+    start = tuple(part.start.neutral(part.shape) for site in net._sites for part in site.parts())
+    torch.testing.assert_close(net(x, parameters=start), module(x))
+
+
 def test_shared_and_tied_layers_have_one_entry() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
