@@ -762,8 +762,8 @@ def inject(
             for one, other in zip(site.form.parts(layer, rank), site.parts(), strict=True)
         ):
             raise UserError(
-                f"targets {site.name} and {name} share a weight, but not the bias that would be generated for both; name "
-                "one of them, or choose a form without it"
+                f"targets {site.name} and {name} share a weight, but not the bias that would be generated for both; "
+                "name one of them, or choose a form without it"
             )
         swaps.append((m, site, layer))
     # Nothing was changed so far, so that a refusal leaves the module as it was.
