@@ -66,6 +66,7 @@ class Axis:
 
 AXES = {
     "100 models": Axis({"models": 100}, EVERY),
+    "300 models": Axis({"models": 300}, ("uploads 1", "uploads 4", "uploads_coded")),
     "1,000 models": Axis({"models": 1000}, EVERY),
     "60 devices a model": Axis({"devices_per_model": 60}, ("uploads",)),
     "histories of 4 clips": Axis({"places": 4}, (*EVERY, *ALONE)),
@@ -75,7 +76,7 @@ AXES = {
     "models by Zipf's law": Axis({"zipf": 1.0}),
     "a camera of each device's own, severity 3": Axis({"camera_severity": 3}, (*ALONE, "told 1", "uploads 1")),
 }
-MOST_SEEDS = {"1,000 models": 1}
+MOST_SEEDS = {"300 models": 1, "1,000 models": 1}
 """Axes that run on the first seeds alone."""
 SHOWN = (
     *(
