@@ -41,10 +41,10 @@ _log = logging.getLogger(__name__)
 CLEAN = Camera()
 MODELLED = ("models", "correction", "corrected_by")
 """Settings of a population without which it is what it was before there were camera models."""
-UNMEASURED = ("shifted_training", "draw", "correction", "corrected_by", "shared_gallery")
-"""Settings that leave the cameras of the test devices as they are."""
 ASKED = ("correction", "corrected_by", "shared_gallery")
 """Settings that are no matter of the training: a test may choose others."""
+UNMEASURED = ("shifted_training", "draw", *ASKED)
+"""Settings that leave the cameras of the test devices as they are."""
 MEMORY_CAMERAS = 10
 """Training cameras of each model, about, from which a memory is learnt."""
 

@@ -507,7 +507,7 @@ class Adaptable(nn.Module):
                 return rows
             return rows + 0.1 * t.std(correction=0) * torch.randn(rows.shape, generator=generator).to(rows)
 
-        inputs, by_name = pytree.tree_map_only(Tensor, several, (example, named))
+        inputs, more = pytree.tree_map_only(Tensor, several, (example, named))
         parameters = self.random_parameters(devices)
         static = self.module(*example, **named)
         for leaf in pytree.tree_leaves(static):
@@ -527,8 +527,8 @@ class Adaptable(nn.Module):
             raise UserError(f"targets do not change the output: {', '.join(still)}; leave them out of targets")
         found = compared(
             devices,
-            lambda: self._batched(parameters, devices, inputs, by_name),
-            lambda: self._looped(parameters, devices, inputs, by_name),
+            lambda: self._batched(parameters, devices, inputs, more),
+            lambda: self._looped(parameters, devices, inputs, more),
         )
         self._verified = found.batch
         self._devices = "batch" if self._verified else "loop"
@@ -741,8 +741,9 @@ def inject(
         if isinstance(m, LazyModuleMixin):
             raise UserError(f"target {name}: the sizes of {type(m).__name__} are not known yet; run the module once")
         layer = kind(m)
-        kept.append(layer.weight)
-        key = id(m) if kept[-1] is None else id(kept[-1])
+        weight = layer.weight
+        kept.append(weight)
+        key = id(m if weight is None else weight)
         site = shared.get(key)
         if site is None:
             chosen = form_of(form, name)
@@ -755,16 +756,16 @@ def inject(
             except UserError as error:
                 raise UserError(f"target {label}: {error}") from error
             sites.append(site)
-        elif [p.shape for p in site.form.parts(layer, rank)] != [p.shape for p in site.parts()]:
-            raise UserError(f"targets {site.name} and {name} share a weight, but differ in shape; name one of them")
-        elif any(
-            not torch.equal(one.start.neutral(one.shape), other.start.neutral(other.shape))
-            for one, other in zip(site.form.parts(layer, rank), site.parts(), strict=True)
-        ):
-            raise UserError(
-                f"targets {site.name} and {name} share a weight, but not the bias that would be generated for both; "
-                "name one of them, or choose a form without it"
-            )
+        else:
+            parts, others = site.form.parts(layer, rank), site.parts()
+            if [p.shape for p in parts] != [p.shape for p in others]:
+                raise UserError(f"targets {site.name} and {name} share a weight, but differ in shape; name one of them")
+            starts = ([p.start.neutral(p.shape) for p in side] for side in (parts, others))
+            if not all(map(torch.equal, *starts)):
+                raise UserError(
+                    f"targets {site.name} and {name} share a weight, but not the bias that would be generated for "
+                    "both; name one of them, or choose a form without it"
+                )
         swaps.append((m, site, layer))
     # Nothing was changed so far, so that a refusal leaves the module as it was.
     for m, site, layer in swaps:

@@ -31,7 +31,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -512,13 +512,25 @@ def learn_all(population: Population, wanted: Callable[[str], bool]) -> dict[str
     change = np.stack([255 * b - o * data.scene.mean for o, b in values])
     found = {"told": (empty.with_models(change, opacity, [1] * known), tuple(range(known)), {"models": known})}
     true = np.array([device.model for device in training])
+
+    def filmed(later: bool = False) -> Iterator[tuple[FleetDevice, np.ndarray]]:
+        """Each training device with its frames; those of all devices together take too much memory."""
+        for at, device in enumerate(training):
+            tell("maps of the training devices", at, len(training), "devices")
+            yield device, population.taken(device, len(device.history), later)
+
+    def uploaded(seen: np.ndarray) -> Evidence:
+        return Evidence.uploaded(PixelMaps.of(seen), data.scene)
+
+    def models_of(groups: Sequence[np.ndarray]) -> tuple[int, ...]:
+        """The model that most devices of each group are of."""
+        return tuple(int(np.bincount(true[group] + 1).argmax()) - 1 for group in groups)
+
     uploads: list[Evidence] = []
     paired: list[Evidence] = []
     if any(map(wanted, ("paired", "uploads", *POISONINGS))):
-        for at, device in enumerate(training):  # the frames of all devices together take too much memory
-            tell("maps of the training devices", at, len(training), "devices")
-            seen = population.taken(device, len(device.history))
-            uploads.append(Evidence.uploaded(PixelMaps.of(seen), data.scene))
+        for device, seen in filmed():
+            uploads.append(uploaded(seen))
             if wanted("paired"):
                 paired.append(Evidence.paired(seen, data.stack([clip for clip, _ in device.history])))
     ways: dict[str, Callable[[], list[Evidence]]] = {"paired": lambda: paired, "uploads": lambda: uploads}
@@ -531,19 +543,14 @@ def learn_all(population: Population, wanted: Callable[[str], bool]) -> dict[str
         tell(f"learning a memory: {name}")
         learnt, groups = memory.learn(empty, evidence(), LEAST)
         members[name] = tuple(groups)
-        most = [np.bincount(true[group] + 1).argmax() - 1 for group in groups]
+        most = models_of(groups)
         pure = sum(int((true[group] == model).sum()) for group, model in zip(groups, most, strict=True))
         facts = {"models": len(set(most)), "groups": len(groups), "devices": sum(map(len, groups))}
-        found[name] = (learnt, tuple(map(int, most)), {**facts, "of the group's model": pure})
+        found[name] = (learnt, most, {**facts, "of the group's model": pure})
     if population.fleet.config.drift and wanted(ADDED):
-        now = []
-        for at, device in enumerate(training):
-            tell("maps of the training devices after the drift", at, len(training), "devices")
-            maps_now = PixelMaps.of(population.taken(device, len(device.history), later=True))
-            now.append(Evidence.uploaded(maps_now, data.scene))
         former, models, _ = found["uploads"]
-        learnt, groups = memory.learn(former, now, LEAST)
-        models += tuple(int(np.bincount(true[group] + 1).argmax()) - 1 for group in groups)
+        learnt, groups = memory.learn(former, [uploaded(seen) for _, seen in filmed(later=True)], LEAST)
+        models += models_of(groups)
         found[ADDED] = (learnt, models, {"models": len(set(models)), "groups": len(models)})
     first = base(wanted)
     learnt, models, _ = found[first]
