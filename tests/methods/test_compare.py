@@ -25,8 +25,9 @@ def write(folder: Path, **content: object) -> Path:
 
 
 def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """They are trained by two jobs at first, which compute what one process computes."""
     root = tiny.build_root(tmp_path / "data")
     write_experiment(tmp_path, root, "retrieval")
     runs = {
@@ -36,18 +37,20 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     config = write(tmp_path, seeds=[0, 1], runs=runs, baselines=["ridge"])
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "--config", str(config), "--output", "rows.json"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--jobs", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "[seed 0] " in out and "[seed 1] " in out and out.count("finished before") == 4
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"static", "cdc_mmpg", "shuffled_device", "ridge"}
     assert {row["seeds"] for row in rows if row["method"] != "ridge"} == {2}
     gains = [r for r in rows if r["metric"] == "t2v/mean_log_rank_minus_static"]
     assert {r["method"] for r in gains} == {"cdc_mmpg", "shuffled_device", "ridge"}
-    capsys.readouterr()
+    capfd.readouterr()
     assert main(arguments) == 0
-    assert capsys.readouterr().out.count("finished before") == 5
+    assert capfd.readouterr().out.count("finished before") == 5
     (tmp_path / "outputs" / "compare" / "compare" / "cdc_mmpg-seed1.json").unlink()
     assert main([*arguments[:3], "--finished", "--output", "part.json"]) == 0
-    assert capsys.readouterr().out.count("finished before") == 4
+    assert capfd.readouterr().out.count("finished before") == 4
     part = json.loads((tmp_path / "part.json").read_text())["rows"]
     assert {(row["method"], row["seeds"]) for row in part} == {
         ("static", 2),
@@ -57,20 +60,25 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     }
     assert "fewer seeds have cdc_mmpg (1), shuffled_device (1)." in (tmp_path / "part.md").read_text()
     assert main([*arguments[:3], "--finished", "--seeds", "7"]) == 2
-    assert "no cell is finished yet; leave --finished out" in capsys.readouterr().err
+    assert "no cell is finished yet; leave --finished out" in capfd.readouterr().err
     assert main(arguments) == 0
-    assert "training" not in capsys.readouterr().err
+    assert "training" not in capfd.readouterr().err
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
     assert main([*arguments[:3], "--only", "ridge", "--output", "ridge.json"]) == 0
     assert {row["method"] for row in json.loads((tmp_path / "ridge.json").read_text())["rows"]} == {"ridge"}
-    assert capsys.readouterr().out.count("finished before") == 1
+    assert capfd.readouterr().out.count("finished before") == 1
+    cell = tmp_path / "outputs" / "compare" / "compare" / "static-seed1.json"
+    by_job = json.loads(cell.read_text())["rows"]
+    assert main([*arguments, "--only", "static", "--seeds", "1", "--fresh"]) == 0
+    assert "finished before" not in capfd.readouterr().out
+    assert json.loads(cell.read_text())["rows"] == by_job
     captions = root / "captions.csv"
     captions.write_text(captions.read_text().replace("rests upon", "stands on"))
     again = [*arguments, "--only", "static", "--seeds"]
     assert main([*again, "0"]) == 0
-    assert "finished before" not in capsys.readouterr().out
+    assert "finished before" not in capfd.readouterr().out
     assert main([*again, "1", "--model.optimiser.learning_rate=0.001"]) == 0
-    assert "finished before" not in capsys.readouterr().out
+    assert "finished before" not in capfd.readouterr().out
 
 
 def test_a_default_that_changed_makes_other_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
