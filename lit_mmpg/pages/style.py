@@ -13,7 +13,7 @@ font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,s
 h1{font-size:1.6rem;line-height:1.25;margin:.2em 0;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2em 0 .4em;border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.6em 0 .2em}
 p,ul{max-width:80ch;margin:.5em 0;overflow-wrap:break-word}ul{padding-left:1.1em}
-.soft,small,dt{color:var(--soft)}a{color:var(--link)}code{font-size:.9em}summary{cursor:pointer}
+.soft,small,dt{color:var(--soft)}a{color:var(--link)}code{font-size:.9em}pre{overflow-x:auto}summary{cursor:pointer}
 .scroll{overflow-x:auto;margin:.6em 0}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
 th,td{padding:5px 12px 5px 0;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
 from typing import Any
 
 from lit_mmpg import __version__
 from lit_mmpg.link.camera import MOST_BYTES, VERSION
 from lit_mmpg.link.messages import PROTOCOL_VERSION
+from lit_mmpg.pages.blocks import Block, Figure, Heading, Table, Text, render
 from lit_mmpg.serving.config import ServeConfig
+from lit_mmpg.texts import Html, html
 
 REFUSALS = {
     "400": "The body is damaged, cut off, not an upload, or did not arrive in time.",
@@ -139,42 +140,30 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem; color: #1b1f24; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
-code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
-.verb { background: #0b5cad; color: #fff; border-radius: .3rem; padding: .1rem .5rem; font-size: .8em; }
-.verb.post { background: #1a7f37; }
-table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid #d0d7de; padding: .3rem .5rem; vertical-align: top; }
-td:first-child { width: 4rem; font-weight: 600; } pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; }
-@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } pre { background: #161b22; }
-  td { border-color: #30363d; } }
-"""  # noqa: E501
-
-
 def page(openapi: dict[str, Any]) -> str:
     """The document as one HTML page."""
-    e = html.escape
-    sections = []
+    info, blocks = openapi["info"], list[Block]()
     for path, operations in openapi["paths"].items():
         for verb, operation in operations.items():
-            rows = "".join(
-                f"<tr><td>{e(status)}</td><td>{e(response['description'])} "
-                f"<code>{e(', '.join(response['content']))}</code></td></tr>"
-                for status, response in operation["responses"].items()
-            )
-            needs = "<p>Needs <code>Authorization: Bearer KEY</code>.</p>" if operation.get("security") else ""
-            sections.append(
-                f'<h2><span class="verb {verb}">{verb.upper()}</span> <code>{e(path)}</code> '
-                f"{e(operation['summary'])}</h2>"
-                f"<p>{e(operation.get('description', ''))}</p>{needs}<table>{rows}</table>"
-            )
-    info = openapi["info"]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{e(info['title'])}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{e(info['title'])} <small>{e(info['version'])}</small></h1><p>{e(info['summary'])}</p>{''.join(sections)}"
-        f"<h2>Schemas</h2><pre>{e(json.dumps(openapi['components']['schemas'], indent=2))}</pre>"
-        '<p>Machine-readable: <a href="openapi.json">openapi.json</a></p></body></html>'
+            needs = " Needs the header Authorization: Bearer KEY." if operation.get("security") else ""
+            answers = operation["responses"].items()
+            blocks += [
+                Heading(operation["summary"], badge=Html(f"<code>{verb.upper()} {html(path)}</code>")),
+                Text(operation.get("description", "") + needs),
+                Table(
+                    ["status", "answer", "content"],
+                    [[status, one["description"], ", ".join(one["content"])] for status, one in answers],
+                    text=-1,
+                ),
+            ]
+    schemas = html(json.dumps(openapi["components"]["schemas"], indent=2))
+    return render(
+        info["title"],
+        [
+            Heading(f"{info['title']} {info['version']}", 1),
+            Text(info["summary"]),
+            *blocks,
+            Text(Html('Machine-readable: <a href="openapi.json">openapi.json</a>')),
+            Figure(Html(f"<pre>{schemas}</pre>"), "Schemas", folded=True),
+        ],
     )
