@@ -14,8 +14,8 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.report import escape, json_alone, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import add_camera_options, open_camera
-from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
+from lit_mmpg.runtime.camera import add_device_options, open_camera
+from lit_mmpg.runtime.client import KEY_VARIABLE, open_cloud
 from lit_mmpg.runtime.looking import Eye
 from lit_mmpg.runtime.personal import PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
@@ -113,17 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("video", help="video file")
     parser.add_argument("question", help="question, in quotes")
-    parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
+    add_device_options(parser, "answer", "ask this cloud for personal parameters first")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, and nothing else")
     parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
-    add_cloud_options(parser, "answer", "ask this cloud for personal parameters first")
-    add_camera_options(parser)
     parser.add_argument(
         "--state",
         metavar="DIR",
         help="keep the context and the last good parameters here; in use by a device: read only",
     )
-    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at (default: as trained)")
-    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
-    parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
     return parser

@@ -19,10 +19,11 @@ import numpy as np
 from lit_mmpg.camera_memory import CameraMemory, squashed
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.camera import SIZE, CameraQuery
+from lit_mmpg.link.messages import check_device_id
 from lit_mmpg.maps import Correction, PixelMaps, gradients
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.client import CloudClient, CloudError
+from lit_mmpg.runtime.client import DEFAULT_TIMEOUT_S, CloudClient, CloudError, check_timeout, count
 from lit_mmpg.runtime.session import DeviceSession
 from lit_mmpg.runtime.video import resize
 
@@ -263,8 +264,31 @@ def asked(session: DeviceSession, camera: Camera | None, features: np.ndarray, p
     return features if pixels is None or not session.encodes_personally else pixels
 
 
-def add_camera_options(parser: argparse.ArgumentParser) -> None:
-    """The options of all commands that look at videos."""
+def add_device_options(parser: argparse.ArgumentParser, device_id: str, cloud: str) -> None:
+    """The options of all commands that look at videos with a bundle, and may ask a cloud.
+
+    Args:
+        parser: The parser of the command.
+        device_id: Name of a device whose state has none.
+        cloud: What ``--cloud`` does there.
+    """
+    parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
+    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
+    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
+    parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
+    parser.add_argument("--cloud", metavar="URL", help=cloud)
+    parser.add_argument(
+        "--device-id",
+        type=_device_id,
+        help=f"name of this device (default: that of the state, else '{device_id}')",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help="longest time of a request to the cloud, from connecting to the last byte, seconds (default: %(default)s)",
+    )
     parser.add_argument(
         "--camera-memory",
         metavar="FILE",
@@ -311,3 +335,20 @@ def open_camera(
     if client is None:
         raise UserError("--camera-query needs --cloud URL, the service that holds the camera memory")
     return Camera(CloudMemory(client))
+
+
+def _timeout(text: str) -> float:
+    try:
+        return check_timeout(float(text))
+    except ValueError as error:
+        raise UserError(f"--timeout '{text}' is not a number of seconds") from error
+    except UserError as error:
+        raise UserError(f"--timeout {text}: {error}") from error
+
+
+def _device_id(text: str) -> str:
+    try:
+        check_device_id(text)
+    except ValueError as error:
+        raise UserError(f"--device-id: {error}") from error
+    return text

@@ -19,7 +19,7 @@ import httpcore
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import PROTOCOL_VERSION, Download, LinkError, Upload
 from lit_mmpg.link.camera import VERSION, CameraAnswer, CameraQuery
-from lit_mmpg.link.messages import DEFAULT_MAX_BYTES, check_device_id
+from lit_mmpg.link.messages import DEFAULT_MAX_BYTES
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.network import Budget, TooMuchError, connections, is_loopback, parse_address
 from lit_mmpg.texts import printable
@@ -352,31 +352,8 @@ def _other_version(text: str, version: int) -> str:
 # -- options of verbs ----------------------------------------------------------------------------------------------
 
 
-def add_cloud_options(parser: argparse.ArgumentParser, device_id: str, cloud: str) -> None:
-    """The options that all verbs share which may ask a cloud.
-
-    Args:
-        parser: The parser of the verb.
-        device_id: Name of a device whose state has none.
-        cloud: What ``--cloud`` does there.
-    """
-    parser.add_argument("--cloud", metavar="URL", help=cloud)
-    parser.add_argument(
-        "--device-id",
-        type=_device_id,
-        help=f"name of this device (default: that of the state, else '{device_id}')",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=_timeout,
-        default=DEFAULT_TIMEOUT_S,
-        metavar="S",
-        help="longest time of a request to the cloud, from connecting to the last byte, seconds (default: %(default)s)",
-    )
-
-
 def open_cloud(options: argparse.Namespace, bundle: Bundle) -> CloudClient | None:
-    """The cloud that the options of :func:`add_cloud_options` name, with the key of the environment; ``None``: none.
+    """The cloud that the options name, with the key of the environment; ``None``: none.
 
     Raises:
         UserError: If it cannot be used, or cannot adapt the bundle.
@@ -401,20 +378,3 @@ def count(text: str) -> int:
     if not 1 <= number < 2**31:
         raise UserError(f"'{text}' is not a number from 1 on")
     return number
-
-
-def _timeout(text: str) -> float:
-    try:
-        return check_timeout(float(text))
-    except ValueError as error:
-        raise UserError(f"--timeout '{text}' is not a number of seconds") from error
-    except UserError as error:
-        raise UserError(f"--timeout {text}: {error}") from error
-
-
-def _device_id(text: str) -> str:
-    try:
-        check_device_id(text)
-    except ValueError as error:
-        raise UserError(f"--device-id: {error}") from error
-    return text

@@ -14,8 +14,8 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import sigterm_interrupts
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import add_camera_options, open_camera
-from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
+from lit_mmpg.runtime.camera import add_device_options, open_camera
+from lit_mmpg.runtime.client import KEY_VARIABLE, open_cloud
 from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.runtime.journal import Record
 from lit_mmpg.runtime.looking import Eye
@@ -183,9 +183,8 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted (the same command goes on).",
         allow_abbrev=False,
     )
-    parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export' wrote, with a frame encoder")
+    add_device_options(parser, "device", "the cloud half (default: none, answer with what is there)")
     parser.add_argument("--clips", required=True, nargs="+", metavar="PATH", help="video files, or folders of them")
-    add_cloud_options(parser, "device", "the cloud half (default: none, answer with what is there)")
     parser.add_argument(
         "--question", action="append", metavar="TEXT", help="question about every clip; may be repeated"
     )
@@ -203,13 +202,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="Gaussian noise on what is uploaded, as a share of its size (default: none)",
     )
-    add_camera_options(parser)
     parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
     parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
-    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
     parser.add_argument(
         "--mlflow", metavar="URI", help="record the run in this MLflow store (sqlite:///FILE.db, http://...)"
     )
-    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
-    parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
     return parser

@@ -17,8 +17,8 @@ from lit_mmpg.pages.blocks import Facts, Gallery, Heading, Picture, Text, render
 from lit_mmpg.report import escape, wide_console
 from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
 from lit_mmpg.runtime.bundle import Bundle
-from lit_mmpg.runtime.camera import FRAMES, add_camera_options, open_camera
-from lit_mmpg.runtime.client import KEY_VARIABLE, add_cloud_options, count, open_cloud
+from lit_mmpg.runtime.camera import FRAMES, add_device_options, open_camera
+from lit_mmpg.runtime.client import KEY_VARIABLE, count, open_cloud
 from lit_mmpg.runtime.looking import Eye, Look
 from lit_mmpg.runtime.personal import Match, PersonalDevice
 from lit_mmpg.runtime.session import DeviceSession
@@ -181,19 +181,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("query", help="what to look for, in quotes")
-    parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
+    add_device_options(parser, "search", "ask this cloud for personal parameters first")
     parser.add_argument("--clips", required=True, metavar="FOLDER", help="folder of video files")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="most clips to show (default: %(default)s)")
-    add_cloud_options(parser, "search", "ask this cloud for personal parameters first")
-    add_camera_options(parser)
     parser.add_argument(
         "--state",
         metavar="DIR",
         help="keep context, last good parameters and the features of clips seen before here; only read while a device "
         "uses it",
     )
-    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
-    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
-    parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
     return parser
