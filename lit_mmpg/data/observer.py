@@ -12,7 +12,7 @@ governs one attribute of the clips, so the joint posterior is the product of two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,36 @@ def favourite_posterior(seen: np.ndarray, values: int, share: float) -> np.ndarr
     scores = log_odds * counts
     weights = np.exp(scores - scores.max(1, keepdims=True))
     return weights / weights.sum(1, keepdims=True)
+
+
+def _score(seen: np.ndarray, values: int, share: float, truth: np.ndarray) -> np.ndarray:
+    """``[S]`` scores of the more probable answer to whether the last of ``seen [S, N]`` is the device's favourite."""
+    yes = favourite_posterior(seen, values, share)[np.arange(len(seen)), seen[:, -1]]
+    return np.where(np.isclose(yes, 0.5), 0.5, (yes > 0.5) == truth)
+
+
+def accuracy_on(
+    config: PersonalClipsConfig,
+    clips: Mapping[str, Mapping[str, str]],
+    queries: Iterable[tuple[Sequence[str], Sequence[str]]],
+) -> float:
+    """Accuracy of the observer on clips that are there, over all their open-ended questions: no sampling.
+
+    Args:
+        config: Settings of the data set.
+        clips: Clip -> its columns.
+        queries: Earlier clips that the observer sees, and clips of the same device that it is asked about.
+    """
+    right, asked_clips = 0.0, 0
+    kinds = (("colour", tuple(COLOURS), config.mine_share, "mine"), ("room", ROOMS, config.usual_share, "usual_room"))
+    for earlier, asked in queries:
+        right += (len(OPEN_TYPES) - len(kinds)) * len(asked)
+        asked_clips += len(asked)
+        for column, values, share, favourite in kinds:
+            seen = [[values.index(clips[clip][column]) for clip in (*earlier, one)] for one in asked]
+            truth = np.array([clips[one][favourite] == "yes" for one in asked])
+            right += float(_score(np.array(seen), len(values), share, truth).sum())
+    return right / (len(OPEN_TYPES) * asked_clips)
 
 
 def room(
@@ -88,10 +118,7 @@ def room(
         right = {kind: np.ones(samples) for kind in OPEN_TYPES}
         for kind in PERSONAL_TYPES:
             favourite, shown, values, share = latents[kind]
-            posterior = favourite_posterior(shown[:, longest - history :], values, share)
-            asked = shown[:, -1]
-            yes = posterior[np.arange(samples), asked]
-            right[kind] = np.where(np.isclose(yes, 0.5), 0.5, (yes > 0.5) == (favourite == asked))
+            right[kind] = _score(shown[:, longest - history :], values, share, favourite == shown[:, -1])
         return right
 
     observers = {"knows": {kind: np.ones(samples) for kind in OPEN_TYPES}, "blind": scores(0)}

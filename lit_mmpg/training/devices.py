@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lit_mmpg.data.observer import room
+from lit_mmpg.data.observer import accuracy_on, room
 from lit_mmpg.heartbeat import working
 from lit_mmpg.report import check_output, escape, json_alone, rows_text, wide_console, write_rows
 from lit_mmpg.tasks import find_task
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: If the configuration or its data is wrong.
     """
     request = read_request("devices", argv)
-    if not request.config and not request.overridden():
+    if not request.config and not {"data", "model"} & request.overridden():
         request = read_request("devices", ["--config", DEFAULT, *argv])
     output = request.options["output"]
     check_output(output)
@@ -116,4 +116,18 @@ def room_lines(data: DeviceData) -> tuple[list[str], float | None]:
         f"  knows the device: {accuracy['knows']:.1f} %",
         f"  room for adaptation: {points:.1f} points (standard error {result['room_se_points']['overall']:.1f})",
     ]
+    columns = {clip.id: clip.columns for clip in data.corpus.clips}
+    devices = len(data.device_table.timelines["test_unseen"])
+
+    def there(earlier: int) -> float:
+        queries = data.eval_batches("test_unseen", context_clips=max(earlier, 1)).queries
+        told = [([data.clip_ids[c] for c in q.context][:earlier], [data.clip_ids[c] for c in q.clips]) for q in queries]
+        return 100 * accuracy_on(data.clips, columns, told)
+
+    if devices:
+        alone = there(0)
+        gains = ", ".join(f"{earlier}: +{there(earlier) - alone:.1f}" for earlier in (1, 4, 8, 16))
+        lines.append(
+            f"On the {devices} unseen test devices: {alone:.1f} % by the clip alone; points by earlier clips: {gains}"
+        )
     return lines, points

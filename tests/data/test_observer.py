@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from lit_mmpg.data.observer import favourite_posterior, room
-from lit_mmpg.data.personal_clips import OPEN_TYPES, PersonalClipsConfig, draw_latents
+from lit_mmpg.data.observer import accuracy_on, favourite_posterior, room
+from lit_mmpg.data.personal_clips import COLOURS, OPEN_TYPES, ROOMS, PersonalClipsConfig, draw_latents
 from lit_mmpg.errors import UserError
 
 SAMPLES = 20_000
@@ -95,6 +95,33 @@ def test_default_room_is_10_to_30_points_and_history_recovers_it() -> None:
     ]
     assert order == sorted(order) and order[-1] == 1
     assert 100 * (accuracy["history_16"]["overall"] - order[0]) > 0.9 * points
+
+
+@pytest.mark.parametrize("history", [0, 1, 3])
+def test_accuracy_on_given_clips_is_that_of_the_enumerated_posterior(history: int) -> None:
+    config, rng = PersonalClipsConfig(mine_share=0.55), np.random.default_rng(history)
+    truth = draw_latents(config, rng, 40, history + 2)
+    kinds = [
+        ("colour", list(COLOURS), truth.colour, truth.mine, config.mine_share, "mine"),
+        ("room", list(ROOMS), truth.room, truth.usual_room, config.usual_share, "usual_room"),
+    ]
+    clips: dict[str, dict[str, str]] = {}
+    queries, scores = [], []
+    for d in range(40):
+        ids = [f"{d} {c}" for c in range(history + 2)]
+        for column, values, shown, favourite, share, asked in kinds:
+            for c, clip in enumerate(ids):
+                told = "yes" if shown[d, c] == favourite[d] else "no"
+                clips.setdefault(clip, {}).update({column: values[shown[d, c]], asked: told})
+            for c in (history, history + 1):
+                seen = (*shown[d, :history].tolist(), int(shown[d, c]))
+                joint = [likelihood(value, seen, len(values), share) for value in range(len(values))]
+                yes = joint[seen[-1]] / sum(joint)
+                tie = math.isclose(yes, 0.5)
+                scores.append(0.5 if tie else float((yes > 0.5) == (clips[ids[c]][asked] == "yes")))
+        queries.append((ids[:history], ids[history:]))
+    expected = (4 + sum(scores) / 80) / 6  # four questions that a clip answers alone; 80 clips are asked about
+    assert accuracy_on(config, clips, queries) == pytest.approx(expected, abs=1e-12)
 
 
 def test_docstring_states_the_computed_figures() -> None:
