@@ -92,6 +92,8 @@ LEAST = 0.4
 """Mean correlation with which training devices are taken for one model."""
 GATE_SHARE, PSEUDO_DEVICES = 0.02, 100
 """Share of clean devices that pass a gate, and clean devices, made of training clips, from which it is set."""
+ATTACKED = 100
+"""Most models of a memory that are attacked."""
 HELD_KIB, LEAST_HELD, MOST_HELD = (64, 256, 1024, 4096), 500, 12_000
 """What a device may hold the memory in, coded like the link's pictures; bytes below which nothing of a model is left,
 and above which it is complete."""
@@ -636,7 +638,9 @@ def attacks(population: Population, learnt: Learnt) -> dict[str, float]:
         ]
         rates[f"query of {count}"] = float(np.mean(hits))
     hits = []
-    for change, group in zip(learnt.memory.change, learnt.groups, strict=True):
+    models = range(len(learnt.groups))
+    for k in models if len(models) <= ATTACKED else rng.choice(models, ATTACKED, replace=False):
+        change, group = learnt.memory.change[k], learnt.groups[k]
         filmed = {clip for i in group for clip, _ in population.fleet.training[i].history}
         others = sorted(set(data.train) - filmed)
         hits += [found(gradients(change), clip, others) for clip in rng.choice(sorted(filmed), 5).tolist()]
