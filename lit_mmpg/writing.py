@@ -13,7 +13,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EI
 """Error numbers of a disk that is full, read-only or failing, and not of a mistake of the person at the keyboard."""
 
 
-def write_bytes(path: Path, data: bytes, synced: bool = False) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, synced: bool = False) -> None:
     """Write a file in one step; its folder is made where it is missing.
 
     Args:

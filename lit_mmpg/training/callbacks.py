@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_mmpg.errors import UserError, closest
 from lit_mmpg.tracking.address import kept_uri, portable
 from lit_mmpg.tracking.logger import MLflowLogger
 from lit_mmpg.tracking.store import CHECKPOINTS_TAG
+from lit_mmpg.writing import write_bytes
 
 
 class ExactResume(Callback):
@@ -195,6 +198,19 @@ class RunRecord(Callback):
         _log_results(trainer, pl_module)
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces: Lightning's copies it from a temporary folder over that."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint in one step; addresses of other places are left to Lightning."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        data = io.BytesIO()
+        torch.save(checkpoint, data)
+        write_bytes(Path(path), data.getbuffer())
+
+
 class Best(ModelCheckpoint):
     """Keeps the best checkpoint. Lightning tells callbacks apart by class and settings: these are not the user's."""
 
@@ -208,9 +224,8 @@ class Last(ModelCheckpoint):
         """Save the last weights where there is no best checkpoint."""
         super().on_train_end(trainer, pl_module)
         if trainer.global_step and not trainer.fast_dev_run and not product_of(trainer):  # type: ignore[attr-defined]
-            path = os.path.join(str(self.dirpath), "last.ckpt")
-            trainer.save_checkpoint(path)
-            self.product = path
+            self.product = self._get_metric_interpolated_filepath_name({}, trainer, self.best_model_path)
+            trainer.save_checkpoint(self.product)
 
 
 def product_of(trainer: Trainer) -> str:

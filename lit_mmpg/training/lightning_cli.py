@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -33,7 +34,7 @@ from lit_mmpg.errors import UserError, closest, find_user_error
 from lit_mmpg.settings import from_plain, within
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.logger import MLflowLogger, Tracking
-from lit_mmpg.training.callbacks import Best, ExactResume, Last, RunRecord, Watch
+from lit_mmpg.training.callbacks import Best, ExactResume, Last, RunRecord, Watch, WholeFiles
 from lit_mmpg.training.config import DEMO, FLAGS, OPTIONS, Request
 from lit_mmpg.training.console import Bar, Lines, speak
 
@@ -307,13 +308,16 @@ class CLI(LightningCLI):
         if config["enable_progress_bar"] is not False:
             callbacks.append(Lines())
         callbacks += [Watch(), RunRecord(self.record, self.run.tags)]
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             logger=self._loggers(config["logger"]),
             callbacks=callbacks,
             enable_progress_bar=bar,
             enable_model_summary=config["enable_model_summary"] is True,
             **kwargs,
         )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         monitor, mode = self.model.monitor

@@ -6,12 +6,14 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from mlflow.entities import Run
 from lit_mmpg.cli import main
 from lit_mmpg.tracking.address import store_uri
 from lit_mmpg.tracking.store import open_store
+from lit_mmpg.training.callbacks import WholeFiles
 from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI
 from tests import forked
@@ -233,6 +236,23 @@ def test_tracking_can_be_off(trained: Path) -> None:
     assert main(["fit", *argv]) == 0
     assert len(list(Path("quiet").rglob("best*.ckpt"))) >= 1
     assert len(runs(trained)[1]) == before
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))  # another disk, or none
+    path, io = tmp_path / "checkpoints/last.ckpt", WholeFiles()
+    io.save_checkpoint({"step": 1}, path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            io.save_checkpoint({"step": 2, "weights": torch.zeros(4096)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert torch.load(path)["step"] == 1
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.soak  # tests/integration/test_resume.py kills and resumes both halves of a real network
