@@ -290,7 +290,9 @@ class CLI(LightningCLI):
         if self.verb != "fit":
             return ""
         last = next((callback for callback in self.trainer.callbacks if isinstance(callback, Last)), None)  # type: ignore[attr-defined]
-        if last is not None and Path(str(last.dirpath), "last.ckpt").is_file():
+        if last is not None and Path(last.best_model_path).is_file():
+            if self.config["trainer"]["logger"] is False:
+                return f"the same command with --ckpt_path {last.best_model_path} goes on"
             return f"the same command with --ckpt_path last goes on (saved in {last.dirpath})"
         return "nothing was saved yet (--save_every_n_steps): the same command starts anew"
 
@@ -321,9 +323,12 @@ class CLI(LightningCLI):
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         monitor, mode = self.model.monitor
+        # Runs that nothing records share a folder: none may write over the files of another.
+        shared = self.config["trainer"]["logger"] is False
+        every = self.config["save_every_n_steps"]
         return [
-            Best(filename="best", monitor=monitor, mode=mode, enable_version_counter=False),
-            Last(filename="last", every_n_train_steps=self.config["save_every_n_steps"], enable_version_counter=False),
+            Best(filename="best", monitor=monitor, mode=mode, enable_version_counter=shared),
+            Last(filename="last", every_n_train_steps=every, enable_version_counter=shared),
         ]
 
     def _loggers(self, configured: Any) -> Any:

@@ -27,6 +27,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.tracking.address import store_uri
 from lit_mmpg.tracking.store import open_store
@@ -234,7 +235,10 @@ def test_tracking_can_be_off(trained: Path) -> None:
         "--trainer.max_epochs=1",
     ]
     assert main(["fit", *argv]) == 0
-    assert len(list(Path("quiet").rglob("best*.ckpt"))) >= 1
+    # The cloud half, too, is kept beside the device half instead of written over it.
+    assert sorted(path.name for path in Path("quiet").rglob("best*.ckpt")) == ["best-v1.ckpt", "best.ckpt"]
+    halves = {read_checkpoint(path)["lit_mmpg"]["half"] for path in Path("quiet").rglob("best*.ckpt")}
+    assert halves == {"device", "cloud"}
     assert len(runs(trained)[1]) == before
 
 
