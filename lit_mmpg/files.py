@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def parse_yaml(text: str, where: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but a key that is given twice is an error instead of the last one winning.
 
-    So is what contains itself.
+    So is what contains itself, and what JSON has not; dates stay text, and 1e-3 is a number.
     """
 
     where = ""
@@ -210,3 +211,12 @@ class _Loader(yaml.SafeLoader):
                 )
             lines[name] = line
         return node
+
+
+_PLAIN = "tag:yaml.org,2002:"
+_Loader.add_constructor(f"{_PLAIN}timestamp", _Loader.construct_yaml_str)
+for _kind in ("binary", "set", "omap", "pairs"):
+    _Loader.add_constructor(f"{_PLAIN}{_kind}", _Loader.construct_undefined)
+_Loader.add_implicit_resolver(
+    f"{_PLAIN}float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

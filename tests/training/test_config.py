@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.files import shipped_configs
+from lit_mmpg.files import parse_yaml, shipped_configs
 from lit_mmpg.training.config import find_config, load_config, merge, read_request
 
 
@@ -103,6 +104,16 @@ def test_malformed_file(folder: Path, text: str) -> None:
     Path("bad.yaml").write_text(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_config(Path("bad.yaml"))
+
+
+def test_yaml_is_what_json_has(tmp_path: Path) -> None:
+    read = partial(parse_yaml, where="run.yaml")
+    assert read("{a: 1e-3, b: 2020-01-01, 2020-01-02: c, d: '1e-3', e: 1e}") == {
+        "a": 0.001, "b": "2020-01-01", "2020-01-02": "c", "d": "1e-3", "e": "1e"
+    }  # fmt: skip
+    for value in ("!!set {a, b}", "!!binary aGVsbG8="):
+        with pytest.raises(UserError, match=r"run\.yaml is not valid YAML: could not determine a constructor"):
+            read(f"a: {value}")
 
 
 def test_every_shipped_file_is_a_mapping() -> None:
