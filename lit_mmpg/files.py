@@ -214,9 +214,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _PLAIN = "tag:yaml.org,2002:"
-_Loader.add_constructor(f"{_PLAIN}timestamp", _Loader.construct_yaml_str)
+_Loader.add_constructor(f"{_PLAIN}timestamp", yaml.SafeLoader.construct_yaml_str)  # type: ignore[type-var]
 for _kind in ("binary", "set", "omap", "pairs"):
-    _Loader.add_constructor(f"{_PLAIN}{_kind}", _Loader.construct_undefined)
+    _Loader.add_constructor(f"{_PLAIN}{_kind}", yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
 _Loader.add_implicit_resolver(
     f"{_PLAIN}float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

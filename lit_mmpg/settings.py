@@ -28,7 +28,11 @@ def within(where: str, least: float, most: float = sys.float_info.max, **values:
         UserError: If one lies outside; names it.
     """
     for name, value in values.items():
-        if value is not None and not least <= value <= most:
+        try:
+            fits = value is None or least <= value <= most
+        except TypeError:
+            fits = False
+        if not fits:
             meant = f"at least {least}" if most == sys.float_info.max else f"between {least} and {most}"
             raise UserError(f"{where}{name} is {value}; it must be {meant}")
 
@@ -131,12 +135,13 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a mapping, not {value!r}")
-        return dict(value)
+        kind = arguments[1]
+        return {k: v if kind is Any else _converted(kind, v, f"{where}.{k}") for k, v in value.items()}
     if type(None) in arguments:
         return None if value is None else _converted(next(a for a in arguments if a is not type(None)), value, where)
     if hint is float and type(value) is int:
         return float(value)
-    if isinstance(hint, type) and type(value) is not hint:
+    if isinstance(hint, type) and (type(value) is not hint or value != value):  # NaN is no number
         raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
     return value
 

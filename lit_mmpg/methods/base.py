@@ -27,6 +27,7 @@ from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.evaluation import Cost
 from lit_mmpg.device.outputs import Outputs, answer_batch
+from lit_mmpg.errors import UserError
 from lit_mmpg.tasks import Task
 
 if TYPE_CHECKING:
@@ -202,10 +203,17 @@ class AdaptationMethod(ABC):
 
     @classmethod
     def points(cls, chosen: Options | None = None) -> list[dict[str, Any]]:
-        """Points of the grid; values that are chosen beforehand replace theirs (a list narrows the grid)."""
+        """Points of the grid; values that are chosen beforehand replace theirs (a list narrows the grid).
+
+        Raises:
+            UserError: If a value is of another kind than those of the grid, or another text than they are.
+        """
         axes = {name: tuple(values) for name, values in cls.grid.items()}
         for name, value in (chosen or {}).items():
             axes[name] = tuple(value) if isinstance(value, list | tuple) else (value,)
+            if not axes[name] or not all(_is_like(one, cls.grid[name]) for one in axes[name]):
+                known = ", ".join(map(str, cls.grid[name]))
+                raise UserError(f"option {name} of method '{cls.name}' is {value!r}; give one or a list as {known}")
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def adapt(self, support: Episode, options: Options) -> State:
@@ -245,6 +253,15 @@ class AdaptationMethod(ABC):
                 ``state`` by what these made of them; the tensors themselves stay as they are.
             options: The same point of the grid.
         """
+
+
+def _is_like(value: Any, grid: Sequence[Any]) -> bool:
+    """Whether a value may stand in a grid: one of its texts, or a number as its numbers are."""
+    if isinstance(value, str):
+        return value in grid
+    kinds, numbers = {type(known) for known in grid}, [known for known in grid if isinstance(known, int | float)]
+    like = type(value) in kinds or (type(value) is int and float in kinds)
+    return like and (not isinstance(value, int | float) or min(0, *numbers) <= value < float("inf"))
 
 
 def own_parameters(network: DeviceModel, layer: str, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

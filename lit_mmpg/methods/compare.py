@@ -18,6 +18,7 @@ from lit_mmpg.files import find_config, read_yaml
 from lit_mmpg.launcher import CHILD_OF, add_arguments, check_arguments, connected, end_with
 from lit_mmpg.methods.comparison.plan import Comparison, is_template, read_comparison
 from lit_mmpg.report import print_rows
+from lit_mmpg.settings import within
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -43,6 +44,10 @@ def main(argv: Sequence[str]) -> int:
     if options.only:
         comparison = comparison.with_rows(tuple(options.only))
     seeds = tuple(options.seeds or comparison.seeds)
+    for seed in seeds:
+        within("", 0, 2**32 - 1, seed=seed)
+        if seeds.count(seed) > 1:
+            raise UserError(f"seed {seed} is given twice, which would count one training as two; leave one out")
     folder = Path("outputs/compare") / comparison.name
     output = report_stem(options.output, folder)
     from lit_mmpg.methods.comparison.cells import CellStore

@@ -215,11 +215,25 @@ def frame_encoder(settings: Mapping[str, Any] | None) -> FrameEncoder | None:
     """
     if settings is None:
         return None
-    if set(settings) - {"name", "size", "width"} or settings.get("name") != "mobilenet_v2":
+    check_encoder(settings)
+    return _mobilenet(int(settings.get("size", 224)), float(settings.get("width", 1.0)))
+
+
+def check_encoder(settings: Mapping[str, Any]) -> None:
+    """Refuse an encoder that :func:`frame_encoder` does not know, without building it.
+
+    Raises:
+        UserError: If the encoder is not known.
+    """
+    known, numbers = {"name", "size", "width"}, (settings.get("size", 224), settings.get("width", 1.0))
+    if set(settings) - known or settings.get("name") != "mobilenet_v2" or not all(map(_is_size, numbers)):
         raise UserError(
             f"frame_encoder is {dict(settings)}; known is {{name: mobilenet_v2, size: PIXELS, width: MULTIPLIER}}"
         )
-    return _mobilenet(int(settings.get("size", 224)), float(settings.get("width", 1.0)))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 @cache

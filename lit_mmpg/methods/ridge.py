@@ -21,6 +21,18 @@ STRENGTHS = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
 """Penalties among which the validation clips choose."""
 
 
+def require_retrieval(task: str, features: bool = True) -> None:
+    """Refuse what the baseline cannot do.
+
+    Raises:
+        UserError: If the task does not search, or there are no frame features.
+    """
+    if not find_task(task).searches or not features:
+        raise UserError(
+            "the ridge baseline needs data.task 'retrieval' and frame features; leave it out of the comparison"
+        )
+
+
 class RidgeBaseline:
     """Ridge regression as a retrieval method; deterministic.
 
@@ -32,10 +44,7 @@ class RidgeBaseline:
     """
 
     def __init__(self, data: DeviceData) -> None:
-        if not find_task(data.task).searches or len(data.corpus.frames.frame_shape) != 1:
-            raise UserError(
-                "the ridge baseline needs data.task 'retrieval' and frame features; leave it out of the comparison"
-            )
+        require_retrieval(data.task, len(data.corpus.frames.frame_shape) == 1)
         self.data = data
         self.mean, self.std = data.feature_statistics()
         features, captions = data.caption_pairs()

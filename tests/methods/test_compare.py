@@ -19,6 +19,22 @@ from lit_mmpg.training.lightning_cli import CLI
 from tests.integration import tiny
 from tests.integration.conftest import write_experiment
 
+WRONG = (
+    ({"seeds": 3}, "seeds must be a list"),
+    ({"seeds": "012"}, "seeds must be a list"),
+    ({"seeds": [0.5]}, "must be int"),
+    ({"seed_flags": "--x={seed}"}, "seed_flags must be a list"),
+    ({"tests": ["clean"]}, "tests must be a mapping"),
+    ({"tests": {"clean": "--x=1"}}, "tests.clean must be a list"),
+    ({"baselines": "ridge"}, "baselines must be a list"),
+    ({"claims": ["c"]}, "claims must be a mapping"),
+    ({"reference": "b"}, "reference names row 'b'"),
+    ({"frame_encoder": "mobilenet_v2"}, "frame_encoder must be a mapping"),
+    ({"claims": {"c": {"text": "t", "method": "b", "rivals": ["a"]}}}, "claim 'c' names row 'b'"),
+    ({"claims": {"c": {"text": "t", "method": "a", "rivals": ["a"], "margin": float("nan")}}}, "margin must be float"),
+)
+"""What is wrong in a file, and what is said."""
+
 
 def write(folder: Path, **content: object) -> Path:
     return tiny.write_config(folder / "compare.yaml", **content)
@@ -148,9 +164,41 @@ def test_rows_are_means_over_seeds_and_gains_are_paired() -> None:
         ({"runs": {"a": {"config": "device.yaml", "also": ["a"]}}}, "made twice"),
         ({"runs": {"a": {"config": "device.yaml"}}, "claims": {"c": {"text": "t", "method": "a"}}}, "no rivals"),
         ({"runs": {"a": {"config": "device.yaml"}}, "claims": {"c": {"rivals": ["a"], "metod": "a"}}}, "metod"),
+        *(({"runs": {"a": {"config": "device.yaml"}}, **wrong}, said) for wrong, said in WRONG),
+        *(({"runs": {name: {"config": "device.yaml"}}}, "a name is text") for name in ("a/b", "a|b", "", 1, True)),
     ],
 )
 def test_a_mistake_in_the_file_is_named(content: dict, said: str, tmp_path: Path) -> None:
     tiny.write_config(tmp_path / "device.yaml", trainer={})
     with pytest.raises(UserError, match=said):
         read_comparison(str(write(tmp_path, **content)))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tests": {"clean": ["--data.imaginary=1"]}}, "imaginary"),
+        ({"baselines": ["ridge"]}, "the ridge baseline needs data.task 'retrieval'"),
+        ({"frame_encoder": {"nme": "x"}}, "frame_encoder is"),
+        ({"options": {"steps": -1}}, "option steps of method 'tent' is -1; give one or a list as 1, 4, 16"),
+        ({"options": {"learning_rate": []}}, "option learning_rate of method 'tent' is"),
+        ({"options": {"labels": "x"}, "method": "finetune_head"}, "option labels is 'x'"),
+        (
+            {"options": {"where": "feature"}, "method": "adabn"},
+            "is 'feature'; give one or a list as features",
+        ),
+        ({"seeds": [0, 1, 0]}, "seed 0 is given twice"),
+        ({"seeds": [0, -1]}, "seed is -1"),
+    ],
+)
+def test_what_would_fail_after_hours_fails_before_them(
+    more: dict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_experiment(tmp_path, tmp_path / "data", "open_ended")
+    row = {"method": more.pop("method", "tent"), "checkpoint": "static", "options": more.pop("options", {})}
+    config = write(tmp_path, runs={"static": {"config": "device.yaml"}}, adapted={"row": row}, **more)
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--config", str(config), "--trainer.logger=false"]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1, err
+    assert not list(tmp_path.rglob("*.ckpt"))

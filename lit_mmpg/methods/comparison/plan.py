@@ -27,15 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, closest
 from lit_mmpg.files import find_config, read_config, read_yaml, split_variant
 from lit_mmpg.settings import from_plain
 
 T = TypeVar("T")
 
 BASELINES = ("ridge",)
-SETTINGS = ("title", "about", "seeds", "seed_flags", "tests", "reference", "frame_encoder")
-FIELDS = frozenset((*SETTINGS, "runs", "adapted", "baselines", "claims"))
 TEMPLATE = "{data}"
 """Configuration of the runs of a template."""
 GAP = "gap"
@@ -121,6 +119,23 @@ class Claim:
     clean_split: str = "test_clean"
     max_device_flops_ratio: float | None = None
     reuse: int = 256
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a comparison file may hold."""
+
+    runs: Mapping[str, Any]
+    title: str = ""
+    about: str = ""
+    seeds: tuple[int, ...] = (0,)
+    seed_flags: tuple[str, ...] = ()
+    tests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reference: str | None = None
+    frame_encoder: Mapping[str, Any] | None = None
+    adapted: Mapping[str, Any] = field(default_factory=dict)
+    baselines: tuple[str, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -214,29 +229,32 @@ def read_comparison(name: str, experiment: str | None = None) -> Comparison:
     data = read_yaml(path)
     if not isinstance(data, dict) or not isinstance(data.get("runs"), dict):
         raise UserError(f"{path}: a comparison needs 'runs'; an experiment such as this one is for 'lit-mmpg fit'")
-    unknown = set(data) - FIELDS
-    if unknown:
-        raise UserError(f"{path}: unknown fields {sorted(unknown)}; known are {', '.join(sorted(FIELDS))}")
     told = _fill(path, data, experiment)
-    runs = _read_runs(path, data["runs"])
-    adapted = _read_adapted(path, data.get("adapted") or {}, runs)
-    baselines = tuple(data.get("baselines") or ())
-    if set(baselines) - set(BASELINES):
+    try:
+        file = from_plain(_File, {key: value for key, value in data.items() if value is not None})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    runs = _read_runs(path, file.runs)
+    adapted = _read_adapted(path, file.adapted, runs)
+    if set(file.baselines) - set(BASELINES):
         raise UserError(
-            f"{path}: unknown baselines {sorted(set(baselines) - set(BASELINES))}; known are {', '.join(BASELINES)}"
+            f"{path}: unknown baselines {sorted(set(file.baselines) - set(BASELINES))}; known are "
+            f"{', '.join(BASELINES)}"
         )
+    for split in file.tests:
+        _check_name(path, "test", split)
     comparison = Comparison(
         path,
-        tuple(map(int, data.get("seeds") or [0])),
+        file.seeds or (0,),
         runs,
-        baselines,
+        file.baselines,
         adapted,
-        title=str(data.get("title") or told.get("title") or path.stem),
-        about=" ".join(str(data.get("about") or told.get("about") or "").split()),
-        seed_flags=tuple(map(str, data.get("seed_flags") or ())),
-        tests={str(split): tuple(map(str, flags)) for split, flags in (data.get("tests") or {}).items()},
-        reference=str(data.get("reference") or "static"),
-        frame_encoder=data.get("frame_encoder"),
+        title=file.title or str(told.get("title") or path.stem),
+        about=" ".join((file.about or str(told.get("about") or "")).split()),
+        seed_flags=file.seed_flags,
+        tests=dict(file.tests),
+        reference=file.reference or "static",
+        frame_encoder=file.frame_encoder,
         data=experiment,
     )
     names = comparison.row_names
@@ -245,7 +263,12 @@ def read_comparison(name: str, experiment: str | None = None) -> Comparison:
         raise UserError(
             f"{path}: row '{repeated[0]}' is made twice; give one of them another name (also: {{NAME: METHOD}})"
         )
-    claims = _read_claims(path, data.get("claims") or {})
+    claims = _read_claims(path, file.claims)
+    asked = [("reference", file.reference)] if file.reference else []
+    asked += [(f"claim '{claim.id}'", row) for claim in claims for row in (claim.method, *claim.rivals)]
+    for what, row in asked:
+        if row not in names:
+            raise UserError(f"{path}: {what} names row '{row}'{closest(row, names)}; it has {', '.join(names)}")
     return Comparison(**{**comparison.__dict__, "claims": claims})
 
 
@@ -280,11 +303,25 @@ def _read(path: Path, what: str, kind: type[T], section: Any) -> dict[str, T]:
         raise UserError(f"{path}: {what}s must be a mapping of names, not {section!r}")
     found = {}
     for name, value in section.items():
+        _check_name(path, what, name)
         try:
-            found[str(name)] = from_plain(kind, value)
+            found[name] = from_plain(kind, value)
         except UserError as error:
             raise UserError(f"{path}: {what} '{name}': {error}") from error
     return found
+
+
+def _check_name(path: Path, what: str, name: Any) -> None:
+    """Names become those of files and runs; a number, yes or no is another name to YAML than as text."""
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or {"/", "|"} & set(name)
+        or not 0 < len(name.encode()) < 200
+    ):
+        raise UserError(
+            f"{path}: {what} {name!r}: a name is text of 1 to 199 bytes without / and |; quotes make text of a number"
+        )
 
 
 def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
@@ -314,7 +351,7 @@ def _read_adapted(path: Path, section: Mapping[str, Any], runs: Mapping[str, Tra
 
 
 def _read_claims(path: Path, section: Mapping[str, Any]) -> tuple[Claim, ...]:
-    named = {name: {"id": str(name), **value} if isinstance(value, dict) else value for name, value in section.items()}
+    named = {name: {"id": name, **value} if isinstance(value, dict) else value for name, value in section.items()}
     claims = tuple(_read(path, "claim", Claim, named).values())
     for claim in claims:
         if not claim.rivals:

@@ -16,7 +16,7 @@ from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cel
 from lit_mmpg.methods.comparison.code import code_here
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
-from lit_mmpg.methods.costs import adapted_costs, device_costs, frame_encoder
+from lit_mmpg.methods.costs import adapted_costs, check_encoder, device_costs, frame_encoder
 from lit_mmpg.tracking.address import store_uri
 from lit_mmpg.training.config import Request, read_request
 
@@ -69,6 +69,14 @@ class Work:
         for run in self.comparison.runs.values():
             given = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
             self.parsed(read_request("fit", given))
+            for flags in self._test_passes(run, seed).values():
+                self.parsed(read_request("fit", [*given, *flags]))
+        if self.comparison.frame_encoder is not None:
+            check_encoder(self.comparison.frame_encoder)
+        if "ridge" in self.comparison.baselines:
+            from lit_mmpg.methods.ridge import require_retrieval
+
+            require_retrieval(self.data(seed).task)
         for name, row in self.comparison.adapted.items():
             kind = find_method(row.method, f"{self.comparison.path}: adapted row '{name}'")
             unknown = sorted(set(row.options) - set(kind.grid) - {"labels"})
@@ -78,6 +86,13 @@ class Work:
                     f"{self.comparison.path}: adapted row '{name}': method '{row.method}' has no option "
                     f"{unknown[0]}; it has {known}"
                 )
+            try:
+                labels = row.options.get("labels", 1)
+                if type(labels) is not int or labels < 1:
+                    raise UserError(f"option labels is {labels!r}; give a number of clips")
+                kind.points({key: value for key, value in row.options.items() if key != "labels"})
+            except UserError as error:
+                raise UserError(f"{self.comparison.path}: adapted row '{name}': {error}") from error
 
     # -- what a cell is ------------------------------------------------------------------------------------------
 
