@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lit_mmpg.errors import UserError, first_line, nearest
+from lit_mmpg.errors import UserError, first_line, nearest, path_of
 from lit_mmpg.trust import check_classes
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def require_checkpoint(path: str | Path) -> Path:
     Raises:
         UserError: If there is no such file; names the nearest one.
     """
-    path = Path(path).expanduser()
+    path = path_of(path, "checkpoint")
     if path.is_dir():
         raise UserError(
             f"{path} is a folder, which does not say with which data it was trained; name the checkpoint file itself"
@@ -57,7 +57,7 @@ def require_trained(path: str | Path) -> Path:
     Raises:
         UserError: If there is neither.
     """
-    path = Path(path).expanduser()
+    path = path_of(path, "checkpoint")
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise UserError(f"{path} is a folder without {CONFIG}; name a checkpoint, or what save_pretrained wrote")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 
 class UserError(Exception):
@@ -143,6 +144,23 @@ def closest(name: str, known: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def path_of(given: Any, what: str) -> Path:
+    """What somebody gave as a path, with the home folder for ``~``; whether anything is there is another question.
+
+    Raises:
+        UserError: If it is none, or longer than paths may be.
+    """
+    try:
+        path = Path(given).expanduser()
+        os.lstat(path)
+    except (TypeError, ValueError, RuntimeError):  # no text, a NUL in it, the home of nobody
+        raise UserError(f"{what} is {given!r}, which is no path; give one as text") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{what} {str(given)[:60]}... is too long for a path; give a shorter one") from None
+    return path
 
 
 def nearest(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 import lit_mmpg
-from lit_mmpg.errors import UserError, closest, nearest
+from lit_mmpg.errors import UserError, closest, nearest, path_of
 
 
 class RepeatedKeyError(UserError):
@@ -46,9 +46,11 @@ def find_config(name: str, folder: Path | None = None) -> Path:
     Raises:
         UserError: If there is no such file; names the nearest one.
     """
-    path = (folder or Path()) / os.path.expanduser(name)
+    path = (folder or Path()) / path_of(name, "configuration file")
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"configuration file {path} is a folder; name a file in it")
     name, mark, variant = name.rpartition("#")
     if mark:
         path = find_config(name, folder)

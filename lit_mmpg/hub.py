@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lit_mmpg.errors import UserError, first_line, install_hint, nearest
+from lit_mmpg.errors import UserError, first_line, install_hint, nearest, path_of
 
 Part = Literal["vision", "text"]
 
@@ -99,7 +99,7 @@ def _encoder(model: Any) -> Any:
 
 
 def _check_folder(source: str, option: str) -> None:
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or Path(source).parent.is_dir()):
+    if not path_of(source, option).is_dir() and (source.startswith((".", "/", "~")) or Path(source).parent.is_dir()):
         raise UserError(f"{option} {source} is not a folder{nearest(Path(source))}")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors import numpy as safetensors_numpy
 
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError, nearest, path_of
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.writing import write_bytes
 
@@ -124,7 +124,7 @@ def save(
         "use_dora": False,
         "modules_to_save": None,
     }
-    folder = Path(folder).expanduser()
+    folder = path_of(folder, "folder")
     try:
         write_bytes(folder / WEIGHTS, safetensors_numpy.save(tensors, metadata={"format": "pt"}))
         write_bytes(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
@@ -150,7 +150,7 @@ def load(
         UserError: If a file is missing or damaged, the adapter computes in a way that ``low_rank`` does not, or its
             layers, ranks or shapes are others than the model's.
     """
-    layers, folder = _layers(spec), Path(folder).expanduser()
+    layers, folder = _layers(spec), path_of(folder, "folder")
     config, tensors = _read_config(folder), _read_tensors(folder)
     weights = folder / WEIGHTS
     wanted = {f"{_PREFIX}{name}.lora_{part}.weight" for name in layers for part in "AB"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_mmpg.checkpoint import CODEBOOKS, CONFIG, WEIGHTS, read_checkpoint, rebuild, require_trained
-from lit_mmpg.errors import UserError, first_line, nearest
+from lit_mmpg.errors import UserError, first_line, nearest, path_of
 from lit_mmpg.writing import write_bytes, write_text
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def save(module: LightningModule, folder: str | Path) -> None:
     """
     from safetensors.torch import save as serialised
 
-    folder = Path(folder).expanduser()
+    folder = path_of(folder, "folder")
     checkpoint: dict[str, Any] = {}
     module.on_save_checkpoint(checkpoint)
     ours = checkpoint["lit_mmpg"]
@@ -59,7 +59,7 @@ def load(kind: type[Module], name: str | Path, **hub: Any) -> Module:
     Raises:
         UserError: If there is no such folder or repository, or it does not hold such a module.
     """
-    folder = Path(name).expanduser()
+    folder = path_of(name, "name")
     if not folder.is_dir():
         folder = download(str(name), **hub)
     return rebuild(read_checkpoint(folder), str(folder), kind).eval()

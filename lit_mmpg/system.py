@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, path_of
 from lit_mmpg.link.messages import check_device_id
 from lit_mmpg.pretrained import find_trained
 from lit_mmpg.runtime.bundle import MANIFEST, Bundle
@@ -98,7 +98,7 @@ def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
     """
     if not isinstance(source, str | Path):
         raise UserError(f"source is {source!r}; give the path of a checkpoint, a saved folder or a bundle")
-    path = Path(source).expanduser()
+    path = path_of(source, "source")
     if (path / MANIFEST).is_file():
         if frame_encoder is not None:
             raise UserError(f"{path} is a bundle and brings its frame encoder; leave frame_encoder out")

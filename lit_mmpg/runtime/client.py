@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from types import TracebackType
 from typing import Protocol, TypeVar
 from urllib.parse import quote, quote_plus
@@ -319,8 +320,8 @@ def check_timeout(seconds: float) -> float:
     Raises:
         UserError: If it is no time.
     """
-    if not 0 < seconds <= LONGEST_TIMEOUT_S:  # NaN is neither
-        raise UserError(f"a request cannot take {seconds} s; give more than 0, at most {LONGEST_TIMEOUT_S:g}")
+    if not isinstance(seconds, Real) or not 0 < seconds <= LONGEST_TIMEOUT_S:  # NaN is neither
+        raise UserError(f"a request cannot take {seconds!r} s; give more than 0, at most {LONGEST_TIMEOUT_S:g}")
     return seconds
 
 

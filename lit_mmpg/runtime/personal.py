@@ -217,7 +217,7 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         seen = self._look(clip)
         self.session.alignment = self.state.alignment(seen.features)
         clip = asked(self.session, self.camera, seen.features, seen.pixels)
-        return self.session.answer(clip, question, options)
+        return self.session.answer(clip, question, list(options))
 
     def search(self, query: str, clips: Sequence[Clip] | None = None) -> list[Match]:
         """Clips by how well they fit a sentence, best first; for a retrieval model.

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,8 @@ class DeviceState:
         Raises:
             UserError: If the bundle cannot use the codec, or the noise is none.
         """
-        if not 0 <= noise < float("inf"):
-            raise UserError(f"the noise on the anchors is {noise}; it must be 0 or more")
+        if not isinstance(noise, Real) or not 0 <= noise < float("inf"):
+            raise UserError(f"the noise on the anchors is {noise!r}; it must be 0 or more")
         if codec is not None:
             self.bundle.upload_codec(codec)
         self.codec, self.noise = codec, noise

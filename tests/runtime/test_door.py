@@ -292,7 +292,11 @@ def test_mistakes_are_said_in_one_sentence(
     assert "brings its frame encoder" in error(lit_mmpg.load, made("pixels").bundle, frame_encoder=tmp_path)
     assert "name the device otherwise" in error(system.new_device, "two\nlines")
     assert "unknown upload codec 'int-7'" in error(system.new_device, upload_codec="int-7")
-    assert "must be 0 or more" in error(system.new_device, anchor_noise=-1.0)
+    for noise in (-1.0, None, "0.1", [0.1]):
+        assert "must be 0 or more" in error(system.new_device, anchor_noise=noise)
+    for name in ("a" * 5000, Path("a" * 5000), "o/" + "a" * 5000):
+        assert "too long for a path" in error(lit_mmpg.load, name)
+    assert "too long for a path" in error(lit_mmpg.load, made("features").cloud, frame_encoder="a" * 5000)
 
     device, width = system.new_device("kitchen"), system.bundle.manifest.frames.features
     assert "does not exist" in error(device.observe, tmp_path / "none.mp4")
@@ -310,6 +314,11 @@ def test_mistakes_are_said_in_one_sentence(
     assert "options is None; give a list" in error(device.answer, clip, ASKED, options=None)
     assert "clips is one str; give a list" in error(device.search, "a dog", "a.mp4")
     assert "cloud is 3; give the address" in error(lambda: (device.observe(clip), device.personalise(cloud=3)))
+    for folder in (None, 5, b"x", ["x"], "a\0b", "a" * 5000):
+        assert "path" in error(device.load_adapter, folder)
+    assert "leave options out" in error(device.answer, clip, ASKED, options=np.array(["a", "b"]))
+    for seconds in (None, "5", [1], 0):
+        assert "more than 0" in error(device.personalise, cloud="http://127.0.0.1:9", timeout_s=seconds)
     device.reset()
     assert "source is None; give the path" in error(lit_mmpg.load, None)
     assert "answers questions, it does not search" in error(device.search, "a dog", [clip])

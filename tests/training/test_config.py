@@ -83,6 +83,8 @@ def test_variables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("experiment/boht.yaml", r"experiment/boht\.yaml does not exist; did you mean experiment/both\.yaml\?"),
         ("experimnt/both.yaml", r"did you mean experiment\?"),
+        ("experiment", r"experiment is a folder; name a file in it"),
+        ("a" * 5000, r"^configuration file a{60}\.\.\. is too long for a path"),
         ("configs/trainer/defalt.yaml", r"did you mean .*configs/trainer/default\.yaml\?"),
     ],
 )

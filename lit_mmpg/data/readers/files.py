@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_mmpg.errors import UserError, collected, fault
+from lit_mmpg.errors import UserError, collected, fault, path_of
 from lit_mmpg.texts import printable
 
 CHUNK_BYTES = 1 << 20
@@ -38,7 +38,7 @@ def require_path(path: str | Path, what: str) -> Path:
     Raises:
         UserError: If nothing is there; suggests the closest name that exists.
     """
-    path = Path(path).expanduser()
+    path = path_of(path, f"{what}:")
     if path.exists():
         return path
     missing = path
