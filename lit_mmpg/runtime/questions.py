@@ -50,8 +50,8 @@ def read_questions(file: str | None, asked: Sequence[str]) -> Questions:
     """Questions from the command line.
 
     Args:
-        file: A text file with one question about every clip per line; or a CSV file with the columns ``video`` and
-            ``question`` and, if wanted, ``answer`` and ``options`` (separated by ``|``).
+        file: A text file with one question about every clip per line; or a table (CSV, TSV, JSON, JSON Lines) with the
+            columns ``video`` and ``question`` and, if wanted, ``answer`` and ``options`` (separated by ``|``).
         asked: Further questions about every clip.
 
     Raises:
@@ -61,7 +61,7 @@ def read_questions(file: str | None, asked: Sequence[str]) -> Questions:
     own: dict[str, list[Question]] = {}
     if file is not None:
         path = require_file(file, "--questions")
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"):
             for _, row in read_rows(path, ("video", "question")):
                 options = tuple(o.strip() for o in row.get("options", "").split(OPTION_SEPARATOR) if o.strip())
                 question = Question(row["question"], options, row.get("answer") or None)

@@ -440,6 +440,14 @@ def test_a_category_is_a_text_a_number_or_unknown(tmp_path: Path, category: str,
         assert read_clips(tmp_path / "c.json")[0].columns == {"category": found}
 
 
+def test_lists_in_the_columns_of_a_clip_list_do_not_vanish(tmp_path: Path) -> None:
+    values = (["a", " b "], {"a": [1]}, float("nan"), None, 1.5)
+    rows = [{"video": f"v{i}", "split": "train", "category": value} for i, value in enumerate(values)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [clip.columns["category"] for clip in read_clips(tmp_path / "c.jsonl")]
+    assert found == ["a|b", '{"a": [1]}', "", "", "1.5"]
+
+
 @pytest.mark.parametrize(
     "text", ["sep=;\nvideo;caption\na;x\n", "video,caption,,\na,x,,\n", '"sep=,"\r\nvideo,caption\r\na,x\r\n']
 )
@@ -510,7 +518,7 @@ def test_lists_lines_and_encodings(tmp_path: Path) -> None:
     write(
         tmp_path / "l.jsonl", '{"video": "v", "split": "val", "owner": 3}\n{"video": "w", "split": "test", "x": [1]}\n'
     )
-    assert read_clips(tmp_path / "l.jsonl") == [Clip("v", "val", {"owner": "3"}), Clip("w", "test")]
+    assert read_clips(tmp_path / "l.jsonl") == [Clip("v", "val", {"owner": "3"}), Clip("w", "test", {"x": "1"})]
     write(tmp_path / "train.csv", QA_HEADER.replace(",", ";") + "v;who\x85is;a\u2028b;1;x\n")
     assert read_questions("qa_csv", tmp_path)["train"] == [Question("v", "who\x85is", "a\u2028b", "1", "x")]
     (tmp_path / "train.csv").write_bytes(b"\xff\xfev\0")

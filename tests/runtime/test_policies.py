@@ -136,6 +136,13 @@ def test_questions_of_every_clip_and_of_single_ones(tmp_path: Path) -> None:
         ("which?", None, ("cat", "dog")),
     ]
     assert not table.about("c") and len(table) == 3
+    (tmp_path / "q.tsv").write_text((tmp_path / "q.csv").read_text().replace(",", "\t"))
+    (tmp_path / "q.jsonl").write_text(
+        '{"video": "a.mp4", "question": "what?", "answer": "dog"}\n'
+        '{"video": "a", "question": "which?", "options": ["cat", "dog"]}\n{"video": "b", "question": "who?"}\n'
+    )
+    for name in ("q.tsv", "q.jsonl"):  # not asked as they stand
+        assert vars(read_questions(str(tmp_path / name), [])) == vars(table)
     for arguments, message in [((None, [" "]), "nothing is asked"), ((str(tmp_path / "n.txt"), []), "does not exist")]:
         with pytest.raises(UserError, match=message):
             read_questions(*arguments)

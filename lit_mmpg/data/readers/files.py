@@ -163,7 +163,7 @@ def read_rows(
     """
     if path.suffix.lower() in (".json", ".jsonl"):
         for number, entry in json_entries(path, read_annotations(path), required):
-            yield number, {str(k): "" if v is None else str(v).strip() for k, v in entry.items() if _is_text(v)}
+            yield number, {str(k): _cell(v) for k, v in entry.items()}
         return
     text, line = read_text(path), 1
     quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
@@ -196,6 +196,13 @@ def read_rows(
                 yield line, row
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: malformed row ({error}); mend it or fetch the file again") from error
+
+
+def _cell(value: Any) -> str:
+    """A JSON value as a table has it: nothing for null and NaN, ``a|b`` for a list of texts."""
+    if isinstance(value, list) and all(map(told, value)):
+        return "|".join(texts_of(value))
+    return str(value).strip() if told(value) else json.dumps(value) if isinstance(value, list | dict) else ""
 
 
 def header_of(path: Path, wanted: Sequence[str]) -> list[str]:
