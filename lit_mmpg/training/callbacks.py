@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_mmpg.errors import UserError, closest
+from lit_mmpg.runtime.folder import FolderInUseError, StateFolder
 from lit_mmpg.tracking.address import kept_uri, portable
 from lit_mmpg.tracking.logger import MLflowLogger
 from lit_mmpg.tracking.store import CHECKPOINTS_TAG
@@ -215,10 +216,42 @@ class Best(ModelCheckpoint):
     """Keeps the best checkpoint. Lightning tells callbacks apart by class and settings: these are not the user's."""
 
 
+def hold(folder: str | Path) -> StateFolder:
+    """Keep the folder of a run to this process: two that train into it would mix their weights and their records.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    try:
+        return StateFolder(Path(folder))
+    except FolderInUseError:
+        raise UserError(
+            f"another process trains the run in {folder}; wait for its end, or leave --ckpt_path out to start anew"
+        ) from None
+
+
 class Last(ModelCheckpoint):
     """Keeps the latest checkpoint, for resuming; where no validation chose one, it is what the training leaves."""
 
     product = ""
+    _held: StateFolder | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the folder of the run, unless several share it."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not trainer.fast_dev_run and not self._enable_version_counter:  # type: ignore[attr-defined]
+            self._held = hold(Path(str(self.dirpath)).parent)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let others have the folder."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same."""
+        super().on_exception(trainer, pl_module, exception)
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last weights where there is no best checkpoint."""

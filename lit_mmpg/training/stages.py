@@ -18,7 +18,7 @@ from lit_mmpg.texts import masked
 from lit_mmpg.tracking.address import portable, store_uri
 from lit_mmpg.tracking.logger import MLflowLogger
 from lit_mmpg.tracking.store import CHECKPOINTS_TAG, DIGEST_TAG, runs_of
-from lit_mmpg.training.callbacks import product_of
+from lit_mmpg.training.callbacks import hold, product_of
 from lit_mmpg.training.config import Request
 from lit_mmpg.training.lightning_cli import CLI, Run, first_process
 
@@ -149,6 +149,8 @@ class _Stage:
             names = ("best.ckpt", "last.ckpt") if finished else ("last.ckpt",)
             there = [folder / name for name in names if (folder / name).is_file()]
             if CHECKPOINTS_TAG in run.data.tags and there:
+                if not finished and first_process():
+                    hold(folder.parent).close()
                 return {"run_id": run.info.run_id, "finished": finished, "checkpoint": str(there[0])}
         return None
 

@@ -29,6 +29,7 @@ from mlflow.entities import Run
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
+from lit_mmpg.runtime.folder import StateFolder
 from lit_mmpg.tracking.address import store_uri
 from lit_mmpg.tracking.store import open_store
 from lit_mmpg.training.callbacks import WholeFiles
@@ -415,6 +416,11 @@ def test_ctrl_c_says_how_to_go_on(trained: Path, capsys: pytest.CaptureFixture[s
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("interrupted; ") and words in line
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    (last,) = Path("outputs/stopped").rglob("last.ckpt")
+    running = StateFolder(last.parents[1])  # as while it trains
+    assert fit(*argv, "--save_every_n_steps=3", "--ckpt_path=last", config="device.yaml") == 2
+    assert "another process trains the run in outputs/stopped/" in capsys.readouterr().err
+    running.close()
     assert fit(*argv, "--save_every_n_steps=3", "--ckpt_path=last", config="device.yaml") == 0
     assert "resumed at step 3" in capsys.readouterr().out
 
