@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--finished reports what is there and --fresh computes it again; choose one")
     work = Work(comparison, store, flags, options.fresh, options.finished)
     if options.child_of is None:
-        work.check()
+        work.check(() if options.list or options.finished else seeds)
     if options.list:
         _list(comparison, seeds, store)
         return 0

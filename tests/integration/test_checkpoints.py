@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -192,12 +193,22 @@ def test_the_verbs_take_what_a_notebook_wrote(
     tiny.write_config(
         Path("one.yaml"), data=pixel_data(), model=tiny.device_config(), trainer=tiny.trainer_config(logger=False)
     )
-    runs = {"static": {"config": "one.yaml", "checkpoint": str(notebook.device_ckpt)}}
+    shutil.copy(notebook.device_ckpt, "own-0.ckpt")
+    runs = {"static": {"config": "one.yaml", "checkpoint": "own-{seed}.ckpt"}}
     adapted = {"prior": {"method": "majority", "checkpoint": "static"}}
     tiny.write_config(Path("both.yaml"), seeds=[0], runs=runs, adapted=adapted)
     assert main(["compare", "--config", "both.yaml", "--output", "compared"]) == 0
     compared = json.loads(Path("compared/report.json").read_text())
     assert {row["method"] for row in compared["rows"]} >= {"static", "prior"}
+    capsys.readouterr()
+    for changed, kept in ((False, 2), (True, 0)):  # trained again under the same name: what starts from it, too
+        if changed:
+            own = torch.load("own-0.ckpt", weights_only=True)
+            torch.save(own | {"state_dict": {n: 2 * t for n, t in own["state_dict"].items()}}, "own-0.ckpt")
+        assert main(["compare", "--config", "both.yaml"]) == 0
+        assert capsys.readouterr().out.count("finished before") == kept
+    assert main(["compare", "--config", "both.yaml", "--seeds", "0", "1"]) == 2
+    assert "checkpoint own-1.ckpt does not exist; did you mean own-0.ckpt?" in capsys.readouterr().err
 
 
 def test_pretrained_folders_hold_json_and_safetensors(notebook: Notebook, tmp_path: Path) -> None:

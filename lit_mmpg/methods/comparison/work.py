@@ -57,8 +57,11 @@ class Work:
         self._parsed: dict[tuple[str, ...], CLI] = {}
         self._loaded: tuple[str, Loaded] | None = None
 
-    def check(self) -> None:
+    def check(self, seeds: Sequence[int] = ()) -> None:
         """Parse the settings of every run, so that a mistake is answered before anything is trained.
+
+        Args:
+            seeds: For which the checkpoints that the file names must be there.
 
         Raises:
             UserError: If a run's settings are wrong.
@@ -66,6 +69,9 @@ class Work:
         from lit_mmpg.methods.registry import find_method
 
         seed = self.comparison.seeds[0]
+        for name in self.comparison.runs:
+            for path in {self._given(name, seed) for seed in seeds} - {None}:
+                require_checkpoint(str(path))
         for run in self.comparison.runs.values():
             given = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
             self.parsed(read_request("fit", given))
@@ -206,6 +212,16 @@ class Work:
         with self.store.locked(name, seed, self.finished_only):
             return self._adapted(name, seed, finished) if run is None else self._trained(name, run, seed, finished)
 
+    def _given(self, name: str | None, seed: int) -> str | None:
+        """The checkpoint that the file names for a run, where it does."""
+        run = self.comparison.runs.get(name or "")
+        return None if run is None or run.checkpoint is None else run.checkpoint.replace("{seed}", str(seed))
+
+    def _with_weights(self, digest: str, name: str | None, seed: int) -> str:
+        """A digest to which the content of the checkpoint counts that the file names for a run."""
+        given = self._given(name, seed)
+        return digest if given is None else _sha([digest, fingerprint_files([require_checkpoint(given)])])
+
     def _kept(self, name: str, seed: int, digest: str) -> Cell | None:
         cell = None if self.fresh else self.store.load(name, seed, digest)
         if cell is not None:
@@ -228,9 +244,8 @@ class Work:
 
         arguments = self.arguments(run, seed, finished)
         digest = self.digest(run, seed, arguments)
-        given = None if run.checkpoint is None else run.checkpoint.replace("{seed}", str(seed))
-        if given is not None:
-            digest = _sha([digest, fingerprint_files([require_checkpoint(given)])])
+        given = self._given(name, seed)
+        digest = self._with_weights(self._with_weights(digest, name, seed), run.device_half, seed)
         kept = self._kept(name, seed, digest)
         if kept is not None or self.finished_only:
             return kept
@@ -279,7 +294,7 @@ class Work:
             passes,
             seed,
         ]
-        digest = _sha([*content, self.comparison.frame_encoder])
+        digest = self._with_weights(_sha([*content, self.comparison.frame_encoder]), row.checkpoint, seed)
         kept = self._kept(name, seed, digest)
         if kept is not None or self.finished_only:
             return kept
