@@ -65,7 +65,9 @@ def open_store(uri: str, experiment: str | None = None, steady: bool = False) ->
                 f"the MLflow server {masked(uri)} does not answer as one: {reason(error)}; start it, name another "
                 "with --tracking.uri, or record nothing with --trainer.logger=false"
             ) from error
-        raise UserError(f"the MLflow store {uri} cannot be opened: {reason(error)}") from error
+        raise UserError(
+            f"the MLflow store {uri} cannot be opened: {reason(error)}; mend it or name another store"
+        ) from error
     return client
 
 

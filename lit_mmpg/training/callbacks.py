@@ -228,6 +228,8 @@ def hold(folder: str | Path) -> StateFolder:
         raise UserError(
             f"another process trains the run in {folder}; wait for its end, or leave --ckpt_path out to start anew"
         ) from None
+    except UserError as error:
+        raise UserError(f"{folder} cannot be written to; name another with --trainer.default_root_dir") from error
 
 
 class Last(ModelCheckpoint):

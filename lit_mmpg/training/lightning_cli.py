@@ -221,7 +221,7 @@ class CLI(LightningCLI):
         if named:
             modules = [named.group(1)] if named.group(1) else [*PLUGINS, *CLASSES]
             known = [name for module in modules if module in sys.modules for name in dir(sys.modules[module])]
-            return said + closest(named.group(2), known)
+            return said if named.group(2) in known else said + closest(named.group(2), known)
         if "${" in said:
             return f"{said}; only ${{NAME}} in a configuration file is replaced, by an environment variable"
         return f"{said}; {DEMO} is one with all of them" if "are required" in said else said

@@ -224,7 +224,7 @@ def test_unreachable_runs_are_not_found(empty_store: Path) -> None:
 
 def test_broken_store_is_one_error(tmp_path: Path) -> None:
     Path("broken.db").write_text("this is no database, " * 100)
-    with pytest.raises(UserError, match=r"broken\.db cannot be opened"):
+    with pytest.raises(UserError, match=r"broken\.db cannot be opened: .*; mend it or name another store"):
         open_store(store_uri("sqlite:///broken.db"))
 
 

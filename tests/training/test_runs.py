@@ -219,6 +219,9 @@ def test_mistakes_are_one_clear_error(trained: Path, capsys: pytest.CaptureFixtu
             capsys, "fit", "--config", "toy.yaml", *re.split(" (?=--)", argument), "--tracking.experiment=wrong"
         )
         assert all(word in message for word in words), message
+    assert "did you mean" not in fails(capsys, "fit", "--config", "toy.yaml", "--data.imaginary=1")
+    unwritable = ("--trainer.default_root_dir=/proc/gone", "--tracking.experiment=nowhere")
+    assert "name another with --trainer" in fails(capsys, "fit", "--config", "device.yaml", *DATA, *unwritable)
     # Before the device half trains, not after it.
     assert "width" in fails(capsys, "fit", "--config", "toy.yaml", "--model.width=3")
     assert "already finished" in fails(capsys, "fit", "--config", "toy.yaml", "--ckpt_path", "last")
