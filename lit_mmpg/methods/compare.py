@@ -175,6 +175,8 @@ def _run(
         cells = work.compute(seeds)
         results = collect(comparison, cells, store.reads(), work.run)
         print_rows(results.rows, title=comparison.title)
+        for name, reason in results.not_applicable.items():
+            print(f"{name}: n/a ({reason})")
         for line in (*_room(work.data(seeds[0]), comparison, results.rows), *results.verdict_lines()):
             print(line)
         for line in code_lines(results.code):

@@ -34,7 +34,7 @@ COST = {"answer_flops": 2e6, "adapt_flops": 8e6, "answer_s": 1e-3, "adapt_s": 4e
 def results(tmp_path: Path) -> Results:
     runs = {
         "static": TrainedRun("a.yaml", about="The model <as it is>."),
-        "ours": TrainedRun("b.yaml", also={"other_device": "shuffled"}),
+        "ours": TrainedRun("b.yaml", also={"other_device": "shuffled", "typo": "shufled"}),
     }
     adapted = {"tent": AdaptedRow("tent", "static"), "majority": AdaptedRow("majority", "static")}
     claims = (
@@ -143,7 +143,10 @@ def test_a_small_result_names_the_commits_that_made_its_rows(results: Results) -
 def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results) -> None:
     assert [v.verdict for v in results.verdicts] == ["holds", "not tested"]
     assert results.settings == {"static": "trained", "ours": "trained", "other_device": "control", "tent": "online"}
-    assert results.not_applicable == {"majority": "no answers <here>"}
+    assert results.not_applicable == {
+        "majority": "no answers <here>",
+        "typo": "the test of ours reports no 'shufled', but own, shuffled",
+    }
     assert results.devices["ours"].values == sorted(results.devices["ours"].values)
     lines = results.verdict_lines()
     assert "Ours beats static & more." in lines[1] and "at 1.02 times its device FLOPs" in lines[2]

@@ -160,8 +160,14 @@ def collect(
     reasons = {
         name: str(own[0].notes["not_applicable"]) for name, own in cells.items() if "not_applicable" in own[0].notes
     }
+    dropped: dict[str, str] = {}
     present = {name: own for name, own in cells.items() if name not in reasons}
     rows = rows_of(comparison, present)
+    for name in comparison.row_names:
+        owner = comparison.owner(name)
+        if name not in rows and owner != name and owner in present:
+            known = ", ".join(dict.fromkeys(str(row["method"]) for row in present[owner][0].rows))
+            dropped[name] = f"the test of {owner} reports no '{comparison.runs[owner].also[name]}', but {known}"
     primary = primary_metric(rows)
     splits = splits_of(rows)
     costs = {name: cost for name, row in rows.items() if (cost := _cost(row))}
@@ -185,7 +191,7 @@ def collect(
         devices={name: values for name, row in rows.items() if (values := _devices(row, splits[0], primary))},
         settings={name: _setting(comparison, name, row) for name, row in rows.items()},
         notes={name: {c.seed: c.notes for c in own} for name, own in cells.items()},
-        not_applicable=reasons,
+        not_applicable=reasons | dropped,
         applicability=_applicability(comparison),
         reads=[dict(entry) for entry in reads],
         environment=environment(),
