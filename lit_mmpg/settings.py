@@ -141,7 +141,9 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _converted(next(a for a in arguments if a is not type(None)), value, where)
     if hint is float and type(value) is int:
         return float(value)
-    if isinstance(hint, type) and (type(value) is not hint or value != value):  # NaN is no number
+    if value != value:
+        raise UserError(f"{where} is {value!r}; it must be a number")
+    if isinstance(hint, type) and type(value) is not hint:
         raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
     return value
 

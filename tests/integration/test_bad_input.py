@@ -388,7 +388,7 @@ def test_a_checkpoint_that_is_none(
     [
         ("--model.dynamic.rank=0", "model.dynamic.rank is 0; it must be at least 1"),
         ("--model.anchors.count=-1", "model.anchors.count is -1; it must be at least 0"),
-        ("--model.optimiser.learning_rate=.nan", "model.optimiser.learning_rate is nan; it must be at least 0"),
+        ("--model.optimiser.learning_rate=.nan", "model.optimiser.learning_rate is nan; it must be a number"),
         ("--model.losses.kl=-1", "model.losses.kl is -1.0; it must be at least 0"),
         ("--model.cloud.adaptor_hidden=0", "model.cloud.adaptor_hidden is 0; it must be at least 1"),
         ("--save_every_n_steps=0", "save_every_n_steps is 0; it must be at least 1"),
