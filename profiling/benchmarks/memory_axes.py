@@ -82,7 +82,7 @@ SHOWN = (
     *(
         f"{name}{form}"
         for name in LEARNT
-        for form in ("", "_added", "_coded", "_scenes", "_held_64kib", "_held_256kib", "_held_1024kib")
+        for form in ("", "_added", "_coded", "_scenes", "_held_64kib", "_held_256kib", "_held_1024kib", "_held_4096kib")
     ),
     *ALONE,
 )
