@@ -113,8 +113,9 @@ class MLflowLogger(MLFlowLogger):
 
     @property
     def name(self) -> str:
-        """Name of the experiment (Lightning uses the number of the experiment, which says nothing in a path)."""
-        return self._experiment_name
+        """The experiment as a folder (Lightning uses its number, which says nothing), inside that of all runs."""
+        parts = [part.encode()[:200].decode(errors="ignore") for part in self._experiment_name.split("/")]
+        return "/".join(part for part in parts if part not in ("", ".", "..")) or "experiment"
 
     @property
     def save_dir(self) -> None:

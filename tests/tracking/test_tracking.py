@@ -202,6 +202,16 @@ def test_the_same_data_is_recorded_by_several_processes_at_once(store: Path) -> 
         assert len(client.get_run(run).inputs.dataset_inputs) == 8
 
 
+@pytest.mark.parametrize("experiment", ["../../above", "/at/the/top", "..", "ä" * 300, "plain/one"])
+def test_runs_of_every_experiment_lie_in_the_folder_of_all_runs(tmp_path: Path, store: Path, experiment: str) -> None:
+    logger = MLflowLogger(experiment, uri=f"sqlite:///{store}", folder=tmp_path / "outputs")
+    assert logger.experiment.get_experiment_by_name(experiment) is not None
+    folder = tmp_path / "outputs" / logger.name / str(logger.run_id)
+    folder.mkdir(parents=True)  # no part of it is too long, either
+    assert (tmp_path / "outputs") in folder.resolve().parents
+    assert logger.name == "plain/one" or experiment != "plain/one"
+
+
 def test_an_experiment_that_another_process_makes_in_between_is_taken(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
