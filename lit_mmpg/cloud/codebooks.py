@@ -21,11 +21,19 @@ def learn_codebooks(anchors: Iterable[np.ndarray], link: LinkConfig) -> ProductQ
     Args:
         anchors: ``[n, H]`` anchors that training devices would upload.
         link: Says how many codebooks.
+
+    Raises:
+        UserError: If an anchor is not finite.
     """
     parts = list(anchors) if link.codebooks else []
     vectors = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
     if not len(vectors):
         return None
+    if not np.isfinite(vectors).all():
+        raise UserError(
+            "the network projects frames of training devices to values that are not finite, of which no codebooks can "
+            "be learnt; train it with a lower learning rate, or from a checkpoint of before"
+        )
     quantiser = learn(vectors, min(link.codebooks, vectors.shape[1]))
     register(quantiser)
     return quantiser

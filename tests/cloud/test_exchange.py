@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from lit_mmpg.cloud.codebooks import learn_codebooks
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
+from lit_mmpg.errors import UserError
 from lit_mmpg.link.messages import Download, Upload
 from lit_mmpg.parameters import ParameterEntry, ParameterSpec
 
@@ -81,3 +84,10 @@ def test_the_digest_follows_the_weights() -> None:
     with torch.no_grad():
         layer.weight[0, 0] += 1
     assert state_digest(layer) != before
+
+
+def test_a_network_that_diverged_is_said_before_codebooks_are_learnt() -> None:
+    anchors = np.ones((40, 8), np.float32)
+    anchors[3, 2] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        learn_codebooks([anchors[:20], anchors[20:]], LinkConfig(codebooks=4))
