@@ -32,6 +32,11 @@ RESAMPLES = 1000
 KEPT_SAMPLES = 5000
 """The bootstrap takes at most so many samples of a row, the first ones."""
 
+CONDITIONS = ("gpu", "cpu_usable", "memory_bytes", "threads", "packages")
+"""Fields of the environment that change figures, beside machine and power mode."""
+SETTINGS = ("latency", "energy", "stream", "sustained", "throughput", "finetune", "cloud")
+"""The same of the configuration."""
+
 Row = Mapping[str, Any]
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -189,6 +194,8 @@ def compare_rows(a: Row, b: Row | None, limits: Sequence[Limit]) -> dict[str, An
     changes: dict[str, tuple[float, float, Change]] = {}
     for name, metric in METRICS.items():
         x, y = metric.value(a), metric.value(b)
+        if x is not None and y is None and any(limit.metric == name for limit in limits):
+            return lost(a, f"B's row has no {name}, on which there is a limit")
         if x is not None and y is not None and x > 0:
             changes[name] = (x, y, _change(metric, name, a, b, x, y))
     notes = [f"{which}: {flag}" for which, row in (("A", a), ("B", b)) for flag in flags(row)]
@@ -380,6 +387,11 @@ def _remarks(a: Mapping[str, Any], b: Mapping[str, Any], new: Sequence[str]) -> 
         x, y = (one[key] for one in found)
         if x != y:
             remarks.append(f"different {key.replace('_', ' ')}: {x or 'unknown'} and {y or 'unknown'}")
+    for section, names in (("environment", CONDITIONS), ("config", SETTINGS)):
+        x, y = ({name: profile[section].get(name) for name in names} for profile in (a, b))
+        different = ", ".join(f"{section}.{name}" for name in names if x[name] != y[name])
+        if different:
+            remarks.append(f"measured under different {different}: see both files")
     for which, profile in (("A", a), ("B", b)):
         if profile["state"] != "complete":
             remarks.append(f"{which} is {profile['state']}: some rows may be missing")

@@ -143,6 +143,26 @@ def test_a_limit_on_what_nobody_measured_fails(profile) -> None:
     assert found["problems"] == ["--fail-on energy_j=5%: no row of both has this figure"]
 
 
+def test_a_limit_on_a_figure_that_one_row_of_b_lost_fails(profile) -> None:
+    kept, gone = ({"throughput": {"mode": "Server", "answers_per_s": rate}} for rate in (9.0, None))
+    a, b = with_samples(profile[2], noise(1), **kept), with_samples(profile[2], noise(1), **kept)
+    for document in (a, b):
+        document["rows"].append(copy.deepcopy(document["rows"][0]) | {"scenario": "server"})
+    b["rows"][-1] |= gone
+    found = compare_profiles(a, b, [Limit.parse("answers_per_s=5%")])
+    assert not found["passed"] and "B's row has no answers_per_s" in found["problems"][0]
+    assert compare_profiles(a, b, [Limit.parse("p50_ms=5%")])["passed"]
+
+
+def test_other_conditions_and_settings_are_told(profile) -> None:
+    a, b = copy.deepcopy(profile[2]), copy.deepcopy(profile[2])
+    b["environment"] |= {"cpu_usable": 999, "packages": {}}
+    b["config"]["throughput"] = {"streams": 99}
+    told = "\n".join(compare_profiles(a, b, [])["remarks"])
+    assert "environment.cpu_usable, environment.packages" in told and "config.throughput" in told
+    assert "different" not in "".join(compare_profiles(a, a, [])["remarks"])
+
+
 def test_joules_of_a_module_are_not_compared_with_those_of_a_board(profile) -> None:
     reading = {"source": "ina3221", "estimate": False, "reason": None, "scope_note": "", "notes": []}
     reading |= {"gross_j_per_unit": 1.0, "net_j_per_unit": 0.9, "bound_j_per_unit": 0.01, "net_bound_j_per_unit": 0.01}
