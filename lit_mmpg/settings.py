@@ -139,10 +139,10 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
         return {k: v if kind is Any else _converted(kind, v, f"{where}.{k}") for k, v in value.items()}
     if type(None) in arguments:
         return None if value is None else _converted(next(a for a in arguments if a is not type(None)), value, where)
+    if type(value) in (int, float) and not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where} is {str(value)[:20]}; it must be a number that is not infinite")
     if hint is float and type(value) is int:
         return float(value)
-    if value != value:
-        raise UserError(f"{where} is {value!r}; it must be a number")
     if isinstance(hint, type) and type(value) is not hint:
         raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
     return value

@@ -193,6 +193,8 @@ class ProfileConfig:
     expected_rails: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.name.strip(". ") or {"/", "\0"} & set(self.name):
+            raise UserError(f"name is {self.name!r}; it names the folder of the results: give a text without '/'")
         if not self.engines:
             raise UserError("engines: none is named; see lit-mmpg profile engines")
         if not self.batches or min(self.batches) < 1:
@@ -201,6 +203,17 @@ class ProfileConfig:
             unknown = sorted(set(values) - set(known))
             if unknown or not values:
                 raise UserError(f"{what}: {', '.join(unknown) or 'none'}; choose from {', '.join(known)}")
+        graphs = [(own.engine, precision, own.options) for own in self.engines for precision in own.precisions]
+        named: dict[str, Sequence[object]] = {
+            "engines": [" ".join(map(str, graph[: 2 + bool(graph[2])])) for graph in graphs],
+            "batches": self.batches,
+            "scenarios": self.scenarios,
+            "links": [link.name for link in self.links],
+        }
+        for what, entries in named.items():
+            twice = [entry for i, entry in enumerate(entries) if entry in entries[:i]]
+            if twice:
+                raise UserError(f"{what}: {twice[0]} is there twice; delete one")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> ProfileConfig:

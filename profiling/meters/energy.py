@@ -15,6 +15,7 @@ from typing import Any
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.meters.integrate import Integral, integrate
 from lit_mmpg.profiling.meters.sources import CounterSource, PowerSource, SourceLost, Unavailable
+from lit_mmpg.settings import within
 
 LEAST_UPDATES = 50
 NO_TOTAL = "no rule says which rails make this board's total; see the rails"
@@ -47,6 +48,7 @@ class EnergyConfig:
     def __post_init__(self) -> None:
         if self.min_window_s <= 0 or self.idle_s <= 0 or self.max_wait_idle_s < 0:
             raise UserError("energy: min_window_s and idle_s must be positive, max_wait_idle_s not negative")
+        within("energy.", 0, 1, quiet_fraction=self.quiet_fraction)
 
 
 @dataclass(frozen=True)

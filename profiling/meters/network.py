@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lit_mmpg.errors import UserError
+from lit_mmpg.settings import within
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class LinkModel:
         if min(self.up_mbit_s, self.down_mbit_s) <= 0 or self.rtt_ms < 0:
             raise UserError(f"links: {self.name} needs positive rates and an rtt_ms that is not negative")
         powers = (self.base_w, self.up_w_per_mbit_s, self.down_w_per_mbit_s)
+        amounts = ("base_w", "up_w_per_mbit_s", "down_w_per_mbit_s", "tail_w", "tail_s", "round_trips")
+        within(f"links: {self.name}: ", 0, **{name: getattr(self, name) for name in amounts})
         if (self.energy_source is None) != (None in powers):
             raise UserError(
                 f"links: {self.name} needs base_w, up_w_per_mbit_s, down_w_per_mbit_s, energy_source, or none of them"

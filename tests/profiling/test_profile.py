@@ -226,6 +226,12 @@ def test_truncated_edited_and_newer_files_are_refused(finished, tmp_path: Path) 
         "{}": "no profile",
         re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": NaN', text): "holds NaN",
         re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": 1e400', text): r"rows\[0\].*p50_ms is no possible figure",
+        ("batches=[1, 2, 1]", "batches: 1 is there twice"),
+        ("engines=[{engine: onnxruntime}, {engine: onnxruntime}]", "engines: onnxruntime fp32 is there twice"),
+        ("name=../up", "names the folder of the results"),
+        ("sustained.duration_s=.inf", "sustained.duration_s is inf"),
+        ("energy.quiet_fraction=2", "energy.quiet_fraction is 2.0; it must be between 0 and 1"),
+        ("links=[{name: x, up_mbit_s: 1, down_mbit_s: 1, rtt_ms: 1, source: y, tail_s: -1}]", "links: x: tail_s is -1"),
         re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": 1' + 400 * "0", text): "no possible figure",
     }
     for key in ("options", "latency", "energy", "series", "stages", "memory"):
