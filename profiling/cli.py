@@ -41,6 +41,7 @@ from lit_mmpg.report import wide_console
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines.cache import EngineCache, cache_folder
 from lit_mmpg.texts import masked, printable
+from lit_mmpg.writing import require_writable, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,6 +190,9 @@ def _load_config(name: str, overrides: Sequence[str], engines: Sequence[str] | N
 
 def _compare(options: argparse.Namespace) -> int:
     limits = [Limit.parse(text) for text in options.fail_on]
+    output: Path = options.output or Path("outputs/compare_profiles")
+    written = [output / "comparison.json", output / "comparison.html"]
+    require_writable(written[0], "--output")
     if options.interleave:
         comparison = _interleave(options, limits)
     else:
@@ -201,15 +205,12 @@ def _compare(options: argparse.Namespace) -> int:
             )
         with documents.telling(options.a, options.b):
             comparison = compare_profiles(documents.load(options.a), documents.load(options.b), limits)
-    output: Path = options.output or Path("outputs/compare_profiles")
+    print_comparison(comparison, ("p50_ms", "p99_ms", "peak_rss_bytes"))
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        written = [output / "comparison.json", output / "comparison.html"]
-        written[0].write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
-        written[1].write_text(render_comparison(comparison), encoding="utf-8")
+        write_text(written[0], json.dumps(comparison, indent=1) + "\n")
+        write_text(written[1], render_comparison(comparison))
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
-    print_comparison(comparison, ("p50_ms", "p99_ms", "peak_rss_bytes"))
     _tell_files(written)
     return 0 if comparison["passed"] else 1
 
@@ -234,6 +235,9 @@ def _run_plan(options: argparse.Namespace, harness: Harness, plan: Sequence[Cell
         wide_console().print(f"[yellow]note:[/] {warning}", highlight=False)
     profile = harness.start()
     interrupted = _measure(harness, plan, profile, output)
+    if interrupted and not profile["rows"]:
+        print(f"interrupted: no row is finished; {output} is as it was", file=sys.stderr)
+        return 130
     profile["state"] = "interrupted" if interrupted else "complete"
     written = _save(profile, output)
     print_document(profile)
@@ -387,10 +391,11 @@ def _report(options: argparse.Namespace) -> int:
     profiles = [(file, documents.load(file)) for file in options.files]
     several = len(profiles) > 1
     output: Path = options.output or (Path("boards.html") if several else options.files[0].with_name("report.html"))
+    require_writable(output, "--output", ".html")
     with documents.telling(*options.files):
         page = render_boards(compare_boards(profiles)) if several else render(profiles[0][1])
     try:
-        output.write_text(page, encoding="utf-8")
+        write_text(output, page)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror}") from error
     print(f"Written: {printable(str(output))}")

@@ -153,10 +153,20 @@ class Harness:
         if cell.absent is None:
             try:
                 self._compile(cell, row) if cell.selection.compile_only else self._run(cell, row)
+                self.require_same_bundle()
             except Exception as error:  # one engine's failure must not cost the other rows
                 row["status"] = "failed"
                 row["reason"] = reason_of(error)
         return json_ready(row)
+
+    def require_same_bundle(self) -> None:
+        """Check that the bundle is still the one that was opened: every cell reads its files again.
+
+        Raises:
+            UserError: If it was replaced or damaged since.
+        """
+        if Bundle.open(self.bundle.path).manifest != self.bundle.manifest:
+            raise UserError(f"{self.bundle.path} was replaced while it was measured; measure it again")
 
     def _run(self, cell: Cell, row: dict[str, Any]) -> None:
         with Pipeline(self.bundle, cell, more_roles(cell.scenario)) as pipeline:

@@ -92,6 +92,8 @@ def compare_bundles(
             rows.append(lost(_fields(cell), f"B: {absent}"))
             continue
         rows.append(_measure(a, b, cell, limits, rounds, _sayer(say, title), open_b))
+        a.require_same_bundle()
+        b.require_same_bundle()
     remarks = [f"measured in turns, {rounds} rounds with fresh sessions each"]
     starts = [side(harness.start()) for harness in (a, b)]
     return finish("interleaved", starts[0], starts[1], rows, limits, remarks)

@@ -269,6 +269,7 @@ def test_the_benchmark_of_the_gate_goes_on_where_it_was_interrupted(
         (["--fail-on", "p50_ms=-1%"], "write FIGURE=LIMIT"),
         (["--config", "x.yaml"], "add --interleave"),
         (["--interleave", "--rounds", "3"], "at least 6"),
+        (["--interleave", "--output", f"{__file__}/none"], "cannot be written"),
     ],
 )
 def test_mistakes(profile, arguments: list[str], told: str) -> None:

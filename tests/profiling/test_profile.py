@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from lit_mmpg.files import find_config
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling.cli import main
 from lit_mmpg.profiling.config import SCENARIOS, load_config
+from lit_mmpg.profiling.harness import Harness, Instruments
 from lit_mmpg.profiling.html import render
 from lit_mmpg.profiling.plan import make_plan
 from lit_mmpg.profiling.schema import SCHEMA, problems
@@ -163,6 +165,37 @@ def test_page_can_be_made_again(finished, tmp_path: Path) -> None:
     assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()
 
 
+def test_the_page_never_takes_the_place_of_a_profile(finished, tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    file.write_bytes(kept := (finished[0] / "profile.json").read_bytes())
+    with pytest.raises(UserError, match=r"ends in \.html"):
+        main(["report", str(file), "--output", str(file)])
+    assert file.read_bytes() == kept
+
+
+def test_a_run_without_a_row_leaves_the_profile_of_before(bundle, config, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "profile.json").write_text("of before")
+
+    def interrupted(self: Harness, cell: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Harness, "measure", interrupted)
+    asked = ["run", "--bundle", str(bundle), "--config", str(config), "--output", str(tmp_path), "--no-record"]
+    assert main(asked) == 130 and "as it was" in capsys.readouterr().err
+    assert (tmp_path / "profile.json").read_text() == "of before" and not (tmp_path / "report.html").exists()
+
+
+def test_a_bundle_that_is_replaced_between_cells_is_no_figure_of_the_first(config: Path, tmp_path: Path) -> None:
+    made = Bundle.open(make_bundle(tmp_path / "bundle"))
+    settings = load_config(config, ["scenarios=[answer]", "encoder=without", "measure_memory=false"])
+    harness, (cell, *_) = Harness(made, settings, Instruments.open(tmp_path)), make_plan(settings, made)
+    assert harness.measure(cell)["status"] == "ok"
+    shutil.rmtree(made.path)
+    make_bundle(made.path, "another")
+    row = harness.measure(cell)
+    assert row["status"] == "failed" and "was replaced while it was measured" in row["reason"]
+
+
 def test_a_wrong_engine_is_reported_and_not_timed(tmp_path: Path, config: Path, capsys) -> None:
     wrong = make_bundle(tmp_path / "wrong", wrong=True)
     arguments = ["run", "--bundle", str(wrong), "--config", str(config), "--output", str(tmp_path / "out")]
@@ -193,6 +226,12 @@ def test_what_the_bundle_lacks_is_listed_with_the_remedy(bundle: Path, config: P
         ("latency.min_count=many", "latency.min_count must be int"),
         ("scenarios=[anwser]", "anwser"),
         ("batches=[0]", "batches"),
+        ("batches=[1, 2, 1]", "batches: 1 is there twice"),
+        ("engines=[{engine: onnxruntime}, {engine: onnxruntime}]", "engines: onnxruntime fp32 is there twice"),
+        ("name=../up", "names the folder of the results"),
+        ("sustained.duration_s=.inf", "sustained.duration_s is inf"),
+        ("energy.quiet_fraction=2", "energy.quiet_fraction is 2.0; it must be between 0 and 1"),
+        ("links=[{name: x, up_mbit_s: 1, down_mbit_s: 1, rtt_ms: 1, source: y, tail_s: -1}]", "links: x: tail_s is -1"),
         ("stream.adapt_every=99", "adapt_every"),
         ("links=[{name: x, up_mbit_s: 0, down_mbit_s: 1, rtt_ms: 1, source: y}]", "positive rates"),
         ("nonsense", "write key=value"),
@@ -226,12 +265,6 @@ def test_truncated_edited_and_newer_files_are_refused(finished, tmp_path: Path) 
         "{}": "no profile",
         re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": NaN', text): "holds NaN",
         re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": 1e400', text): r"rows\[0\].*p50_ms is no possible figure",
-        ("batches=[1, 2, 1]", "batches: 1 is there twice"),
-        ("engines=[{engine: onnxruntime}, {engine: onnxruntime}]", "engines: onnxruntime fp32 is there twice"),
-        ("name=../up", "names the folder of the results"),
-        ("sustained.duration_s=.inf", "sustained.duration_s is inf"),
-        ("energy.quiet_fraction=2", "energy.quiet_fraction is 2.0; it must be between 0 and 1"),
-        ("links=[{name: x, up_mbit_s: 1, down_mbit_s: 1, rtt_ms: 1, source: y, tail_s: -1}]", "links: x: tail_s is -1"),
         re.sub(r'"p50_ms": [0-9.e-]+', '"p50_ms": 1' + 400 * "0", text): "no possible figure",
     }
     for key in ("options", "latency", "energy", "series", "stages", "memory"):
@@ -260,7 +293,7 @@ def test_a_field_of_another_kind_is_one_error_that_names_the_file(finished, tmp_
     document["digest"] = documents.digest(document)
     file.write_text(json.dumps(document))
     files = [str(file), str(file)] if command == ["compare"] else [str(file)]
-    assert lit_mmpg(["profile", *command, *files, "--output", str(tmp_path / "out")]) == 2
+    assert lit_mmpg(["profile", *command, *files, "--output", str(tmp_path / "out.html")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {file}")
 
 
