@@ -377,9 +377,12 @@ class CameraMemory:
             if told["schema"] != SCHEMA:
                 raise UserError(f"{path}: a memory of schema {told['schema']}, {SCHEMA} is read; learn it again")
             gates = {int(count): float(score) for count, score in told.get("gates", {}).items()}
+            scene, scores = np.stack([mean, deviation]), [*gates.values()]
+            if scene.shape[:-2] != (2, 3) or not (np.isfinite(scene).all() and np.isfinite(scores).all()):
+                raise ValueError("the scene has another shape, or it or a gate is no finite number")
             blank = replace(cls.empty(Scene(mean, deviation)), version=int(told["version"]) - 1, gates=gates)
             return blank.with_models(change, opacity, told["devices"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a readable camera memory ({error}); copy it again, or learn it") from error
 
     @classmethod

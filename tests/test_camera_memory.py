@@ -1,9 +1,11 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from lit_mmpg import camera_memory
@@ -153,7 +155,18 @@ def test_a_saved_memory_comes_back_and_other_files_are_refused(tmp_path: Path):
     np.testing.assert_allclose(back.opacity, TOLD.opacity, atol=1e-3)
     save_file({"x": np.zeros(1, np.float32)}, tmp_path / "other.safetensors")
     (tmp_path / "damaged").write_bytes((tmp_path / "memory.safetensors").read_bytes()[:-9])
-    for name in ("other.safetensors", "damaged", "missing"):
+    with safe_open(str(tmp_path / "memory.safetensors"), "numpy") as file:
+        told = json.loads(file.metadata()["camera_memory"])
+    kept = load_file(tmp_path / "memory.safetensors")
+    nothing = np.full_like(kept["scene.mean"], np.nan)
+    for name, tensors, more in (
+        ("nan", {"scene.mean": nothing}, {}),
+        ("size", {"scene.deviation": kept["scene.deviation"][..., 1:]}, {}),
+        ("gate", {}, {"gates": {"1": float("nan")}}),
+        ("gates", {}, {"gates": [1]}),
+    ):
+        save_file(kept | tensors, tmp_path / name, {"camera_memory": json.dumps(told | more)})
+    for name in ("other.safetensors", "damaged", "missing", "nan", "size", "gate", "gates"):
         with pytest.raises(UserError, match=f"{name} is not a readable camera memory"):
             CameraMemory.load(tmp_path / name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,20 @@ def main(argv: Sequence[str]) -> int:
     former = CameraMemory.load(options.add) if options.add else None
     size = (options.height, options.width) if former is None else former.scene.mean.shape[-2:]
     problems: list[str] = []
+    shown: dict[bytes, Path] = {}
+    again: list[str] = []
     with working("looking at clips", len(clean) + sum(map(len, fleet.values())), "clips") as work:
 
         def frames(files: Sequence[Path]) -> np.ndarray:
             seen = []
             for file in files:
                 try:
-                    seen.append(sample_video(file, 1, size).pixels[0])
+                    frame = sample_video(file, 1, size).pixels[0]
+                    first = shown.setdefault(hashlib.sha256(frame.tobytes()).digest(), file)
+                    if first is file:
+                        seen.append(frame)
+                    else:  # what copies have in common is no camera's
+                        again.append(f"{file} shows the same picture as {first}")
                 except UserError as error:
                     problems.append(str(error))
                 work.advance()
@@ -54,12 +62,13 @@ def main(argv: Sequence[str]) -> int:
 
         ordinary = frames(clean)
         seen = {name: frames(files) for name, files in fleet.items()}
+    copies = [f"{len(again)} clips are left out, as {again[0]}"] if again else []
     few = [name for name, taken in seen.items() if len(taken) < FEWEST_CLIPS]
     devices = {name: taken for name, taken in seen.items() if name not in few}
     if len(devices) < options.fewest:
         raise UserError(
             f"--fleet {options.fleet}: {len(devices)} devices have {FEWEST_CLIPS} clips or more that can be read, a "
-            f"model is learnt from {options.fewest}; give more clips, or a smaller --fewest"
+            f"model is learnt from {options.fewest}; " + "; ".join([*copies, "give more clips, or a smaller --fewest"])
         )
     require_clean(len(ordinary), options.share)
     memory = CameraMemory.empty(Scene.of(ordinary)) if former is None else former
@@ -69,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         memory = memory.with_gates(ordinary, options.share)
     console = wide_console()
     _show(console, list(devices), groups, len(memory))
-    for note in [f"{name}: fewer than {FEWEST_CLIPS} clips, left out" for name in few] + problems:
+    for note in [*(f"{name}: fewer than {FEWEST_CLIPS} clips, left out" for name in few), *problems, *copies]:
         console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
     if not len(memory):
         raise UserError(

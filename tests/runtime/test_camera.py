@@ -374,6 +374,10 @@ def test_mistakes_cost_seconds_and_no_memory(tmp_path: Path, capsys) -> None:
     assert "1 devices have 4 clips or more" in ask("fleet")
     assert "nothing is written" in ask("apart")
     assert "50, each of another clip" in ask("apart", clean=pictures(tmp_path / "few", world(9, 78)))
+    for i in range(3):
+        pictures(tmp_path / "copies" / str(i), world(8, 79))
+    assert "16 clips are left out, as" in (said := ask("copies")) and "shows the same picture as" in said
+    assert "1 clean frames cannot show" in ask("apart", clean=pictures(tmp_path / "one", world(1, 80).repeat(50, 0)))
     assert not target.exists()
     for wrong in ("--share=0", "--least=nan", "--fewest=1", "--height=4", "--width=wide"):
         with pytest.raises(SystemExit, match="2"):
