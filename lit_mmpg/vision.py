@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class PooledEncoder(nn.Module):
 def keep_graph(
     source: str, edge: int | None, target: Path, any_size: bool = False, option: str = "--encoder"
 ) -> VisionModel:
-    """Export an encoder, hold it against the original and write its graph in one step.
+    """Export an encoder, hold it against the original and write its graph in one step, and its digest beside it.
 
     Args:
         source: Folder, or name on the hub.
@@ -144,6 +145,7 @@ def keep_graph(
         raise RuntimeError(f"the exported frame encoder differs from the original by {abs(got - expected).max()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, graph)
+    write_bytes(target.with_suffix(".sha256"), hashlib.sha256(graph).hexdigest().encode())
     return encoder
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -27,6 +28,7 @@ from lit_mmpg.data.cameras import Camera, apply, noise_seed
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
 from lit_mmpg.maps import PixelMaps, Scene, undo
 from lit_mmpg.records import FrameSource
@@ -98,7 +100,7 @@ def film(
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     paths = {i: cache_dir / f"{_digest(shot, images, encoder, fingerprint)}.npy" for i, shot in shots.items()}
-    missing = [(shots[i], path) for i, path in paths.items() if not path.is_file()]
+    missing = [(shots[i], path) for i, path in paths.items() if not _is_whole(path)]
     # Several devices may be one and the same camera.
     missing = list({path: (shot, path) for shot, path in missing}.values())
     if missing:
@@ -108,6 +110,15 @@ def film(
         )
         _work(missing, pixels, str(encoder.prepare()), workers or len(os.sched_getaffinity(0)))
     return paths
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an array is on the disk; what was cut short is made again."""
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def _digest(shot: Shot, images: ImageFrames, encoder: FrameEncoder, fingerprint: str) -> str:
@@ -144,21 +155,28 @@ def _unpack(images: ImageFrames, clips: Sequence[str], cache_dir: Path, fingerpr
     rows = {clip: (end - lengths[clip], end) for clip, end in zip(clips, ends, strict=True)}
     content = json.dumps([FILMING_VERSION, fingerprint, rows], sort_keys=True).encode()
     path = cache_dir / f"pixels-{hashlib.sha256(content).hexdigest()[:24]}.npy"
-    if not path.is_file():
+    if not _is_whole(path):
         _log.info("decoding the frames of %d clips once", len(clips))
-        partial = path.with_suffix(f".{os.getpid()}")
-        array: Any = None
-        with working("decoding frames", len(clips), "clips") as work:
-            for clip in clips:
-                frames = images.pixels(clip)
-                if array is None:
-                    shape = (ends[-1], *frames.shape[1:])
-                    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-                start, end = rows[clip]
-                array[start:end] = frames
-                work.advance()
-        array.flush()
-        partial.replace(path)
+        partial, size = path.with_suffix(f".{os.getpid()}"), None
+        try:
+            # Not through a memory map, with which a full disk ends the process by a signal.
+            with working("decoding frames", len(clips), "clips") as work, partial.open("wb") as file:
+                for clip in clips:
+                    frames = images.pixels(clip)
+                    if size is None:
+                        size = frames.shape[1:]
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (ends[-1], *size)}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    if frames.shape[1:] != size:
+                        raise UserError(f"{images.path}: the frames of '{clip}' have another size; resize all to one")
+                    file.write(frames.tobytes())
+                    work.advance()
+            partial.replace(path)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
     return _Pixels(str(path), lengths)
 
 
@@ -242,7 +260,8 @@ def keep_memory(
     content += [[shot.clips, shot.seed, asdict(shot.camera), shot.artefact and asdict(shot.artefact)] for shot in shots]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_dir / f"memory-{digest}.safetensors"
-    if path.is_file():
+    with suppress(UserError):  # none, or a damaged one
+        CameraMemory.load(path)
         return path
     cache_dir.mkdir(parents=True, exist_ok=True)
     kept = _unpack(images, sorted({*clean, *(c for shot in shots for c in _sources(shot))}), cache_dir, fingerprint)

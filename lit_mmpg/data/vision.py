@@ -16,6 +16,7 @@ import numpy as np
 
 from lit_mmpg.data.readers.files import fingerprint_files, require_path
 from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.bundle import file_digest
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class FrameEncoder:
 
     def prepare(self) -> Path:
         """Export the graph unless it is there; call it before several processes open it."""
-        if not self.graph.is_file():
+        if not is_whole(self.graph):
             _log.info("exporting the frame encoder %s once", self.folder)
             from lit_mmpg.vision import keep_graph
 
@@ -61,6 +62,14 @@ class FrameEncoder:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Encode ``[N, 3, H, W]`` uint8 RGB pixels to ``[N, D]`` float32 features."""
         return run_graph(self._session, pixels)
+
+
+def is_whole(graph: Path) -> bool:
+    """Whether a kept graph is what :func:`lit_mmpg.vision.keep_graph` wrote; another one is exported again."""
+    try:
+        return file_digest(graph) == graph.with_suffix(".sha256").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
 
 
 def open_graph(path: str | Path) -> Any:

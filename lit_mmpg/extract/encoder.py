@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import fingerprint_files
+from lit_mmpg.data.vision import is_whole
 from lit_mmpg.errors import UserError, first_line, install_hint
 from lit_mmpg.writing import write_bytes
 
@@ -51,7 +53,7 @@ def encoder_digest(folder: Path) -> str:
 
 
 def prepare_graph(folder: Path, digest: str, edge: int | None, cache: Path) -> tuple[Path, tuple[int, int]]:
-    """Export the encoder unless that was done before.
+    """Export the encoder unless that was done before, and what was kept is whole.
 
     Args:
         folder: Folder of the encoder.
@@ -67,10 +69,12 @@ def prepare_graph(folder: Path, digest: str, edge: int | None, cache: Path) -> t
     """
     graph = cache / f"{digest}-{edge or 'own'}.onnx"
     note = graph.with_suffix(".json")
-    if not (graph.is_file() and note.is_file()):
-        from lit_mmpg.vision import keep_graph
+    with suppress(OSError, ValueError, TypeError):  # what is damaged is made again
+        height, width = json.loads(note.read_text(encoding="utf-8"))
+        if is_whole(graph):
+            return graph, (int(height), int(width))
+    from lit_mmpg.vision import keep_graph
 
-        encoder = keep_graph(str(folder), edge, graph)
-        write_bytes(note, json.dumps([encoder.height, encoder.width]).encode())
-    height, width = json.loads(note.read_text(encoding="utf-8"))
-    return graph, (int(height), int(width))
+    encoder = keep_graph(str(folder), edge, graph)
+    write_bytes(note, json.dumps([encoder.height, encoder.width]).encode())
+    return graph, (encoder.height, encoder.width)

@@ -157,10 +157,30 @@ def test_filming_equals_camera_then_encoder_and_is_done_once(
             pixels = apply(shot.camera, images.pixels(clip), noise_seed(shot.seed, clip)) / 255
             expected = np.concatenate([pixels.mean((2, 3)), np.square(pixels).mean((2, 3))], 1)
             np.testing.assert_allclose(filmed.filmed(device, clip), expected, atol=1e-3)
+    # What was cut short on the disk is made again, and nothing else.
+    (pixels_file,) = (tmp_path / "cache").glob("pixels-*.npy")
+    decoded, features = pixels_file.read_bytes(), paths[0].read_bytes()
+    pixels_file.write_bytes(decoded[:-9])
+    paths[0].write_bytes(b"")
+    again: list[Path] = []
+    monkeypatch.setattr(filming, "_work", lambda jobs, *_: again.extend(path for _, path in jobs))
+    filming.film(images, encoder, plan.shots, tmp_path / "cache", "content")  # type: ignore[arg-type]
+    assert again == [paths[0]] and pixels_file.read_bytes() == decoded
+    paths[0].write_bytes(features)
     monkeypatch.setattr(filming, "_work", lambda *_: pytest.fail("encoded again"))
     filming.film(images, encoder, plan.shots, tmp_path / "cache", "content")  # type: ignore[arg-type]
     with pytest.raises(pytest.fail.Exception):
         filming.film(images, encoder, plan.shots, tmp_path / "cache", "other content")  # type: ignore[arg-type]
+
+
+def test_clips_of_two_sizes_are_refused_and_leave_nothing(tmp_path: Path):
+    for clip, size in (("a", (4, 6)), ("b", (6, 4))):
+        (tmp_path / "frames" / clip).mkdir(parents=True)
+        Image.new("RGB", size).save(tmp_path / "frames" / clip / "0.png")
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(UserError, match="frames of 'b' have another size"):
+        filming._unpack(ImageFrames(tmp_path / "frames", 1), ["a", "b"], tmp_path / "cache", "content")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_batches_show_each_device_through_its_own_camera(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ import torch
 from lit_mmpg.cli import main
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.vision import open_graph, run_graph
+from lit_mmpg.extract.encoder import prepare_graph
 from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
@@ -180,6 +181,15 @@ def children(pid: int) -> list[int]:
         if int(stat.rpartition(")")[2].split()[1]) == pid and "spawn_main" in command:
             found.append(int(entry.name))
     return found
+
+
+def test_a_graph_that_was_damaged_is_exported_again(encoder: Path, tmp_path: Path) -> None:
+    made = graph, _ = prepare_graph(encoder, "name", None, tmp_path)
+    whole, written = graph.read_bytes(), graph.stat().st_mtime_ns
+    assert prepare_graph(encoder, "name", None, tmp_path) == made and graph.stat().st_mtime_ns == written
+    graph.write_bytes(whole[:99])
+    graph.with_suffix(".json").write_text("[4")
+    assert prepare_graph(encoder, "name", None, tmp_path) == made and graph.read_bytes() == whole
 
 
 def test_a_killed_run_goes_on_where_it_was(videos: Path, encoder: Path) -> None:
