@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,8 @@ def _print(rows: list[dict[str, Any]], data: DeviceData) -> None:
         print(f"{group}: {len(own)} devices, {sum(row['clips'] for row in own)} clips")
     if any(len(own) > SHOWN for own in groups.values()):
         print("All devices: --output FILE.json")
-    for line in room_lines(data)[0]:
+    lines, points = room_lines(data)
+    for line in (*lines, *(_gains_there(data) if points else ())):
         print(line)
 
 
@@ -116,18 +117,25 @@ def room_lines(data: DeviceData) -> tuple[list[str], float | None]:
         f"  knows the device: {accuracy['knows']:.1f} %",
         f"  room for adaptation: {points:.1f} points (standard error {result['room_se_points']['overall']:.1f})",
     ]
-    columns = {clip.id: clip.columns for clip in data.corpus.clips}
+    return lines, points
+
+
+def _gains_there(data: DeviceData) -> Iterator[str]:
+    """What earlier clips gain an ideal observer on the test devices of data that is set up."""
+    from lit_mmpg.data.datamodule import PersonalClipsData
+
+    assert isinstance(data, PersonalClipsData)  # whose generative model is known
+    clips, columns = data.clips, {clip.id: clip.columns for clip in data.corpus.clips}
     devices = len(data.device_table.timelines["test_unseen"])
 
     def there(earlier: int) -> float:
         queries = data.eval_batches("test_unseen", context_clips=max(earlier, 1)).queries
         told = [([data.clip_ids[c] for c in q.context][:earlier], [data.clip_ids[c] for c in q.clips]) for q in queries]
-        return 100 * accuracy_on(data.clips, columns, told)
+        return 100 * accuracy_on(clips, columns, told)
 
     if devices:
         alone = there(0)
         gains = ", ".join(f"{earlier}: +{there(earlier) - alone:.1f}" for earlier in (1, 4, 8, 16))
-        lines.append(
+        yield (
             f"On the {devices} unseen test devices: {alone:.1f} % by the clip alone; points by earlier clips: {gains}"
         )
-    return lines, points

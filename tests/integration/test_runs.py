@@ -152,6 +152,16 @@ def test_devices_are_listed_for_scripts(
     assert len({row["device"] for row in rows}) == 8 and "8 clips" in said.err
 
 
+def test_devices_take_flags_of_the_embedded_data_and_say_what_earlier_clips_gain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fewer = [f"--data.clips.{group}_devices=2" for group in ("train", "val", "test")]
+    assert main(["devices", *fewer]) == 0
+    said = capsys.readouterr().out
+    assert "20,000 sampled devices" in said and "On the 2 unseen test devices: " in said
+
+
 @pytest.mark.parametrize("task", list(PRIMARY))
 def test_predict_writes_every_answer_once(task: str, trained: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(task)

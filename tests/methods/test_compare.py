@@ -31,7 +31,7 @@ WRONG = (
     ({"reference": "b"}, "reference names row 'b'"),
     ({"frame_encoder": "mobilenet_v2"}, "frame_encoder must be a mapping"),
     ({"claims": {"c": {"text": "t", "method": "b", "rivals": ["a"]}}}, "claim 'c' names row 'b'"),
-    ({"claims": {"c": {"text": "t", "method": "a", "rivals": ["a"], "margin": float("nan")}}}, "margin must be float"),
+    ({"claims": {"c": {"text": "t", "method": "a", "rivals": ["a"], "margin": float("nan")}}}, "margin is nan"),
 )
 """What is wrong in a file, and what is said."""
 
