@@ -20,7 +20,6 @@ import numpy as np
 from lit_mmpg.data.personal_clips import (
     COLOURS,
     OPEN_TYPES,
-    PERSONAL_TYPES,
     ROOMS,
     PersonalClipsConfig,
     draw_latents,
@@ -50,6 +49,11 @@ def favourite_posterior(seen: np.ndarray, values: int, share: float) -> np.ndarr
     return weights / weights.sum(1, keepdims=True)
 
 
+def _personal(config: PersonalClipsConfig) -> dict[str, tuple[str, Sequence[str], float]]:
+    """Question type -> what of a clip it goes by, its values, and the share of the clips that show the favourite."""
+    return {"mine": ("colour", tuple(COLOURS), config.mine_share), "usual_room": ("room", ROOMS, config.usual_share)}
+
+
 def _score(seen: np.ndarray, values: int, share: float, truth: np.ndarray) -> np.ndarray:
     """``[S]`` scores of the more probable answer to whether the last of ``seen [S, N]`` is the device's favourite."""
     yes = favourite_posterior(seen, values, share)[np.arange(len(seen)), seen[:, -1]]
@@ -68,14 +72,13 @@ def accuracy_on(
         clips: Clip -> its columns.
         queries: Earlier clips that the observer sees, and clips of the same device that it is asked about.
     """
-    right, asked_clips = 0.0, 0
-    kinds = (("colour", tuple(COLOURS), config.mine_share, "mine"), ("room", ROOMS, config.usual_share, "usual_room"))
+    right, asked_clips, personal = 0.0, 0, _personal(config)
     for earlier, asked in queries:
-        right += (len(OPEN_TYPES) - len(kinds)) * len(asked)
+        right += (len(OPEN_TYPES) - len(personal)) * len(asked)
         asked_clips += len(asked)
-        for column, values, share, favourite in kinds:
+        for kind, (column, values, share) in personal.items():
             seen = [[values.index(clips[clip][column]) for clip in (*earlier, one)] for one in asked]
-            truth = np.array([clips[one][favourite] == "yes" for one in asked])
+            truth = np.array([clips[one][kind] == "yes" for one in asked])
             right += float(_score(np.array(seen), len(values), share, truth).sum())
     return right / (len(OPEN_TYPES) * asked_clips)
 
@@ -108,17 +111,13 @@ def room(
         raise UserError(f"ideal observer: histories is {list(histories)}; give numbers of clips, 0 or more")
     longest = max(histories)
     truth = draw_latents(config, np.random.default_rng([seed, samples]), samples, longest + 1)
-    latents = {
-        "mine": (truth.mine, truth.colour, len(COLOURS), config.mine_share),
-        "usual_room": (truth.usual_room, truth.room, len(ROOMS), config.usual_share),
-    }
 
     def scores(history: int) -> dict[str, np.ndarray]:
         """Question type -> ``[samples]`` expected score of the observer that has seen ``history`` earlier clips."""
         right = {kind: np.ones(samples) for kind in OPEN_TYPES}
-        for kind in PERSONAL_TYPES:
-            favourite, shown, values, share = latents[kind]
-            right[kind] = _score(shown[:, longest - history :], values, share, favourite == shown[:, -1])
+        for kind, (column, values, share) in _personal(config).items():
+            favourite, shown = getattr(truth, kind), getattr(truth, column)
+            right[kind] = _score(shown[:, longest - history :], len(values), share, favourite == shown[:, -1])
         return right
 
     observers = {"knows": {kind: np.ones(samples) for kind in OPEN_TYPES}, "blind": scores(0)}

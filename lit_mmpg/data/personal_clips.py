@@ -62,8 +62,6 @@ LONG_FRAMES = 16
 
 OPEN_TYPES = ("shape", "colour", "direction", "room", "mine", "usual_room")
 """Types of the open-ended questions; every clip has one of each."""
-PERSONAL_TYPES = ("mine", "usual_room")
-"""The open-ended types whose answer depends on the device."""
 CHOICE_TYPES = ("which_thing", "which_motion", "which_owner")
 """Types of the multiple-choice questions; every clip has one of each. ``which_owner`` depends on the device."""
 NUM_OPTIONS = 5

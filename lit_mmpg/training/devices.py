@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 DEFAULT = "configs/experiment/demo.yaml"
 """Shown when no configuration is named: the embedded data."""
 
+HISTORIES = (1, 4, 8, 16)
+"""Numbers of earlier clips of which an ideal observer's gain is told."""
+
 SHOWN = 6
 """Devices of each group on the screen; all of them are in the output file."""
 
@@ -106,10 +109,10 @@ def room_lines(data: DeviceData) -> tuple[list[str], float | None]:
 
     if not isinstance(data, PersonalClipsData) or not find_task(data.task).answer_list:
         return [], None
-    result = room(data.clips)
+    result = room(data.clips, histories=HISTORIES)
     accuracy = {name: 100 * values["overall"] for name, values in result["accuracy"].items()}
     points = float(result["room_points"]["overall"])
-    history = ", ".join(f"{c}: {accuracy[f'history_{c}']:.1f} %" for c in (1, 4, 8, 16))
+    history = ", ".join(f"{c}: {accuracy[f'history_{c}']:.1f} %" for c in HISTORIES)
     lines = [
         f"Ideal observers of the open-ended questions ({result['samples']:,} sampled devices, perfect perception):",
         f"  knows the clip alone (device-blind): {accuracy['blind']:.1f} %",
@@ -124,18 +127,18 @@ def _gains_there(data: DeviceData) -> Iterator[str]:
     """What earlier clips gain an ideal observer on the test devices of data that is set up."""
     from lit_mmpg.data.datamodule import PersonalClipsData
 
-    assert isinstance(data, PersonalClipsData)  # whose generative model is known
-    clips, columns = data.clips, {clip.id: clip.columns for clip in data.corpus.clips}
     devices = len(data.device_table.timelines["test_unseen"])
+    if not isinstance(data, PersonalClipsData) or not devices or data.batch.context == "clip":
+        return
+    clips, columns = data.clips, {clip.id: clip.columns for clip in data.corpus.clips}
+    queries = [
+        ([data.clip_ids[c] for c in query.context], [data.clip_ids[c] for c in query.clips])
+        for query in data.eval_batches("test_unseen", context_clips=max(HISTORIES)).queries
+    ]
 
     def there(earlier: int) -> float:
-        queries = data.eval_batches("test_unseen", context_clips=max(earlier, 1)).queries
-        told = [([data.clip_ids[c] for c in q.context][:earlier], [data.clip_ids[c] for c in q.clips]) for q in queries]
-        return 100 * accuracy_on(clips, columns, told)
+        return 100 * accuracy_on(clips, columns, [(seen[len(seen) - earlier :], asked) for seen, asked in queries])
 
-    if devices:
-        alone = there(0)
-        gains = ", ".join(f"{earlier}: +{there(earlier) - alone:.1f}" for earlier in (1, 4, 8, 16))
-        yield (
-            f"On the {devices} unseen test devices: {alone:.1f} % by the clip alone; points by earlier clips: {gains}"
-        )
+    alone = there(0)
+    gains = ", ".join(f"{earlier}: +{there(earlier) - alone:.1f}" for earlier in HISTORIES)
+    yield f"On the {devices} unseen test devices: {alone:.1f} % by the clip alone; points by earlier clips: {gains}"

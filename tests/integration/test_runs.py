@@ -160,6 +160,8 @@ def test_devices_take_flags_of_the_embedded_data_and_say_what_earlier_clips_gain
     assert main(["devices", *fewer]) == 0
     said = capsys.readouterr().out
     assert "20,000 sampled devices" in said and "On the 2 unseen test devices: " in said
+    assert main(["devices", *fewer, "--data.batch.context=clip"]) == 0  # no earlier clips are seen
+    assert "unseen test devices: " not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", list(PRIMARY))
