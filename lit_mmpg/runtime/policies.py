@@ -97,7 +97,7 @@ class Drift:
 
     Attributes:
         distance: From which :attr:`Situation.drift` on, above 0.
-        first: Clips in the context for the first request: what a cloud makes of one clip may be worse than nothing.
+        first: Clips before the first request: what a cloud makes of one clip may be worse than nothing.
     """
 
     distance: float
@@ -106,7 +106,7 @@ class Drift:
     def asks(self, situation: Situation) -> bool:
         """See :class:`Policy`."""
         if not situation.personal:
-            return situation.context >= self.first
+            return max(situation.context, situation.clips) >= self.first  # a context may never hold as many
         return situation.drift >= self.distance
 
     def __str__(self) -> str:

@@ -76,6 +76,8 @@ def test_without_parameters_all_ask_and_drift_waits_for_a_context() -> None:
     for policy in (Always(), EveryN(50), Uncertainty(0.9)):
         assert all(policy.asks(s) for s in new)
     assert [Drift(9.0, first=3).asks(s) for s in new] == [False, False, True]
+    short = [Situation(False, 1, n, 0.0, 0, 0.0) for n in (1, 2, 3)]  # a model whose context is one clip asks, too
+    assert [Drift(9.0, first=3).asks(s) for s in short] == [False, False, True]
 
 
 @pytest.fixture
