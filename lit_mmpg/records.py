@@ -15,7 +15,10 @@ import numpy as np
 SPLITS = ("train", "val", "test")
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp")
 """Suffixes of video files, of whose kinds it is known whether a file is whole."""
-OTHER_VIDEOS = (".wmv", ".asf", ".flv", ".f4v", ".ogv", ".vob", ".rm", ".rmvb")
+OTHER_VIDEOS = (
+    *(".wmv", ".asf", ".flv", ".f4v", ".ogv", ".ogm", ".vob", ".rm", ".rmvb"),
+    *(".gif", ".3g2", ".qt", ".divx", ".dv", ".m2v", ".mxf"),
+)
 """Suffixes of videos that are not read."""
 
 

@@ -111,7 +111,10 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
         files = clip_files(folder)
         for file in files.values():
             try:
-                if not file.stat().st_size:
+                size_bytes = file.stat().st_size
+                if not file.is_file():
+                    fault(f"{file}: is a folder, a pipe or a device, a video file is needed; rename it or move it away")
+                elif not size_bytes:
                     fault(f"{file}: the video is empty; copy it again, or delete it")
             except OSError as error:
                 fault(f"{file}: cannot be read ({error.strerror}); copy it again, or delete it")

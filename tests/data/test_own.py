@@ -235,10 +235,15 @@ def test_files_that_are_not_what_they_are_called(folder: Path) -> None:
     header, rows = "video,caption", [f"video{i},c" for i in range(8)]
     (folder / "old.mp4").symlink_to("nowhere")
     (folder / "more.wmv").write_bytes(b"x")
+    (folder / "cat.GIF").write_bytes(b"x")
+    (folder / "trip.mp4").mkdir()
     (folder / "video0.mov.mp4").write_bytes(b"x")
     said = wrong(folder, header, rows)
     assert "old.mp4: cannot be read (No such file" in said and "would both be clip 'video0'" in said
     assert "more.wmv: videos of this kind are not read" in said
+    assert "cat.GIF: videos of this kind are not read" in said and "trip.mp4: is a folder" in said
+    (folder / "trip.mp4").rmdir()
+    (folder / "cat.GIF").unlink()
     for name in ("old.mp4", "more.wmv", "video0.mov.mp4"):
         (folder / name).unlink()
     (folder / "day").mkdir()
