@@ -124,12 +124,18 @@ class LayerSite(Site):
         """As the form has it."""
         return self.form.noise(self.layer, own, drawn)
 
-    def compute(self, layer: Layer, x: Tensor) -> Tensor:
-        """Output of one of the layers that share this site."""
-        own = self.own()
-        if own is None:
-            return layer.static(x)
-        return self.form.apply(layer, x, dict(self.fixed.items()), own, self.holder.devices)
+    def compute(self, layer: Layer, own: tuple[Tensor, ...], *given: Any) -> Tensor:
+        """Output of one of the layers that share this site, with its parameters.
+
+        Raises:
+            UserError: If the layer is given anything but its input.
+        """
+        if len(given) != 1:
+            raise UserError(
+                f"{self.name} is called with {len(given)} arguments, and forms know of its input alone; leave it out "
+                "of targets"
+            )
+        return self.form.apply(layer, given[0], dict(self.fixed.items()), own, self.holder.devices)
 
 
 class InputSite(Site):
@@ -150,8 +156,11 @@ class _Injected:
     _site: LayerSite
     _layer: Layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._site.compute(self._layer, x)
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        own = self._site.own()
+        if own is None:
+            return super().forward(*inputs, **named)  # type: ignore[misc,no-any-return]
+        return self._site.compute(self._layer, own, *inputs, *named.values())
 
     def _static_forward(self, x: Tensor) -> Tensor:
         return super().forward(x)  # type: ignore[misc,no-any-return]
@@ -493,8 +502,8 @@ class Adaptable(nn.Module):
             What was found, with the reason where devices cannot be batched.
 
         Raises:
-            UserError: If a target is not called or does not change the output, or an output cannot be told apart by
-                devices.
+            UserError: If a target is not called or does not change the output, an output cannot be told apart by
+                devices, or the module is in a mode in which it computes something else at each call.
         """
         if devices < 2:
             raise UserError(f"devices is {devices}; rows of several devices show whether they mix: give 2 or more")
@@ -509,9 +518,12 @@ class Adaptable(nn.Module):
 
         inputs, more = pytree.tree_map_only(Tensor, several, (example, named))
         parameters = self.random_parameters(devices)
+        self._unsafe.refuse()
         static = self.module(*example, **named)
         for leaf in pytree.tree_leaves(static):
             _joined([leaf])
+        if (_difference(self.module(*example, **named), static)[0] or 0.0) > TOLERANCE:
+            raise UserError("the module computes something else at each call, as dropout does; call eval() on it first")
         moved = {}
         unbatched = [p[0] for p in parameters]
         parts = [part for site in self._sites for part in site.parts()]
@@ -520,7 +532,6 @@ class Adaptable(nn.Module):
         for site, count in zip(self._sites, self._counts, strict=True):
             alone = neutral[:start] + unbatched[start : start + count] + neutral[start + count :]
             start += count
-            self._unsafe.refuse()
             moved[site.name] = _difference(self._run(alone, None, example, named), static)[0] or 0.0
         still = [name for name, distance in moved.items() if distance < 1e-9]
         if still:

@@ -302,6 +302,36 @@ def test_statistics_of_the_batch_are_refused() -> None:
     net(PICTURES)
     with pytest.raises(UserError, match=r"BatchNorm computes with the statistics of the batch.*eval\(\)"):
         net(PICTURES, parameters=net.random_parameters())
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(UserError, match="statistics of the batch"):
+        net.verify(PICTURES)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    random = adaptable(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), ["0"])
+    with pytest.raises(UserError, match=r"something else at each call.*eval\(\)"):
+        random.verify(torch.randn(2, 4))
+
+
+def test_layers_are_called_as_their_class_is() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, input: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return super().forward(input) * scale
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.more = nn.Linear(4, 4), Scaled(4, 4), {"scale": 2.0}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(input=x), **self.more)
+
+    network, x = Named(), torch.randn(2, 4)
+    expected = network(x)
+    net = adaptable(network, ["first", "second"])
+    assert torch.equal(net(x), expected)
+    with pytest.raises(UserError, match="second is called with 2 arguments"):
+        net(x, parameters=net.random_parameters())
+    network.more = {}
+    assert net.verify(x).batch
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
