@@ -164,9 +164,11 @@ def path_of(given: Any, what: str) -> Path:
 
 
 def nearest(path: Path) -> str:
-    """Hint with the most similar existing name in the same folder, or the first folder that is missing."""
+    """Hint: what else is there, the most similar existing name in the same folder, or the first missing folder."""
     missing = path
     try:
+        if path.exists():
+            return f" (it is a {'folder' if path.is_dir() else 'file'})"
         while missing.parent != missing and not missing.parent.is_dir():
             missing = missing.parent
         if not missing.parent.is_dir():

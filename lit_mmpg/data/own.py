@@ -107,6 +107,8 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
         UserError: One report of everything that is wrong, or too few clips to train and validate.
     """
     folder = require_path(folder, "folder of videos")
+    if not folder.is_dir():
+        raise UserError(f"folder of videos: {folder} is a file, the folder that it lies in is needed")
     with collected() as faults:
         files = clip_files(folder)
         for file in files.values():
@@ -179,6 +181,8 @@ def _read_rows(
             close = difflib.get_close_matches(texts["video"], [p.name for p in files.values()], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else "; mend the name or delete the row"
             fault(f"{place}: video '{texts['video']}' is not in {folder}{hint}")
+        elif None in values.values():
+            pass  # a list where one text is needed, which is told already
         elif not row["question"] and not captions:
             fault(f"{place}: neither a question nor a caption; fill one in or delete the row")
         elif row["question"] and not row["answer"]:
@@ -192,7 +196,10 @@ def _read_rows(
 
 
 def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Rows of the table as they are, by columns in lower case; lists stay where a column may have several texts."""
+    """Rows of the table as they are, by columns in lower case; lists stay where a column may have several texts.
+
+    A value that is a fault is ``None``.
+    """
     if path.suffix.lower() in (".csv", ".tsv"):
         for line, row in read_rows(path, (), known=(*COLUMNS, owner)):
             cells = {name if name == owner else name.lower(): text for name, text in row.items()}
@@ -214,6 +221,7 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             if isinstance(value, list | dict) and not (isinstance(value, list) and key in lists):
                 if key in (*COLUMNS, owner):
                     fault(f"{path}, entry {number}: field '{name}' is a list or an object, one text is needed")
+                    values[key] = None
             elif isinstance(value, list):
                 if not all(map(told, value)):
                     what = f"field '{name}' is not a list of texts; fill in or delete what is none"

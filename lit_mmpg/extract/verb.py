@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_mmpg.data.readers.identity import clip_files
-from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
 from lit_mmpg.launcher import add_arguments, check_arguments, connected
 from lit_mmpg.report import escape, format_bytes, wide_console
-from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_video, video_digest
+from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_folder, require_video, video_digest
 from lit_mmpg.texts import printable
 
 CACHE = Path("outputs/cache/encoders")
@@ -112,9 +112,7 @@ def _videos(name: str) -> tuple[dict[str, Path], list[str]]:
     Raises:
         UserError: If the folder does not exist or holds none, or two videos would have the same id.
     """
-    folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
-        raise UserError(f"folder {printable(folder)} does not exist{printable(nearest(folder))}")
+    folder = require_folder(name)
     problems: list[str] = []
     found = clip_files(folder, problems.append)
     for clip, path in list(found.items()):

@@ -69,15 +69,26 @@ def require_video(path: str | Path) -> Path:
     raise UserError(f"video {printable(path)} {printable(what)}")
 
 
+def require_folder(path: str | Path) -> Path:
+    """The path of a folder.
+
+    Raises:
+        UserError: If there is none, or it is a file.
+    """
+    path = Path(os.path.expanduser(path))
+    if not path.is_dir():
+        what = "is a file, a folder is needed" if path.exists() else f"does not exist{nearest(path)}"
+        raise UserError(f"folder {printable(path)} {printable(what)}")
+    return path
+
+
 def list_videos(folder: str | Path) -> list[Path]:
     """Entries of a folder that are named as videos, by name; whether they can be read is not looked at.
 
     Raises:
         UserError: If the folder does not exist, cannot be read or holds none.
     """
-    folder = Path(os.path.expanduser(folder))
-    if not folder.is_dir():
-        raise UserError(f"folder {printable(folder)} does not exist{printable(nearest(folder))}")
+    folder = require_folder(folder)
     try:
         found = sorted(path for path in folder.iterdir() if clip_id(path))
     except OSError as error:

@@ -159,6 +159,12 @@ def test_what_cannot_be_read_at_all(folder: Path, capsys: pytest.CaptureFixture[
     assert "field 'answer' is a list" in wrong(
         folder, '{"video": "video0", "question": "q", "answer": ["a"]}', [], "t.jsonl"
     )
+    several = "\n".join(json.dumps({"video": f"video{i}", "question": "q", "answer": ["a"]}) for i in range(2))
+    said = wrong(folder, several, [], "t.jsonl")
+    assert "entry 2: field 'answer' is a list" in said and "missing" not in said and "blank" not in said
+    assert "t.csv: the file is empty; a header is needed" in wrong(folder, "", [])
+    with pytest.raises(UserError, match=r"video0\.mp4 is a file, the folder that it lies in is needed"):
+        read_own(folder / "video0.mp4")
     (folder / "video0.mkv").write_bytes(b"x")
     assert "would both be clip 'video0'" in wrong(folder, "video,question,answer", ["video1,q,a"])
     (folder / "video0").mkdir()

@@ -232,6 +232,7 @@ def test_mistakes_are_answered_at_once(
         return capsys.readouterr().err
 
     assert "does not exist" in error(*arguments(tmp_path / "none", encoder))
+    assert "is a file, a folder is needed" in error(*arguments(next(videos.glob("*.mp4")), encoder))
     assert "is not a folder" in error(*arguments(videos, tmp_path / "none"))
     assert "lacks config.json" in error(*arguments(videos, videos))
     assert "ends in .h5" in error(*arguments(videos, encoder)[:-4], "--output", "features.npy")

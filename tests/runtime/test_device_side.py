@@ -16,7 +16,7 @@ import torch
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.device.anchors import select_anchors as torch_anchors
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.runtime.adaptation import adapt, restore
 from lit_mmpg.runtime.anchors import select_anchors
 from lit_mmpg.runtime.bundle import Bundle
@@ -68,6 +68,9 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no video files"):
         (tmp_path / "empty").mkdir()
         list_videos(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"folder .*clip\.mp4 is a file, a folder is needed"):
+        list_videos(tmp_path / "clip.mp4")
+    assert nearest(tmp_path / "clip.mp4") == " (it is a file)"  # where a folder is asked for
 
 
 def test_answers_are_those_of_the_bundles_reference_and_personal_ones_differ(bundle: Bundle) -> None:

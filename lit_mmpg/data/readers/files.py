@@ -413,7 +413,8 @@ def _visible_files(folder: Path) -> list[Path]:
 
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
     if not header:
-        raise UserError(f"{path}: the file is empty; a header with {_listed(required)} is needed")
+        names = f" with {_listed(required)}" if required else ""
+        raise UserError(f"{path}: the file is empty; a header{names} is needed")
     repeated = sorted({name for name in header if name and header.count(name) > 1})  # tables end in nameless columns
     if repeated:
         raise UserError(f"{path}: column '{repeated[0]}' occurs more than once; rename or delete one of them")
