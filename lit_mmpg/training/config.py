@@ -129,7 +129,8 @@ class Request:
             UserError: If a value needs an environment variable that is not set.
         """
         config = _interpolate(self.config, (), self.overridden())
-        return [f"--config={json.dumps(config)}", *self.flags]
+        config, flags = _network_taken(config, self.flags)
+        return [f"--config={json.dumps(config)}", *flags]
 
 
 def read_request(verb: str, argv: Sequence[str]) -> Request:
@@ -264,6 +265,37 @@ def _pairs(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise
         except UserError:
             yield name, text
+
+
+def _network_taken(config: dict[str, Any], flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with what flags say of a network of somebody's own, and the other flags.
+
+    The parser would take a flag of one of its fields for one of the shipped network, and train that.
+    """
+    model = config.get("model") or {}
+    if "class_path" not in model:
+        return config, list(flags)
+    network = (model.get("init_args") or {}).get("network")
+    starts = [i for i, flag in enumerate(flags) if flag.startswith("--")]
+    kept = list(flags[: starts[0]] if starts else flags)
+    for start, end in zip(starts, [*starts[1:], len(flags)], strict=False):
+        name, value = next(_pairs(flags[start:end]), ("", None))
+        group, _, path = name[2:].removeprefix("model.init_args.").removeprefix("model.").partition("network")
+        within = path.removeprefix(".init_args")[1:].split(".")
+        if name.startswith("--model.") and not group and path[:1] in ("", ".") and within != ["help"]:
+            network = {"class_path": network} if isinstance(network, str) else network or {}
+            if within in ([""], ["class_path"]):
+                named = isinstance(value, str) and not value.endswith((".yaml", ".yml"))
+                network = {"class_path": value} if named else value
+            elif "class_path" in network:
+                for key in reversed(within):
+                    value = {key: value}
+                network = merge(network, {"init_args": value})
+            if isinstance(network, dict) and "class_path" in network:
+                config = merge(config, {"model": {"init_args": {"network": network}}})
+                continue
+        kept += flags[start:end]
+    return config, kept
 
 
 def _without_model(flags: Sequence[str]) -> list[str]:

@@ -80,7 +80,11 @@ _TYPES = (
     "Given value type:",
     "Given value: NestedArg",
     "Does not validate",
+    "Subclasses are disabled",
 )
+
+
+_CALLABLE = re.compile(r"^Type .* expects a function or a callable class: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,10 +384,15 @@ def _refusals() -> Iterator[None]:
     except (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError) as error:
         if find_user_error(error) is not None:
             raise
-        frames = traceback.extract_tb(error.__traceback__)
+        first: BaseException = error
+        while first.__cause__ is not None:  # the parser wraps what a class that it makes raises
+            first = first.__cause__
+        frames = traceback.extract_tb((error if _missing(error) else first).__traceback__)
         where = Path(frames[-1].filename).parts if frames else ()
         if not {"lightning", "lightning_utilities", "jsonargparse"} & set(where):
-            raise
+            if first is error:
+                raise
+            raise first from None
         said = _missing(error) or _plain(str(error))
         wanted = re.search(r"[`']([\w/.@-]+)[`'] which is not available|monitor='([^']+)'\)", said)
         if wanted:
@@ -404,7 +413,7 @@ def _missing(error: BaseException) -> str | None:
 
 def _plain(message: str) -> str:
     """What a parser's message says, without the types of each alternative that it tried."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    lines = [_CALLABLE.sub("", line.strip().removeprefix("- ")) for line in message.splitlines()]
     return "; ".join(line.rstrip(":") for line in lines if line and not line.startswith(_TYPES))
 
 

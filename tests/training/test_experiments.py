@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from lit_mmpg.cli import main
+from lit_mmpg.errors import UserError
 from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.plan import is_template, read_comparison
 from lit_mmpg.methods.comparison.work import Work
 from lit_mmpg.training.config import read_request
-from lit_mmpg.training.lightning_cli import CLI
+from lit_mmpg.training.lightning_cli import CLI, _refusals
 
 FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
 CONTENT = {path: yaml.safe_load(path.read_text()) for path in FILES}
@@ -54,6 +57,38 @@ def test_every_run_of_a_shipped_comparison_parses(
     known = set(comparison.row_names)
     for claim in comparison.claims:
         assert {claim.method, *claim.rivals} <= known, claim.id
+
+
+def network_of(*flags: str, config: str = "configs/experiment/dual_encoder.yaml") -> dict[str, Any]:
+    record = CLI(read_request("fit", ["--config", config, "--stage", "device", *flags])).record
+    network: dict[str, Any] = record["model"]["init_args"]["network"]
+    return network
+
+
+def test_flags_of_a_network_of_ones_own_are_its_own() -> None:
+    network = network_of("--model.network.init_args.width=32", "--model.network.frozen", "false")
+    assert network["class_path"] == "lit_mmpg.device.DualEncoder"
+    assert (network["init_args"]["width"], network["init_args"]["frozen"]) == (32, False)
+    with pytest.raises(UserError, match="Option 'encoder_channels' is not accepted") as caught:
+        network_of("--model.network.encoder_channels=2")  # which only the shipped network has
+    assert "Subclasses are disabled" not in str(caught.value)
+    demo = "configs/experiment/demo.yaml"
+    assert network_of("--model.network.width=32", config=demo)["width"] == 32
+    chosen = ("--model.network=lit_mmpg.device.DualEncoder", "--model.network.width=32")
+    assert network_of(*chosen, config=demo)["init_args"]["width"] == 32
+
+
+class Faulty:
+    def __init__(self, size: int = 1) -> None:
+        raise ValueError("no matrix")
+
+
+def test_what_a_class_of_somebodys_own_raises_is_left_as_it_is() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--made", type=Faulty | None)
+    config = parser.parse_object({"made": {"class_path": f"{__name__}.Faulty"}})
+    with pytest.raises(ValueError, match=r"^no matrix$"), _refusals():
+        parser.instantiate(config)
 
 
 def test_every_shipped_group_file_is_used() -> None:
