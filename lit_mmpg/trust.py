@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -27,6 +27,12 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 def trust_own(settings: Any) -> None:
     """Trust the modules of all classes that the user's own configuration names."""
     _named.update(path.rpartition(".")[0] for path in _class_paths(settings) if "." in path)
+
+
+def to_trust() -> str:
+    """What :data:`VARIABLE` has to name for a command that knows only the files of this one; empty for nothing."""
+    own = {name for name in _named if name.partition(".")[0] not in ("lightning", "torch") and not _trusted(name, ())}
+    return ",".join(sorted(own))
 
 
 def check_classes(settings: Any, source: str) -> None:
@@ -54,7 +60,7 @@ def check_class(path: str, source: str) -> None:
         UserError: If its module is neither imported nor trusted.
     """
     module, _, name = path.rpartition(".")
-    if module and not (_here(module, name) or _trusted(module)):
+    if module and not (_here(module, name) or _trusted(module, _named)):
         raise UserError(
             f"{source} names the class {path}, and to import it would run code of the module {module}; if you trust "
             f"it, import {module} before loading, or set {VARIABLE}={module}"
@@ -106,9 +112,9 @@ def _here(module: str, name: str) -> bool:
     return name in vars(loaded) or not {"__path__", "__getattr__"} & vars(loaded).keys()
 
 
-def _trusted(module: str) -> bool:
+def _trusted(module: str, named: Collection[str]) -> bool:
     given = (text.strip() for text in os.environ.get(VARIABLE, "").split(","))
-    if any(module == root or module.startswith(f"{root}.") for root in ("lit_mmpg", *_named, *given) if root):
+    if any(module == root or module.startswith(f"{root}.") for root in ("lit_mmpg", *named, *given) if root):
         return True
     points = entry_points()
     groups = [group for group in points.groups if group.startswith("lit_mmpg.")]

@@ -118,6 +118,7 @@ class Request:
     def derive(self, stage: str | Path | dict[str, Any]) -> Request:
         """Request for the device stage (a file or a section), with the flags that concern both stages."""
         config = _device_config(self.config, stage)
+        trust_own(config)
         request = Request("fit", config, _without_model(self.flags), name=self.name)
         request.options = dict.fromkeys(OPTIONS["fit"]) | {"ckpt_path": self.options["ckpt_path"]}
         return request

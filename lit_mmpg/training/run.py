@@ -14,6 +14,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.report import check_output, json_alone, rows_text
 from lit_mmpg.texts import masked
 from lit_mmpg.training.config import DEMO, Request, read_request
+from lit_mmpg.trust import VARIABLE, to_trust
 
 
 def fit(argv: Sequence[str]) -> int:
@@ -36,7 +37,9 @@ def fit(argv: Sequence[str]) -> int:
         best = train(request)
         if best and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):
             shown = shlex.quote(os.path.relpath(best) if Path(best).is_relative_to(Path.cwd()) else best)
-            print(f"next: lit-mmpg test --ckpt_path {shown}\n  or: lit-mmpg export --ckpt {shown} --output bundle")
+            own = f"{VARIABLE}={to_trust()} " if to_trust() else ""  # the checkpoint alone gets nothing imported
+            print(f"next: {own}lit-mmpg test --ckpt_path {shown}")
+            print(f"  or: {own}lit-mmpg export --ckpt {shown} --output bundle")
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_mmpg import trust
 from lit_mmpg.errors import UserError
 from lit_mmpg.files import parse_yaml, shipped_configs
 from lit_mmpg.training.config import find_config, load_config, merge, read_request
@@ -124,6 +125,21 @@ def test_every_shipped_file_is_a_mapping() -> None:
         variants = content.get("variants", ()) if isinstance(content, dict) else ()
         names = [path.with_name(f"{path.name}#{name}") for name in variants] or [path]
         assert all(load_config(name) for name in names) if isinstance(content, dict) else path.stem == "links"
+
+
+def test_the_next_command_is_told_which_modules_the_configurations_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_named", set())
+    monkeypatch.setenv(trust.VARIABLE, "known")
+    Path("experiment/own.yaml").write_text(
+        "data: {class_path: my_data.Toys}\nmodel: {class_path: known.Cloud}\n"
+        "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.Timer}]}\n"
+        "device_stage: {model: {class_path: DeviceModule, init_args: {network: {class_path: nets.small.Net}}}}\n"
+    )
+    request = read_request("fit", ["--config", "experiment/own.yaml"])
+    request.derive(request.options["device_stage"])
+    assert trust.to_trust() == "my_data,nets.small"
 
 
 def test_the_device_half_of_a_configuration_is_trained_alone(folder: Path) -> None:

@@ -27,6 +27,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from lit_mmpg import trust
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
 from lit_mmpg.runtime.folder import StateFolder
@@ -330,7 +331,10 @@ def test_a_terminal_shows_a_bar_and_no_noise(tmp_path: Path) -> None:
         assert noise not in text
 
 
-def test_a_pipe_gets_one_line_per_epoch(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_one_line_per_epoch(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_named", set())  # what other tests named in this process
     assert main(["fit", "--config", "toy.yaml", "--tracking.experiment=pipe", "--trainer.max_epochs=2"]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -340,7 +344,8 @@ def test_a_pipe_gets_one_line_per_epoch(trained: Path, capsys: pytest.CaptureFix
     assert len(lines) == 13
     number = runs(trained, "pipe")[1][0].info.experiment_id
     assert f"/#/experiments/{number}/runs?workflowType=machine_learning" in lines[-3]
-    assert lines[-2].startswith("next: lit-mmpg test --ckpt_path ") and "lit-mmpg export --ckpt " in lines[-1]
+    own = "LIT_MMPG_TRUST=tests.training.toy lit-mmpg"
+    assert lines[-2].startswith(f"next: {own} test --ckpt_path ") and f"{own} export --ckpt " in lines[-1]
     assert printed.err == ""
 
 
