@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ class UserError(Exception):
 
 
 _SHOWN = 40
+_NO_MEMORY = re.compile(r"out of memory|(can.t|failed to|unable to) allocate (memory|[\d.]+ \w?i?B)", re.IGNORECASE)
+"""How torch, its accelerators, ONNX Runtime and numpy say it."""
 
 
 class Faults(list[str]):
@@ -84,15 +87,27 @@ def _report(found: list[str]) -> str:
 
 
 def find_user_error(error: BaseException) -> UserError | None:
-    """The :class:`UserError` that an exception is or was raised from, however libraries wrapped it."""
+    """The :class:`UserError` that an exception is or was raised from, however libraries wrapped it.
+
+    Memory that ran out is one, too: some size was too large.
+    """
     seen: set[int] = set()
     cause: BaseException | None = error
+    full: BaseException | None = None
     while cause is not None and id(cause) not in seen:
         if isinstance(cause, UserError):
             return cause
+        if isinstance(cause, MemoryError) or _NO_MEMORY.search(str(cause)):
+            full = cause
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
-    return None
+    if full is None:
+        return None
+    said = f" ({first_line(full)})" if str(full) else ""
+    return UserError(
+        f"there is not enough memory{said}; lower the sizes of the model, of data.batch or of what is measured, or end "
+        "what else runs here"
+    )
 
 
 def first_line(error: BaseException) -> str:

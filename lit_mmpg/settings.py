@@ -14,6 +14,12 @@ from lit_mmpg.errors import UserError, closest
 
 T = TypeVar("T")
 
+MOST = 2**16
+"""Largest size that may be asked for where memory is taken for it: more is a slip, and could end other programs."""
+
+MOST_THREADS = 1024
+"""Most threads that may be asked for: libraries start as many as they are told, and crash where there is no room."""
+
 
 def within(where: str, least: float, most: float = sys.float_info.max, **values: float | None) -> None:
     """Hold numbers against their range, which NaN is never in.

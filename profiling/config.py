@@ -13,7 +13,7 @@ from lit_mmpg.profiling.meters.energy import EnergyConfig
 from lit_mmpg.profiling.meters.latency import LatencyConfig
 from lit_mmpg.profiling.meters.network import LinkModel
 from lit_mmpg.runtime.network import parse_address
-from lit_mmpg.settings import from_plain
+from lit_mmpg.settings import MOST, from_plain, within
 
 SCENARIOS = (
     "answer",
@@ -68,7 +68,8 @@ class StreamConfig:
     adapt_every: int = 8
 
     def __post_init__(self) -> None:
-        if self.clips < 1 or not 1 <= self.adapt_every <= self.clips:
+        within("stream.", 1, 1_000_000, clips=self.clips)
+        if not 1 <= self.adapt_every <= self.clips:
             raise UserError("stream: adapt_every must lie between 1 and clips")
 
 
@@ -85,8 +86,9 @@ class SustainedConfig:
     interval_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.interval_s <= self.duration_s:
-            raise UserError("sustained: interval_s must lie between 0 and duration_s")
+        within("sustained.", 0.01, interval_s=self.interval_s)
+        if self.interval_s > self.duration_s:
+            raise UserError("sustained: interval_s must lie between 0.01 and duration_s")
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ class ThroughputConfig:
     probes: int = 8
 
     def __post_init__(self) -> None:
-        if self.duration_s <= 0 or self.streams < 1 or self.probes < 1:
-            raise UserError("throughput: duration_s must be positive, streams and probes at least 1")
+        if self.duration_s <= 0:
+            raise UserError("throughput: duration_s must be positive")
+        within("throughput.", 1, 256, streams=self.streams, probes=self.probes)
         if self.p99_limit_ms is not None and self.p99_limit_ms <= 0:
             raise UserError(f"throughput: p99_limit_ms is {self.p99_limit_ms}; it must be positive")
 
@@ -127,8 +130,9 @@ class FinetuneConfig:
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
-            raise UserError("finetune: steps, batch and lr must be positive")
+        if self.steps < 1 or self.lr <= 0:
+            raise UserError("finetune: steps and lr must be positive")
+        within("finetune.", 1, MOST, batch=self.batch)
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,8 @@ class ProfileConfig:
             raise UserError(f"name is {self.name!r}; it names the folder of the results: give a text without '/'")
         if not self.engines:
             raise UserError("engines: none is named; see lit-mmpg profile engines")
-        if not self.batches or min(self.batches) < 1:
-            raise UserError(f"batches: {list(self.batches)} must be positive numbers")
+        if not self.batches or min(self.batches) < 1 or max(self.batches) > MOST:
+            raise UserError(f"batches: {list(self.batches)} must be numbers between 1 and {MOST}")
         for what, values, known in (("scenarios", self.scenarios, SCENARIOS), ("encoder", (self.encoder,), ENCODER)):
             unknown = sorted(set(values) - set(known))
             if unknown or not values:

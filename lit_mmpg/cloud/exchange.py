@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lit_mmpg.link.messages import Download, Upload
+from lit_mmpg.errors import UserError, closest
+from lit_mmpg.link.codecs import codec_names, num_bytes
+from lit_mmpg.link.messages import DEFAULT_MAX_BYTES, Download, Upload
+from lit_mmpg.link.product import PQ
 from lit_mmpg.parameters import ParameterSpec
+from lit_mmpg.settings import within
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,32 @@ class LinkConfig:
     upload_codec: str = "int8"
     download_codec: str = "fp16"
     codebooks: int = 12
+
+    def __post_init__(self) -> None:
+        """Refuse less than nothing, and codecs that are not there."""
+        within("model.link.", 0, codebooks=self.codebooks)
+        for way in ("upload", "download"):
+            name = getattr(self, f"{way}_codec")
+            known = [*codec_names(), *([PQ] if way == "upload" else [])]
+            if name not in known:
+                raise UserError(
+                    f"model.link.{way}_codec is {name!r}{closest(name, known)}; choose from {', '.join(known)}"
+                )
+
+
+def check_download(link: LinkConfig, spec: ParameterSpec) -> None:
+    """Check that the parameters of a device fit in a message, before any are learnt.
+
+    Raises:
+        UserError: If they do not.
+    """
+    size = sum(num_bytes(link.download_codec, entry.shape) for entry in spec)
+    if size > DEFAULT_MAX_BYTES - 64:  # what stands beside them in a message
+        raise UserError(
+            f"model.dynamic: the parameters of a device take {size:,} bytes as {link.download_codec}, of which a "
+            f"download holds at most {DEFAULT_MAX_BYTES - 64:,}; lower model.dynamic.rank, or choose fewer layers or a "
+            "smaller form"
+        )
 
 
 @dataclass(frozen=True, slots=True)

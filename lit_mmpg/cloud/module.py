@@ -15,7 +15,7 @@ from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
 from lit_mmpg.cloud.codebooks import from_checkpoint, learn_codebooks, resolve, to_tensors
 from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators
-from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
+from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, check_download, state_digest
 from lit_mmpg.cloud.generation import generate
 from lit_mmpg.cloud.reasoner import AnchorFrameDistributionReasoner, Reconstruction, reconstruction_loss
 from lit_mmpg.device.anchors import AnchorRule, select_anchors
@@ -28,7 +28,7 @@ from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_
 from lit_mmpg.device.plots import reconstruction_curve
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.product import ProductQuantiser
-from lit_mmpg.settings import within
+from lit_mmpg.settings import MOST, within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,8 +85,8 @@ class CloudConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes of which there is no network."""
-        within("model.cloud.", 0, latent=self.latent, embedding=self.embedding)
-        within("model.cloud.", 1, reasoner_hidden=self.reasoner_hidden, adaptor_hidden=self.adaptor_hidden)
+        within("model.cloud.", 0, MOST, latent=self.latent, embedding=self.embedding)
+        within("model.cloud.", 1, MOST, reasoner_hidden=self.reasoner_hidden, adaptor_hidden=self.adaptor_hidden)
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,8 @@ class CloudModule(AnsweringModule):
             self.network.load_state_dict(own, strict=False)  # the dynamic forms' own parts are new
         width = self.network.anchor_width
         config = self.cloud_config
+        if config.place == "cloud" and config.context == "anchors":
+            check_download(self.link, self.network.spec)
         self.reasoner = (
             AnchorFrameDistributionReasoner(width, config.reasoner_hidden, config.latent)
             if config.reasoner == "adr"

@@ -20,10 +20,14 @@ from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.data.vocabulary import AnswerList
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import FilmedFrames, FrameSource, subsample
+from lit_mmpg.settings import MOST, within
 
 _log = logging.getLogger(__name__)
 
 ContextRule = Literal["device", "clip"]
+
+_FILLED = ("devices", "clips", "items_per_clip", "max_words", "eval_devices")
+"""Sizes that a batch is filled up to; the others only bound what there is, so that a huge one means all."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,13 @@ class BatchShape:
         """Check the sizes.
 
         Raises:
-            UserError: If one is too small.
+            UserError: If one is too small, or so large that no memory holds such a batch.
         """
         for entry in fields(self):
             value, least = getattr(self, entry.name), int(entry.name not in ("own_statistics", "fewest_context_clips"))
-            if isinstance(value, int) and value < least:
-                raise UserError(f"data.batch.{entry.name} is {value}; it must be at least {least}")
+            if isinstance(value, int):
+                most = {"most": MOST} if entry.name in _FILLED else {}
+                within("data.batch.", least, **most, **{entry.name: value})
         if self.fewest_context_clips > self.context_clips:
             raise UserError(
                 f"data.batch.fewest_context_clips is {self.fewest_context_clips}, above data.batch.context_clips, "

@@ -36,7 +36,7 @@ from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import Caption, Clip, FilmedFrames, FrameSource, Question
-from lit_mmpg.settings import Remembering, to_plain
+from lit_mmpg.settings import Remembering, to_plain, within
 from lit_mmpg.tasks import find_task
 
 _log = logging.getLogger(__name__)
@@ -142,6 +142,8 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         if self._items:
             return
         self.batch.check()
+        sizes = {name: getattr(self, name) for name in ("max_answers", "min_count", "max_vocabulary")}
+        within("data.", 1, **sizes)
         self._stage = stage
         corpus = self.corpus
         self.clip_ids = [clip.id for clip in corpus.clips]

@@ -20,6 +20,7 @@ import numpy as np
 from lit_mmpg.data.corpus import Device, DeviceTable
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import SPLITS, Clip
+from lit_mmpg.settings import within
 
 _log = logging.getLogger(__name__)
 
@@ -109,9 +110,10 @@ def _values(
 
 
 def _check(dealing: Dealing) -> None:
-    for name in ("clusters", "train_devices", "val_devices", "test_devices"):
-        if getattr(dealing, name) < 1:
-            raise UserError(f"data.dealing.{name} is {getattr(dealing, name)}; it must be at least 1")
+    devices = ("train_devices", "val_devices", "test_devices")
+    within("data.dealing.", 1, clusters=dealing.clusters)
+    within("data.dealing.", 1, 1_000_000, **{name: getattr(dealing, name) for name in devices})
+    within("data.dealing.", 0, seed=dealing.seed)
     if not 0 < dealing.concentration < float("inf"):
         raise UserError(f"data.dealing.concentration is {dealing.concentration}; it must be above 0")
     if not 0 <= dealing.unseen_share < 0.5:

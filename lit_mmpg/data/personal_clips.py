@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import zlib
@@ -41,6 +42,8 @@ from lit_mmpg.data.cameras import FAMILIES, Camera, apply, camera_conditions, ch
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import Caption, Clip, FrameSource, Question
+
+_MOST_CLIPS = 1_000_000
 
 GENERATOR_VERSION = 2
 """Raise it with every change of the generator that changes what it makes: caches of other versions are not read."""
@@ -157,12 +160,19 @@ class PersonalClipsConfig:
             ("image_size", 24 <= self.image_size <= 512, "between 24 and 512 pixels"),
             ("mine_share", 0 < self.mine_share < 1, "between 0 and 1"),
             ("usual_share", 0 < self.usual_share < 1, "between 0 and 1"),
-            ("mixture_concentration", self.mixture_concentration > 0, "above 0"),
+            ("mixture_concentration", 0 < self.mixture_concentration < math.inf, "above 0, and not infinite"),
             ("long_share", 0 <= self.long_share <= 1, "between 0 and 1"),
         ]
         for name, good, wanted in checks:
             if not good:
                 raise UserError(f"personal clips: {name} is {getattr(self, name)!r}; set it to {wanted}")
+        own = self.train_devices * (self.train_clips + self.seen_clips)
+        total = own + (self.val_devices + self.test_devices) * self.unseen_clips
+        if total > _MOST_CLIPS:
+            raise UserError(
+                f"personal clips: the settings ask for {total:,} clips, at most {_MOST_CLIPS:,} are rendered; lower "
+                "train_devices, train_clips, seen_clips or unseen_clips"
+            )
         check_recipe(self.camera_severity, self.camera_families)
 
     def digest(self) -> str:

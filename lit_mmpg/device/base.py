@@ -67,8 +67,9 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         """Refuse what does not descend."""
-        within("model.optimiser.", 0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
-        within("model.optimiser.", 0, projection_learning_rate=self.projection_learning_rate)
+        rates = {"learning_rate": self.learning_rate, "projection_learning_rate": self.projection_learning_rate}
+        within("model.optimiser.", 0, 1000, **rates)
+        within("model.optimiser.", 0, weight_decay=self.weight_decay)
         within("model.optimiser.", 0, 1, warmup_share=self.warmup_share)
 
 

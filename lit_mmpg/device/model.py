@@ -26,7 +26,7 @@ from lit_mmpg.device.closed_form import caption_initialisation
 from lit_mmpg.device.contract import DeviceModel, DynamicConfig, InitialisationConfig, Shapes
 from lit_mmpg.device.encoders import PixelEncoder, StandardiseFeatures, TextEncoder
 from lit_mmpg.errors import UserError
-from lit_mmpg.settings import within
+from lit_mmpg.settings import MOST, within
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -72,8 +72,8 @@ class DeviceModelConfig:
     def __post_init__(self) -> None:
         """Refuse sizes of which there is no network."""
         sizes = {"encoder_features": self.encoder_features, "encoder_channels": self.encoder_channels}
-        within("model.network.", 1, width=self.width, heads=self.heads, **sizes)
-        within("model.network.", 0, correction=self.correction, context_width=self.context_width)
+        within("model.network.", 1, MOST, width=self.width, heads=self.heads, **sizes)
+        within("model.network.", 0, MOST, correction=self.correction, context_width=self.context_width)
         within("model.network.", 0, frame_noise=self.frame_noise)
         shares = {"dropout": self.dropout, "frame_dropout": self.frame_dropout, "word_dropout": self.word_dropout}
         within("model.network.", 0, 1, **shares)

@@ -19,6 +19,7 @@ from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.pretrained import find_trained
 from lit_mmpg.serving.config import ContextLimits, ServeConfig
 from lit_mmpg.serving.limits import affordable_connections
+from lit_mmpg.settings import MOST_THREADS
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -197,7 +198,10 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         raise UserError(
             f"--download-codec {options.download_codec} does not exist; choose from {', '.join(codec_names())}"
         )
-    for name in ("rate", "max_wait_ms", "request_timeout_s", "stuck_s"):
+    for name in ("workers", "threads"):
+        if (getattr(options, name) or 0) > MOST_THREADS:
+            raise UserError(f"--{name} {getattr(options, name)} is out of range; it must be at most {MOST_THREADS}")
+    for name in ("rate", "burst", "max_wait_ms", "request_timeout_s", "keep_alive_s", "stuck_s", "drain_s"):
         if not 0 <= getattr(options, name) < 1e6 or (name == "request_timeout_s" and not options.request_timeout_s):
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

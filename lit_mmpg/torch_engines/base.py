@@ -21,7 +21,7 @@ from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.runtime.bundle import WEIGHTS, Arrays, Bundle
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
 from lit_mmpg.runtime.manifest import OWN_ENCODER
-from lit_mmpg.settings import to_plain
+from lit_mmpg.settings import MOST_THREADS, to_plain, within
 
 NETWORK = "network.json"
 """File of the sizes of the device model, beside its weights."""
@@ -42,8 +42,7 @@ class TorchConfig(EngineConfig):
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"torch: device is '{self.device}'; it must be cpu or cuda")
-        if self.threads < 0:
-            raise UserError(f"torch: threads is {self.threads}; it must be 0 or more")
+        within("torch: ", 0, MOST_THREADS, threads=self.threads)
 
 
 def network_json(network: DeviceModel, dynamic: DynamicConfig | None) -> str:

@@ -190,6 +190,14 @@ class CLI(LightningCLI):
                 _check_numbers(kind, self.record[part].get("init_args") or {})
         within("", 1, save_every_n_steps=self.config.get("save_every_n_steps"))
         trainer = self.record["trainer"]
+        counts = ("accumulate_grad_batches", "check_val_every_n_epoch")
+        within("trainer.", 1, **{name: trainer[name] for name in counts})
+        within("trainer.", 0, gradient_clip_val=trainer["gradient_clip_val"])
+        if trainer["val_check_interval"] == 0:
+            raise UserError(
+                "trainer.val_check_interval is 0; give a share of an epoch, a number of steps, or "
+                "trainer.limit_val_batches=0 to validate never"
+            )
         for name, value in _NOTHING.items() if self.verb == "fit" and not trainer["fast_dev_run"] else ():
             if trainer[name] is not None and trainer[name] == value:
                 raise UserError(

@@ -35,7 +35,8 @@ def run(context: Context) -> Outcome:
         while (now := time.perf_counter()) - start < settings.duration_s:
             end = min(now + settings.interval_s, start + settings.duration_s)
             interval: list[float] = []
-            while (before := time.perf_counter()) < end:
+            while not interval or time.perf_counter() < end:
+                before = time.perf_counter()
                 pipeline.answer()
                 interval.append(max(0.0, time.perf_counter() - before - overhead_s))
             state = read_state(context.root, context.gpu)

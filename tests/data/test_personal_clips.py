@@ -283,12 +283,18 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
         ("mine_share", 1.0),
         ("usual_share", 0.0),
         ("mixture_concentration", 0.0),
+        ("mixture_concentration", float("inf")),
         ("long_share", 1.1),
     ],
 )
 def test_settings_out_of_range_are_one_clear_error(field: str, value: float) -> None:
     with pytest.raises(UserError, match=f"personal clips: {field} is {value}; set it to"):
         PersonalClipsConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_more_clips_than_anybody_renders_are_refused_before_memory_is_taken() -> None:
+    with pytest.raises(UserError, match="ask for 28,000,001,536 clips, at most"):
+        PersonalClipsConfig(train_devices=1_000_000_000)
 
 
 def test_camera_settings_are_checked_too() -> None:

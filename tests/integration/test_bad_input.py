@@ -390,9 +390,17 @@ def test_a_checkpoint_that_is_none(
         ("--model.anchors.count=-1", "model.anchors.count is -1; it must be at least 0"),
         ("--model.optimiser.learning_rate=.nan", "model.optimiser.learning_rate is nan; it must be a number"),
         ("--model.losses.kl=-1", "model.losses.kl is -1.0; it must be at least 0"),
-        ("--model.cloud.adaptor_hidden=0", "model.cloud.adaptor_hidden is 0; it must be at least 1"),
+        ("--model.cloud.adaptor_hidden=0", "model.cloud.adaptor_hidden is 0; it must be between 1 and"),
         ("--save_every_n_steps=0", "save_every_n_steps is 0; it must be at least 1"),
         ("--seed_everything=-1", "seed_everything is -1; it must be between 0 and 4294967295"),
+        ("--model.optimiser.learning_rate=1e300", "model.optimiser.learning_rate is 1e+300; it must be between"),
+        ("--model.cloud.latent=1000000000000", "model.cloud.latent is 1000000000000; it must be between 0 and 65536"),
+        ("--model.link.codebooks=-1", "model.link.codebooks is -1; it must be at least 0"),
+        ("--model.link.upload_codec=int9", "model.link.upload_codec is 'int9'; did you mean 'int"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches is 0; it must be at least 1"),
+        ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch is 0; it must be at least 1"),
+        ("--trainer.val_check_interval=0", "trainer.val_check_interval is 0; give a share of an epoch"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1.0; it must be at least 0"),
     ],
 )
 def test_numbers_out_of_range_are_named_before_the_device_half_trains(
@@ -408,6 +416,49 @@ def test_numbers_out_of_range_are_named_before_the_device_half_trains(
     assert main(["fit", "--config", str(config), flag]) == 2
     one_error(capsys, said)
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--data.batch.devices=1000000000000", "data.batch.devices is 1000000000000; it must be between 1 and 65536"),
+        ("--data.batch.eval_devices=1000000000000", "data.batch.eval_devices is 1000000000000; it must be between"),
+        ("--data.batch.max_words=1000000000000", "data.batch.max_words is 1000000000000; it must be between"),
+        ("--data.dealing.train_devices=1000000000000", "data.dealing.train_devices is 1000000000000; it must be"),
+        ("--data.dealing.seed=-1", "data.dealing.seed is -1; it must be at least 0"),
+        ("--data.max_answers=-3", "data.max_answers is -3; it must be at least 1"),
+        ("--model.network.width=1000000000000", "model.network.width is 1000000000000; it must be between"),
+        ("--model.network.width=65536", "there is not enough memory (DefaultCPUAllocator"),
+    ],
+)
+def test_sizes_beyond_all_memory_are_one_error(
+    flag: str,
+    said: str,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*sizes: Any, **options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 48000000000000 bytes.")
+
+    monkeypatch.setattr("torch.nn.Linear.__init__", full)  # a machine that has the memory would take its time
+    assert fit(tmp_path, root, monkeypatch, flag) == 2
+    one_error(capsys, said)
+
+
+def test_parameters_that_fit_in_no_download_are_named_before_they_are_learnt(
+    run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.write_config(
+        tmp_path / "run.yaml",
+        data=tiny.data_config(run.root),
+        model=tiny.cloud_config(run.device, dynamic={"layers": ["head"], "form": "low_rank", "rank": 10**12}),
+        trainer=tiny.trainer_config(logger=False),
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(config)]) == 2
+    one_error(capsys, "model.dynamic: the parameters of a device take", "at most 4,194,240; lower model.dynamic.rank")
 
 
 def test_heads_that_do_not_divide_the_width_are_named(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.config import EngineSelection, ProfileConfig, ThroughputConfig
+from lit_mmpg.profiling.config import EngineSelection, ProfileConfig, SustainedConfig, ThroughputConfig
 from lit_mmpg.profiling.meters.latency import LatencyConfig
-from lit_mmpg.profiling.scenarios import Context, server
+from lit_mmpg.profiling.scenarios import Context, server, sustained
 
 
 class Clock:
@@ -62,6 +63,20 @@ def test_a_probe_ends_once_its_limit_is_lost() -> None:
     clock = Clock()
     found = server.probe(lambda: clock.sleep(0.1), 1.0, 300, 0, 50.0, clock, clock.sleep)
     assert len(found) == 4  # one in a hundred of 300 may take longer, the fourth may not
+
+
+def test_an_interval_that_others_take_up_has_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(sustained, "time", SimpleNamespace(perf_counter=lambda: clock.sleep(0.02) or clock.now))
+    monkeypatch.setattr(sustained, "elapsed_ms", lambda call: 1.0)
+    monkeypatch.setattr(sustained, "timer_overhead_s", lambda: 0.0)
+    state = {"temperatures_c": {}, "nvml": None, "cpu_mhz": [], "emc_mhz": None, "gpu_mhz": {}}
+    monkeypatch.setattr(sustained, "read_state", lambda *where: state)
+    pipeline = SimpleNamespace(personalise=lambda: None, answer=lambda: clock.sleep(2.0), unit="clip")
+    config = ProfileConfig("x", (EngineSelection("x"),), sustained=SustainedConfig(duration_s=4.0, interval_s=1e-2))
+    context: Any = SimpleNamespace(pipeline=pipeline, config=config, sources=[], root=None, gpu=None, say=print)
+    series = sustained.run(context).series["sustained"]
+    assert series["p50_ms"] == pytest.approx([2020.0] * 2)
 
 
 @pytest.mark.parametrize("wrong", [{"streams": 0}, {"duration_s": 0.0}, {"probes": 0}, {"p99_limit_ms": -1.0}])

@@ -308,6 +308,8 @@ def test_mistakes_are_said_before_anything_is_loaded(
     assert "does not exist" in error(*ckpt, "--ssl-certfile", "none.pem", "--ssl-keyfile", "none.pem")
     assert "does not exist; choose from" in error(*ckpt, "--download-codec", "zip")
     assert "out of range" in error(*ckpt, "--rate", "-1")
+    for option in ("--threads", "--workers", "--keep-alive-s", "--drain-s"):
+        assert f"{option} 1000000000000 is out of range" in error(*ckpt, option, "1000000000000")
     assert "--keys FILE" in error("--new-key", "kitchen")
     assert "cannot be used" in error(*ckpt, "--ssl-certfile", str(keys), "--ssl-keyfile", str(keys))
     assert "out of range" in error(*ckpt, "--request-timeout-s", "0")

@@ -32,6 +32,7 @@ from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.cudart import gpu_identity, why_no_gpu
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
 from lit_mmpg.runtime.engines.cache import board, cache_folder, key_digest
+from lit_mmpg.settings import MOST_THREADS, within
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class OnnxRuntimeConfig(EngineConfig):
     def __post_init__(self) -> None:
         if self.settle_after < 0:
             raise UserError(f"onnxruntime: settle_after is {self.settle_after}; it must be 0 or more")
-        if self.threads < 0:
-            raise UserError(f"onnxruntime: threads is {self.threads}; it must be 0 or more")
+        within("onnxruntime: ", 0, MOST_THREADS, threads=self.threads)
 
 
 class OnnxRuntimeEngine(Engine):
