@@ -107,6 +107,9 @@ def reason(error: BaseException) -> str:
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
         waiting += [found.__cause__, found.__context__, getattr(found, "reason", None), *found.args]
+    refused = re.search(r"too many (\d+) error responses", str(error))
+    if refused:
+        return f"it answers with error {refused.group(1)}"
     if "timed out" in str(error):
         return "no answer in time"
     return masked(first_line(error))

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.address import address, database, portable, project, reason
+from lit_mmpg.tracking.store import briefly
 
 RETRY_S = 60
 """A store that has failed is tried again after so many seconds, and at the end."""
@@ -154,6 +155,9 @@ class SteadyClient(StoreClient):
     def _send_waiting(self) -> None:
         before, self._inside = self._inside, True
         try:
+            if self._waiting:
+                with briefly():  # a server that hangs would cost a minute each time
+                    self.search_experiments(max_results=1)
             while self._waiting:
                 name, call = self._waiting[0]
                 try:

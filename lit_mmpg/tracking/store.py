@@ -49,7 +49,7 @@ def open_store(uri: str, experiment: str | None = None, steady: bool = False) ->
         logging.getLogger(noisy).setLevel(level)
     file = database(uri)
     try:
-        with _lock(uri), _briefly():
+        with _lock(uri), briefly():
             fresh = file is not None and not file.exists()
             if fresh:
                 _log.info("making the MLflow store %s (once; takes some seconds)", file)
@@ -79,7 +79,7 @@ def find_run(uri: str, run_id: str) -> Run | None:
     if file is not None and not file.is_file():
         return None
     try:
-        with _briefly():
+        with briefly():
             return open_store(uri).get_run(run_id)
     except (MlflowException, UserError):
         return None
@@ -116,7 +116,7 @@ def _ensure_experiment(client: StoreClient, name: str) -> None:
 
 
 @contextmanager
-def _briefly() -> Iterator[None]:
+def briefly() -> Iterator[None]:
     """No retries and a short timeout for requests to a server."""
     names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_S)}
     before = {name: os.environ.get(name) for name in names}

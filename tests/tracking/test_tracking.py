@@ -24,9 +24,9 @@ from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.address import address, git_commit, kept_uri, reason, store_uri
-from lit_mmpg.tracking.client import StoreClient
+from lit_mmpg.tracking.client import SteadyClient, StoreClient
 from lit_mmpg.tracking.logger import MLflowLogger, flatten
-from lit_mmpg.tracking.store import find_run, open_store
+from lit_mmpg.tracking.store import PROBE_S, find_run, open_store
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +114,25 @@ def test_a_store_that_fails_costs_a_line_and_gets_its_records_later(
     run = client.get_run(run_id)
     assert (run.info.status, len(client.get_metric_history(run_id, "loss"))) == ("FINISHED", 3)
     assert [file.path for file in client.list_artifacts(run_id)] == ["note.txt"]
+
+
+def test_a_server_that_has_failed_is_asked_briefly_before_it_is_sent_anything(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, waits, sent = SteadyClient(store_uri()), [], []
+    client._waiting = [("log_batch", lambda: sent.append("log_batch"))]
+
+    def hanging(**how: Any) -> None:
+        waits.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+        raise MlflowException("Max retries exceeded (Caused by ResponseError('too many 503 error responses'))")
+
+    monkeypatch.setattr(client, "search_experiments", hanging)
+    client.finish()
+    assert (waits, sent) == ([str(PROBE_S)], [])
+    assert "still fails (it answers with error 503); 1 of 1 records were not sent: lost" in caplog.messages[-1]
+    monkeypatch.undo()
+    client.finish()
+    assert sent == ["log_batch"] and not client._waiting
 
 
 def test_a_store_of_absolute_places_is_set_right_when_it_was_moved(store: Path, tmp_path: Path) -> None:
