@@ -112,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(str(mistake))
         if isinstance(error, OSError) and error.filename is not None:  # a full disk, a file that may not be read
             return _fail(f"{error.filename}: {error.strerror or type(error).__name__}")
+        if type(error).__name__ == "MlflowException":
+            from lit_mmpg.tracking.address import reason
+
+            return _fail(f"the MLflow store has failed: {reason(error)}; see to it, then: {VERBS[name].again}")
         raise
 
 

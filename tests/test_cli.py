@@ -30,9 +30,17 @@ def fail_badly(argv: list[str]) -> int:
     raise KeyError(argv[0])
 
 
+class MlflowException(Exception):
+    """By its name, as the command line knows it without importing MLflow."""
+
+
+def fail_to_record(argv: list[str]) -> int:
+    raise MlflowException("too many 500 error responses")
+
+
 @pytest.fixture
 def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("fail_plainly", "fail_wrapped", "fail_badly"):
+    for name in ("fail_plainly", "fail_wrapped", "fail_badly", "fail_to_record"):
         monkeypatch.setitem(cli.VERBS, name, cli.Verb(f"{__name__}:{name}", "for the test"))
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[fail_badly.__module__])
 
@@ -74,6 +82,24 @@ def test_user_error_is_one_line(verb: str, verbs: None, capsys: pytest.CaptureFi
 def test_defects_keep_their_traceback(verbs: None) -> None:
     with pytest.raises(KeyError):
         cli.main(["fail_badly", "x"])
+
+
+def test_a_store_that_fails_is_one_line(verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fail_to_record"]) == 2
+    said = (
+        "error: the MLflow store has failed: it answers with error 500; see to it, then: the same command starts anew\n"
+    )
+    assert capsys.readouterr().err == said
+
+
+def test_memory_that_runs_out_is_one_line(
+    verbs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (MemoryError(), RuntimeError("CUDA out of memory."), MemoryError("Unable to allocate 7 TiB for it")):
+        monkeypatch.setattr(cli, "_run", lambda verb, arguments, error=error: (_ for _ in ()).throw(error))
+        assert cli.main(["fail_badly"]) == 2
+        said = f" ({error})" if str(error) else ""
+        assert capsys.readouterr().err.startswith(f"error: there is not enough memory{said}; lower the sizes")
 
 
 def test_a_closed_output_ends_no_run() -> None:

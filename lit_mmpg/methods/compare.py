@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
     work.run = _parent(work, store)
     if options.child_of is not None:
         work.compute(seeds, baselines=False, only=options.cell)
+        if work.run is not None:
+            work.run.client.finish()
         return 0
     apart = None
     if not options.finished:

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,8 @@ from sqlalchemy.engine import make_url
 
 from lit_mmpg.cli import main
 from lit_mmpg.errors import UserError
+from lit_mmpg.methods.comparison.cells import CellStore
+from lit_mmpg.methods.comparison.tracking import ComparisonRun
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.address import address, git_commit, kept_uri, reason, store_uri
 from lit_mmpg.tracking.client import SteadyClient, StoreClient
@@ -126,13 +129,34 @@ def test_a_server_that_has_failed_is_asked_briefly_before_it_is_sent_anything(
         waits.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
         raise MlflowException("Max retries exceeded (Caused by ResponseError('too many 503 error responses'))")
 
-    monkeypatch.setattr(client, "search_experiments", hanging)
-    client.finish()
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "search_experiments", hanging)
+        client.finish()
     assert (waits, sent) == ([str(PROBE_S)], [])
     assert "still fails (it answers with error 503); 1 of 1 records were not sent: lost" in caplog.messages[-1]
-    monkeypatch.undo()
     client.finish()
     assert sent == ["log_batch"] and not client._waiting
+
+
+def test_a_comparison_ends_with_its_own_mistake_when_its_store_has_failed(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("title: x")
+    comparison: Any = SimpleNamespace(name="c", path=path)
+    run = ComparisonRun(comparison, "c", store_uri(), CellStore(tmp_path / "cells"))
+
+    def gone(*what: Any, **more: Any) -> None:
+        raise MlflowException("too many 500 error responses")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run.client._tracking_client.store, "update_run_info", gone)
+        run.fail()
+    assert "has failed (it answers with error 500)" in caplog.text
+    assert "set_terminated" in (tmp_path / f"cells/unsent-{os.getpid()}.jsonl").read_text()
+    run.finish([], {}, [path])
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
+    assert not (tmp_path / f"cells/unsent-{os.getpid()}.jsonl").exists()
 
 
 def test_a_store_of_absolute_places_is_set_right_when_it_was_moved(store: Path, tmp_path: Path) -> None:

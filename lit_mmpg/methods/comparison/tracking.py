@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison
@@ -16,7 +17,7 @@ from lit_mmpg.tracking.logger import flatten
 from lit_mmpg.tracking.store import find_run, open_store
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from lit_mmpg.tracking.client import SteadyClient
 
 _PER_CALL = 500
 """Values that are logged at once; MLflow takes 1,000."""
@@ -36,7 +37,7 @@ class ComparisonRun:
 
     def __init__(self, comparison: Comparison, experiment: str, uri: str, store: CellStore) -> None:
         self.uri, self.kept, self.experiment = uri, kept_uri(uri), experiment
-        self.client: MlflowClient = open_store(uri, experiment)
+        self.client = cast("SteadyClient", open_store(uri, experiment, steady=True))
         found = self.client.get_experiment_by_name(experiment)
         assert found is not None  # opening the store made it
         self.experiment_id = found.experiment_id
@@ -47,6 +48,7 @@ class ComparisonRun:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"compare {comparison.name}")
             store.keep_parent(self.kept, run.info.run_id)
         self.run_id: str = run.info.run_id
+        self.client.unsent = store.folder / f"unsent-{os.getpid()}.jsonl"
         self.client.update_run(self.run_id, status="RUNNING")
         self.client.log_text(self.run_id, masked(comparison.path.read_text(encoding="utf-8")), "comparison.yaml")
 
@@ -86,6 +88,7 @@ class ComparisonRun:
         for path in files:
             self.client.log_artifact(self.run_id, str(path), "report")
         self.client.set_terminated(self.run_id, "FINISHED")
+        self.client.finish()
 
     def _log_values(self, run_id: str, values: Mapping[str, float | None]) -> None:
         """Log values where there are some, many with one call: a comparison has thousands."""
