@@ -25,6 +25,7 @@ from lit_mmpg.settings import MOST, within
 _log = logging.getLogger(__name__)
 
 ContextRule = Literal["device", "clip"]
+ShortContexts = Literal["half", "rising"]
 
 _FILLED = ("devices", "clips", "items_per_clip", "max_words", "eval_devices")
 """Sizes that a batch is filled up to; the others only bound what there is, so that a huge one means all."""
@@ -39,8 +40,11 @@ class BatchShape:
         clips: Query clips per device in training (M).
         items_per_clip: Questions or captions drawn per clip and training step.
         context_clips: Recent clips that serve as context (C).
-        fewest_context_clips: In training half of the devices of a step have fewer clips as context, down to this many,
+        fewest_context_clips: In training some of the devices of a step have fewer clips as context, down to this many,
             evenly in the logarithm, so that one generator serves short and long histories; 0: all have C.
+        short_contexts: How many of the devices: ``half``, or ``rising`` from a fifth in the first epoch to all of them
+            in the last third of ``trainer.max_epochs``. What clips tell is learnt from long contexts, where answers
+            are certain; how little a few clips tell, from short ones.
         context: ``device``: the device's recent clips, never a query clip. ``clip``: each clip is its own context.
         max_frames: Clips with more frames are subsampled evenly to this many.
         max_words: Longer texts are cut.
@@ -57,6 +61,7 @@ class BatchShape:
     items_per_clip: int = 4
     context_clips: int = 16
     fewest_context_clips: int = 0
+    short_contexts: ShortContexts = "half"
     context: ContextRule = "device"
     max_frames: int = 16
     max_words: int = 20
@@ -287,6 +292,10 @@ class TrainBatches:
         seed: Seed of the order.
         rank: Rank of this process.
         world: Number of processes.
+        epochs: Epochs of the training; ``None`` where nobody knows.
+
+    Raises:
+        UserError: If nobody knows, and the shape depends on it.
     """
 
     def __init__(
@@ -297,7 +306,13 @@ class TrainBatches:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        epochs: int | None = None,
     ) -> None:
+        if epochs is None and shape.fewest_context_clips and shape.short_contexts == "rising":
+            raise UserError(
+                "data.batch.short_contexts is 'rising', up to trainer.max_epochs: set that, or choose 'half'"
+            )
+        self.epochs = epochs
         self.collate, self.shape, self.seed, self.rank, self.world = collate, shape, seed, rank, world
         self.timelines = timelines
         by_clip = collate.items.by_clip
@@ -345,11 +360,17 @@ class TrainBatches:
                 queries += [Query(device, (int(c),), (int(c),)) for c in clips]
             else:
                 most, fewest = self.shape.context_clips, self.shape.fewest_context_clips
-                fewer = fewest > 0 and rng.random() < 0.5
+                fewer = fewest > 0 and rng.random() < self._short_share(epoch)
                 count = round(fewest * (most / fewest) ** rng.random()) if fewer else most
                 context = _choose_context(self.timelines[device], clips, count, rng)
                 queries.append(Query(device, tuple(clips.tolist()), context))
         return queries
+
+    def _short_share(self, epoch: int) -> float:
+        """Share of the devices whose context is short."""
+        if self.shape.short_contexts == "half" or self.epochs is None:
+            return 0.5
+        return min(1.0, max(0.2, 1.5 * epoch / self.epochs))
 
     def __iter__(self) -> Iterator[Batch]:
         queries = self._queries(self.epoch)

@@ -60,10 +60,15 @@ def make_collator(items: Items, shape: BatchShape = SHAPE, with_context: bool = 
 
 
 def make_train(
-    shape: BatchShape = SHAPE, items: Items | None = None, seed: int = 0, rank: int = 0, world: int = 1
+    shape: BatchShape = SHAPE,
+    items: Items | None = None,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    epochs: int | None = None,
 ) -> TrainBatches:
     items = make_items(range(CLIPS)) if items is None else items
-    return TrainBatches(TIMELINES, make_collator(items, shape), shape, seed, rank, world)
+    return TrainBatches(TIMELINES, make_collator(items, shape), shape, seed, rank, world, epochs)
 
 
 def make_eval(
@@ -234,6 +239,23 @@ def test_half_of_the_training_contexts_are_short_where_that_is_asked_for() -> No
     assert lengths[1] > lengths[7], "short ones are as frequent in their logarithm"
     context = [len(own) for batch in make_eval(shape) for own in seen_clips(batch.context.values, batch.context.mask)]
     assert max(context) == 6, "an evaluation takes all clips that there are"
+
+
+def test_short_contexts_rise_from_a_fifth_to_all() -> None:
+    shape = replace(SHAPE, clips=1, context_clips=8, fewest_context_clips=1, short_contexts="rising")
+    long = []
+    loader = make_train(shape, epochs=60)
+    for epochs in (range(8), range(40, 60)):
+        lengths: Counter[int] = Counter()
+        for epoch in epochs:
+            loader.set_epoch(epoch)
+            for batch in loader:
+                contexts = seen_clips(batch.context.values, batch.context.mask)
+                lengths.update(len(own) for own, device in zip(contexts, batch.device, strict=True) if device == 8)
+        long.append(lengths[8] / sum(lengths.values()))
+    assert long[0] > 0.7 and 0 < long[1] < 0.15
+    with pytest.raises(UserError, match=r"trainer\.max_epochs: set that"):
+        make_train(shape)
 
 
 @pytest.mark.parametrize("loader", [make_train, make_eval])
