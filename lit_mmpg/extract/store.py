@@ -19,6 +19,7 @@ import numpy as np
 
 from lit_mmpg.data.features import hdf5_error
 from lit_mmpg.errors import UserError
+from lit_mmpg.runtime.folder import FolderInUseError, StateFolder
 from lit_mmpg.writing import write_bytes
 
 LAYOUT_VERSION = 2
@@ -49,25 +50,42 @@ class Settings:
 
 
 class Store:
-    """Features on their way into one HDF5 file.
+    """Features on their way into one HDF5 file, which one process at a time adds to: leave it by ``with``.
 
     Args:
         output: The HDF5 file.
         settings: What the features depend on.
 
     Raises:
-        UserError: If the file there was made with other settings, or is none of ours.
+        UserError: If the file there was made with other settings, or is none of ours, or another process adds to it.
     """
 
     def __init__(self, output: Path, settings: Settings) -> None:
         self.output, self.settings = output, settings
         self.parts = output.with_name(f"{output.name}.parts")
-        self._kept = self._read_output()
-        note = self.parts / "settings.json"
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asdict(settings):
-            shutil.rmtree(self.parts)  # an interrupted run with other settings: nothing of it can be used
-        self.parts.mkdir(parents=True, exist_ok=True)
-        write_bytes(note, json.dumps(asdict(settings)).encode())
+        try:
+            self._held = StateFolder(self.parts)
+        except FolderInUseError:
+            raise UserError(f"another process extracts into {output}; wait for its end, or name another file") from None
+        try:
+            self._kept = self._read_output()
+            note = self.parts / "settings.json"
+            if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asdict(settings):
+                for part in self.parts.glob("*.npy"):  # an interrupted run with other settings: of no use
+                    part.unlink()
+            write_bytes(note, json.dumps(asdict(settings)).encode())
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others add to the file; features that wait for it stay."""
+        if not any(self.parts.glob("*.npy")):
+            shutil.rmtree(self.parts, ignore_errors=True)
+        self._held.close()
 
     def _read_output(self) -> dict[str, str]:
         import h5py
@@ -128,7 +146,8 @@ class Store:
             partial.replace(self.output)
         finally:
             partial.unlink(missing_ok=True)
-        shutil.rmtree(self.parts)
+        for part in self.parts.glob("*.npy"):
+            part.unlink()
         return count
 
 

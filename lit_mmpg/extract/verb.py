@@ -6,8 +6,9 @@ import argparse
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_mmpg.data.readers.identity import clip_files
 from lit_mmpg.errors import UserError
@@ -16,6 +17,9 @@ from lit_mmpg.launcher import add_arguments, check_arguments, connected
 from lit_mmpg.report import escape, format_bytes, wide_console
 from lit_mmpg.runtime.video import SAMPLING, require_decoder, require_folder, require_video, video_digest
 from lit_mmpg.texts import printable
+
+if TYPE_CHECKING:
+    from lit_mmpg.extract.store import Store
 
 CACHE = Path("outputs/cache/encoders")
 
@@ -34,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     if output.suffix not in (".h5", ".hdf5") or output.is_dir():
         raise UserError(f"--output {output}: features are written as HDF5; name a file that ends in .h5")
     check_arguments(options, None if options.workers is None else "--workers")
-    workers = (os.cpu_count() or 1) if options.workers is None else options.workers
-    if options.frames < 1 or workers < 1 or (options.size is not None and options.size < 32):
+    options.workers = (os.cpu_count() or 1) if options.workers is None else options.workers
+    if options.frames < 1 or options.workers < 1 or (options.size is not None and options.size < 32):
         raise UserError("--frames and --workers must be at least 1, --size at least 32")
     # Before anything long: what is there, and whether it fits together.
     from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
@@ -43,13 +47,27 @@ def main(argv: Sequence[str]) -> int:
 
     require_decoder()
     videos, problems = _videos(options.videos)
-    entries = len(videos) + len(problems)
     folder = encoder_folder(options.encoder)
     digest = encoder_digest(folder)
-    console = wide_console()
-    with working("exporting the encoder, once", console=console):
+    with working("exporting the encoder, once", console=wide_console()):
         graph, (height, width) = prepare_graph(folder, digest, options.size, CACHE)
-    store = Store(output, Settings(digest, height, width, options.frames, options.sampling, options.dtype))
+    settings = Settings(digest, height, width, options.frames, options.sampling, options.dtype)
+    with Store(output, settings) as store:
+        return _extract(options, store, videos, problems, graph, folder.name)
+
+
+def _extract(
+    options: argparse.Namespace,
+    store: Store,
+    videos: Mapping[str, Path],
+    problems: list[str],
+    graph: Path,
+    encoder: str,
+) -> int:
+    """Encode what is not there yet; returns the exit status."""
+    from lit_mmpg.extract.work import Done, Job, run_jobs, run_on_cluster
+
+    output, console, entries = store.output, wide_console(), len(videos) + len(problems)
     where = (graph, Path(os.path.expanduser(options.videos)))
     if options.launcher == "dask":
         with connected(options.cluster, store.parts, where):
@@ -64,8 +82,6 @@ def main(argv: Sequence[str]) -> int:
                 problems.append(str(error))
     for problem in problems:
         console.print(f"[yellow]left out[/yellow] {escape(problem)}")
-
-    from lit_mmpg.extract.work import Done, Job, run_jobs, run_on_cluster
 
     jobs = [
         Job(clip, str(path), str(store.part(clip, sources[clip])))
@@ -83,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     if options.launcher == "dask":
         ended = run_on_cluster(jobs, store.settings, options.cluster, *where)
     else:
-        ended = run_jobs(jobs, graph, store.settings, min(workers, max(1, len(jobs))))
+        ended = run_jobs(jobs, graph, store.settings, min(options.workers, max(1, len(jobs))))
     with working("extracting", len(jobs), "clips", console=console) as work:
         for done in ended:
             frames += done.frames
@@ -95,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     finished = {clip: source for clip, source in sources.items() if clip not in lost}
     if not finished:
         raise UserError(f"none of the {entries} videos in {printable(options.videos)} could be read; see above")
-    count = store.finish(finished, {"encoder": folder.name})
+    count = store.finish(finished, {"encoder": encoder})
     seconds = time.perf_counter() - start
     console.print(
         f"{escape(str(output))}: {count} clips, {format_bytes(output.stat().st_size)}; now "

@@ -20,7 +20,9 @@ import torch
 from lit_mmpg.cli import main
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.vision import open_graph, run_graph
+from lit_mmpg.errors import UserError
 from lit_mmpg.extract.encoder import prepare_graph
+from lit_mmpg.extract.store import Settings, Store
 from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
@@ -211,6 +213,19 @@ def test_a_killed_run_goes_on_where_it_was(videos: Path, encoder: Path) -> None:
     said, _ = again.communicate(timeout=600)
     assert again.returncode == 0 and f"{len(kept)} of 40 clips are there already" in said, said
     assert len(FeatureFile("f.h5").load().ids()) == 40
+
+
+def test_one_process_at_a_time_adds_to_a_file(tmp_path: Path) -> None:
+    settings = Settings("encoder", 4, 4, 2, "uniform", "float16")
+    with Store(tmp_path / "f.h5", settings) as store:
+        np.save(store.part("a", "0"), np.zeros((2, 3), np.float16))
+        with pytest.raises(UserError, match=r"another process extracts into .*f\.h5; wait"):
+            Store(tmp_path / "f.h5", settings)
+    with Store(tmp_path / "f.h5", settings) as store:
+        assert store.has("a", "0") and store.finish({"a": "0"}, {}) == 1
+    with Store(tmp_path / "f.h5", settings) as store:
+        assert store.has("a", "0")
+    assert [path.name for path in tmp_path.glob("f.h5*")] == ["f.h5"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
