@@ -402,7 +402,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         collate = self._collator("train", *self._brings)
         # The seed that Lightning was given; the order then differs between seeds, the devices do not.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        epochs = self.trainer.max_epochs if self.trainer else None
+        epochs = getattr(self.trainer, "max_epochs", None)
         known = epochs if epochs and epochs > 0 else None
         return TrainBatches(self._timelines("train"), collate, self.batch, seed, *self._ranks(), epochs=known)
 

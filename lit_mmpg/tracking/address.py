@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -16,6 +18,8 @@ SQLITE = "sqlite:///"
 LOCAL = "mlruns/mlflow.db"
 """The store of a project folder."""
 COMMIT_TAG = "mlflow.source.git.commit"
+PROBE_S = 5
+"""Longest wait for a tracking server that is asked whether it is there, in seconds."""
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -154,3 +158,19 @@ def source_tags(verb: str) -> dict[str, str]:
     """Tags that say which program made a run: its name and the commit it ran from."""
     commit = git_commit()
     return {"mlflow.source.name": f"lit-mmpg {verb}"} | ({COMMIT_TAG: commit} if commit else {})
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """No retries and a short timeout for requests to a server."""
+    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_S)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

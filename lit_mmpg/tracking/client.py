@@ -19,8 +19,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.address import address, database, portable, project, reason
-from lit_mmpg.tracking.store import briefly
+from lit_mmpg.tracking.address import address, briefly, database, portable, project, reason
 
 RETRY_S = 60
 """A store that has failed is tried again after so many seconds, and at the end."""

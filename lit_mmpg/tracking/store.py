@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.address import database, reason
+from lit_mmpg.tracking.address import briefly, database, reason
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 DIGEST_TAG = "lit_mmpg.config_digest"
 CHECKPOINTS_TAG = "lit_mmpg.checkpoints"
-PROBE_S = 5
-"""Longest wait for a tracking server that is asked whether it is there, in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -113,22 +110,6 @@ def _ensure_experiment(client: StoreClient, name: str) -> None:
                 raise
     elif found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-
-
-@contextmanager
-def briefly() -> Iterator[None]:
-    """No retries and a short timeout for requests to a server."""
-    names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_S)}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

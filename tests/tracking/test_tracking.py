@@ -26,10 +26,10 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.tracking import ComparisonRun
 from lit_mmpg.texts import masked
-from lit_mmpg.tracking.address import address, git_commit, kept_uri, reason, store_uri
+from lit_mmpg.tracking.address import PROBE_S, address, git_commit, kept_uri, reason, store_uri
 from lit_mmpg.tracking.client import SteadyClient, StoreClient
 from lit_mmpg.tracking.logger import MLflowLogger, flatten
-from lit_mmpg.tracking.store import PROBE_S, find_run, open_store
+from lit_mmpg.tracking.store import find_run, open_store
 
 
 @pytest.fixture(autouse=True)

@@ -492,12 +492,12 @@ def test_a_server_that_is_away_or_dies(
         monkeypatch.setenv(name, "")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         port = silent.getsockname()[1]
-        monkeypatch.setattr("lit_mmpg.tracking.store.PROBE_S", 1)
+        monkeypatch.setattr("lit_mmpg.tracking.address.PROBE_S", 1)
         message = fails(capsys, "fit", "--config", "toy.yaml", f"--tracking.uri=http://me:hidden-word@127.0.0.1:{port}")
     assert f"http://127.0.0.1:{port} does not answer" in message and "no answer in time" in message
     message = fails(capsys, "fit", "--config", "toy.yaml", f"--tracking.uri=http://127.0.0.1:{port}")
     assert "Connection refused" in message and "--trainer.logger=false" in message
-    monkeypatch.setattr("lit_mmpg.tracking.store.PROBE_S", 60)
+    monkeypatch.setattr("lit_mmpg.tracking.address.PROBE_S", 60)
 
     store = f"sqlite:///{shutil.copy(trained / 'mlruns/mlflow.db', tmp_path)}"
     server = subprocess.Popen(
