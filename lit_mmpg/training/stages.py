@@ -42,11 +42,11 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
         UserError: If the configuration is wrong, or there is nothing to resume.
     """
     device_stage, resume = request.options["device_stage"], request.options["ckpt_path"]
-    if device_stage is None or "model.device_ckpt" in request.overridden() or _device_ckpt(request.config):
+    # As the parser reads it, whichever way it is given; and a mistake in the cloud half's settings is answered now.
+    if device_stage is None or _device_ckpt(CLI(request).record["model"]) is not None:
         again = since_ms is not None
         stage = _Stage(request, "stage", tags, since_ms)
         return _ended(stage, stage.run(resume, reuse=again, begin=again))
-    _check(CLI(request))  # a mistake in the cloud half's settings is answered before the device half trains
     device = _Stage(request.derive(device_stage), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
@@ -58,14 +58,25 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
     return _ended(cloud, cloud.run(resume, reuse=since_ms is not None, begin=True))
 
 
-def _check(cli: CLI) -> None:
-    """Refuse a form of parameters that there is not; parsing does not ask other packages for theirs."""
-    form = (cli.record["model"].get("init_args", {}).get("dynamic") or {}).get("form")
+def _device_ckpt(model: Mapping[str, Any]) -> Any:
+    """The device half that a model names, None where the device stage makes it.
+
+    Raises:
+        UserError: If the model takes none, or there is no such form of parameters; parsing asks no other packages.
+    """
+    settings = model.get("init_args", {})
+    if "device_ckpt" not in settings:
+        raise UserError(
+            f"model {model['class_path']} has no device_ckpt, which the configuration's device_stage would train; "
+            "leave one of them out (--stage device trains the device half alone)"
+        )
+    form = (settings.get("dynamic") or {}).get("form")
     if form is not None:
         from lit_mmpg.forms.registry import find_form
 
         for name in form.values() if isinstance(form, Mapping) else [form]:
             find_form(name, "model.dynamic.form")
+    return settings["device_ckpt"]
 
 
 def _ended(stage: _Stage, checkpoint: str) -> str:
@@ -174,8 +185,3 @@ def _agree(key: str, find: Callable[[], Any]) -> Any:
 def _digest(record: dict[str, Any]) -> str:
     relevant = {key: value for key, value in record.items() if key not in ("tracking", "save_every_n_steps")}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-def _device_ckpt(config: dict[str, Any]) -> Any:
-    model = config.get("model") or {}
-    return (model.get("init_args") or {}).get("device_ckpt")

@@ -14,7 +14,8 @@ from lit_mmpg.files import shipped_configs
 from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.plan import is_template, read_comparison
 from lit_mmpg.methods.comparison.work import Work
-from lit_mmpg.training.config import read_request
+from lit_mmpg.training import stages
+from lit_mmpg.training.config import Request, read_request
 from lit_mmpg.training.lightning_cli import CLI, _refusals
 
 FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
@@ -76,6 +77,24 @@ def test_flags_of_a_network_of_ones_own_are_its_own() -> None:
     assert network_of("--model.network.width=32", config=demo)["width"] == 32
     chosen = ("--model.network=lit_mmpg.device.DualEncoder", "--model.network.width=32")
     assert network_of(*chosen, config=demo)["init_args"]["width"] == 32
+
+
+@pytest.mark.parametrize("given", ["--model.device_ckpt=d.ckpt", '--model={"device_ckpt": "d.ckpt"}', "--model=m.yaml"])
+def test_a_device_half_that_is_given_is_not_trained(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def began(request: Request, name: str, *_: object) -> None:
+        raise KeyError(name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "_Stage", began)
+    Path("m.yaml").write_text("init_args: {device_ckpt: d.ckpt}")
+    demo = ["--config", "configs/experiment/demo.yaml"]
+    for flag, first in ((given, "stage"), ("--model.device_ckpt=null", "device")):
+        with pytest.raises(KeyError, match=first):
+            stages.train(read_request("fit", [*demo, flag]))
+    with pytest.raises(UserError, match="DeviceModule has no device_ckpt"):
+        stages.train(read_request("fit", [*demo, "--model=DeviceModule"]))
 
 
 class Faulty:
