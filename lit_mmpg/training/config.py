@@ -119,7 +119,7 @@ class Request:
         """Request for the device stage (a file or a section), with the flags that concern both stages."""
         config = _device_config(self.config, stage)
         trust_own(config)
-        request = Request("fit", config, _without_model(self.flags), name=self.name)
+        request = Request("fit", config, split_flags(self.flags, "model")[1], name=self.name)
         request.options = dict.fromkeys(OPTIONS["fit"]) | {"ckpt_path": self.options["ckpt_path"]}
         return request
 
@@ -299,12 +299,13 @@ def _network_taken(config: dict[str, Any], flags: Sequence[str]) -> tuple[dict[s
     return config, kept
 
 
-def _without_model(flags: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    dropping = False
+def split_flags(flags: Sequence[str], group: str) -> tuple[list[str], list[str]]:
+    """Flags of one group, each with its value, and all others."""
+    theirs: list[str] = []
+    others: list[str] = []
+    kept = others
     for flag in flags:
         if flag.startswith("--"):
-            dropping = flag.split("=", 1)[0].split(".")[0] == "--model"
-        if not dropping:
-            kept.append(flag)
-    return kept
+            kept = theirs if flag.split("=", 1)[0].split(".")[0] == f"--{group}" else others
+        kept.append(flag)
+    return theirs, others

@@ -98,6 +98,39 @@ def test_cells_are_trained_once_and_changed_data_or_flags_train_again(
     assert "finished before" not in capfd.readouterr().out
 
 
+def test_flags_of_all_runs_reach_every_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_experiment(tmp_path, tiny.build_root(tmp_path / "data"), "open_ended")
+    (tmp_path / "own.ckpt").write_text("trained elsewhere")
+    monkeypatch.chdir(tmp_path)
+    row = {"method": "tent", "checkpoint": "own"}
+    runs = {"own": {"config": "device.yaml", "checkpoint": "own.ckpt"}}
+    comparison = read_comparison(str(write(tmp_path, runs=runs, adapted={"row": row})))
+    data = ["--data.batch.eval_clips", "3"]
+    cells = work.Work(
+        comparison, CellStore(tmp_path), ["--trainer.max_epochs", "2", *data, "--trainer.logger", "false"]
+    )
+    asked: list[list[str]] = []
+
+    def stop(*arguments: object) -> None:
+        asked.append(next(argument for argument in arguments if isinstance(argument, list)))
+        raise KeyError
+
+    monkeypatch.setattr(work, "_selection", lambda checkpoint: {})
+    monkeypatch.setattr(work, "measure_quietly", stop)
+    monkeypatch.setattr(cells, "_load", stop)
+    for name, finished in (("own", {}), ("row", {"own": Cell([], checkpoint="own.ckpt")})):
+        with pytest.raises(KeyError):
+            cells._cell(name, 0, finished)
+    assert asked[0] == [
+        "--ckpt_path",
+        "own.ckpt",
+        *data,
+        "--tracking.run_name=own seed 0 test",
+        "--trainer.logger=false",
+    ]
+    assert asked[1][:2] == data and len(asked[1]) % 2 == 0
+
+
 def test_a_default_that_changed_makes_other_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_experiment(tmp_path, tiny.build_root(tmp_path / "data"), "retrieval")
     runs = {"static": {"config": "device.yaml"}, "cdc_mmpg": {"config": "both.yaml"}}

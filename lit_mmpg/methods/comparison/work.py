@@ -18,7 +18,7 @@ from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.costs import adapted_costs, check_encoder, device_costs, frame_encoder
 from lit_mmpg.tracking.address import store_uri
-from lit_mmpg.training.config import Request, read_request
+from lit_mmpg.training.config import Request, read_request, split_flags
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -114,9 +114,14 @@ class Work:
     def _seed_flags(self, seed: int) -> list[str]:
         return [flag.replace("{seed}", str(seed)) for flag in self.comparison.seed_flags]
 
+    def _data_flags(self, seed: int) -> list[str]:
+        return split_flags([*self._seed_flags(seed), *self.flags], "data")[0]
+
     def _test_passes(self, run: TrainedRun, seed: int) -> dict[str, list[str]]:
         """Name of each reading of the test split ('' for the first) -> its flags, beside what the checkpoint says."""
-        own = [*run.test_flags, *(self._seed_flags(seed) if run.test_flags else [])]
+        # The data of a run that was trained here are as the flags of all runs say: its checkpoint holds them.
+        again = run.test_flags or run.checkpoint is not None
+        own = [*run.test_flags, *(self._data_flags(seed) if again else [])]
         return {"": own, **{name: [*own, *flags] for name, flags in self.comparison.tests.items()}}
 
     def data(self, seed: int) -> DeviceData:
@@ -259,6 +264,7 @@ class Work:
             self.store.count_read(name, seed, digest, split or "test")
             title = " ".join([name, f"seed {seed} test", split]).strip()
             asked = ["--ckpt_path", checkpoint, *flags, *self._tracking(title)]
+            asked += [] if self.run is not None else ["--trainer.logger=false"]
             module = measure_quietly(asked, {key: v for key, v in tags.items() if key != "mlflow.parentRunId"})
             _add(cell, module.result_rows, module.evaluation, module.methods, split)
             if not split:
@@ -285,7 +291,6 @@ class Work:
         row = self.comparison.adapted[name]
         checkpoint = finished[row.checkpoint].checkpoint
         passes = self._test_passes(self.comparison.runs[row.checkpoint], seed)
-        flags = [*(self._seed_flags(seed)), *(flag for flag in self.flags if flag.startswith("--data"))]
         content = [
             ADAPTED_VERSION,
             row.method,
@@ -303,7 +308,7 @@ class Work:
         cell = Cell([], seed=seed, code=self.code)
         options = dict(row.options)
         for split, more in passes.items():
-            loaded = self._load(checkpoint, [*flags, *more])
+            loaded = self._load(checkpoint, [*self._data_flags(seed), *more])
             self.store.count_read(name, seed, digest, split or "test")
             found = evaluate_adapted(loaded, row.method, name, options, seed)
             if not split:
