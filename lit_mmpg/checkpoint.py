@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -190,7 +191,7 @@ def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, An
         raise UserError(f"{path} was written by an older version of lit-mmpg; train again")
     trained = yaml.safe_load(ours["config"]) if "config" in ours else {}
     # A trainer in a notebook has no configuration, but Lightning keeps what model and data were built with.
-    model, data = (_section(checkpoint.get(key, {})) for key in ("hyper_parameters", "datamodule_hyper_parameters"))
+    model, data = (section_of(checkpoint.get(key, {})) for key in ("hyper_parameters", "datamodule_hyper_parameters"))
     if model is not None:
         trained["model"] = model
     if data is not None:
@@ -206,7 +207,7 @@ def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, An
     return kept
 
 
-def _section(settings: dict[str, Any]) -> dict[str, Any] | None:
+def section_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """``class_path`` and ``init_args`` of what an object was built with; its description of the data is no setting."""
     if "_class_path" not in settings:
         return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_mmpg.checkpoint import read_checkpoint, trained_config
+from lit_mmpg.checkpoint import read_checkpoint, section_of, trained_config
 from lit_mmpg.errors import UserError
 from lit_mmpg.report import print_rows, write_rows
 from lit_mmpg.texts import masked
@@ -103,6 +103,8 @@ def _restore(request: Request, tags: Mapping[str, str] | None = None) -> tuple[C
     cli = CLI(request)
     _check_model(cli.record["model"], kept["model"], path)
     cli.build(_run(request, cli, ours, tags or {}), trained=ours["data"])
+    # A null has become what the module takes for it.
+    _check_model(section_of(cli.model.hparams) or cli.record["model"], kept["model"], path)
     return cli, path
 
 

@@ -11,9 +11,10 @@ import traceback
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -186,8 +187,7 @@ class CLI(LightningCLI):
                 self.half = str(getattr(kind, "half_name", kind.__name__))
             if lacking:
                 raise UserError(f"{part} {path} lacks {', '.join(lacking)}; derive it from {base}, which has them")
-            if part == "model":
-                _check_numbers(kind, self.record[part].get("init_args") or {})
+            _check_settings(part, kind, self.record[part].get("init_args") or {})
         within("", 1, save_every_n_steps=self.config.get("save_every_n_steps"))
         trainer = self.record["trainer"]
         counts = ("accumulate_grad_batches", "check_val_every_n_epoch")
@@ -253,6 +253,10 @@ class CLI(LightningCLI):
 
     def _set_seed(self) -> None:
         """As Lightning does, where the seed is one."""
+        if isinstance(self.config["seed_everything"], bool):  # which Lightning reads as 0
+            raise UserError(
+                f"seed_everything is {self.config['seed_everything']}; give a number, or leave it out for 0"
+            )
         within("", 0, 2**32 - 1, seed_everything=self.config["seed_everything"])
         super()._set_seed()
 
@@ -367,15 +371,27 @@ class CLI(LightningCLI):
         return [ours, *(others if isinstance(others, list) else [others])]
 
 
-def _check_numbers(kind: type, settings: Mapping[str, Any]) -> None:
-    """Make the dataclasses among the settings of a model, which refuse what is out of range, before anything long."""
-    try:
-        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
-    except NameError:  # of somebody's own class; it is made later all the same
-        return
+def _check_settings(part: str, kind: type, settings: Mapping[str, Any]) -> None:
+    """Refuse, before anything long, what the parser lets pass: a null that a setting does not take.
+
+    And make the dataclasses among the settings of a model, which refuse what is out of range.
+    """
+    taken: dict[str, tuple[Any, Any]] = {}
+    for base in reversed(kind.__mro__):  # which may hand its settings on
+        made_with = base.__init__  # type: ignore[misc]
+        with suppress(NameError):  # of somebody's own class; it is made later all the same
+            hints = get_type_hints(made_with)
+            taken |= {
+                name: (hints[name], p.default) for name, p in signature(made_with).parameters.items() if name in hints
+            }
     for name, value in settings.items():
-        made = next((part for part in (hints.get(name), *get_args(hints.get(name))) if is_dataclass(part)), None)
-        if isinstance(made, type) and isinstance(value, Mapping) and "class_path" not in value:
+        hint, default = taken.get(name, (Any, None))
+        kinds = (hint, *get_args(hint))
+        if value is None and default is not None and not any(one in (Any, type(None)) for one in kinds):
+            raise UserError(f"{part}.{name} is null, which it cannot be; leave it out for its default")
+        made = next((one for one in kinds if is_dataclass(one)), None)
+        numbers = part == "model" and isinstance(value, Mapping) and "class_path" not in value
+        if isinstance(made, type) and numbers:
             from_plain(made, value, f"model.{name}.")
 
 

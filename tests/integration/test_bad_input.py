@@ -310,6 +310,8 @@ def test_a_model_that_the_checkpoint_does_not_hold(
     monkeypatch.chdir(tmp_path)
     assert main(["test", "--config", str(run.folder / "device.yaml"), "--ckpt_path", str(run.cloud)]) == 2
     one_error(capsys, str(run.cloud), "CloudModule", "DeviceModule", "leave --model out")
+    assert main(["test", "--ckpt_path", str(run.device), "--model.network=null"]) == 2
+    one_error(capsys, "--model.network.width is 64", str(run.device), "trained with 16")
 
 
 def test_a_test_split_without_questions(

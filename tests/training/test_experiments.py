@@ -97,6 +97,20 @@ def test_a_device_half_that_is_given_is_not_trained(
         stages.train(read_request("fit", [*demo, "--model=DeviceModule"]))
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model.freeze_static=null", "model.freeze_static is null"),
+        ("--model.losses=null", "model.losses is null"),
+        ("--data.task=null", "data.task is null"),
+        ("--seed_everything=false", "seed_everything is False; give a number"),
+    ],
+)
+def test_what_is_no_value_is_refused(flag: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}"):
+        CLI(read_request("fit", ["--config", "configs/experiment/demo.yaml", flag]))
+
+
 class Faulty:
     def __init__(self, size: int = 1) -> None:
         raise ValueError("no matrix")
