@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lit_mmpg.batch import Batch, Outputs
+from lit_mmpg.cloud.exchange import state_digest
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.evaluation import Cost, Evaluation
 from lit_mmpg.errors import UserError
@@ -120,6 +122,7 @@ def evaluate_adapted(
     encode = _encoder(subject) if frozen else None
     data.encode_once(encode, encode)
     try:
+        weights = state_digest(subject.module)
         runner = _Runner(subject, data, kind(subject, data, seed), labels, seed)
         asked_groups = list(groups or data.test_groups)
         reason = runner.too_few(asked_groups[0])
@@ -132,6 +135,8 @@ def evaluate_adapted(
         chosen = points[int(np.argmax(scores))] if sweep else points[0]
         evaluation = runner.test(label, chosen, runner.groups(asked_groups))
         cost = runner.cost(chosen, evaluation.groups[0])
+        if state_digest(subject.module) != weights or any(part.training for part in subject.module.modules()):
+            raise UserError(f"method '{method}' changes the checkpoint, which others start from; change a copy of it")
     finally:
         data.encode_once(None, None)
     found = evaluation.rows({label: Cost(cost.upload_bytes, cost.download_bytes)})
@@ -230,7 +235,21 @@ class _Runner:
             own = tuple(tensor[index] for tensor in support.parameters)
             query = Episode(evaluation.task.query_view(batch), own)
             held = state if self.online else rows(state, index)
-            evaluation.update(group, name, batch, self.method.respond(query, held, options))
+            outputs = self.method.respond(query, held, options)
+            self._check_form(outputs, batch)
+            evaluation.update(group, name, batch, outputs)
+
+    def _check_form(self, outputs: Outputs, batch: Batch) -> None:
+        """Refuse answers to another number of texts or clips: they would be repeated, and count."""
+        asked = {"logits": batch.text_mask, "text": batch.text_mask, "video": batch.clip}
+        given = {name: tensor for name in asked if (tensor := getattr(outputs, name, None)) is not None}
+        wrong = [f"{name} {tuple(t.shape)}" for name, t in given.items() if t.shape[:-1] != asked[name].shape]
+        if wrong or not given:
+            said = wrong[0] if wrong else type(outputs).__name__
+            raise UserError(
+                f"method '{self.method.name}' answers by {said}; respond returns Outputs, with a row of scores for "
+                f"each text {tuple(batch.text_mask.shape)}, and of embeddings for each clip {tuple(batch.clip.shape)}"
+            )
 
     def cost(self, options: Options, group: str) -> AdaptationCost:
         """Operations and seconds of a single device, apart from the evaluation, which works on many at once."""

@@ -131,10 +131,10 @@ class QuestionTask(Task):
         return DeviceAccuracy(kinds)
 
     def update_metric(self, metric: Any, batch: Batch, outputs: Outputs) -> None:
-        """Right is what the best score says."""
+        """Right is what the best score says, and nothing where one is no number."""
         assert outputs.logits is not None
         mask = batch.text_mask
-        correct = outputs.logits.argmax(-1) == batch.answer
+        correct = (outputs.logits.argmax(-1) == batch.answer) & ~outputs.logits.isnan().any(-1)
         device = batch.device.unsqueeze(1).expand_as(mask)
         metric.update(correct[mask], device[mask], batch.kind[mask], batch.item[mask])
 

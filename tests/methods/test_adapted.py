@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -81,6 +82,39 @@ def test_a_score_that_is_no_number_is_never_chosen(world: World, monkeypatch: py
     monkeypatch.setattr(_Runner, "sweep", first_fails)
     result = evaluate_adapted(world("open_ended"), "tent", options={"learning_rate": [1e-3, 1e-2], "steps": 0})
     assert result.chosen["learning_rate"] == 1e-2
+
+
+class Own(AdaptationMethod):
+    """Somebody's own method, which does as its options say."""
+
+    name, paper, setting = "own", "none", "episodic"
+    grid = {"does": ("", "few", "nothing", "nan", "train", "change")}  # noqa: RUF012
+
+    def adapt(self, support: Episode, options: Options) -> dict:
+        self.network.train(options["does"] == "train")
+        if options["does"] == "change":
+            next(self.network.parameters()).add_(1)
+        return {}
+
+    def respond(self, query: Episode, state: object, options: Options) -> Outputs:
+        logits = self.subject.answer(query).logits
+        assert logits is not None
+        found = {"few": logits[:, :1], "nan": logits.index_fill(-1, torch.tensor([0]), math.nan), "nothing": None}
+        return Outputs(logits=found.get(options["does"], logits))
+
+
+def test_what_a_method_of_ones_own_must_not_do_is_refused(world: World) -> None:
+    loaded = copy.deepcopy(world("open_ended"))
+    for does, said in (
+        ("few", r"'own' answers by logits \(2, 1, \d+\); .* for each text \(2, 8\)"),
+        ("nothing", "'own' answers by Outputs; respond returns Outputs, with"),
+        ("train", "method 'own' changes the checkpoint"),
+        ("change", "method 'own' changes the checkpoint"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_adapted(loaded, Own, options={"does": does})
+    found = evaluate_adapted(loaded, Own, options={"does": "nan"})
+    assert {row["value"] for row in found.rows if row["metric"] == "accuracy"} == {0.0}
 
 
 @pytest.mark.parametrize("task", ["open_ended", "retrieval"])
