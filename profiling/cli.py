@@ -70,8 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--bundle", required=True, type=Path, help="folder that 'lit-mmpg export' wrote")
     run.add_argument("--config", required=True, help="configuration, for example configs/profile/generic_cpu.yaml")
     run.add_argument("--output", type=Path, help="folder for the results; outputs/profile/NAME when not given")
-    run.add_argument("--engines", nargs="+", metavar="ENGINE", help="only these engines of the configuration")
-    run.add_argument("--scenarios", nargs="+", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
+    run.add_argument(
+        "--engines", action="extend", nargs="+", metavar="ENGINE", help="only these engines of the configuration"
+    )
+    run.add_argument("--scenarios", action="extend", nargs="+", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, dotted key")
     run.add_argument("--tracking-uri", help="MLflow store; the training run's when not given")
     run.add_argument("--no-record", action="store_true", help="write the files only")
@@ -102,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "--interleave", action="store_true", help="measure the scenario 'answer' of both in turns, here"
     )
     compare.add_argument("--config", help="with --interleave: what to measure; configs/profile/generic_cpu.yaml")
-    compare.add_argument("--engines", nargs="+", metavar="ENGINE", help="with --interleave: only these engines")
+    compare.add_argument(
+        "--engines", action="extend", nargs="+", metavar="ENGINE", help="with --interleave: only these engines"
+    )
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="with --interleave: a setting")
     compare.add_argument("--rounds", type=int, default=10, help="with --interleave: rounds with fresh sessions")
     compare.add_argument(
@@ -158,7 +162,9 @@ def _add_kept(engines: argparse.ArgumentParser) -> None:
         command = commands.add_parser(name, help=told)
         command.add_argument("--bundle", required=True, type=Path, help="folder that 'lit-mmpg export' wrote")
         command.add_argument("--config", default="configs/profile/generic_cpu.yaml", help="whose engines; %(default)s")
-        command.add_argument("--engines", nargs="+", metavar="ENGINE", help="only these engines of the configuration")
+        command.add_argument(
+            "--engines", action="extend", nargs="+", metavar="ENGINE", help="only these engines of the configuration"
+        )
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
         command.set_defaults(function=function)
     listed = commands.add_parser("list", help="what is kept, with its key, and why it does not fit here")

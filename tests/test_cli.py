@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,3 +121,21 @@ def test_a_file_that_found_no_room_is_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space left") as caught:
         write_text(tmp_path / "rows.json", "text")
     assert caught.value.filename == str(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "name"),
+    [
+        ("lit_mmpg.methods.compare", "--config c.yaml --seeds {} --seeds {}", "seeds"),
+        ("lit_mmpg.methods.compare", "--config c.yaml --only {} --only {}", "only"),
+        ("lit_mmpg.runtime.answer", "--bundle b --clip c --question q --options {} --options {}", "options"),
+        ("lit_mmpg.runtime.device", "--bundle b --clips {} --clips {}", "clips"),
+        ("lit_mmpg.serving.verb", "--devices {} --devices {}", "devices"),
+        ("lit_mmpg.export.verb", "--ckpt c --output o --precisions fp16 --precisions int8", "precisions"),
+        ("lit_mmpg.profiling.cli", "run --bundle b --config c --engines {} --engines {}", "engines"),
+        ("lit_mmpg.profiling.cli", "run --bundle b --config c --scenarios {} --scenarios {}", "scenarios"),
+    ],
+)
+def test_an_option_of_several_values_that_is_given_twice_has_all(module: str, argv: str, name: str) -> None:
+    options, _ = import_module(module)._parser().parse_known_args(argv.format(3, 4).split())
+    assert [str(value) for value in getattr(options, name)][-2:] in (["3", "4"], ["fp16", "int8"])

@@ -85,7 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="folder of the bundle; an older bundle there is replaced")
     parser.add_argument(
-        "--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], metavar="P", help=f"{', '.join(PRECISIONS)}"
+        "--precisions",
+        action="extend",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["fp32"],
+        metavar="P",
+        help=f"{', '.join(PRECISIONS)}",
     )
     parser.add_argument(
         "--samples",

@@ -128,8 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="EXPERIMENT", help="for a template: its data set, as configs/experiment/msvd.yaml#qa"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of those of the file")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and the runs that they start from, alone")
+    parser.add_argument("--seeds", type=int, action="extend", nargs="+", help="seeds instead of those of the file")
+    parser.add_argument(
+        "--only", action="extend", nargs="+", metavar="ROW", help="these rows, and the runs that they start from, alone"
+    )
     parser.add_argument("--list", action="store_true", help="show rows, finished cells and claims; compute nothing")
     parser.add_argument(
         "--output", help="folder for the report, or a .json file beside which its other forms are written"

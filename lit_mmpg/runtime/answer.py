@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("question", help="question, in quotes")
     add_device_options(parser, "answer", "ask this cloud for personal parameters first")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, and nothing else")
-    parser.add_argument("--options", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model")
+    parser.add_argument(
+        "--options", action="extend", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model"
+    )
     parser.add_argument(
         "--state",
         metavar="DIR",

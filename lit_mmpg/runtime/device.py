@@ -184,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_device_options(parser, "device", "the cloud half (default: none, answer with what is there)")
-    parser.add_argument("--clips", required=True, nargs="+", metavar="PATH", help="video files, or folders of them")
+    parser.add_argument(
+        "--clips", required=True, action="extend", nargs="+", metavar="PATH", help="video files, or folders of them"
+    )
     parser.add_argument(
         "--question", action="append", metavar="TEXT", help="question about every clip; may be repeated"
     )

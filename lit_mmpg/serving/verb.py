@@ -131,13 +131,20 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--new-key", metavar="NAME", help="make a key, write its digest to --keys, show it once, and end"
     )
-    group.add_argument("--devices", nargs="+", metavar="ID", help="device ids of the new key; 'kitchen-*' for many")
+    group.add_argument(
+        "--devices", action="extend", nargs="+", metavar="ID", help="device ids of the new key; 'kitchen-*' for many"
+    )
     group.add_argument("--rate", type=float, default=0.0, help="requests per second and key; 0 for no limit")
     group.add_argument("--burst", type=float, default=default.burst, help="requests that a key may send at once")
     group.add_argument("--ssl-certfile", help="certificate (PEM) to speak https")
     group.add_argument("--ssl-keyfile", help="its private key (PEM)")
     group.add_argument(
-        "--proxy-ips", nargs="+", default=[], metavar="IP", help="proxies whose X-Forwarded-* is believed"
+        "--proxy-ips",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="IP",
+        help="proxies whose X-Forwarded-* is believed",
     )
     group = parser.add_argument_group("limits")
     group.add_argument("--max-body-bytes", type=_count, default=default.max_body_bytes, help="largest upload, bytes")
