@@ -221,6 +221,7 @@ def test_what_the_bundle_lacks_is_listed_with_the_remedy(bundle: Path, config: P
         ("engines=[{engine: onnxruntme}]", "did you mean 'onnxruntime'"),
         ("engines=[{engine: onnxruntime, options: {thread: 2}}]", "has no option thread"),
         ("engines=[{engine: onnxruntime, options: {threads: -1}}]", "threads is -1"),
+        ("engines=[{engine: onnxruntime, options: {keep: 'no'}}]", "'onnxruntime': keep must be bool, not 'no'"),
         ("engines=[{engine: onnxruntime, precisions: [fp64]}]", "fp64"),
         ("latency.min_counts=3", "did you mean 'min_count'"),
         ("latency.min_count=many", "latency.min_count must be int"),

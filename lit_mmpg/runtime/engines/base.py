@@ -16,6 +16,7 @@ from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines.cache import EngineCache
 from lit_mmpg.runtime.manifest import TensorInfo
+from lit_mmpg.settings import from_plain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,7 @@ class EngineConfig:
         unknown = sorted(set(options) - known)
         if unknown:
             raise UserError(f"engine '{engine}' has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        return cls(**options)
+        return from_plain(cls, options, f"engine '{engine}': ")
 
 
 class Engine(ABC):
