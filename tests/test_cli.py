@@ -138,4 +138,4 @@ def test_a_file_that_found_no_room_is_named(tmp_path: Path, monkeypatch: pytest.
 )
 def test_an_option_of_several_values_that_is_given_twice_has_all(module: str, argv: str, name: str) -> None:
     options, _ = import_module(module)._parser().parse_known_args(argv.format(3, 4).split())
-    assert [str(value) for value in getattr(options, name)][-2:] in (["3", "4"], ["fp16", "int8"])
+    assert [str(value) for value in getattr(options, name)] in (["3", "4"], ["fp16", "int8"])

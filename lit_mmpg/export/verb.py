@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         tell("loading the checkpoint")
         source = open_trained(checkpoint, flags)
         chosen = Options(
-            tuple(options.precisions),
+            tuple(options.precisions or ["fp32"]),
             options.samples,
             options.keep_failed,
             options.torch,
@@ -89,9 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         nargs="+",
         choices=PRECISIONS,
-        default=["fp32"],
         metavar="P",
-        help=f"{', '.join(PRECISIONS)}",
+        help=f"{', '.join(PRECISIONS)} (default: fp32)",
     )
     parser.add_argument(
         "--samples",
