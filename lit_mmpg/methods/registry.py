@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from lit_mmpg.methods.base import AdaptationMethod
+from lit_mmpg.methods.base import AdaptationMethod, Known, Setting
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise
 from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank
 from lit_mmpg.methods.forward_only import ForwardOnly
@@ -46,6 +46,12 @@ def _take(name: str, made: Any) -> type[AdaptationMethod]:
     lacking = [field for field in ("paper", "setting") if not hasattr(kind, field)]
     if lacking:
         raise TypeError(f"it lacks {' and '.join(lacking)}")
+    for field, known in (("setting", get_args(Setting)), ("knows", get_args(Known))):
+        if getattr(kind, field) not in known:  # which would run as another setting
+            raise TypeError(f"its {field} is {getattr(kind, field)!r} and not among {', '.join(known)}")
+    empty = [option for option, values in kind.grid.items() if not isinstance(values, tuple | list) or not values]
+    if empty:
+        raise TypeError(f"its grid has no tuple of values for {empty[0]}")
     return kind
 
 

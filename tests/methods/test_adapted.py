@@ -17,7 +17,7 @@ from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.adapted import _Runner, evaluate_adapted, load
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options
-from lit_mmpg.methods.registry import applicability, find_method, method_names
+from lit_mmpg.methods.registry import _take, applicability, find_method, method_names
 from lit_mmpg.tasks import find_task, task_names
 from tests.integration.conftest import Trained
 from tests.methods.conftest import World
@@ -115,6 +115,20 @@ def test_what_a_method_of_ones_own_must_not_do_is_refused(world: World) -> None:
             evaluate_adapted(loaded, Own, options={"does": does})
     found = evaluate_adapted(loaded, Own, options={"does": "nan"})
     assert {row["value"] for row in found.rows if row["metric"] == "accuracy"} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("setting", "onlien", "its setting is 'onlien' and not among floor, episodic"),
+        ("knows", "labeled", "its knows is 'labeled'"),
+        ("grid", {"does": ()}, "its grid has no tuple of values for does"),
+    ],
+)
+def test_a_method_that_says_nothing_known_is_refused(field: str, value: object, said: str) -> None:
+    assert _take("own", Own) is Own
+    with pytest.raises(TypeError, match=said):
+        _take("own", type("Wrong", (Own,), {field: value}))
 
 
 @pytest.mark.parametrize("task", ["open_ended", "retrieval"])
