@@ -27,6 +27,7 @@ from lit_mmpg.data.readers import (
     resolve_id,
     resolve_ids,
 )
+from lit_mmpg.data.readers.registry import _checked
 from lit_mmpg.data.readers.tgif_qa import is_validation
 from lit_mmpg.errors import UserError, collected
 from lit_mmpg.records import Caption, Clip, Question
@@ -612,3 +613,22 @@ def test_msvd_captions(tmp_path: Path) -> None:
     file.write_text("clip_1_2 good\nclip_2_3\n")
     with pytest.raises(UserError, match=r"line 2.*no sentence"):
         read_captions("msvd_captions", file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answer": 3}, "answer of a Question is 3, where a text is needed"),
+        ({"answer": " "}, "answer of a Question is ' '"),
+        ({"clip": None}, "clip of a Question is None"),
+        ({"options": ("a", 2)}, "not all of Question.* is text"),
+    ],
+)
+def test_records_of_another_package_hold_texts(change: dict[str, object], said: str) -> None:
+    fields = {"clip": "c", "text": "what", "answer": "a", "id": "0"}
+    rows = _checked("questions", {"train": [Question(**fields)]})
+    assert rows == {"train": [Question(**fields)]}
+    with pytest.raises(TypeError, match=said):
+        _checked("questions", {"train": [Question(**fields | change)]})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"text of a Caption is 5"):
+        _checked("captions", [Caption("c", 5)])  # type: ignore[arg-type]

@@ -110,4 +110,12 @@ def _checked(content: str, said: Any) -> Any:
         return {str(name): str(clip) for name, clip in said.items()}
     if wrong is not None:
         raise TypeError(f"a {type(wrong).__name__} is among the {content}")
+    for row in said if content == "captions" else (row for rows in said.values() for row in rows):
+        needed = ("clip", "text") if content == "captions" else ("clip", "text", "answer")
+        more = () if content == "captions" else (row.id, row.type, *row.options)
+        for name in needed:
+            if not isinstance(value := getattr(row, name), str) or not value.strip():
+                raise TypeError(f"{name} of a {type(row).__name__} is {value!r}, where a text is needed")
+        if not all(isinstance(value, str) for value in more):
+            raise TypeError(f"not all of {row!r} is text")
     return said
