@@ -56,11 +56,11 @@ def check_download(link: LinkConfig, spec: ParameterSpec) -> None:
         UserError: If they do not.
     """
     size = sum(num_bytes(link.download_codec, entry.shape) for entry in spec)
-    if size > DEFAULT_MAX_BYTES - 64:  # what stands beside them in a message
+    most = DEFAULT_MAX_BYTES - 64  # less what stands beside them in a message
+    if size > most:
         raise UserError(
             f"model.dynamic: the parameters of a device take {size:,} bytes as {link.download_codec}, of which a "
-            f"download holds at most {DEFAULT_MAX_BYTES - 64:,}; lower model.dynamic.rank, or choose fewer layers or a "
-            "smaller form"
+            f"download holds at most {most:,}; lower model.dynamic.rank, or choose fewer layers or a smaller form"
         )
 
 

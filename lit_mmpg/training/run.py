@@ -37,7 +37,8 @@ def fit(argv: Sequence[str]) -> int:
         best = train(request)
         if best and all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):
             shown = shlex.quote(os.path.relpath(best) if Path(best).is_relative_to(Path.cwd()) else best)
-            own = f"{VARIABLE}={to_trust()} " if to_trust() else ""  # the checkpoint alone gets nothing imported
+            modules = to_trust()  # the checkpoint alone gets nothing imported
+            own = f"{VARIABLE}={modules} " if modules else ""
             print(f"next: {own}lit-mmpg test --ckpt_path {shown}")
             print(f"  or: {own}lit-mmpg export --ckpt {shown} --output bundle")
     return 0

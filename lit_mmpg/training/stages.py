@@ -42,10 +42,10 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
         UserError: If the configuration is wrong, or there is nothing to resume.
     """
     device_stage, resume = request.options["device_stage"], request.options["ckpt_path"]
+    stage = _Stage(request, "stage", tags, since_ms)
     # As the parser reads it, whichever way it is given; and a mistake in the cloud half's settings is answered now.
-    if device_stage is None or _device_ckpt(CLI(request).record["model"]) is not None:
+    if device_stage is None or _device_ckpt(stage.cli.record["model"]) is not None:
         again = since_ms is not None
-        stage = _Stage(request, "stage", tags, since_ms)
         return _ended(stage, stage.run(resume, reuse=again, begin=again))
     device = _Stage(request.derive(device_stage), "device", tags, since_ms)
     if resume not in (None, "last"):

@@ -15,7 +15,7 @@ from lit_mmpg.methods.comparison.cells import CellStore
 from lit_mmpg.methods.comparison.plan import is_template, read_comparison
 from lit_mmpg.methods.comparison.work import Work
 from lit_mmpg.training import stages
-from lit_mmpg.training.config import Request, read_request
+from lit_mmpg.training.config import read_request
 from lit_mmpg.training.lightning_cli import CLI, _refusals
 
 FILES = sorted((shipped_configs() / "experiment").glob("*.yaml"))
@@ -83,11 +83,11 @@ def test_flags_of_a_network_of_ones_own_are_its_own() -> None:
 def test_a_device_half_that_is_given_is_not_trained(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def began(request: Request, name: str, *_: object) -> None:
-        raise KeyError(name)
+    def began(stage: stages._Stage, *_: object, **__: object) -> None:
+        raise KeyError(stage.name)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "_Stage", began)
+    monkeypatch.setattr(stages._Stage, "run", began)
     Path("m.yaml").write_text("init_args: {device_ckpt: d.ckpt}")
     demo = ["--config", "configs/experiment/demo.yaml"]
     for flag, first in ((given, "stage"), ("--model.device_ckpt=null", "device")):

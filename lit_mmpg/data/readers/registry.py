@@ -99,23 +99,22 @@ def read(layout: str, content: str, path: str | Path) -> Any:
 
 
 def _checked(content: str, said: Any) -> Any:
-    """What a reader of another package returned, if it is of the kind that it promises."""
-    if content == "captions":
-        said = list(said)
-        wrong = next((row for row in said if not isinstance(row, Caption)), None)
-    elif content == "questions":
-        said = {str(split): list(rows) for split, rows in said.items()}
-        wrong = next((row for rows in said.values() for row in rows if not isinstance(row, Question)), None)
-    else:
+    """What a reader of another package returned, if it is of the kind that it promises, and its texts are texts."""
+    if content == "aliases":
         return {str(name): str(clip) for name, clip in said.items()}
-    if wrong is not None:
-        raise TypeError(f"a {type(wrong).__name__} is among the {content}")
-    for row in said if content == "captions" else (row for rows in said.values() for row in rows):
-        needed = ("clip", "text") if content == "captions" else ("clip", "text", "answer")
-        more = () if content == "captions" else (row.id, row.type, *row.options)
+    if content == "captions":
+        rows = said = list(said)
+    else:
+        said = {str(split): list(asked) for split, asked in said.items()}
+        rows = [row for asked in said.values() for row in asked]
+    kind = Caption if content == "captions" else Question
+    needed = ["clip", "text"] if content == "captions" else ["clip", "text", "answer"]
+    for row in rows:
+        if not isinstance(row, kind):
+            raise TypeError(f"a {type(row).__name__} is among the {content}")
         for name in needed:
             if not isinstance(value := getattr(row, name), str) or not value.strip():
-                raise TypeError(f"{name} of a {type(row).__name__} is {value!r}, where a text is needed")
-        if not all(isinstance(value, str) for value in more):
+                raise TypeError(f"{name} of a {kind.__name__} is {value!r}, where a text is needed")
+        if isinstance(row, Question) and not all(isinstance(value, str) for value in (row.id, row.type, *row.options)):
             raise TypeError(f"not all of {row!r} is text")
     return said
