@@ -201,7 +201,7 @@ def typed(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.language in ("bash", "python")]
 
 
-@pytest.mark.parametrize("page", filter(typed, PAGES), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", list(filter(typed, PAGES)), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page(page: Path, session: Session) -> None:
     data = os.environ.get("LIT_MMPG_DATA")
     for block in typed(page):
