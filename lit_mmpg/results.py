@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,16 @@ HEADLINES = (
         True,
     ),
 )
+
+GROUPS = {
+    "Embedded data": r"compare_demo",
+    "MSR-VTT": r"compare_msrvtt|own_statistics",
+    "A memory of camera models": r"memory",
+    "What crosses the link": r"code(c|book)s|polic|privacy|guard",
+    "Speed, engines and the service": r"",
+    "How it is measured": r"interval|verdict|gate|agreement|soak",
+}
+"""Heading of the page's contents -> how the names of its tables begin; the group without a pattern takes the rest."""
 
 
 def machine() -> str:
@@ -187,11 +198,21 @@ def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
 
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of all results."""
+    """The page of all results: the main ones, a list of all tables by group, and the tables in that order."""
     parts = ["# Results", "Made from the files beside this page by `make results`."]
     if all(line.name in results for line in HEADLINES):
         parts += ["## Main results", main_results(results), "In brackets: 95 % interval."]
-    for name, found in results.items():
+    patterns = {group: pattern for group, pattern in GROUPS.items() if pattern}
+    (rest,) = GROUPS.keys() - patterns.keys()
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for name in results:
+        groups[next((g for g, pattern in patterns.items() if re.match(pattern, name)), rest)].append(name)
+    parts.append("## All tables")
+    for group, names in groups.items():
+        if names:
+            parts += [f"**{group}**", "\n".join(f"- [{results[name]['title']}](#{name})" for name in names)]
+    for name in chain.from_iterable(groups.values()):
+        found = results[name]
         parts += [f'<a id="{name}"></a>\n\n## {found["title"]}', f"[{name}.json]({name}.json)", markdown(found)]
     return "\n\n".join(parts) + "\n"
 
