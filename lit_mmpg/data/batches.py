@@ -41,7 +41,8 @@ class BatchShape:
         items_per_clip: Questions or captions drawn per clip and training step.
         context_clips: Recent clips that serve as context (C).
         fewest_context_clips: In training some of the devices of a step have fewer clips as context, down to this many,
-            evenly in the logarithm, so that one generator serves short and long histories; 0: all have C.
+            evenly in the logarithm, so that one generator serves short and long histories; 0: all have C. Validation
+            during training then takes 1, 2, 4, ... clips in turn, so that the checkpoint is selected for all of them.
         short_contexts: How many of the devices: ``half``, or ``rising`` from a fifth in the first epoch to all of them
             in the last third of ``trainer.max_epochs``. What clips tell is learnt from long contexts, where answers
             are certain; how little a few clips tell, from short ones.
@@ -68,6 +69,13 @@ class BatchShape:
     eval_devices: int = 8
     eval_clips: int = 8
     own_statistics: int = 0
+
+    def lengths(self) -> list[int]:
+        """Context clips that training asks for, from the fewest to the most, each twice the one before."""
+        found = [self.fewest_context_clips or self.context_clips]
+        while found[-1] < self.context_clips:
+            found.append(min(2 * found[-1], self.context_clips))
+        return found
 
     def check(self) -> None:
         """Check the sizes.
@@ -450,6 +458,7 @@ class EvalBatches:
         rank: Rank of this process.
         world: Number of processes.
         group: What is asked of whom; ``None`` where nobody evaluates the answers.
+        lengths: Context clips of one context after the other, in turn; ``None``: ``shape.context_clips`` for all.
     """
 
     def __init__(
@@ -462,6 +471,7 @@ class EvalBatches:
         rank: int = 0,
         world: int = 1,
         group: Group | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         self.collate, self.shape, self.rank, self.world, self.group = collate, shape, rank, world, group
         contexts: list[tuple[int, tuple[int, ...], np.ndarray]] = []  # device, context, clips to ask
@@ -479,7 +489,8 @@ class EvalBatches:
             for asked, pool in halves:
                 asked = np.array([c for c in asked if c in by_clip], np.int64)
                 if len(asked):
-                    contexts.append((device, _choose_context(pool, asked, shape.context_clips, None), asked))
+                    count = lengths[len(contexts) % len(lengths)] if lengths else shape.context_clips
+                    contexts.append((device, _choose_context(pool, asked, count, None), asked))
         nobody: tuple[tuple[int, ...] | None, int] = (None, -1)
         foreign = self._foreign(contexts) if with_foreign else [nobody] * len(contexts)
         self.queries: list[Query] = []

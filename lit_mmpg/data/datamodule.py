@@ -407,9 +407,22 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         return TrainBatches(self._timelines("train"), collate, self.batch, seed, *self._ranks(), epochs=known)
 
     def eval_batches(
-        self, group: str, with_context: bool = True, with_foreign: bool = False, context_clips: int | None = None
+        self,
+        group: str,
+        with_context: bool = True,
+        with_foreign: bool = False,
+        context_clips: int | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> EvalBatches:
-        """Evaluation batches of one group of the device table; ``context_clips`` replaces the configured number."""
+        """Evaluation batches of one group of the device table.
+
+        Args:
+            group: Its name.
+            with_context: Whether contexts are gathered.
+            with_foreign: Whether those of another device are, too.
+            context_clips: Replaces the configured number.
+            lengths: Numbers of context clips that contexts take in turn instead.
+        """
         split = {"train": "train", "val": "val"}.get(group, "test")
         collate = self._collator(split, with_context, False)
         shape = self.batch if context_clips is None else dataclasses.replace(self.batch, context_clips=context_clips)
@@ -421,6 +434,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             with_foreign and with_context,
             *self._ranks(),
             self.group(group),
+            lengths,
         )
 
     def group(self, name: str) -> Group:
@@ -444,8 +458,9 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> EvalBatches:
-        """Unseen validation devices."""
-        return self.eval_batches("val", self._brings[0])
+        """Unseen validation devices; in a training with contexts of the lengths that are trained."""
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        return self.eval_batches("val", self._brings[0], lengths=self.batch.lengths() if fitting else None)
 
     @property
     def test_groups(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -256,6 +257,18 @@ def test_short_contexts_rise_from_a_fifth_to_all() -> None:
     assert long[0] > 0.7 and 0 < long[1] < 0.15
     with pytest.raises(UserError, match=r"trainer\.max_epochs: set that"):
         make_train(shape)
+
+
+def test_a_validation_takes_the_lengths_of_training_in_turn() -> None:
+    shape = replace(SHAPE, context_clips=6, fewest_context_clips=1)
+    assert shape.lengths() == [1, 2, 4, 6] and SHAPE.lengths() == [SHAPE.context_clips]
+    whole = [query.context for query in make_eval(shape).queries]
+    queries = make_eval(shape, lengths=shape.lengths()).queries
+    taken = [context for (_, context), _ in groupby((query.device, query.context) for query in queries)]
+    for context, length in zip(taken, [1, 2, 4, 6] * len(taken), strict=False):
+        assert len(context) <= length
+        assert any(own[len(own) - len(context) :] == context for own in whole), "the latest clips"
+    assert {len(context) for context in taken} >= {1, 2, 4}
 
 
 @pytest.mark.parametrize("loader", [make_train, make_eval])

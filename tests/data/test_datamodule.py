@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import Annotation, PersonalClipsData, VideoData
@@ -120,6 +122,16 @@ def test_retrieval_asks_captions_and_teaches_descriptions_too(root: Path) -> Non
         assert not data.items(split).extra.any() and len(data.texts(split)) == 16
     batch = next(iter(data.val_dataloader()))
     assert batch.text.shape[2] == 1 and batch.text_mask.all()
+
+
+def test_a_training_validates_on_contexts_of_the_lengths_that_it_trains(root: Path) -> None:
+    data = ready(root, batch=replace(BATCH, context_clips=2, fewest_context_clips=1))
+    data.trainer = Trainer(logger=False, barebones=True)
+    lengths = {}
+    for fn in ("fit", "validate"):
+        data.trainer.state.fn = TrainerFn(fn)
+        lengths[fn] = {len(query.context) for query in data.val_dataloader().queries}
+    assert lengths == {"fit": {1, 2}, "validate": {2}}
 
 
 def test_every_loader_asks_what_it_should(root: Path) -> None:
