@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import shlex
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -258,7 +259,7 @@ def _of_clips(rows: Sequence[Row], column: str) -> dict[str, str]:
     said: dict[str, tuple[str, Place]] = {}
     known = any(row[column] for row in rows)
     for row in rows:
-        value = row[column]
+        value = unicodedata.normalize("NFC", row[column])
         if column == "split":
             value = SPLIT_NAMES.get(value.lower(), value.lower())
             if value and value not in SPLITS:

@@ -142,7 +142,7 @@ class VideoFiles:
         by_split = {split: readers.resolve_ids(asked, names) for split, asked in questions.items()}
         clips = readers.resolve_ids(listed, names) if listed is not None else readers.clips_of_questions(by_split)
         if listed is not None:
-            clips = _once(clips, listed, str if framed else readers.bare_name)
+            clips = _once(clips, listed, readers.clip_name if framed else readers.bare_name)
         # A clip without frames is known by the clip list alone, and by the spelling that is used there.
         listed_ids = {clip.id for clip in clips}
         names = readers.Names(listed_ids | framed, aliases)
@@ -197,15 +197,17 @@ def _tell_left_out(split_of: Mapping[str, str], kept: Collection[str]) -> None:
 
 def _once(clips: Sequence[Clip], listed: Sequence[Clip], form: Callable[[str], str]) -> list[Clip]:
     """The clips, each once; one that is listed by two spellings is a fault that names both rows."""
+    kept: dict[str, Clip] = {}
     first: dict[str, tuple[Clip, str]] = {}
     for clip, spelt in zip(clips, listed, strict=True):
+        kept.setdefault(clip.id, clip)
         known, spelling = first.setdefault(form(clip.id), (clip, spelt.id))
         if known is not clip:
             fault(
                 f"{clip.place}: '{spelt.id}' ({clip.split}) is the clip that line {known.place.line} lists as "
                 f"'{spelling}' ({known.split}); delete one of the lines"
             )
-    return [clip for clip, _ in first.values()]
+    return list(kept.values())
 
 
 def check_video_data(settings: Mapping[str, Any], stage: str = "fit") -> None:

@@ -171,7 +171,7 @@ class Device:
 
     def _replies(self, video: Path, clip: np.ndarray) -> tuple[Reply, ...]:
         """Answers in the order of the questions; sentences for a retrieval model, the most similar one first."""
-        questions = self.questions.about(video.stem)
+        questions = self.questions.about(video.name)
         task = find_task(self.session.manifest.task)
         if not task.searches:
             return tuple(self._reply(clip, question) for question in questions)

@@ -40,7 +40,7 @@ class Questions:
 
     def about(self, clip: str) -> list[Question]:
         """All questions about a clip."""
-        return [*self.common, *self.own.get(clip, ())]
+        return [*self.common, *self.own.get(clip_name(clip), ())]
 
     def __len__(self) -> int:
         return len(self.common) + sum(map(len, self.own.values()))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -329,8 +330,6 @@ def test_data_that_a_checkpoint_does_not_fit(
 
 def test_clips_may_be_called_otherwise_than_their_features(tmp_path: Path) -> None:
     root = build_root(tmp_path)
-    import h5py
-
     with h5py.File(root / "features.h5") as file:
         features = {f"video{name.removeprefix('clip')}": dataset[()] for name, dataset in file.items()}
     write_features(root / "features.h5", features)
@@ -366,6 +365,12 @@ def test_one_clip_by_two_names_is_in_one_split(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"'clip003' has questions in 'train' and in 'test' \(.*train.csv.*test.csv, line"
     ):
+        ready(root, clips=None)
+    with h5py.File(root / "features.h5", "a") as features:  # extracted by both names
+        features["clip003.mp4"] = features["clip003"][:]
+    with pytest.raises(UserError, match=message):
+        ready(root)
+    with pytest.raises(UserError, match=r"'clip003.mp4' has questions in 'train' and in 'test'"):
         ready(root, clips=None)
 
 

@@ -260,3 +260,17 @@ def test_files_that_are_not_what_they_are_called(folder: Path) -> None:
     table(folder, header, [*rows, "other/more,c"])
     data = read_own(folder)
     assert "other/more" in [clip for split in ("train", "val", "test") for clip in data.clips(split)]
+    assert not data.silent
+
+
+def test_accents_may_be_composed_or_not(folder: Path) -> None:
+    composed, apart = "Zo\u00eb", "Zoe\u0308"
+    for name in (composed, "new"):
+        (folder / f"{name}.mp4").write_bytes(b"x")
+    rows = [f"video{i},c,{(composed, apart, 'ann')[i % 3]}" for i in range(8)]
+    table(folder, "video,caption,owner", [*rows, f"{apart}.mp4,c,{apart}", f"{composed},c,{composed}", "new,c,dee"])
+    data = read_own(folder)
+    assert set(data.owner.values()) == {composed, "ann", "dee"} and data.owner[composed] == composed
+    (folder / f"{apart}.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=f"would both be clip '{composed}'"):
+        read_own(folder)

@@ -482,6 +482,8 @@ def test_clips_of_questions() -> None:
     assert clips_of_questions(questions) == [Clip("a", "train")]
     questions["val"] = [Question("a", "q", "x", "1")]
     fails("'a' has questions in 'train' and in 'val'", clips_of_questions, questions)
+    questions["val"] = [Question("a.MP4", "q", "x", "1")]
+    fails("'a.MP4' has questions in 'train' and in 'val'", clips_of_questions, questions)
 
 
 TEXT = st.text(st.characters(blacklist_categories=["Cc", "Cs"]), min_size=1).map(str.strip).filter(bool)

@@ -138,6 +138,7 @@ def test_questions_of_every_clip_and_of_single_ones(tmp_path: Path) -> None:
         ("which?", None, ("cat", "dog")),
     ]
     assert not table.about("c") and len(table) == 3
+    assert table.about("a.MP4") == table.about("a.mov.mp4") == table.about("a")
     (tmp_path / "q.tsv").write_text((tmp_path / "q.csv").read_text().replace(",", "\t"))
     (tmp_path / "q.jsonl").write_text(
         '{"video": "a.mp4", "question": "what?", "answer": "dog"}\n'
@@ -145,6 +146,9 @@ def test_questions_of_every_clip_and_of_single_ones(tmp_path: Path) -> None:
     )
     for name in ("q.tsv", "q.jsonl"):  # not asked as they stand
         assert vars(read_questions(str(tmp_path / name), [])) == vars(table)
+    (tmp_path / "q.csv").write_text("video,question\nCaf\u00e9.mp4,who?\n3.0,where?\n", encoding="utf-8")
+    table = read_questions(str(tmp_path / "q.csv"), [])
+    assert [q.text for name in ("Cafe\u0301.mp4", "3.mp4") for q in table.about(name)] == ["who?", "where?"]
     for arguments, message in [((None, [" "]), "nothing is asked"), ((str(tmp_path / "n.txt"), []), "does not exist")]:
         with pytest.raises(UserError, match=message):
             read_questions(*arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.clip_list import read_clips
 from lit_mmpg.data.readers.files import fingerprint_files, recording, require_file, require_path
-from lit_mmpg.data.readers.identity import Names, bare_name, number_repeated_ids, resolve_id, resolve_ids
+from lit_mmpg.data.readers.identity import Names, bare_name, clip_name, number_repeated_ids, resolve_id, resolve_ids
 from lit_mmpg.data.readers.registry import READERS, Reader, read
 from lit_mmpg.errors import UserError, fault
 from lit_mmpg.records import Caption, Clip, Question
@@ -21,6 +21,7 @@ __all__ = [
     "Names",
     "Reader",
     "bare_name",
+    "clip_name",
     "clips_of_questions",
     "fingerprint_files",
     "read_aliases",
@@ -77,19 +78,21 @@ def clips_of_questions(by_split: Mapping[str, Sequence[Question]]) -> list[Clip]
     """The clips that questions ask about, each in the split of its questions: a clip list where none is published.
 
     Raises:
-        UserError: If a clip has questions in two splits.
+        UserError: If a clip has questions in two splits, by one spelling of its name or by two.
     """
+    clips: dict[str, Clip] = {}
     first: dict[str, tuple[str, Question]] = {}
     for split, questions in by_split.items():
         for question in questions:
-            earlier, one = first.setdefault(question.clip, (split, question))
+            clips.setdefault(question.clip, Clip(question.clip, split, place=question.place))
+            earlier, one = first.setdefault(clip_name(question.clip), (split, question))
             if earlier != split:
                 places = f" ({one.place}; {question.place})" if one.place.file else ""
                 fault(
                     f"clip '{question.clip}' has questions in '{earlier}' and in '{split}'{places}; give a clip list "
                     "that says where it belongs"
                 )
-    return [Clip(clip, split, place=question.place) for clip, (split, question) in first.items()]
+    return list(clips.values())
 
 
 def require_splits(by_split: Mapping[str, Sequence[object]], splits: Iterable[str], where: str) -> None:

@@ -28,8 +28,11 @@ _WHOLE = re.compile(r"(\d+)\.0+")
 
 
 def clip_name(file: str) -> str:
-    """Name of a clip without the suffix of its file: ``day/video0.MP4`` is ``day/video0``; ``0.0`` is ``0``."""
-    name = file.replace("\\", "/").removeprefix("./")
+    """Name of a clip without the suffix of its file: ``day/video0.MP4`` is ``day/video0``; ``0.0`` is ``0``.
+
+    Accents are composed (NFC): some systems store them apart from their letters.
+    """
+    name = unicodedata.normalize("NFC", file).replace("\\", "/").removeprefix("./")
     while (dot := name.rfind(".")) > 0 and name[dot:].lower() in SUFFIXES:
         name = name[:dot]
     whole = _WHOLE.fullmatch(name)
