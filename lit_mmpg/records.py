@@ -25,9 +25,10 @@ OTHER_VIDEOS = (
 def clip_id(path: Path) -> str:
     """The name of a file without the suffix of a video; empty where it has none.
 
-    ``._clip.mp4``, which macOS leaves beside ``clip.mp4`` on other file systems, is not a clip.
+    ``._clip.mp4``, which macOS leaves beside ``clip.mp4`` on other file systems, is not a clip, and neither are
+    ``.trashed-TIME-clip.mp4`` and ``.pending-TIME-clip.mp4``, which a phone has deleted or is still writing.
     """
-    name = "" if path.name.startswith("._") else path.name
+    name = "" if path.name.startswith(("._", ".trashed-", ".pending-")) else path.name
     return next((name[: -len(suffix)] for suffix in VIDEOS if name.lower().endswith(suffix)), "")
 
 

@@ -254,6 +254,10 @@ def test_files_that_are_not_what_they_are_called(folder: Path) -> None:
         (folder / name).unlink()
     (folder / "day").mkdir()
     (folder / "day/again").symlink_to(folder)  # a loop
+    (folder / ".trashed-1700000000-old.mp4").write_bytes(b"x")
+    (folder / "@eaDir/video0.mp4").mkdir(parents=True)  # previews
+    (folder / "lost+found").mkdir()
+    (folder / "lost+found/more.mp4").write_bytes(b"")
     (folder / "other").symlink_to(folder.parent / "elsewhere")
     (folder.parent / "elsewhere").mkdir()
     (folder.parent / "elsewhere/more.m2ts").write_bytes(b"x")

@@ -20,6 +20,8 @@ from lit_mmpg.texts import printable
 
 CHUNK_BYTES = 1 << 20
 DELIMITERS = (",", ";", "\t")
+FOREIGN = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems and other programs put beside everybody's files: previews, deleted files."""
 
 Record = TypeVar("Record")
 
@@ -382,7 +384,7 @@ def walk(
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """A folder and those below it, each with its subfolders and files in order, as ``os.walk`` has them.
 
-    Folders whose names begin with a dot are other programs' notes.
+    Folders whose names begin with a dot are other programs' notes, and so are those of :data:`FOREIGN`.
 
     Args:
         folder: The folder.
@@ -397,7 +399,7 @@ def walk(
 
     for place, folders, names in os.walk(folder, onerror=unseen, followlinks=links):
         walked.add(os.path.realpath(place))
-        kept = [name for name in folders if not name.startswith(".")]
+        kept = [name for name in folders if not name.startswith(".") and name not in FOREIGN]
         folders[:] = sorted(n for n in kept if not links or os.path.realpath(os.path.join(place, n)) not in walked)
         yield Path(place), folders, sorted(names)
 
