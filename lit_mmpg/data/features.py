@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -211,7 +212,7 @@ def _open_npy(file: Path) -> np.ndarray:
     """A view of the file, which is closed with the array."""
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{file}: cannot be read ({error.strerror}); {_remedy(error.errno)}") from error
         raise UserError(f"{file}: not a complete .npy file of numbers ({error}); extract it again") from error

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,6 +150,12 @@ def test_what_is_no_array(tmp_path: Path) -> None:
     (tmp_path / "v.npz").rename(tmp_path / "npy/v.npy")
     with pytest.raises(UserError, match=r"v\.npy: is an \.npz archive"):
         FeatureFile(tmp_path / "npy").load()
+    (tmp_path / "npy/v.npy").write_bytes((tmp_path / "npy/v.npy").read_bytes()[:100])
+    fails(r"v\.npy: not a complete \.npy file of numbers", tmp_path / "npy")
+    (tmp_path / "npy/v.npy").unlink()
+    os.mknod(tmp_path / "npy/v.npy", stat.S_IFSOCK | 0o600)
+    fails(r"v\.npy: is a pipe, a socket or a device", tmp_path / "npy")
+    fails(r"v\.npy: is a pipe, a socket or a device", tmp_path / "npy/v.npy")
     with h5py.File(tmp_path / "empty.h5", "w") as file:
         file["v"] = h5py.Empty("f4")
     with pytest.raises(UserError, match="v"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -456,6 +457,18 @@ def test_tables_of_excel(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.csv").write_bytes(text.encode())
     (caption,) = read_captions("captions_csv", tmp_path / "c.csv")
     assert (caption.clip, caption.text) == ("a", "x")
+
+
+@pytest.mark.parametrize("text", ["video,caption\na,b\0c\n", "video,caption\n" + 9 * "\0", "video,caption"])
+def test_files_with_nul_are_no_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.csv").write_bytes(text.encode("utf-8" if "\n" in text else "utf-16-le"))
+    line = 2 if "\n" in text else 1
+    fails(f"c.csv, line {line}: not UTF-8 text \\(it holds NUL", read_captions, "captions_csv", tmp_path / "c.csv")
+
+
+def test_what_would_be_waited_for_is_not_read(tmp_path: Path) -> None:
+    os.mknod(tmp_path / "c.csv", stat.S_IFSOCK | 0o600)
+    fails("c.csv: is a pipe, a socket or a device", read_clips, tmp_path / "c.csv")
 
 
 def test_a_number_of_an_option_of_thousands_of_digits(tmp_path: Path) -> None:

@@ -110,7 +110,13 @@ def recording() -> Iterator[set[Path]]:
 
 
 def note_read(path: Path) -> None:
-    """Tell :func:`recording` that a file is read."""
+    """Tell :func:`recording` that a file is read.
+
+    Raises:
+        UserError: If it is a pipe, a socket or a device, on which reading would wait, perhaps for ever.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is a pipe, a socket or a device, a file is needed; name one, or move it away")
     files = _recorded.get()
     if files is not None:
         files.add(path)
@@ -120,7 +126,7 @@ def read_text(path: Path) -> str:
     """A text file as it is, without its byte order mark.
 
     Raises:
-        UserError: If it cannot be read or is not UTF-8; names the line and what it says in Latin-1.
+        UserError: If it cannot be read, is not UTF-8 (names the line and what it says in Latin-1) or holds NUL.
     """
     note_read(path)
     try:
@@ -129,6 +135,9 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); look at its permissions") from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}: not UTF-8 text but UTF-16; save it as UTF-8")
+    if (nul := data.find(b"\0")) >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text (it holds NUL); save it as UTF-8, or fetch it again")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
