@@ -201,11 +201,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
+        lines: dict[Any, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            line = key.start_mark.line + 1
+            # ``yes`` and ``true`` are one key, and so are ``1`` and ``0x1``; what is to be merged is none.
+            name = key.tag if key.tag == f"{_PLAIN}merge" else self.construct_object(key)
             if name in lines:
                 raise RepeatedKeyError(
                     f"{self.where}, line {line}: key '{key.value}' is given a second time, after line {lines[name]}; "

@@ -114,6 +114,12 @@ def test_yaml_is_what_json_has(tmp_path: Path) -> None:
     assert read("{a: 1e-3, b: 2020-01-01, 2020-01-02: c, d: '1e-3', e: 1e}") == {
         "a": 0.001, "b": "2020-01-01", "2020-01-02": "c", "d": "1e-3", "e": "1e"
     }  # fmt: skip
+    for twice in ("{true: 1, yes: 2}", "{1: a, 0x1: b}", "{null: 1, ~: 2}"):
+        with pytest.raises(UserError, match=r"run\.yaml, line 1: key .* is given a second time"):
+            read(twice)
+    assert read("{base: &base {a: 1, b: 2}, own: {<<: *base, a: 3}, 1: x, '1': y}") == {
+        "base": {"a": 1, "b": 2}, "own": {"a": 3, "b": 2}, 1: "x", "1": "y"
+    }  # fmt: skip
     for value in ("!!set {a, b}", "!!binary aGVsbG8="):
         with pytest.raises(UserError, match=r"run\.yaml is not valid YAML: could not determine a constructor"):
             read(f"a: {value}")
