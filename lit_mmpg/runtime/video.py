@@ -314,6 +314,8 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
 
 _MATRICES, _UNSPECIFIED = frozenset({0, 1, 2, 4, 5, 6, 7, 9}), 2
 """Colour matrices (numbers of H.273) that the filters know; pictures of others are shown as if none was stated."""
+_ALIKE = {10: 9}
+"""BT.2020 with constant luminance is shown with the matrix of the other one."""
 
 
 class _Screen:
@@ -335,7 +337,7 @@ class _Screen:
         matrix = frame.side_data.get("DISPLAYMATRIX")
         turn = _turning(np.frombuffer(bytes(matrix), np.int32)) if matrix is not None else ()
         if int(frame.colorspace) not in _MATRICES:
-            frame.colorspace = _UNSPECIFIED
+            frame.colorspace = _ALIKE.get(int(frame.colorspace), _UNSPECIFIED)
         kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), turn)
         if kind != self._made_for:
             self._graph, self._made_for = self._make(*kind), kind

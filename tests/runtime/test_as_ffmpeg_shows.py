@@ -233,6 +233,14 @@ def test_colour_matrices_that_no_filter_knows_are_shown(films: Path, tmp_path: P
     assert abs(sample_video(path, 30, SIZE).pixels - plain).mean() < 5
 
 
+def test_constant_luminance_is_shown_as_the_other_bt2020(films: Path, tmp_path: Path) -> None:
+    for kind in ("c", "nc"):
+        coded = ["-c:v", "ffv1", "-pix_fmt", "yuv420p", "-colorspace", f"bt2020{kind}"]
+        run("-i", films / "plain.mp4", *coded, tmp_path / f"{kind}.mkv")
+    one, other = (sample_video(tmp_path / name, 30, SIZE).pixels for name in ("c.mkv", "nc.mkv"))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_titles_in_another_encoding_do_not_matter(films: Path, tmp_path: Path) -> None:
     run("-i", films / "b_frames.avi", "-c", "copy", "-metadata", "title=Tuer zum Hof", tmp_path / "t.avi")
     data = (tmp_path / "t.avi").read_bytes()
