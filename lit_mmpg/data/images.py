@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import stat
 import zipfile
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from lit_mmpg.data.readers.files import require_path
+from lit_mmpg.data.readers.files import FOREIGN, require_path
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import subsample
 
@@ -31,6 +33,8 @@ class _Folder:
         return [path.relative_to(self.root).as_posix() for path in self.root.glob("*/*")]
 
     def read(self, name: str) -> bytes:
+        if not stat.S_ISREG((self.root / name).stat().st_mode):
+            raise OSError("it is no file")
         return (self.root / name).read_bytes()
 
 
@@ -51,6 +55,8 @@ class _Archive:
 class ImageFrames:
     """Frames of clips as image files ``CLIP/NAME.jpg``; the order of their names is their order in time.
 
+    Hidden files and folders are no frames, and neither is what other systems put beside them.
+
     Args:
         path: Folder or zip archive.
         max_frames: Clips with more frames are subsampled evenly to this many.
@@ -65,7 +71,8 @@ class ImageFrames:
         names: dict[str, list[str]] = defaultdict(list)
         for name in self._files.names():
             parts = name.split("/")
-            if len(parts) == 2 and name.lower().endswith(SUFFIXES):
+            foreign = parts[0] in FOREIGN or any(part.startswith(".") for part in parts)
+            if len(parts) == 2 and name.lower().endswith(SUFFIXES) and not foreign:
                 names[parts[0]].append(name)
         if not names:
             raise UserError(
@@ -97,8 +104,9 @@ class ImageFrames:
             try:
                 with Image.open(io.BytesIO(self._files.read(name))) as image:
                     frames.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-            except (UnidentifiedImageError, OSError) as error:
-                raise UserError(f"{self.path}: image {name} cannot be read ({error}); copy it again") from error
+            except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError) as error:
+                said = "no image of a known kind" if isinstance(error, UnidentifiedImageError) else error
+                raise UserError(f"{self.path}: image {name} cannot be read ({said}); copy it again") from error
         if len({frame.shape for frame in frames}) != 1:
             raise UserError(f"{self.path}: the frames of '{clip}' differ in size; resize them to one")
         return np.stack(frames)

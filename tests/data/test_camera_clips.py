@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import os
+import stat
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -230,3 +232,29 @@ def test_images_that_cannot_be_read_are_named(root: Path, tmp_path: Path):
     (tmp_path / "torn.zip").write_bytes((root / "frames.zip").read_bytes()[:-30])
     with pytest.raises(UserError, match="not a complete zip"):
         ImageFrames(tmp_path / "torn.zip", 3)
+
+
+def test_frames_lie_among_other_files(tmp_path: Path):
+    for name in ("a/._0.png", ".Trash/0.png", "@eaDir/0.png", "__MACOSX/._a.png", "a/Thumbs.db"):
+        (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "frames" / name).write_bytes(b"x")
+    for i in range(3):
+        Image.new("RGB", (4, 6), (i, i, i)).save(tmp_path / f"frames/a/{i}.png")
+    with zipfile.ZipFile(tmp_path / "frames.zip", "w") as archive:
+        for path in (tmp_path / "frames").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "frames"))
+    for name in ("frames", "frames.zip"):
+        images = ImageFrames(tmp_path / name, 9)
+        assert images.ids() == ["a"] and [frame[0, 0, 0] for frame in images.pixels("a")] == [0, 1, 2]
+    data = bytearray((tmp_path / "frames.zip").read_bytes())
+    data[data.index(b"IHDR")] ^= 1
+    (tmp_path / "frames.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"image a/0\.png cannot be read \(Bad CRC-32"):
+        ImageFrames(tmp_path / "frames.zip", 9).pixels("a")
+    (tmp_path / "frames/a/0.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"image a/0\.png cannot be read \(no image of a known kind\)"):
+        ImageFrames(tmp_path / "frames", 9).pixels("a")
+    (tmp_path / "frames/a/0.png").unlink()
+    os.mknod(tmp_path / "frames/a/0.png", stat.S_IFSOCK | 0o600)
+    with pytest.raises(UserError, match=r"image a/0\.png cannot be read \(it is no file\)"):
+        ImageFrames(tmp_path / "frames", 9).pixels("a")
