@@ -211,9 +211,7 @@ def _entries(path: Path, owner: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             yield Place(path, line), cells
         return
     lists = ("caption", "options")
-    content = read_annotations(path)
-    one = isinstance(content, dict) and path.suffix.lower() == ".jsonl"
-    for number, entry in json_entries(path, [content] if one else content, ("video",), lists=lists):
+    for number, entry in json_entries(path, read_annotations(path), ("video",), lists=lists):
         values: dict[str, Any] = {}
         for name, value in entry.items():
             key = name if name == owner else str(name).lower()

@@ -466,6 +466,11 @@ def test_files_with_nul_are_no_text(tmp_path: Path, text: str) -> None:
     fails(f"c.csv, line {line}: not UTF-8 text \\(it holds NUL", read_captions, "captions_csv", tmp_path / "c.csv")
 
 
+def test_json_lines_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"video": "a", "caption": "x"}\n')
+    assert [(c.clip, c.text) for c in read_captions("captions_csv", tmp_path / "c.jsonl")] == [("a", "x")]
+
+
 def test_what_would_be_waited_for_is_not_read(tmp_path: Path) -> None:
     os.mknod(tmp_path / "c.csv", stat.S_IFSOCK | 0o600)
     fails("c.csv: is a pipe, a socket or a device", read_clips, tmp_path / "c.csv")

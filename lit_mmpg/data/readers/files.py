@@ -240,7 +240,7 @@ def _delimiter(text: str, wanted: Sequence[str]) -> str:
 
 
 def read_annotations(path: Path) -> Any:
-    """Content of a JSON file; a file of JSON Lines is the list of its lines.
+    """Content of a JSON file; a file of JSON Lines is the list of its lines, also of one.
 
     Raises:
         UserError: If it is not (or no longer completely) JSON, gives a key twice, or holds half a character; names the
@@ -248,7 +248,8 @@ def read_annotations(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return _parsed(path, text)
+        content = _parsed(path, text)
+        return [content] if path.suffix.lower() == ".jsonl" and isinstance(content, dict) else content
     except json.JSONDecodeError as error:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         try:
