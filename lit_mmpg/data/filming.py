@@ -30,6 +30,7 @@ from lit_mmpg.data.reflections import Reflection, middle, reflect
 from lit_mmpg.data.vision import FrameEncoder, open_graph, run_graph
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
+from lit_mmpg.launcher import end_with
 from lit_mmpg.maps import PixelMaps, Scene, undo
 from lit_mmpg.records import FrameSource
 from lit_mmpg.writing import write_bytes
@@ -183,20 +184,25 @@ def _unpack(images: ImageFrames, clips: Sequence[str], cache_dir: Path, fingerpr
 def _work(jobs: Sequence[tuple[Shot, Path]], pixels: _Pixels, graph: str, workers: int) -> None:
     with (
         working("filming and encoding", len(jobs), "cameras") as work,
-        ProcessPoolExecutor(workers, get_context("spawn"), _begin, (pixels, graph)) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), _begin, (pixels, graph, os.getpid())) as pool,
     ):
-        for future in as_completed([pool.submit(_film_one, shot, str(path)) for shot, path in jobs]):
-            future.result()
-            work.advance()
+        try:
+            for future in as_completed([pool.submit(_film_one, shot, str(path)) for shot, path in jobs]):
+                future.result()
+                work.advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all other cameras would be filmed first
+            raise
 
 
 _STATE: dict[str, Any] = {}
 """Of one worker process: its decoded frames and its encoder."""
 
 
-def _begin(pixels: _Pixels, graph: str) -> None:
+def _begin(pixels: _Pixels, graph: str, parent: int) -> None:
     from threadpoolctl import threadpool_limits
 
+    end_with(parent)  # workers of a killed run would wait for work for ever
     threadpool_limits(1)  # idle BLAS threads that spin cost more than they bring: there is one process for each core
     frames = FrameSource(np.load(pixels.path, mmap_mode="r"), pixels.lengths)
     _STATE.update(frames=frames, session=open_graph(graph))

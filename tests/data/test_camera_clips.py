@@ -2,8 +2,14 @@ import csv
 import io
 import json
 import os
+import pickle
+import signal
 import stat
+import subprocess
+import sys
+import time
 import zipfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -173,6 +179,56 @@ def test_filming_equals_camera_then_encoder_and_is_done_once(
     filming.film(images, encoder, plan.shots, tmp_path / "cache", "content")  # type: ignore[arg-type]
     with pytest.raises(pytest.fail.Exception):
         filming.film(images, encoder, plan.shots, tmp_path / "cache", "other content")  # type: ignore[arg-type]
+
+
+FILM = """
+import pickle, signal, sys
+from pathlib import Path
+from lit_mmpg.data import filming
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    shot, pixels, graph, jobs = pickle.loads(Path("asked").read_bytes())
+    filming._work([(shot, Path(f"{i}.npy")) for i in range(jobs)], pixels, graph, 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_filming_that_is_ended_films_no_further_camera_and_leaves_no_process(
+    root: Path, tmp_path: Path, number: int
+) -> None:
+    images, jobs = ImageFrames(root / "frames.zip", 3), 50_000
+    pixels = filming._unpack(images, images.ids(), tmp_path, "content")
+    shot, graph = plan_cameras(make_clips(), SMALL).shots[0], str(ColourEncoder(tmp_path).prepare())
+    (tmp_path / "asked").write_bytes(pickle.dumps((shot, pixels, graph, jobs)))
+    (tmp_path / "film.py").write_text(FILM)
+    process = subprocess.Popen(
+        [sys.executable, "film.py"], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while not (tmp_path / "0.npy").is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(60)
+        deadline = time.monotonic() + 30
+        while (left := session_of(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not left
+    assert len(list(tmp_path.glob("*.npy"))) < jobs
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            if os.getsid(int(folder.name)) == leader:
+                found.append(int(folder.name))
+    return found
 
 
 def test_clips_of_two_sizes_are_refused_and_leave_nothing(tmp_path: Path):

@@ -122,7 +122,7 @@ def test_real_frames_through_cameras(
     filmed: list[str] = []
 
     def at_once(jobs: Any, pixels: Any, graph: str, workers: int) -> None:
-        filming._begin(pixels, graph)
+        filming._begin(pixels, graph, os.getppid())
         for shot, path in jobs:
             filmed.append(path.name)
             filming._film_one(shot, str(path))
