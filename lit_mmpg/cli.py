@@ -11,14 +11,14 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from importlib import import_module
 from typing import NamedTuple
 
 from lit_mmpg import __version__
 from lit_mmpg.errors import UserError, closest, find_user_error, install_hint
 from lit_mmpg.files import expand_home
-from lit_mmpg.heartbeat import working
+from lit_mmpg.heartbeat import sigterm_interrupts, working
 from lit_mmpg.texts import masked, printable_lines
 from lit_mmpg.writing import FULL, give_up_output
 
@@ -62,7 +62,7 @@ VERBS = {
 }
 
 LONG = {"fit", "validate", "test", "predict", "devices", "extract", "export", "compare", "profile", "search", "memory"}
-"""Verbs that may take long, and then give signs of life."""
+"""Verbs that may take long: they give signs of life, and SIGTERM interrupts them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"there is no command '{name}'{closest(name, VERBS) or '; see lit-mmpg --help'}")
     module, function = VERBS[name].target.split(":")
     try:
-        with working(name, bar=False) if name in LONG else nullcontext():
+        with ExitStack() as held:
+            if name in LONG:
+                held.enter_context(sigterm_interrupts())
+                held.enter_context(working(name, bar=False))
             return _run(getattr(import_module(module), function), arguments[1:])
     except KeyboardInterrupt as error:
         hint = str(error) or VERBS[name].again

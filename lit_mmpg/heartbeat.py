@@ -149,12 +149,16 @@ def tell(what: str, done: int = 0, total: int | None = None, unit: str = "") -> 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM (a service manager, a time limit) ends the work as Ctrl-C does; in the main thread alone."""
+    """SIGTERM (a service manager, a time limit) ends the work as Ctrl-C does; in the main thread alone.
+
+    Who sends it again does not interrupt what the first one has begun to put in order.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

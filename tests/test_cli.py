@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -39,9 +40,17 @@ def fail_to_record(argv: list[str]) -> int:
     raise MlflowException("too many 500 error responses")
 
 
+def be_ended(argv: list[str]) -> int:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.raise_signal(signal.SIGTERM)  # by a manager that sends it until the process is gone
+    return 0
+
+
 @pytest.fixture
 def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("fail_plainly", "fail_wrapped", "fail_badly", "fail_to_record"):
+    for name in ("fail_plainly", "fail_wrapped", "fail_badly", "fail_to_record", "be_ended"):
         monkeypatch.setitem(cli.VERBS, name, cli.Verb(f"{__name__}:{name}", "for the test"))
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[fail_badly.__module__])
 
@@ -91,6 +100,16 @@ def test_a_store_that_fails_is_one_line(verbs: None, capsys: pytest.CaptureFixtu
         "error: the MLflow store has failed: it answers with error 500; see to it, then: the same command starts anew\n"
     )
     assert capsys.readouterr().err == said
+
+
+def test_sigterm_ends_long_work_with_a_line(
+    verbs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "LONG", {"be_ended"})
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["be_ended"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command starts anew\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_memory_that_runs_out_is_one_line(
