@@ -326,20 +326,52 @@ class DeviceModel(nn.Module, ABC):
             yield
 
     def check_answer(self) -> None:
-        """Check by an example that answers have the form that the task asks for.
+        """Check by an example that features, anchors and answers have the form that is needed.
 
         Raises:
-            UserError: If they are something else.
+            UserError: If they are something else, or do not depend on what is generated for a layer.
         """
+        kind = type(self).__name__
         with self._trial():
-            found = self(*self._example((2,)))
+            frames, mask, text = self._example((2,))
+            encoded = self.encode(frames)
+            self._check_frames(encoded, "encode_frames", "feature_width")
+            self._check_frames(self.anchor_features(encoded), "anchor_features (project)", "anchor_width")
+            found = self(frames, mask, text)
         width = self.task.head_width(self.shapes.answers)
         wanted = (2,) if self.task.searches else (2, width if width > 1 else self.task.example_options)
         said = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         if said != wanted:
             raise UserError(
-                f"{type(self).__name__} answers two texts of task '{self.shapes.task}' by {said}; a tensor of shape "
+                f"{kind} answers two texts of task '{self.shapes.task}' by {said}; a tensor of shape "
                 f"{wanted} is needed: " + ("a similarity each" if self.task.searches else "a score for each answer")
+            )
+        layers = self.dynamic_layers()
+        made = [name for name, layer in layers.items() if isinstance(layer, DynamicLinear)]  # others: see _graphs
+        if not made or torch.is_inference_mode_enabled():
+            return
+        with self._trial(), torch.enable_grad():
+            parts = [part for layer in layers.values() for part in layer.parts()]
+            drawn = [p[0].requires_grad_() for p in random_parameters(parts, next(self.parameters()), 1)]
+            outputs = self(*self._example((1,)), drawn).sum()
+            used = (
+                torch.autograd.grad(outputs, drawn, allow_unused=True) if outputs.requires_grad else [None] * len(drawn)
+            )
+        if forgotten := [name for name in made if all(g is None for g in self.own(name, used))]:  # type: ignore[arg-type]
+            raise UserError(
+                f"model.dynamic.layers: the answers of {kind} do not depend on what is generated for {forgotten}; call "
+                f"such a layer with its parameters, self.{forgotten[0]}(x, self.own('{forgotten[0]}', parameters)), or "
+                "leave it out"
+            )
+
+    def _check_frames(self, found: Any, method: str, attribute: str) -> None:
+        """Check what a method makes of two clips of two frames against the width that the network names."""
+        wanted = (2, 2, getattr(self, attribute))
+        said = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if said != wanted:
+            raise UserError(
+                f"{type(self).__name__}.{method} makes of two clips of two frames {said}; a tensor of shape {wanted} "
+                f"is needed, whose last number is {attribute}"
             )
 
     def _example(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -661,6 +693,11 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
         raise UserError(
             f"model.network makes a {type(network).__name__}, which is no device model; derive it from "
             "lit_mmpg.device.contract.DeviceModel"
+        )
+    if network.shapes != shapes or network.dynamic != dynamic:
+        raise UserError(
+            f"{type(network).__name__} does not hand on what it is given, so that no layer would take parameters: call "
+            "super().__init__(shapes, dynamic) with both"
         )
     taken = sorted(
         {"dynamic", "factory", "fixed", "prefix", "shapes", "spec", "task"}

@@ -315,6 +315,33 @@ class Named(Residual):
         return {"scores": super().answer(frames, mask, text, parameters)}  # type: ignore[return-value]
 
 
+class Dropped(Residual):
+    """Hands no dynamic layers on."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, None)
+
+
+class Narrow(Residual):
+    """Features of another width than it says."""
+
+    feature_width = 7  # type: ignore[assignment]
+
+
+class Wide(Residual):
+    """Anchors of another width than it says."""
+
+    anchor_width = 9  # type: ignore[assignment]
+
+
+class Forgetful(Residual):
+    """Calls a layer that should be personal without parameters."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None) -> None:
+        super().__init__(shapes, dynamic)
+        self.head = self.linear("head", 16, shapes.answers)
+
+
 class Untyped(Residual):
     """Arguments that no parser can read again."""
 
@@ -329,6 +356,14 @@ def test_a_network_that_could_not_go_on_later_is_refused_at_once() -> None:
         build_network(Short, SHAPES)
     with pytest.raises(UserError, match=r"Named answers two texts .* by dict"):
         build_network(Named, SHAPES, DynamicConfig(("head",)))
+    with pytest.raises(UserError, match=r"Dropped does not hand on .* super\(\).__init__\(shapes, dynamic\)"):
+        build_network(Dropped, SHAPES, DynamicConfig(("head",)))
+    with pytest.raises(UserError, match=r"Narrow.encode_frames makes .* \(2, 2, 8\); .* \(2, 2, 7\) .* feature_width"):
+        build_network(Narrow, SHAPES)
+    with pytest.raises(UserError, match=r"Wide.anchor_features .* \(2, 2, 8\); .* \(2, 2, 9\) .* anchor_width"):
+        build_network(Wide, SHAPES)
+    with pytest.raises(UserError, match=r"Forgetful do not depend on .*\['head'\]; .*self.own\('head', parameters\)"):
+        build_network(Forgetful, SHAPES, DynamicConfig(("head",)))
     with pytest.raises(UserError, match="Taken calls a layer or tensor prefix, which DeviceModel itself uses"):
         build_network(Taken, SHAPES)
     with pytest.raises(UserError, match=r"argument shapes of .*Untyped has no type.* write shapes: TYPE"):
