@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,16 @@ def hand_on(module: LightningModule) -> str:
     name = f"memory:{checkpoint['lit_mmpg']['half']}"
     _IN_MEMORY[name] = checkpoint
     return name
+
+
+@contextmanager
+def in_memory(module: LightningModule) -> Iterator[str]:
+    """The same for as long as it is needed."""
+    name = hand_on(module)
+    try:
+        yield name
+    finally:
+        del _IN_MEMORY[name]
 
 
 def require_checkpoint(path: str | Path) -> Path:

@@ -29,6 +29,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_mmpg.checkpoint import in_memory
 from lit_mmpg.data.datamodule import DeviceData
 from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.errors import UserError, closest, find_user_error
@@ -283,6 +284,25 @@ class CLI(LightningCLI):
             self.datamodule.bring(getattr(self.model, "needs_context", True), getattr(self.model, "needs_clean", False))
         if trained is None and isinstance(self.model, AnsweringModule):
             self.model.prepare(self.datamodule)
+
+    def try_model(self, device_half: LightningModule, data: DeviceData) -> None:
+        """Make the configured model once, on an untrained device half.
+
+        Args:
+            device_half: The device half that it will begin with.
+            data: Its data, set up for training.
+
+        Raises:
+            UserError: If the model's settings do not fit.
+        """
+        with in_memory(device_half) as checkpoint, torch.random.fork_rng(), _refusals():
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_subclass_arguments(LightningModule, "model")
+            config = self.config.model.clone()
+            config.init_args.update(Namespace(data=data.meta, device_ckpt=checkpoint))
+            model = parser.instantiate(Namespace(model=config)).model
+            if isinstance(model, AnsweringModule):
+                model.start(data, fresh=True)
 
     def start(self, **arguments: Any) -> Any:
         """Let the trainer do what the verb says with model and data.

@@ -50,7 +50,7 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
     device = _Stage(request.derive(device_stage), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
-    checkpoint = device.run(resume, reuse=True, begin=since_ms is not None)
+    checkpoint = device.run(resume, reuse=True, begin=since_ms is not None, following=stage)
     request.flags.append(f"--model.device_ckpt={checkpoint}")
     source = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.
@@ -99,13 +99,15 @@ class _Stage:
         self.digest = _digest(self.cli.record)
         self.tags = {**(tags or {}), DIGEST_TAG: self.digest}
 
-    def run(self, resume: str | None, reuse: bool = False, begin: bool = False) -> str:
+    def run(self, resume: str | None, reuse: bool = False, begin: bool = False, following: _Stage | None = None) -> str:
         """Train, and return the checkpoint that is left; after ``fast_dev_run`` the name of one in memory.
 
         Args:
             resume: None, ``last`` or a checkpoint file.
             reuse: A finished run of the same configuration does instead of training.
             begin: Start anew where there is nothing to resume.
+            following: The stage that begins with what this one trains; its model is made once before, so that a
+                mistake in it does not wait for the end of this training.
         """
         checkpoint, run_id = resume, None
         if resume == "last":
@@ -125,6 +127,8 @@ class _Stage:
             read_checkpoint(checkpoint)
         _log.info("%s half: preparing the data", self.cli.half)
         self.cli.build(Run(tags=self.tags, run_id=run_id))
+        if following is not None:
+            following.cli.try_model(self.cli.model, self.cli.datamodule)
         trainer = self.cli.trainer
         self.cli.start(ckpt_path=checkpoint, weights_only=True)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -420,6 +420,16 @@ def test_numbers_out_of_range_are_named_before_the_device_half_trains(
     assert not Path("outputs").exists()
 
 
+def test_layers_that_the_cloud_half_lacks_are_named_before_the_device_half_trains(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_experiment(tmp_path, root, "open_ended")
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(config), "--model.dynamic.layers=[heads]"]) == 2
+    one_error(capsys, "model.dynamic.layers: ['heads'] do not exist for task 'open_ended' in DeviceNetwork; remove")
+    assert not list(Path("outputs").rglob("*.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
