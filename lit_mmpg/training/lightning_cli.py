@@ -285,23 +285,23 @@ class CLI(LightningCLI):
         if trained is None and isinstance(self.model, AnsweringModule):
             self.model.prepare(self.datamodule)
 
-    def try_model(self, device_half: LightningModule, data: DeviceData) -> None:
-        """Make the configured model once, on an untrained device half.
+    def try_model(self, device_half: CLI) -> None:
+        """Make the configured model once, on a device half that is not trained yet.
 
         Args:
-            device_half: The device half that it will begin with.
-            data: Its data, set up for training.
+            device_half: What trains it, built.
 
         Raises:
             UserError: If the model's settings do not fit.
         """
-        with in_memory(device_half) as checkpoint, torch.random.fork_rng(), _refusals():
+        data = device_half.datamodule
+        with in_memory(device_half.model) as checkpoint, torch.random.fork_rng(), _refusals():
             parser = ArgumentParser(exit_on_error=False)
             parser.add_subclass_arguments(LightningModule, "model")
             config = self.config.model.clone()
             config.init_args.update(Namespace(data=data.meta, device_ckpt=checkpoint))
             model = parser.instantiate(Namespace(model=config)).model
-            if isinstance(model, AnsweringModule):
+            if isinstance(model, AnsweringModule) and self.record["data"] == device_half.record["data"]:
                 model.start(data, fresh=True)
 
     def start(self, **arguments: Any) -> Any:

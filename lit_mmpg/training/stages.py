@@ -8,12 +8,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from lit_mmpg.checkpoint import hand_on, read_checkpoint
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, find_user_error
 from lit_mmpg.texts import masked
 from lit_mmpg.tracking.address import portable, store_uri
 from lit_mmpg.tracking.logger import MLflowLogger
@@ -25,7 +26,12 @@ from lit_mmpg.training.lightning_cli import CLI, Run, first_process
 _log = logging.getLogger(__name__)
 
 
-def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int | None = None) -> str:
+def train(
+    request: Request,
+    tags: Mapping[str, str] | None = None,
+    since_ms: int | None = None,
+    following: Mapping[str, CLI] = MappingProxyType({}),
+) -> str:
     """Run the stages that a request asks for.
 
     Args:
@@ -33,6 +39,7 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
         tags: Further tags of the MLflow runs.
         since_ms: With ``--ckpt_path last``: only runs started since then count (milliseconds since 1970), a finished
             one of them does instead of training, and where there is none a new one starts.
+        following: What will begin with the checkpoint: how errors call it, and its parsed configuration.
 
     Returns:
         The best checkpoint of the last stage, relative to the current folder if it lies there; the last one where no
@@ -46,11 +53,11 @@ def train(request: Request, tags: Mapping[str, str] | None = None, since_ms: int
     # As the parser reads it, whichever way it is given; and a mistake in the cloud half's settings is answered now.
     if device_stage is None or _device_ckpt(stage.cli.record["model"]) is not None:
         again = since_ms is not None
-        return _ended(stage, stage.run(resume, reuse=again, begin=again))
+        return _ended(stage, stage.run(resume, reuse=again, begin=again, following=following))
     device = _Stage(request.derive(device_stage), "device", tags, since_ms)
     if resume not in (None, "last"):
         raise UserError(f"--ckpt_path {resume} resumes one stage; name its device half with --model.device_ckpt too")
-    checkpoint = device.run(resume, reuse=True, begin=since_ms is not None, following=stage)
+    checkpoint = device.run(resume, reuse=True, begin=since_ms is not None, following={"": stage.cli})
     request.flags.append(f"--model.device_ckpt={checkpoint}")
     source = {"lit_mmpg.device_run_id": str(read_checkpoint(checkpoint)["lit_mmpg"].get("run_id"))}
     # Without an interrupted device stage the cloud stage may not have begun: then it starts.
@@ -99,15 +106,21 @@ class _Stage:
         self.digest = _digest(self.cli.record)
         self.tags = {**(tags or {}), DIGEST_TAG: self.digest}
 
-    def run(self, resume: str | None, reuse: bool = False, begin: bool = False, following: _Stage | None = None) -> str:
+    def run(
+        self,
+        resume: str | None,
+        reuse: bool = False,
+        begin: bool = False,
+        following: Mapping[str, CLI] = MappingProxyType({}),
+    ) -> str:
         """Train, and return the checkpoint that is left; after ``fast_dev_run`` the name of one in memory.
 
         Args:
             resume: None, ``last`` or a checkpoint file.
             reuse: A finished run of the same configuration does instead of training.
             begin: Start anew where there is nothing to resume.
-            following: The stage that begins with what this one trains; its model is made once before, so that a
-                mistake in it does not wait for the end of this training.
+            following: See :func:`train`; the models of these are made once before, so that a mistake in one does not
+                wait for the end of this training.
         """
         checkpoint, run_id = resume, None
         if resume == "last":
@@ -127,8 +140,13 @@ class _Stage:
             read_checkpoint(checkpoint)
         _log.info("%s half: preparing the data", self.cli.half)
         self.cli.build(Run(tags=self.tags, run_id=run_id))
-        if following is not None:
-            following.cli.try_model(self.cli.model, self.cli.datamodule)
+        for name, cli in following.items():
+            try:
+                cli.try_model(self.cli)
+            except Exception as error:
+                if (said := find_user_error(error)) is None:
+                    raise
+                raise UserError(f"{name}{said}") from error
         trainer = self.cli.trainer
         self.cli.start(ckpt_path=checkpoint, weights_only=True)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -158,6 +158,18 @@ def test_a_killed_comparison_goes_on_without_repeating_a_finished_cell(
     assert artifacts == {f"report/report.{suffix}" for suffix in ("html", "md", "csv", "json", "result.json")}
 
 
+def test_a_row_whose_layers_do_not_exist_is_named_before_the_row_trains_that_it_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_experiment(tmp_path, tiny.build_root(tmp_path / "data"), "open_ended")
+    wrong = {"config": "both.yaml", "device_half": "static", "flags": ["--model.dynamic.layers=[heads]"]}
+    config = tiny.write_config(tmp_path / "c.yaml", runs={"static": {"config": "device.yaml"}, "ours": wrong})
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--config", str(config), "--seeds", "0"]) == 2
+    assert "c.yaml: run 'ours': model.dynamic.layers: ['heads'] do not exist" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_only_and_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     root = tiny.build_root(tmp_path / "data")
     write_experiment(tmp_path, root, "open_ended")

@@ -73,7 +73,7 @@ class Work:
             for path in {self._given(name, seed) for seed in seeds} - {None}:
                 require_checkpoint(str(path))
         for run in self.comparison.runs.values():
-            given = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
+            given = self._asked(run, seed)
             self.parsed(read_request("fit", given))
             own, *further = self._test_passes(run, seed).values()
             for flags in (own, *(further if run is next(iter(self.comparison.runs.values())) else ())):  # alike in all
@@ -105,11 +105,15 @@ class Work:
 
     def arguments(self, run: TrainedRun, seed: int, finished: Mapping[str, Cell]) -> list[str]:
         """Arguments of ``fit`` for one cell."""
-        arguments = [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
+        arguments = self._asked(run, seed)
         arguments.append(f"--seed_everything={seed}")
         if run.device_half is not None:
             arguments.append(f"--model.device_ckpt={finished[run.device_half].checkpoint}")
         return arguments
+
+    def _asked(self, run: TrainedRun, seed: int) -> list[str]:
+        """Arguments of ``fit`` before anything is trained."""
+        return [*self.comparison.named(run), *run.flags, *self._seed_flags(seed), *self.flags]
 
     def _seed_flags(self, seed: int) -> list[str]:
         return [flag.replace("{seed}", str(seed)) for flag in self.comparison.seed_flags]
@@ -258,7 +262,7 @@ class Work:
         begun, began = time.monotonic(), self.store.begin(name, seed, digest, self.fresh)
         tags = self._tags(name, seed)
         request = read_request("fit", [*arguments, *self._tracking(f"{name} seed {seed}"), "--ckpt_path=last"])
-        checkpoint = given or train(request, tags, since_ms=began)
+        checkpoint = given or train(request, tags, since_ms=began, following=self._followers(name, seed))
         cell = Cell([], checkpoint=checkpoint, seed=seed, notes=_selection(checkpoint), code=self.code)
         for split, flags in self._test_passes(run, seed).items():
             self.store.count_read(name, seed, digest, split or "test")
@@ -272,6 +276,14 @@ class Work:
         cell.seconds = time.monotonic() - begun
         self.store.save(name, digest, cell)
         return cell
+
+    def _followers(self, name: str, seed: int) -> dict[str, CLI]:
+        """The runs that start from a run, by how errors call them."""
+        return {
+            f"{self.comparison.path}: run '{other}': ": self.parsed(read_request("fit", self._asked(run, seed)))
+            for other, run in self.comparison.runs.items()
+            if run.device_half == name
+        }
 
     def _describe(self, cell: Cell, module: AnsweringModule) -> None:
         """Which data and runs made a cell, and what its methods cost a device."""
