@@ -678,6 +678,28 @@ class DeviceModel(nn.Module, ABC):
         return self.task.scores(self, x, frame_mask, text, parameters)
 
 
+def _unregistered(network: nn.Module) -> list[str]:
+    """Attributes that hold layers or tensors which learn, and of which the network does not know."""
+    known, found = set(map(id, network.parameters())), []
+    for name, module in network.named_modules():
+        for attribute, value in vars(module).items():
+            tensors = [] if isinstance(value, nn.Module) else _tensors(value)  # set past torch: it is meant so
+            if any(t.requires_grad and t.is_leaf and id(t) not in known for t in tensors):
+                found.append(f"{name}.{attribute}".lstrip("."))
+    return found
+
+
+def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors of a value, and of layers and containers in it."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, list | tuple | set | dict) and depth:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item, depth - 1)
+
+
 NetworkFactory = Callable[[Shapes, DynamicConfig | None], DeviceModel]
 """What makes a device model from the data's shapes: a class that keeps the contract, with its settings bound."""
 
@@ -707,6 +729,12 @@ def build_network(factory: NetworkFactory, shapes: Shapes, dynamic: DynamicConfi
         raise UserError(
             f"{type(network).__name__} calls a layer or tensor {' and '.join(taken)}, which DeviceModel itself uses; "
             "name it otherwise"
+        )
+    if unseen := _unregistered(network):
+        raise UserError(
+            f"{type(network).__name__} keeps layers or tensors in {', '.join(unseen)}, where torch does not find them: "
+            "they would be neither trained nor saved; use nn.ModuleList, nn.ModuleDict or nn.ParameterList, or "
+            "requires_grad_(False) where they are to stay as they are"
         )
     network.factory = network.made_again(factory)
     network.index()

@@ -349,6 +349,24 @@ class Untyped(Residual):
         super().__init__(shapes, dynamic)
 
 
+class Listed(Residual):
+    """Layers in a plain list, which torch does not look into."""
+
+    def __init__(self, shapes: Shapes, dynamic: DynamicConfig | None, frozen: bool = False) -> None:
+        super().__init__(shapes, dynamic)
+        self.necks = [nn.Linear(self.width, self.width).requires_grad_(not frozen)]
+        self.block.by_name = {"scale": torch.ones(1, requires_grad=not frozen)}  # type: ignore[assignment]
+
+    def project(self, features: Tensor, parameters: Sequence[Tensor] = (), corrected: bool = True) -> Tensor:
+        return super().project(self.necks[0](features))
+
+
+def test_layers_that_torch_does_not_know_of_are_refused_unless_they_are_frozen() -> None:
+    with pytest.raises(UserError, match=r"Listed keeps .* in necks, block.by_name, .* nn.ModuleList"):
+        build_network(Listed, SHAPES)
+    assert "necks" not in " ".join(build_network(partial(Listed, frozen=True), SHAPES).state_dict())
+
+
 def test_a_network_that_could_not_go_on_later_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"neck computes in torch.float16, .* call float\(\) on it"):
         build_network(Halved, SHAPES, DynamicConfig(("neck",)))
