@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0]
     if name not in VERBS:
         return _fail(f"there is no command '{name}'{closest(name, VERBS) or '; see lit-mmpg --help'}")
+    if option := _without_value(arguments):
+        return _fail(f"{option}: its value is empty; give one, or leave it out (a variable of the shell is not set?)")
     module, function = VERBS[name].target.split(":")
     try:
         with ExitStack() as held:
@@ -138,6 +140,18 @@ def _run(verb: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
             raise
         give_up_output()
         raise UserError(f"the output cannot be written ({error.strerror})") from error
+
+
+def _without_value(arguments: Sequence[str]) -> str:
+    """The first option with an empty value, which would be taken for none; of a configuration it may be one."""
+    option = ""
+    for text in arguments:
+        name, given, value = text.partition("=")
+        if text.startswith("--"):
+            option = name if "." not in name else ""
+        if option and (not text or (text.startswith("--") and given and not value)):
+            return option
+    return ""
 
 
 def _fail(message: str) -> int:

@@ -89,6 +89,14 @@ def test_user_error_is_one_line(verb: str, verbs: None, capsys: pytest.CaptureFi
     assert sys.argv == before
 
 
+@pytest.mark.parametrize("arguments", [["--state", ""], ["--state="], ["--options", "a", ""]])
+def test_an_option_without_a_value_is_not_taken_for_none(
+    arguments: list[str], verbs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["fail_plainly", "--model.name", "", "--model.name=", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {arguments[0].strip('=')}: its value is empty; give one")
+
+
 def test_defects_keep_their_traceback(verbs: None) -> None:
     with pytest.raises(KeyError):
         cli.main(["fail_badly", "x"])
