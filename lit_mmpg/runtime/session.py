@@ -235,6 +235,8 @@ class DeviceSession(AbstractContextManager["DeviceSession"]):
         if task.takes_options != bool(options):
             wanted = "needs options to choose from" if task.takes_options else "answers freely; leave options out"
             raise UserError(f"{self.bundle.path}: its model {wanted}")
+        if not all(str(option).strip() for option in options):
+            raise UserError(f"options {list(options)}: one is empty; give each a word, or leave it out")
         asked = Question("", question, "", "", options=tuple(options))
         texts = task.candidates(asked)
         inputs = {**self._clip(self.asked(features)), "text": self._tokens(texts)[None]}

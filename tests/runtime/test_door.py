@@ -270,6 +270,8 @@ def test_multiple_choice_takes_options(made) -> None:
     assert answer.text in ("this", "that", "the other") and len(answer.scores) == len(answer.ranking) == 3
     with pytest.raises(UserError, match="needs options to choose from"):
         device.answer(clip, "which one is mine")
+    with pytest.raises(UserError, match=r"options \['this', ''\]: one is empty"):
+        device.answer(clip, "which one is mine", options=["this", ""])
     device.observe(clip)  # a static model remembers nothing
     with pytest.raises(UserError, match="holds a static model, which no cloud can adapt"):
         device.personalise()
