@@ -45,6 +45,11 @@ def main(argv: Sequence[str]) -> int:
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)
     _check(bundle, questions, options.cloud is not None)
+    if not any(questions.about(video.name) for video in videos):
+        raise UserError(
+            f"--questions {options.questions}: none is about the clips ({videos[0].name}, ...), they are about "
+            f"{next(iter(questions.own))}, ...; name the clips as their files are named"
+        )
     if find_task(bundle.manifest.task).searches and isinstance(policy, Uncertainty):
         raise UserError("--policy uncertainty needs a model that answers questions; use drift")
     console = wide_console()

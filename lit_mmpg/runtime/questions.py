@@ -62,7 +62,7 @@ def read_questions(file: str | None, asked: Sequence[str]) -> Questions:
     if file is not None:
         path = require_file(file, "--questions")
         if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"):
-            for _, row in read_rows(path, ("video", "question")):
+            for _, row in read_rows(path, ("video", "question"), known=("answer", "options")):
                 options = tuple(o.strip() for o in row.get("options", "").split(OPTION_SEPARATOR) if o.strip())
                 question = Question(row["question"], options, row.get("answer") or None)
                 own.setdefault(clip_name(row["video"]).rpartition("/")[2], []).append(question)

@@ -278,4 +278,11 @@ def test_mistakes_are_answered_at_once(
     assert "is not a URL" in error(*asked, "--cloud", "cloud:80")
     (tmp_path / "q.csv").write_text("video,question,options\nc1,what?,a|b\n")
     assert "which the model" in error(*there, "--questions", str(tmp_path / "q.csv"))
+    (tmp_path / "q.csv").write_text("video,question\nc11,what?\n")
+    assert "none is about the clips" in error(*there, "--questions", str(tmp_path / "q.csv"))
+    for field in ('"answer": {"a": 1}', '"options": ["a", null]'):
+        (tmp_path / "q.json").write_text(f'[{{"video": "c1", "question": "what?", {field}}}]')
+        assert f"entry 1: field {field.split(':')[0]}".replace('"', "'") in error(
+            *there, "--questions", str(tmp_path / "q.json")
+        )
     assert "has no scheme" in error(*asked, "--mlflow", "somewhere.db")

@@ -167,14 +167,18 @@ def read_rows(
         path: The file, UTF-8; JSON (a list of objects) and JSON Lines do as well, and then entries are counted.
         required: Columns that must be there, with a value in every row; further columns may be blank.
         delimiter: A tab: no quoting. ``None``: comma, semicolon or tab, as the header has it, with double quotes.
-        known: Further columns by which the delimiter is told.
+        known: Further columns that are read: the delimiter is told by them, and in JSON they hold texts or nothing.
 
     Raises:
         UserError: If a column is missing, the file is not UTF-8 text, or (outside ``collected``) a row is malformed.
     """
     if path.suffix.lower() in (".json", ".jsonl"):
         for number, entry in json_entries(path, read_annotations(path), required):
-            yield number, {str(k): _cell(v) for k, v in entry.items()}
+            unread = [key for key in known if not _is_text(entry.get(key)) and not _texts(entry[key])]
+            for key in unread:
+                fault(f"{path}, entry {number}: field '{key}' is no text and no list of texts; mend it")
+            if not unread:
+                yield number, {str(k): _cell(v) for k, v in entry.items()}
         return
     text, line = read_text(path), 1
     quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
@@ -211,9 +215,13 @@ def read_rows(
 
 def _cell(value: Any) -> str:
     """A JSON value as a table has it: nothing for null and NaN, ``a|b`` for a list of texts."""
-    if isinstance(value, list) and all(map(told, value)):
+    if _texts(value):
         return "|".join(texts_of(value))
     return str(value).strip() if told(value) else json.dumps(value) if isinstance(value, list | dict) else ""
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(told, value))
 
 
 def header_of(path: Path, wanted: Sequence[str]) -> list[str]:
