@@ -269,7 +269,7 @@ def encode(codec: str, tensor: np.ndarray, axis: int | None = None) -> bytes:
 
     Raises:
         ValueError: If the codec is unknown, or the array is not floating point, holds NaN or infinity, or is out of the
-            codec's range.
+            codec's range; or the codec gives something else than as many bytes as it says.
 
     Example:
         >>> sent = encode("int8", np.linspace(-1, 1, 64, dtype=np.float32))
@@ -287,7 +287,11 @@ def encode(codec: str, tensor: np.ndarray, axis: int | None = None) -> bytes:
             array = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(array).all():
         raise ValueError("holds NaN, infinity or a magnitude beyond float32")
-    return chosen.encode(array, axis)
+    data, expected = chosen.encode(array, axis), chosen.num_bytes(array.shape, axis)
+    if not isinstance(data, bytes) or len(data) != expected:
+        made = f"{len(data)} bytes" if isinstance(data, bytes) else f"a {type(data).__name__}"
+        raise ValueError(f"takes {expected} bytes by num_bytes() of {codec}, its encode() gives {made}; mend the codec")
+    return data
 
 
 def encode_rows(codec: str, tensor: np.ndarray) -> list[bytes]:
@@ -315,6 +319,9 @@ def decode(codec: str, data: bytes, shape: Shape, axis: int | None = None) -> np
     if len(data) != expected:
         raise LinkError(f"has {len(data)} bytes, {list(shape)} in {codec} takes {expected}")
     array = chosen.decode(data, shape, axis)
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != tuple(shape):
+        made = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        raise LinkError(f"decodes to {made}, float32 {list(shape)} is needed; mend decode() of the codec {codec}")
     if not np.isfinite(array).all():
         raise ImplausibleError("holds NaN or infinity")
     return array

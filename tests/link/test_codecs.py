@@ -234,6 +234,23 @@ def test_a_codec_can_be_added_once(monkeypatch):
         register(Halves())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"encode": lambda self, array, axis: array.tobytes()[:-1]}, "gives 23 bytes; mend the codec"),
+        ({"encode": lambda self, array, axis: array}, "gives a ndarray; mend the codec"),
+        ({"decode": lambda self, data, shape, axis: np.frombuffer(data, np.float32)}, r"decodes to float32 \[6\]"),
+        ({"decode": lambda self, data, shape, axis: np.zeros(shape)}, r"decodes to float64 \[2, 3\], float32"),
+        ({"decode": lambda self, data, shape, axis: [[0.0] * 3] * 2}, "decodes to a list"),
+    ],
+)
+def test_a_codec_that_does_not_do_what_it_says_is_told(monkeypatch, wrong, said):
+    monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
+    register(type("Wrong", (Halves,), {"name": "wrong"} | wrong)())
+    with pytest.raises((LinkError, ValueError), match=said):
+        there_and_back("wrong", np.zeros((2, 3), np.float32))
+
+
 def test_names_that_messages_could_not_tell_apart_are_refused(monkeypatch):
     monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
     monkeypatch.setattr(codecs, "codec_id", lambda name: name.encode()[:2])
