@@ -20,7 +20,7 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import STREAM_CLIPS, AdaptationMethod, Episode, Loaded, Options, State, Subject, rows
 from lit_mmpg.methods.costs import AdaptationCost, measured, single_clip
 from lit_mmpg.methods.episodes import Episodes, Group
-from lit_mmpg.methods.registry import find_method
+from lit_mmpg.methods.registry import find_method, usable
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -105,7 +105,7 @@ def evaluate_adapted(
         UserError: If the method or an option is unknown.
     """
     start = time.perf_counter()
-    kind = find_method(method) if isinstance(method, str) else method
+    kind = find_method(method) if isinstance(method, str) else usable(method)
     method = kind.name
     asked = dict(options or {})
     label = name or method
@@ -244,6 +244,10 @@ class _Runner:
         asked = {"logits": batch.text_mask, "text": batch.text_mask, "video": batch.clip}
         given = {name: tensor for name in asked if (tensor := getattr(outputs, name, None)) is not None}
         wrong = [f"{name} {tuple(t.shape)}" for name, t in given.items() if t.shape[:-1] != asked[name].shape]
+        width = self.subject.task.head_width(self.subject.network.shapes.answers)
+        width = width if width > 1 else batch.text.shape[-2]
+        if not wrong and "logits" in given and given["logits"].shape[-1] != width:
+            wrong = [f"{given['logits'].shape[-1]} logits where there are {width} answers"]
         if wrong or not given:
             said = wrong[0] if wrong else type(outputs).__name__
             raise UserError(

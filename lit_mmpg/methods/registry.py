@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from lit_mmpg.errors import UserError
 from lit_mmpg.methods.base import AdaptationMethod, Known, Setting
 from lit_mmpg.methods.controls import GeneratorOnDevice, MeanDevice, SameNormNoise
 from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank
@@ -49,10 +50,25 @@ def _take(name: str, made: Any) -> type[AdaptationMethod]:
     for field, known in (("setting", get_args(Setting)), ("knows", get_args(Known))):
         if getattr(kind, field) not in known:  # which would run as another setting
             raise TypeError(f"its {field} is {getattr(kind, field)!r} and not among {', '.join(known)}")
+    if isinstance(kind.needs, str) or isinstance(kind.parts, str):  # whose letters nothing lacks
+        raise TypeError("its needs and parts are tuples of texts")
     empty = [option for option, values in kind.grid.items() if not isinstance(values, tuple | list) or not values]
     if empty:
         raise TypeError(f"its grid has no tuple of values for {empty[0]}")
     return kind
+
+
+def usable(kind: type[AdaptationMethod]) -> type[AdaptationMethod]:
+    """A class of one's own, which has to be as those of other packages.
+
+    Raises:
+        UserError: If it is not.
+    """
+    try:
+        return _take(getattr(kind, "name", ""), kind)
+    except TypeError as error:
+        said = getattr(kind, "__name__", kind)
+        raise UserError(f"the method {said} cannot be used: {error}; mend the class") from error
 
 
 METHODS = Registry("lit_mmpg.methods", "method", {method.name: method for method in _ALL}, _take)

@@ -88,7 +88,7 @@ class Own(AdaptationMethod):
     """Somebody's own method, which does as its options say."""
 
     name, paper, setting = "own", "none", "episodic"
-    grid = {"does": ("", "few", "nothing", "nan", "train", "change")}  # noqa: RUF012
+    grid = {"does": ("", "few", "narrow", "nothing", "nan", "train", "change")}  # noqa: RUF012
 
     def adapt(self, support: Episode, options: Options) -> dict:
         self.network.train(options["does"] == "train")
@@ -99,7 +99,12 @@ class Own(AdaptationMethod):
     def respond(self, query: Episode, state: object, options: Options) -> Outputs:
         logits = self.subject.answer(query).logits
         assert logits is not None
-        found = {"few": logits[:, :1], "nan": logits.index_fill(-1, torch.tensor([0]), math.nan), "nothing": None}
+        found = {
+            "few": logits[:, :1],
+            "narrow": logits[..., 1:],
+            "nan": logits.index_fill(-1, torch.tensor([0]), math.nan),
+            "nothing": None,
+        }
         return Outputs(logits=found.get(options["does"], logits))
 
 
@@ -107,6 +112,7 @@ def test_what_a_method_of_ones_own_must_not_do_is_refused(world: World) -> None:
     loaded = copy.deepcopy(world("open_ended"))
     for does, said in (
         ("few", r"'own' answers by logits \(2, 1, \d+\); .* for each text \(2, 8\)"),
+        ("narrow", r"'own' answers by \d+ logits where there are \d+ answers"),
         ("nothing", "'own' answers by Outputs; respond returns Outputs, with"),
         ("train", "method 'own' changes the checkpoint"),
         ("change", "method 'own' changes the checkpoint"),
@@ -122,13 +128,17 @@ def test_what_a_method_of_ones_own_must_not_do_is_refused(world: World) -> None:
     [
         ("setting", "onlien", "its setting is 'onlien' and not among floor, episodic"),
         ("knows", "labeled", "its knows is 'labeled'"),
+        ("needs", "classes", "its needs and parts are tuples of texts"),
         ("grid", {"does": ()}, "its grid has no tuple of values for does"),
     ],
 )
-def test_a_method_that_says_nothing_known_is_refused(field: str, value: object, said: str) -> None:
+def test_a_method_that_says_nothing_known_is_refused(world: World, field: str, value: object, said: str) -> None:
     assert _take("own", Own) is Own
+    wrong = type("Wrong", (Own,), {field: value})
     with pytest.raises(TypeError, match=said):
-        _take("own", type("Wrong", (Own,), {field: value}))
+        _take("own", wrong)
+    with pytest.raises(UserError, match=f"the method Wrong cannot be used: {said}"):
+        evaluate_adapted(world("open_ended"), wrong)
 
 
 @pytest.mark.parametrize("task", ["open_ended", "retrieval"])
