@@ -642,6 +642,9 @@ def test_msvd_captions(tmp_path: Path) -> None:
         ({"answer": " "}, "answer of a Question is ' '"),
         ({"clip": None}, "clip of a Question is None"),
         ({"options": ("a", 2)}, "not all of Question.* is text"),
+        ({"options": ("b", "a")}, r"options\[correct\] of Question.* is not its answer"),
+        ({"options": ("b", "a"), "correct": 0}, r"options\[correct\] of Question.* is not its answer"),
+        ({"options": "ab", "correct": 0}, r"options\[correct\] of Question.* options are a tuple"),
     ],
 )
 def test_records_of_another_package_hold_texts(change: dict[str, object], said: str) -> None:

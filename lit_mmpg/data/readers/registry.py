@@ -115,6 +115,10 @@ def _checked(content: str, said: Any) -> Any:
         for name in needed:
             if not isinstance(value := getattr(row, name), str) or not value.strip():
                 raise TypeError(f"{name} of a {kind.__name__} is {value!r}, where a text is needed")
-        if isinstance(row, Question) and not all(isinstance(value, str) for value in (row.id, row.type, *row.options)):
+        if not isinstance(row, Question):
+            continue
+        if not all(isinstance(value, str) for value in (row.id, row.type, *row.options)):
             raise TypeError(f"not all of {row!r} is text")
+        if row.options and (isinstance(row.options, str) or (row.correct, row.answer) not in enumerate(row.options)):
+            raise TypeError(f"options[correct] of {row!r} is not its answer; options are a tuple, correct is an index")
     return said
