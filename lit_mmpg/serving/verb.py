@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     if options.new_key is not None:
         return _new_key(options)
+    if options.devices is not None:
+        raise UserError("--devices are the ids of a new key, and limit no service; add --new-key NAME, or leave it out")
     config = _config(options)
     _check_network(options)
     import uvicorn

@@ -311,6 +311,7 @@ def test_mistakes_are_said_before_anything_is_loaded(
     for option in ("--threads", "--workers", "--keep-alive-s", "--drain-s"):
         assert f"{option} 1000000000000 is out of range" in error(*ckpt, option, "1000000000000")
     assert "--keys FILE" in error("--new-key", "kitchen")
+    assert "limit no service" in error(*ckpt, "--devices", "kitchen")
     assert "cannot be used" in error(*ckpt, "--ssl-certfile", str(keys), "--ssl-keyfile", str(keys))
     assert "out of range" in error(*ckpt, "--request-timeout-s", "0")
     keys.chmod(0o644)
