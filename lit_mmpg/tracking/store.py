@@ -50,12 +50,17 @@ def open_store(uri: str, experiment: str | None = None, steady: bool = False) ->
             fresh = file is not None and not file.exists()
             if fresh:
                 _log.info("making the MLflow store %s (once; takes some seconds)", file)
-            client = (SteadyClient if steady else StoreClient)(uri)
-            if experiment is not None:
-                _ensure_experiment(client, experiment)
-            elif file is None:
-                client.search_experiments(max_results=1)
-            client.relocate(fresh)
+            try:
+                client = (SteadyClient if steady else StoreClient)(uri)
+                if experiment is not None:
+                    _ensure_experiment(client, experiment)
+                elif file is None:
+                    client.search_experiments(max_results=1)
+                client.relocate(fresh)
+            except BaseException:
+                if fresh and file is not None:  # half a store, which MLflow neither finishes nor opens
+                    file.unlink(missing_ok=True)
+                raise
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:  # ValueError: no URL
         if file is None:
             raise UserError(

@@ -281,6 +281,15 @@ def test_broken_store_is_one_error(tmp_path: Path) -> None:
         open_store(store_uri("sqlite:///broken.db"))
 
 
+def test_a_store_that_found_no_room_is_made_anew(tmp_path: Path) -> None:
+    opened = f"from lit_mmpg.tracking.store import open_store; open_store('sqlite:///{tmp_path}/small.db', 'tried')"
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "  # amid MLflow's tables
+    for limit in (small, ""):
+        found = subprocess.run([sys.executable, "-c", limit + opened], cwd=tmp_path, capture_output=True, text=True)
+        assert ("small.db cannot be opened" in found.stderr) == bool(limit)
+        assert found.returncode == bool(limit), found.stderr
+
+
 def test_commit(tmp_path: Path) -> None:
     assert git_commit(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
