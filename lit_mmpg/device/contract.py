@@ -136,6 +136,9 @@ class Shapes:
 DynamicLayer = DynamicLinear | Site
 """A layer that takes personal parameters: of a class of its own, or by injection."""
 
+MOST_TRIED = 2**24
+"""Values of the parameters of a device, above which no trial draws any: a later check refuses what no link carries."""
+
 _PLACES = {"project": 1, "answer": 3, "embed_video": 2}
 """Methods of a network that take personal parameters, and at which place."""
 
@@ -348,7 +351,7 @@ class DeviceModel(nn.Module, ABC):
             )
         layers = self.dynamic_layers()
         made = [name for name, layer in layers.items() if isinstance(layer, DynamicLinear)]  # others: see _graphs
-        if not made or torch.is_inference_mode_enabled():
+        if not made or self.spec.size > MOST_TRIED or torch.is_inference_mode_enabled():
             return
         with self._trial(), torch.enable_grad():
             parts = [part for layer in layers.values() for part in layer.parts()]

@@ -286,7 +286,7 @@ class CLI(LightningCLI):
             self.model.prepare(self.datamodule)
 
     def try_model(self, device_half: CLI) -> None:
-        """Make the configured model once, on a device half that is not trained yet.
+        """Make the configured model once, on a device half of this package that is not trained yet.
 
         Args:
             device_half: What trains it, built.
@@ -295,6 +295,8 @@ class CLI(LightningCLI):
             UserError: If the model's settings do not fit.
         """
         data = device_half.datamodule
+        if not isinstance(device_half.model, AnsweringModule):
+            return  # what somebody else's module keeps in a checkpoint may need a training
         with in_memory(device_half.model) as checkpoint, torch.random.fork_rng(), _refusals():
             parser = ArgumentParser(exit_on_error=False)
             parser.add_subclass_arguments(LightningModule, "model")

@@ -378,7 +378,8 @@ def test_odd_values_of_the_shared_options_are_one_error(
 
     for seconds in ("0", "-1", "nan", "inf", "1e400", "1e300", "soon", ""):
         assert "--timeout" in error("--timeout", seconds)
-    for name in ("", "x" * 129, "a\x1b[2J", "a\nb", "a\udce9", "a\u202eb"):
+    assert "--device-id: its value is empty" in error("--device-id", "")
+    for name in ("x" * 129, "a\x1b[2J", "a\nb", "a\udce9", "a\u202eb"):
         assert "device_id" in error("--device-id", name)
     for count in ("0", "-3", "many", "9" * 5000):
         assert "number from 1 on" in error("--frames", count)
