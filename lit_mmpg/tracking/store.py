@@ -64,8 +64,8 @@ def open_store(uri: str, experiment: str | None = None, steady: bool = False) ->
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:  # ValueError: no URL
         if file is None:
             raise UserError(
-                f"the MLflow server {masked(uri)} does not answer as one: {reason(error)}; start it, name another "
-                "with --tracking.uri, or record nothing with --trainer.logger=false"
+                f"the MLflow server {masked(uri)} does not answer as one: {reason(error)}; start it, name another, or "
+                "record nothing (--trainer.logger=false; profile: --no-record; device: leave --mlflow out)"
             ) from error
         raise UserError(
             f"the MLflow store {uri} cannot be opened: {reason(error)}; mend it or name another store"
