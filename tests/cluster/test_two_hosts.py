@@ -32,7 +32,7 @@ EVEN = {"clips": 1, "items_per_clip": 2, "context_clips": 3, "max_frames": 3, "m
 def documented(host: Host) -> list[str]:
     """The multi-node command of the document, up to the subcommand, for one process on each of two hosts."""
     text = (ROOT / "docs/several_machines.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^ +torchrun (--nnodes 2 .*?) -m lit_mmpg", text, re.M)
+    (line,) = re.findall(r"^torchrun (--nnodes 2 .*?) -m lit_mmpg", text, re.M)
     words = shlex.split(line.replace("HOST:", f"{host.name}:"))
     words[words.index("--nproc_per_node") + 1] = "1"
     return [sys.executable, "-m", "torch.distributed.run", *words, "-m", "lit_mmpg"]
