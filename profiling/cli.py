@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.files import find_config
-from lit_mmpg.heartbeat import sigterm_interrupts, tell
+from lit_mmpg.heartbeat import tell
 from lit_mmpg.invoker import handed_over
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling import engines as kept_engines
@@ -262,7 +262,7 @@ def _measure(harness: Harness, plan: Sequence[Cell], profile: documents.Document
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = wide_console()
     troubles: set[str] = set()
-    with Progress(*columns, console=console, transient=True) as progress, sigterm_interrupts():
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(plan))
         try:
             for cell in plan:
