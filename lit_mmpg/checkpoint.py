@@ -39,7 +39,7 @@ def hand_on(module: LightningModule) -> str:
 
 @contextmanager
 def in_memory(module: LightningModule) -> Iterator[str]:
-    """The same for as long as it is needed."""
+    """As :func:`hand_on`, for the length of a ``with`` block."""
     name = hand_on(module)
     try:
         yield name

@@ -458,7 +458,7 @@ class EvalBatches:
         rank: Rank of this process.
         world: Number of processes.
         group: What is asked of whom; ``None`` where nobody evaluates the answers.
-        lengths: Context clips of one context after the other, in turn; ``None``: ``shape.context_clips`` for all.
+        context_clips: Clips of one context after the other, in turn; ``None``: ``shape.context_clips`` for all.
     """
 
     def __init__(
@@ -471,9 +471,10 @@ class EvalBatches:
         rank: int = 0,
         world: int = 1,
         group: Group | None = None,
-        lengths: Sequence[int] | None = None,
+        context_clips: Sequence[int] | None = None,
     ) -> None:
         self.collate, self.shape, self.rank, self.world, self.group = collate, shape, rank, world, group
+        lengths = context_clips or (shape.context_clips,)
         contexts: list[tuple[int, tuple[int, ...], np.ndarray]] = []  # device, context, clips to ask
         by_clip = collate.items.by_clip
         for device, clips in timelines.items():
@@ -489,7 +490,7 @@ class EvalBatches:
             for asked, pool in halves:
                 asked = np.array([c for c in asked if c in by_clip], np.int64)
                 if len(asked):
-                    count = lengths[len(contexts) % len(lengths)] if lengths else shape.context_clips
+                    count = lengths[len(contexts) % len(lengths)]
                     contexts.append((device, _choose_context(pool, asked, count, None), asked))
         nobody: tuple[tuple[int, ...] | None, int] = (None, -1)
         foreign = self._foreign(contexts) if with_foreign else [nobody] * len(contexts)

@@ -411,8 +411,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         group: str,
         with_context: bool = True,
         with_foreign: bool = False,
-        context_clips: int | None = None,
-        lengths: Sequence[int] | None = None,
+        context_clips: int | Sequence[int] | None = None,
     ) -> EvalBatches:
         """Evaluation batches of one group of the device table.
 
@@ -420,21 +419,19 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             group: Its name.
             with_context: Whether contexts are gathered.
             with_foreign: Whether those of another device are, too.
-            context_clips: Replaces the configured number.
-            lengths: Numbers of context clips that contexts take in turn instead.
+            context_clips: Replaces the configured number; of several numbers contexts take one after the other.
         """
         split = {"train": "train", "val": "val"}.get(group, "test")
         collate = self._collator(split, with_context, False)
-        shape = self.batch if context_clips is None else dataclasses.replace(self.batch, context_clips=context_clips)
         return EvalBatches(
             self._timelines(group),
             self._histories(group),
             collate,
-            shape,
+            self.batch,
             with_foreign and with_context,
             *self._ranks(),
             self.group(group),
-            lengths,
+            (context_clips,) if isinstance(context_clips, int) else context_clips,
         )
 
     def group(self, name: str) -> Group:
@@ -460,7 +457,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     def val_dataloader(self) -> EvalBatches:
         """Unseen validation devices; in a training with contexts of the lengths that are trained."""
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        return self.eval_batches("val", self._brings[0], lengths=self.batch.lengths() if fitting else None)
+        return self.eval_batches("val", self._brings[0], context_clips=self.batch.lengths() if fitting else None)
 
     @property
     def test_groups(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lit_mmpg.data.readers.files import FOREIGN, require_path
+from lit_mmpg.data.readers.files import foreign, require_path
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import subsample
 
@@ -71,8 +71,7 @@ class ImageFrames:
         names: dict[str, list[str]] = defaultdict(list)
         for name in self._files.names():
             parts = name.split("/")
-            foreign = parts[0] in FOREIGN or any(part.startswith(".") for part in parts)
-            if len(parts) == 2 and name.lower().endswith(SUFFIXES) and not foreign:
+            if len(parts) == 2 and name.lower().endswith(SUFFIXES) and not any(map(foreign, parts)):
                 names[parts[0]].append(name)
         if not names:
             raise UserError(

@@ -263,7 +263,7 @@ def test_a_validation_takes_the_lengths_of_training_in_turn() -> None:
     shape = replace(SHAPE, context_clips=6, fewest_context_clips=1)
     assert shape.lengths() == [1, 2, 4, 6] and SHAPE.lengths() == [SHAPE.context_clips]
     whole = [query.context for query in make_eval(shape).queries]
-    queries = make_eval(shape, lengths=shape.lengths()).queries
+    queries = make_eval(shape, context_clips=shape.lengths()).queries
     taken = [context for (_, context), _ in groupby((query.device, query.context) for query in queries)]
     for context, length in zip(taken, [1, 2, 4, 6] * len(taken), strict=False):
         assert len(context) <= length

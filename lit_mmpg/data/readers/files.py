@@ -20,10 +20,16 @@ from lit_mmpg.texts import printable
 
 CHUNK_BYTES = 1 << 20
 DELIMITERS = (",", ";", "\t")
-FOREIGN = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+_FOREIGN = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 """Folders that systems and other programs put beside everybody's files: previews, deleted files."""
 
 Record = TypeVar("Record")
+
+
+def foreign(name: str) -> bool:
+    """Whether a folder or file is hidden, or what systems and other programs put beside everybody's files."""
+    return name.startswith(".") or name in _FOREIGN
+
 
 _SEPARATOR = re.compile(r'"?sep=([,;\t])"?\r?\n', re.IGNORECASE)
 
@@ -402,7 +408,7 @@ def walk(
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """A folder and those below it, each with its subfolders and files in order, as ``os.walk`` has them.
 
-    Folders whose names begin with a dot are other programs' notes, and so are those of :data:`FOREIGN`.
+    :func:`foreign` folders are left out.
 
     Args:
         folder: The folder.
@@ -417,7 +423,7 @@ def walk(
 
     for place, folders, names in os.walk(folder, onerror=unseen, followlinks=links):
         walked.add(os.path.realpath(place))
-        kept = [name for name in folders if not name.startswith(".") and name not in FOREIGN]
+        kept = [name for name in folders if not foreign(name)]
         folders[:] = sorted(n for n in kept if not links or os.path.realpath(os.path.join(place, n)) not in walked)
         yield Path(place), folders, sorted(names)
 
