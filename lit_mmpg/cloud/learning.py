@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     fleet, clean, output = _devices(options.fleet), _clean(options.clean), Path(options.output)
     require_writable(output, "--output", ".safetensors")
     former = CameraMemory.load(options.add) if options.add else None
-    size = (options.height, options.width) if former is None else former.scene.mean.shape[-2:]
+    size = _size(options.height, options.width, former)
     problems: list[str] = []
     shown: dict[bytes, Path] = {}
     again: list[str] = []
@@ -107,6 +107,18 @@ def _show(console: Console, names: Sequence[str], groups: Sequence[np.ndarray], 
     console.print(f"{alone} devices are like no others: their cameras show nothing, or nothing that is shared")
 
 
+def _size(height: int | None, width: int | None, former: CameraMemory | None) -> tuple[int, int]:
+    """Size of the frames: that of the memory that is added to, where there is one."""
+    if former is None:
+        return height or 72, width or 96
+    kept: tuple[int, int] = former.scene.mean.shape[-2:]
+    if (height or kept[0], width or kept[1]) != kept:
+        raise UserError(
+            f"--add holds pictures of {kept[0]} x {kept[1]} pixels, --height and --width say otherwise; leave them out"
+        )
+    return kept
+
+
 def _folder(folder: str, option: str) -> Path:
     path = Path(folder)
     if not path.is_dir():
@@ -169,13 +181,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the memory")
     parser.add_argument("--add", metavar="FILE", help="a memory whose models are kept; new ones are added")
     for name, kind, low, high, default, said in (
-        ("--height", int, 8, 512, 72, "of the frames, pixels"),
-        ("--width", int, 8, 512, 96, "of the frames, pixels"),
+        ("--height", int, 8, 512, None, "of the frames, pixels (default: that of --add, else 72)"),
+        ("--width", int, 8, 512, None, "of the frames, pixels (default: that of --add, else 96)"),
         ("--least", float, 0.01, 1, 0.4, "correlation from which devices are of one model"),
         ("--fewest", int, 2, 1000, 3, "devices that make a model"),
         ("--share", float, 0.001, 0.5, 0.02, "share of clean cameras taken for one that is known"),
     ):
         parser.add_argument(
-            name, type=_between(kind, low, high), default=default, help=f"{said} (default: %(default)s)"
+            name,
+            type=_between(kind, low, high),
+            default=default,
+            help=said if default is None else f"{said} (default: %(default)s)",
         )
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import zipfile
 import zlib
@@ -17,6 +18,11 @@ from lit_mmpg.errors import UserError
 from lit_mmpg.records import subsample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def _in_order(name: str) -> tuple[list[str | int], str]:
+    """Sort key by which frame 2 stands before frame 10, however many digits their names write."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
 
 
 class _Files(Protocol):
@@ -79,7 +85,7 @@ class ImageFrames:
             )
         self._names: dict[str, list[str]] = {}
         for clip, found in names.items():
-            ordered = sorted(found)
+            ordered = sorted(found, key=_in_order)
             self._names[clip] = [ordered[i] for i in subsample(len(ordered), max_frames)]
 
     def ids(self) -> list[str]:
@@ -96,13 +102,14 @@ class ImageFrames:
         Raises:
             UserError: If an image cannot be read, or the frames differ in size.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         frames = []
         for name in self._names[clip]:
             try:
                 with Image.open(io.BytesIO(self._files.read(name))) as image:
-                    frames.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+                    upright = ImageOps.exif_transpose(image)  # a phone stores how it was held beside the pixels
+                    frames.append(np.asarray(upright.convert("RGB")).transpose(2, 0, 1))
             except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError) as error:
                 said = "no image of a known kind" if isinstance(error, UnidentifiedImageError) else error
                 raise UserError(f"{self.path}: image {name} cannot be read ({said}); copy it again") from error

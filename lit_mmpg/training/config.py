@@ -40,7 +40,8 @@ _MEASURE = {"ckpt_path": "checkpoint to measure", **_ROWS}
 OPTIONS = {
     "fit": {
         "ckpt_path": "checkpoint to go on from; 'last' finds the interrupted run of this same configuration",
-        "device_stage": "configuration of the device half, trained first when the model names no device_ckpt",
+        "device_stage": "configuration of the device half, trained first when the model names no device_ckpt; "
+        "--device_stage.KEY VALUE sets a key of that half alone",
         "stage": "'device' trains the device half of a configuration with both alone",
     },
     "validate": _MEASURE,
@@ -77,6 +78,7 @@ class Request:
         flags: All other arguments, to be parsed over the configuration.
         options: Values of the verb's own options, None where not given.
         name: Name of the configuration: stem of its last file, or the verb.
+        device_flags: Arguments for the device stage alone, written ``--device_stage.KEY``, as its parser takes them.
     """
 
     verb: str
@@ -84,6 +86,7 @@ class Request:
     flags: list[str]
     options: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    device_flags: list[str] = field(default_factory=list)
 
     def overridden(self) -> set[str]:
         """Dotted keys that the flags set, without ``init_args``."""
@@ -119,7 +122,8 @@ class Request:
         """Request for the device stage (a file or a section), with the flags that concern both stages."""
         config = _device_config(self.config, stage)
         trust_own(config)
-        request = Request("fit", config, split_flags(self.flags, "model")[1], name=self.name)
+        flags = [*split_flags(self.flags, "model")[1], *self.device_flags]
+        request = Request("fit", config, flags, name=self.name)
         request.options = dict.fromkeys(OPTIONS["fit"]) | {"ckpt_path": self.options["ckpt_path"]}
         return request
 
@@ -151,21 +155,33 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     for flag, value in _pairs(flags):
         if flag[2:] in GROUPS and str(value).endswith((".yaml", ".yml")):
             _read_mapping(find_config(str(value)))  # the parser reads it in its own way, and would let faults pass
+    device_flags: list[str] = []
+    if "device_stage" in OPTIONS[verb]:
+        named, flags = split_flags(flags, "device_stage")
+        device_flags = [flag.replace("--device_stage.", "--", 1) for flag in named]
     config: dict[str, Any] = {}
     for name in known.config:
         config = merge(config, load_config(find_config(name)))
     options = {option: getattr(known, option) or config.pop(option, None) for option in OPTIONS[verb]}
     # An experiment file serves every verb: what concerns only another verb is no mistake.
     config = {key: value for key, value in config.items() if key not in ALL_OPTIONS}
+    if device_flags and not options["device_stage"]:
+        raise UserError(f"{named[0]} sets what no device_stage trains; leave it out, or name one with --device_stage")
     stage = options.pop("stage", None)
     if stage is not None:
         config = _stage_alone(stage, config, options["device_stage"])
+        flags, device_flags = [*flags, *device_flags], []
         options["device_stage"] = None
     file, variant = split_variant(Path(known.config[-1])) if known.config else (Path(verb), "")
     name = f"{file.stem}_{variant}" if variant else file.stem
     classes = ("class_path", "network", *(f"--{group}" for group in GROUPS))
-    trust_own([config, *({"class_path": v} for flag, v in _pairs(flags) if flag.rpartition(".")[2] in classes)])
-    return Request(verb, config, flags, options, name)
+    trust_own(
+        [
+            config,
+            *({"class_path": v} for flag, v in _pairs([*flags, *device_flags]) if flag.rpartition(".")[2] in classes),
+        ]
+    )
+    return Request(verb, config, flags, options, name, device_flags)
 
 
 def load_config(path: Path) -> dict[str, Any]:

@@ -52,6 +52,11 @@ def train(
     stage = _Stage(request, "stage", tags, since_ms)
     # As the parser reads it, whichever way it is given; and a mistake in the cloud half's settings is answered now.
     if device_stage is None or _device_ckpt(stage.cli.record["model"]) is not None:
+        if request.device_flags:
+            raise UserError(
+                f"--device_stage.{request.device_flags[0][2:]} has no effect, as model.device_ckpt names the device half; "
+                "leave one of them out"
+            )
         again = since_ms is not None
         return _ended(stage, stage.run(resume, reuse=again, begin=again, following=following))
     device = _Stage(request.derive(device_stage), "device", tags, since_ms)

@@ -290,6 +290,22 @@ def test_images_that_cannot_be_read_are_named(root: Path, tmp_path: Path):
         ImageFrames(tmp_path / "torn.zip", 3)
 
 
+def test_frames_are_in_the_order_of_their_numbers_and_upright(tmp_path: Path) -> None:
+    (tmp_path / "frames/a").mkdir(parents=True)
+    for i in range(12):
+        Image.new("RGB", (4, 6), (20 * i,) * 3).save(tmp_path / f"frames/a/frame_{i}.png")
+    images = ImageFrames(tmp_path / "frames", 12)
+    assert [int(frame[0, 0, 0]) // 20 for frame in images.pixels("a")] == list(range(12))
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:, 8:] = 255
+    turn = Image.Exif()
+    turn[0x0112] = 6  # as a phone that was held upright stores it: to be turned by 90 degrees
+    (tmp_path / "phone/a").mkdir(parents=True)
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "phone/a/0.jpg", exif=turn, quality=95)
+    (seen,) = ImageFrames(tmp_path / "phone", 1).pixels("a")
+    assert seen.shape == (3, 8, 16) and seen[..., :6].max() < 20 and seen[..., 10:].min() > 235
+
+
 def test_frames_lie_among_other_files(tmp_path: Path):
     for name in ("a/._0.png", ".Trash/0.png", "@eaDir/0.png", "__MACOSX/._a.png", "a/Thumbs.db"):
         (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)

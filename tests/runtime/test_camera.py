@@ -330,7 +330,9 @@ def test_from_the_clips_of_a_fleet_to_an_answer(bundle: Bundle, tmp_path: Path, 
         pictures(tmp_path / "later" / f"m1-{i}", film(1, Placement(1.0, i - 1, 0), 16, 200 + i))
     (tmp_path / "later" / "m1-0" / "torn.png").write_bytes(b"no picture")
     ask[2] = str(tmp_path / "later")
-    assert main([*ask, "--add", str(target)]) == 1  # one file could not be read
+    assert main([*ask[:-2], "--width", str(W + 1), "--add", str(target)]) == 2
+    assert f"--add holds pictures of {H} x {W} pixels" in capsys.readouterr().err
+    assert main([*ask[:-4], "--add", str(target)]) == 1  # one file could not be read
     assert "torn.png" in capsys.readouterr().out and len(CameraMemory.load(target)) == 3
     video = write_video(tmp_path / "clip.mp4")
     asked = [

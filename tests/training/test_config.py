@@ -160,9 +160,15 @@ def test_the_device_half_of_a_configuration_is_trained_alone(folder: Path) -> No
     wanted = {"data": {"class_path": "Data"}, "model": {"class_path": "Device"}, "trainer": {"max_epochs": 5}}
     assert alone.config == both.derive(both.options["device_stage"]).config == wanted
     assert alone.flags == ["--model.x=1"] and alone.options["device_stage"] is None
+    own = ["--device_stage.trainer.max_epochs=1", "--device_stage.model.width", "8", "--trainer.max_steps=3"]
+    both = read_request("fit", ["--config", "experiment/one.yaml", *own])
+    device = ["--trainer.max_steps=3", "--trainer.max_epochs=1", "--model.width", "8"]
+    assert both.flags == ["--trainer.max_steps=3"] and both.derive(both.options["device_stage"]).flags == device
+    assert read_request("fit", ["--config", "experiment/one.yaml", "--stage", "device", *own]).flags == device
     for arguments, told in (
         (["--config", "experiment/one.yaml", "--stage", "cloud"], "--stage cloud: 'device' trains"),
         (["--config", "experiment/device.yaml", "--stage=device"], "no 'device_stage'"),
+        (["--config", "experiment/device.yaml", *own], "--device_stage.trainer.max_epochs=1 sets what no device_stage"),
     ):
         with pytest.raises(UserError, match=told):
             read_request("fit", arguments)
