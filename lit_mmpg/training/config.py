@@ -175,12 +175,8 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     file, variant = split_variant(Path(known.config[-1])) if known.config else (Path(verb), "")
     name = f"{file.stem}_{variant}" if variant else file.stem
     classes = ("class_path", "network", *(f"--{group}" for group in GROUPS))
-    trust_own(
-        [
-            config,
-            *({"class_path": v} for flag, v in _pairs([*flags, *device_flags]) if flag.rpartition(".")[2] in classes),
-        ]
-    )
+    given = [value for flag, value in _pairs([*flags, *device_flags]) if flag.rpartition(".")[2] in classes]
+    trust_own([config, *({"class_path": value} for value in given)])
     return Request(verb, config, flags, options, name, device_flags)
 
 

@@ -54,8 +54,8 @@ def train(
     if device_stage is None or _device_ckpt(stage.cli.record["model"]) is not None:
         if request.device_flags:
             raise UserError(
-                f"--device_stage.{request.device_flags[0][2:]} has no effect, as model.device_ckpt names the device half; "
-                "leave one of them out"
+                f"--device_stage.{request.device_flags[0][2:]} has no effect, as model.device_ckpt names the device "
+                "half; leave one of them out"
             )
         again = since_ms is not None
         return _ended(stage, stage.run(resume, reuse=again, begin=again, following=following))
