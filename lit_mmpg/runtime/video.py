@@ -390,7 +390,11 @@ def require_decoder() -> Any:
         raise UserError(f"decoding videos needs PyAV; {install_hint('board-video')}") from error
     import av.error
     import av.filter
+    import av.sidedata.sidedata
     import av.stream
 
     av.logging.set_level(None)
+    # A frame may carry data that PyAV has no name for (EXIF, the views of spatial video); it would then show none of it.
+    kinds: Any = av.sidedata.sidedata.Type
+    kinds._missing_ = classmethod(lambda known, value: known.SEI_UNREGISTERED)
     return av

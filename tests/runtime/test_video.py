@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.shots import LEAST_FRAMES, find_cuts, histogram, shot_indices
@@ -42,6 +43,26 @@ def test_every_shot_is_looked_at(tmp_path: Path) -> None:
     np.testing.assert_allclose(sample.times_s, sample.indices / 10, atol=0.01)
     uniform = sample_video(tmp_path / "clip.mp4", 4, (24, 32))
     assert uniform.indices.tolist() == uniform_indices(60, 4).tolist() and uniform.shots == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_with_exif_are_upright(tmp_path: Path, orientation: int) -> None:
+    rows, columns = np.mgrid[:64, :128].astype(np.uint8)
+    picture = Image.fromarray(np.stack([columns, 2 * rows, np.full_like(rows, 9)], -1))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    still, film = tmp_path / "still.jpg", tmp_path / "film.avi"
+    picture.save(still, exif=exif, quality=95, subsampling=0)
+    with av.open(str(still)) as source, av.open(str(film), "w") as target:  # as a digital camera films
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux() if p.size):
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            target.mux(packet)
+    with Image.open(still) as stored:
+        upright = ImageOps.exif_transpose(stored).resize((16, 8), Image.Resampling.BILINEAR)
+    expected = np.asarray(upright).transpose(2, 0, 1).astype(int)
+    for file in (still, film):
+        np.testing.assert_allclose(sample_video(file, 1, (8, 16)).pixels[0], expected, atol=3)
 
 
 def test_with_fewer_frames_than_shots_the_longest_are_taken() -> None:
