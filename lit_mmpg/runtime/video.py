@@ -394,7 +394,7 @@ def require_decoder() -> Any:
     import av.stream
 
     av.logging.set_level(None)
-    # A frame may carry data that PyAV has no name for (EXIF, the views of spatial video); it would then show none of it.
+    # Frames carry data that PyAV has no name for (EXIF, the views of spatial video), and it would show none at all.
     kinds: Any = av.sidedata.sidedata.Type
     kinds._missing_ = classmethod(lambda known, value: known.SEI_UNREGISTERED)
     return av
