@@ -59,7 +59,7 @@ class _Archive:
 
 
 class ImageFrames:
-    """Frames of clips as image files ``CLIP/NAME.jpg``; the order of their names is their order in time.
+    """Frames of clips as image files ``CLIP/NAME.jpg``; the order of their names (2 before 10) is their order in time.
 
     Hidden files and folders are no frames, and neither is what other systems put beside them.
 
