@@ -109,6 +109,8 @@ class ImageFrames:
             try:
                 with Image.open(io.BytesIO(self._files.read(name))) as image:
                     upright = ImageOps.exif_transpose(image)  # a phone stores how it was held beside the pixels
+                    if upright.mode.startswith("I"):  # grey of 16 bits, which would be cut off at 255
+                        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                     frames.append(np.asarray(upright.convert("RGB")).transpose(2, 0, 1))
             except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError) as error:
                 said = "no image of a known kind" if isinstance(error, UnidentifiedImageError) else error

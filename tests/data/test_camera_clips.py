@@ -306,6 +306,14 @@ def test_frames_are_in_the_order_of_their_numbers_and_upright(tmp_path: Path) ->
     assert seen.shape == (3, 8, 16) and seen[..., :6].max() < 20 and seen[..., 10:].min() > 235
 
 
+def test_frames_of_thermal_cameras_keep_their_grey(tmp_path: Path) -> None:
+    (tmp_path / "frames/a").mkdir(parents=True)
+    grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "frames/a/0.png")
+    (seen,) = ImageFrames(tmp_path / "frames", 1).pixels("a")
+    np.testing.assert_array_equal(seen, np.broadcast_to(np.arange(256).reshape(16, 16), (3, 16, 16)))
+
+
 def test_frames_lie_among_other_files(tmp_path: Path):
     for name in ("a/._0.png", ".Trash/0.png", "@eaDir/0.png", "__MACOSX/._a.png", "a/Thumbs.db"):
         (tmp_path / "frames" / name).parent.mkdir(parents=True, exist_ok=True)
