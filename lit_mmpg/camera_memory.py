@@ -50,6 +50,9 @@ EVERY, FEW_PLACES = 2, 3000
 """Distance of the places whose gradients are compared, pixels, in frames of more places than so many."""
 AT_ONCE = 32
 """Models whose spectra are made at once."""
+SAME = 0.9
+"""Correlation from which what was learnt twice is one model: at 72 x 96 that of other devices of one model is about as
+much, that of a model which changed by a half is less."""
 TOGETHER = 512
 """Devices that are compared with all others at once."""
 DRAWS, WALK = 16, 200
@@ -235,6 +238,13 @@ class CameraMemory:
         other = np.empty_like(order)
         other[order] = np.roll(order, 1)  # one cycle: nobody keeps his own
         return replace(self, change=self.change[other], opacity=self.opacity[other], devices=self.devices[other])
+
+    def holds(self, change: np.ndarray) -> np.ndarray:
+        """Which of some models ``[K, 3, H, W]`` are known already, as ``[K]`` bool; their shift does not matter."""
+        keys = [squashed(gradients(model)) for model in change]
+        return np.array(
+            [len(self) > 0 and _matched(key, *self._spectra, REACH_PX)[0].max() >= SAME for key in keys], bool
+        )
 
     def recognise(self, gradient: np.ndarray, reach: int = REACH_PX) -> Recognition | None:
         """The most likely model of a device, and its place in parts of a pixel; none where nothing is known.

@@ -74,10 +74,13 @@ def main(argv: Sequence[str]) -> int:
     memory = CameraMemory.empty(Scene.of(ordinary)) if former is None else former
     evidence = [Evidence.uploaded(PixelMaps.of(taken), memory.scene) for taken in devices.values()]
     with working("comparing the devices"):
-        memory, groups = learn(memory, evidence, options.least, options.fewest)
+        learnt, groups = learn(CameraMemory.empty(memory.scene), evidence, options.least, options.fewest)
+        new = ~memory.holds(learnt.change)
+        if new.any():
+            memory = memory.with_models(learnt.change[new], learnt.opacity[new], learnt.devices[new])
         memory = memory.with_gates(ordinary, options.share)
     console = wide_console()
-    _show(console, list(devices), groups, len(memory))
+    _show(console, list(devices), groups, new, len(memory))
     for note in [*(f"{name}: fewer than {FEWEST_CLIPS} clips, left out" for name in few), *problems, *copies]:
         console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
     if not len(memory):
@@ -94,14 +97,18 @@ def main(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _show(console: Console, names: Sequence[str], groups: Sequence[np.ndarray], models: int) -> None:
-    """The models that were learnt, the last of so many, and which devices they are of."""
-    table = Table(title=f"{len(groups)} camera models", title_justify="left")
+def _show(console: Console, names: Sequence[str], groups: Sequence[np.ndarray], new: np.ndarray, models: int) -> None:
+    """The models that were learnt, which of them are new (the last of so many), and which devices they are of."""
+    added = int(new.sum())
+    known = f", {len(new) - added} that were known" if added < len(new) else ""
+    table = Table(title=f"{added} camera models{known}", title_justify="left")
     for column in ("model", "devices", "among them"):
         table.add_column(column, justify="left" if column == "among them" else "right", overflow="fold")
-    for number, group in enumerate(groups, models - len(groups) + 1):
+    numbers = iter(range(models - added + 1, models + 1))
+    for group, is_new in zip(groups, new.tolist(), strict=True):
         some = ", ".join(names[i] for i in group[:4].tolist())
-        table.add_row(str(number), str(len(group)), escape(some + (", ..." if len(group) > 4 else "")))
+        number = str(next(numbers)) if is_new else "known"
+        table.add_row(number, str(len(group)), escape(some + (", ..." if len(group) > 4 else "")))
     console.print(table)
     alone = len(names) - sum(map(len, groups))
     console.print(f"{alone} devices are like no others: their cameras show nothing, or nothing that is shared")

@@ -334,6 +334,9 @@ def test_from_the_clips_of_a_fleet_to_an_answer(bundle: Bundle, tmp_path: Path, 
     assert f"--add holds pictures of {H} x {W} pixels" in capsys.readouterr().err
     assert main([*ask[:-4], "--add", str(target)]) == 1  # one file could not be read
     assert "torn.png" in capsys.readouterr().out and len(CameraMemory.load(target)) == 3
+    ask[2] = str(tmp_path / "fleet")  # the same fleet, a month later
+    assert main([*ask[:-4], "--add", str(target)]) == 0
+    assert "0 camera models, 2 that were known" in capsys.readouterr().out and len(CameraMemory.load(target)) == 3
     video = write_video(tmp_path / "clip.mp4")
     asked = [
         "answer",
