@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,9 @@ def rows_text(rows: Sequence[Row]) -> str:
 
 
 def json_ready(value: Any) -> Any:
-    """Plain data: NumPy numbers become Python's; NaN and infinity, which JSON cannot hold, become None."""
+    """Plain data: NumPy numbers and dataclasses become Python's; NaN and infinity, which JSON cannot hold, None."""
+    if is_dataclass(value):
+        return {entry.name: json_ready(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): json_ready(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

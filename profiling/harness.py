@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ from lit_mmpg.profiling.schema import KIND, VERSION
 from lit_mmpg.report import json_ready
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
-from lit_mmpg.runtime.verify import Verdict
 from lit_mmpg.settings import to_plain
 
 Say = Callable[[str], None]
+VERDICT = ("role", "precision", "ok", "figures", "limits", "problems")
+"""What a row keeps of :class:`lit_mmpg.runtime.verify.Verdict`: the engine is its own."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Instruments:
     def known_gpu(self) -> nvml.Gpu | None:
         """The GPU, or None."""
         return self.gpu if isinstance(self.gpu, nvml.Gpu) else None
+
+    @property
+    def power_rails(self) -> rails.RailSource | None:
+        """The board's power rails, or None."""
+        return next((source for source in self.sources if isinstance(source, rails.RailSource)), None)
 
 
 @dataclass
@@ -101,7 +107,7 @@ class Harness:
                     "tracking_uri": manifest.tracking_uri,
                     "roles": {role: self.bundle.precisions(role) for role in self.bundle.roles},
                 },
-                "config": to_plain(self.config),
+                "config": self.config,
                 "environment": environment.describe(self.instruments.root, self.instruments.gpu)
                 | {
                     "energy_sources": [
@@ -130,7 +136,7 @@ class Harness:
             "status": "absent",
             "reason": cell.absent,
             "roles": {},
-            "options": to_plain(cell.selection.options),
+            "options": cell.selection.options,
             "engine_details": {},
             "verdicts": [],
             "activate_ms": None,
@@ -176,7 +182,7 @@ class Harness:
             cold_ms = elapsed_ms(pipeline.answer)
             self.say("comparing with the reference")
             verdicts = pipeline.verify()
-            row["verdicts"] = [_verdict(v) for v in verdicts]
+            row["verdicts"] = [{name: getattr(verdict, name) for name in VERDICT} for verdict in verdicts]
             wrong = [f"{v.role}: {problem}" for v in verdicts if not v.ok for problem in v.problems]
             if wrong:
                 row |= {
@@ -191,17 +197,17 @@ class Harness:
             with state.Watch(root, gpu) as watch:
                 outcome = find_scenario(cell.scenario)(context)
                 if self.config.measure_energy and outcome.work is not None:
-                    row["energy"] = [asdict(e) for e in self._energy(outcome, watch)]
+                    row["energy"] = self._energy(outcome, watch)
             if (
                 outcome.latency is not None and cell.scenario != "finetune"
             ):  # the comparison has warmed the engine up: the first answer was before it
                 outcome = replace(outcome, latency=replace(outcome.latency, cold_ms=cold_ms))
-            row |= _outcome(outcome)
+            row |= {entry.name: getattr(outcome, entry.name) for entry in fields(outcome) if entry.name != "work"}
             after = state.read_state(root, gpu)
             row |= {"state_before": before, "state_after": after, "throttle_watch": watch.to_json()}
             row["throttled"] = state.throttled(before, after, watch.episodes)
         if self.config.measure_memory:
-            row["memory"] = asdict(self._memory_of(cell, row["roles"]))
+            row["memory"] = self._memory_of(cell, row["roles"])
         row["status"] = "ok"
 
     def _compile(self, cell: Cell, row: dict[str, Any]) -> None:
@@ -211,11 +217,8 @@ class Harness:
         for role in self.bundle.roles:
             precision = cell.precision if cell.precision in self.bundle.precisions(role) else "fp32"
             engine = create_engine(cell.engine, self.bundle, role, precision, **cell.selection.options)
-            build = getattr(engine, "build", None)
-            if build is None:
-                raise UserError(f"engine '{cell.engine}' has no separate compilation; remove compile_only")
             self.say(f"compiling {role} {precision}")
-            sizes[role] = len(build())
+            sizes[role] = len(engine.build())
             roles[role] = precision
             row["engine_details"] = engine.describe()
         row |= {
@@ -224,9 +227,7 @@ class Harness:
             "roles": roles,
             "activate_ms": (time.perf_counter() - begin) * 1e3,
             "engine_details": row["engine_details"] | {"compiled_bytes": sizes},
-            "memory": asdict(
-                memory.Memory(engine_bytes=sum(sizes.values()), reason="not run", device_reason="not run")
-            ),
+            "memory": memory.Memory(engine_bytes=sum(sizes.values()), reason="not run", device_reason="not run"),
         }
 
     def _energy(self, outcome: Outcome, watch: state.Watch) -> list[energy.Energy]:
@@ -275,51 +276,23 @@ class Harness:
 
     def _rails(self) -> dict[str, Any]:
         """Power of every rail now, and why channels that exist are not among them."""
-        for source in self.instruments.sources:
-            if isinstance(source, rails.RailSource):
-                try:
-                    return {"rails": dict(source.read_w()), "rails_unreadable": list(source.problems)}
-                except SourceLost as error:
-                    return {"rails": {}, "rails_unreadable": [*source.problems, str(error)]}
-        return {"rails": {}, "rails_unreadable": []}
+        source = self.instruments.power_rails
+        if source is None:
+            return {"rails": {}, "rails_unreadable": []}
+        try:
+            return {"rails": source.read_w(), "rails_unreadable": source.problems}
+        except SourceLost as error:
+            return {"rails": {}, "rails_unreadable": [*source.problems, str(error)]}
 
 
 def expected_rails_missing(config: ProfileConfig, instruments: Instruments) -> str | None:
     """A sentence where this machine does not show the rails that the configuration expects; None where it does."""
     if not config.expected_rails:
         return None
-    total: tuple[str, ...] = ()
-    for source in instruments.sources:
-        if isinstance(source, rails.RailSource):
-            total = tuple(source.total)
+    total = instruments.power_rails.total if instruments.power_rails else ()
     if set(total) == set(config.expected_rails):
         return None
     return (
         f"'{config.name}' expects the rails {', '.join(config.expected_rails)}; "
         f"this machine shows {', '.join(total) or 'none'}"
     )
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "role": verdict.role,
-        "precision": verdict.precision,
-        "ok": verdict.ok,
-        "figures": to_plain(verdict.figures),
-        "limits": to_plain(verdict.limits),
-        "problems": list(verdict.problems),
-    }
-
-
-def _outcome(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "unit": outcome.unit,
-        "latency": None if outcome.latency is None else asdict(outcome.latency),
-        "stages": {name: None if stage is None else asdict(stage) for name, stage in outcome.stages.items()},
-        "series": dict(outcome.series),
-        "bytes": outcome.bytes,
-        "throughput": outcome.throughput,
-        "personalisation": outcome.personalisation,
-        "network": list(outcome.network),
-        "notes": list(outcome.notes),
-    }
