@@ -28,15 +28,12 @@ def available() -> Unavailable | None:
     return None
 
 
-def estimate(
-    work: Callable[[], object], config: EnergyConfig = EnergyConfig(), synchronise: Callable[[], None] = lambda: None
-) -> Energy:
+def estimate(work: Callable[[], object], config: EnergyConfig = EnergyConfig()) -> Energy:
     """Energy of a unit of work by codecarbon's model of this machine.
 
     Args:
         work: One unit.
         config: Lengths of the windows.
-        synchronise: Waits for the accelerator.
 
     Returns:
         The estimate; its bound is unknown.
@@ -51,7 +48,6 @@ def estimate(
             while time.perf_counter() < end:
                 work()
                 units += 1
-            synchronise()
 
         gross_j, window_s, parts = _track(loop, config.country)
     except Exception as error:  # whatever goes wrong inside a third-party model must not cost the other figures

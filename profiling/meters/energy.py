@@ -269,7 +269,6 @@ def measure(
     work: Callable[[], object],
     config: EnergyConfig = EnergyConfig(),
     *,
-    synchronise: Callable[[], None] = lambda: None,
     wait_quiet: Callable[[float, float], tuple[bool | None, float | None]] | None = None,
     clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
@@ -278,9 +277,8 @@ def measure(
 
     Args:
         source: What is read.
-        work: One unit.
+        work: One unit, which returns when it is done, on an accelerator as well.
         config: Lengths of the windows.
-        synchronise: Waits for the accelerator; called before every end of a window.
         wait_quiet: ``(most seconds to wait, busy fraction that counts as quiet) -> (quiet, busy fraction)``.
         clock: Seconds.
         sleep: Waits, seconds.
@@ -293,7 +291,6 @@ def measure(
     notes = []
     if not getattr(source, "update_interval_known", True):
         notes.append(f"the sensor does not state its update interval; {source.update_interval_s * 1e3:.0f} ms assumed")
-    synchronise()
     quiet, busy = (None, None) if wait_quiet is None else wait_quiet(config.max_wait_idle_s, config.quiet_fraction)
     if quiet is False:
         notes.append(f"the machine was {busy:.0%} busy when idle power was read; net figures are too low")
@@ -304,13 +301,11 @@ def measure(
         units = 0
         window_s = max(config.min_window_s, least_s)
         work()
-        synchronise()
         with Recorder(source, clock) as recorder:
             begin = clock()
             while clock() - begin < window_s:
                 work()
                 units += 1
-            synchronise()
         window = recorder.window()
     except SourceLost as error:
         return Energy(**base, idle_quiet=quiet, reason=str(error), notes=notes)

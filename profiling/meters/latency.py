@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -187,33 +188,26 @@ def measure(
     call: Call,
     config: LatencyConfig = LatencyConfig(),
     *,
-    synchronise: Callable[[], None] | None = None,
     device_timer: DeviceTimer | None = None,
     clock: Clock = time.perf_counter,
 ) -> Latency:
     """Measure a call.
 
     Args:
-        call: What to time; its result is dropped.
+        call: What to time, which returns when its work is done, on an accelerator as well; its result is dropped.
         config: How long.
-        synchronise: Waits until the accelerator has finished; called inside the timed region, so that the wall clock
-            covers the work and not only its launch. None where the call itself is synchronous.
         device_timer: The accelerator's timer, read in the same calls.
         clock: Seconds.
 
     Returns:
         The measurement.
     """
-    wait = synchronise or (lambda: None)
-    start = clock()
-    call()
-    wait()
-    cold_ms = (clock() - start) * 1e3
+    cold_ms = elapsed_ms(call, clock)
     overhead_s = timer_overhead_s(clock)
     halves: list[float] = []
     for attempt in range(config.attempts):
         warmup = config.warmup if attempt == 0 else 0
-        seconds, device_ms, cut = _record(call, config, warmup, wait, device_timer, clock)
+        seconds, device_ms, cut = _record(call, config, warmup, device_timer, clock)
         halves.append(halves_differ(seconds))
         if halves[-1] <= UNSTABLE:
             break
@@ -257,11 +251,8 @@ def measure_in_turns(
 
     warm = [min(timed(which) for _ in range(config.warmup + 1)) for which in range(len(calls))]
     count = max(1, int(TURN_S / max(*warm, 1e-9)))
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    begin = clock()
-    try:
+    with _no_garbage_collected():
+        begin = clock()
         while True:
             for which in (*range(len(calls)), *reversed(range(len(calls)))):
                 samples[which] += [timed(which) for _ in range(count)]
@@ -269,9 +260,6 @@ def measure_in_turns(
             enough = len(samples[0]) >= config.min_count and spent >= config.min_time_s * len(calls)
             if enough or (spent >= config.max_time_s * len(calls) and len(samples[0]) >= 3):
                 break
-    finally:
-        if collecting:
-            gc.enable()
     return [Distribution.of([s * 1e3 for s in own]) for own in samples]
 
 
@@ -286,25 +274,29 @@ def halves_differ(samples: Sequence[float]) -> float:
     return abs(first - second) / middle if middle > 0 else 0.0
 
 
-def _record(
-    call: Call,
-    config: LatencyConfig,
-    warmup: int,
-    wait: Callable[[], None],
-    timer: DeviceTimer | None,
-    clock: Clock,
-) -> tuple[list[float], list[float], bool]:
-    for _ in range(warmup):
-        call()
-    wait()
-    seconds: list[float] = []
-    device_ms: list[float] = []
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Collect it now, and not while something is timed."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
-    begin = clock()
-    cut = False
     try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _record(
+    call: Call, config: LatencyConfig, warmup: int, timer: DeviceTimer | None, clock: Clock
+) -> tuple[list[float], list[float], bool]:
+    for _ in range(warmup):
+        call()
+    seconds: list[float] = []
+    device_ms: list[float] = []
+    cut = False
+    with _no_garbage_collected():
+        begin = clock()
         while len(seconds) < config.min_count or clock() - begin < config.min_time_s:
             if len(seconds) >= 3 and clock() - begin >= config.max_time_s:
                 cut = len(seconds) < config.min_count
@@ -315,9 +307,5 @@ def _record(
             call()
             if timer is not None:
                 device_ms.append(timer.stop_ms())
-            wait()
             seconds.append(clock() - start)
-    finally:
-        if collecting:
-            gc.enable()
     return seconds, device_ms, cut

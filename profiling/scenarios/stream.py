@@ -6,7 +6,7 @@ import time
 
 from lit_mmpg.profiling.config import CloudConfig, StreamConfig
 from lit_mmpg.profiling.meters import network
-from lit_mmpg.profiling.meters.latency import Distribution, Latency, timer_overhead_s
+from lit_mmpg.profiling.meters.latency import Distribution, Latency, elapsed_ms, timer_overhead_s
 from lit_mmpg.profiling.pipeline import Pipeline
 from lit_mmpg.profiling.scenarios import Context, Outcome
 from lit_mmpg.profiling.scenarios.exchange import DeviceSide, open_cloud, sizes
@@ -43,9 +43,7 @@ def run(context: Context) -> Outcome:
     pipeline, settings = context.pipeline, context.config.stream
     stream = StreamOfClips(pipeline, settings, context.config.cloud)
     clip = stream.clip
-    begin = time.perf_counter()
-    clip(0)
-    cold_ms = (time.perf_counter() - begin) * 1e3
+    cold_ms = elapsed_ms(lambda: clip(0))
     overhead_s = timer_overhead_s()
     clip_ms: list[float] = []
     adapted: list[bool] = []

@@ -59,20 +59,6 @@ def test_the_timers_own_cost_is_subtracted_and_stated() -> None:
     assert result.wall.p50_ms == pytest.approx(10.0)
 
 
-def test_the_wall_clock_includes_waiting_for_the_accelerator() -> None:
-    clock, pending = Clock(), [0.0]
-
-    def launch() -> None:
-        clock.now += 1e-5
-        pending[0] += 0.020
-
-    def synchronise() -> None:
-        clock.now += pending[0]
-        pending[0] = 0.0
-
-    assert measure(launch, QUICK, clock=clock, synchronise=synchronise).wall.p50_ms == pytest.approx(20.01)
-
-
 def test_device_time_is_kept_beside_wall_time() -> None:
     clock = Clock()
 
