@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.errors import UserError
-from lit_mmpg.profiling.tables import absent_lines, engine_label, primary_energy
+from lit_mmpg.profiling.tables import absent_lines, primary_energy, row_name, start_of
 from lit_mmpg.report import json_ready
 
 KIND = "lit-mmpg-profile-boards"
@@ -71,10 +71,9 @@ def _board(profile: Mapping[str, Any]) -> dict[str, Any]:
 
 def _answer(row: Row) -> dict[str, Any]:
     wall, reading = row["latency"]["wall"], primary_energy(row)
-    size = f" ×{row['batch']}" if row["batch"] > 1 else ""
     found = {
-        "title": f"{engine_label(row)} {row['precision']}{size}",
-        "path": "pixels" if row["encoder_included"] else "features",
+        "title": row_name(row),
+        "path": start_of(row),
         "p50_ms": wall["p50_ms"],
         "p95_ms": wall["p95_ms"],
         "energy_j": None,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.errors import UserError, closest
-from lit_mmpg.profiling.tables import describe_change, engine_label, flags, primary_energy
+from lit_mmpg.profiling.tables import describe_change, engine_label, flags, primary_energy, row_name, start_of
 from lit_mmpg.report import json_ready
 
 KIND = "lit-mmpg-profile-comparison"
@@ -157,9 +157,7 @@ def row_key(row: Row) -> tuple[str, str, str, int, str, bool]:
 
 def row_title(row: Row) -> str:
     """The key in words."""
-    size = f" ×{row['batch']}" if row["batch"] > 1 else ""
-    path = "pixels" if row["encoder_included"] else "features"
-    return f"{engine_label(row)} {row['precision']}{size} {row['scenario']} from {path}"
+    return f"{row_name(row)} {row['scenario']} from {start_of(row)}"
 
 
 def compare_profiles(a: Mapping[str, Any], b: Mapping[str, Any], limits: Sequence[Limit]) -> dict[str, Any]:
@@ -316,10 +314,7 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
         samples = [np.asarray(row["latency"]["wall"]["samples_ms"][:KEPT_SAMPLES]) for row in (a, b)]
         if min(map(len, samples)) < 20:
             return Change(estimate, None, None)
-        rng = np.random.default_rng(0)
-        values = [_bootstrap(s, metric.statistic, rng) for s in samples]
-        low, high = (float(q) for q in np.percentile(values[1] / values[0] - 1, (2.5, 97.5)))
-        return Change(estimate, low, high)
+        return _bootstrapped(estimate, samples, metric.statistic)
     if name.startswith("energy"):
         key = "bound_j_per_unit" if name == "energy_j" else "net_bound_j_per_unit"
         bound_a, bound_b = ((measured_energy(row) or {}).get(key) for row in (a, b))
@@ -328,11 +323,8 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
         return Change(estimate, (y - bound_b) / (x + bound_a) - 1, (y + bound_b) / (x - bound_a) - 1)
     if name == "answers_per_s" and all("blocks_per_s" in row["throughput"] for row in (a, b)):
         # Rates of the parts of a run; the whole is their harmonic mean, near enough their mean.
-        rng = np.random.default_rng(0)
         rates = [np.asarray(row["throughput"]["blocks_per_s"]) for row in (a, b)]
-        means = [_bootstrap(rate, lambda blocks: blocks.mean(-1), rng) for rate in rates]
-        low, high = (float(q) for q in np.percentile(means[1] / means[0] - 1, (2.5, 97.5)))
-        return Change(estimate, low, high)
+        return _bootstrapped(estimate, rates, lambda blocks: blocks.mean(-1))
     if name == "baked_ratio":
         ends = [row["personalisation"][f"baked_ratio_{end}"] for row in (a, b) for end in ("low", "high")]
         if None in ends:
@@ -341,6 +333,14 @@ def _change(metric: Metric, name: str, a: Row, b: Row, x: float, y: float) -> Ch
     if name.endswith("_bytes") and name not in ("peak_rss_bytes", "device_bytes"):
         return Change(estimate, estimate, estimate)
     return Change(estimate, None, None)
+
+
+def _bootstrapped(estimate: float, samples: Sequence[np.ndarray], statistic: Statistic) -> Change:
+    """The change of a statistic of samples of A and of B."""
+    rng = np.random.default_rng(0)
+    a, b = (_bootstrap(own, statistic, rng) for own in samples)
+    low, high = (float(q) for q in np.percentile(b / a - 1, (2.5, 97.5)))
+    return Change(estimate, low, high)
 
 
 def _bootstrap(samples: np.ndarray, statistic: Statistic, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,7 @@ from lit_mmpg.files import find_config, parse_yaml, read_config, read_yaml
 from lit_mmpg.profiling.meters.energy import EnergyConfig
 from lit_mmpg.profiling.meters.latency import LatencyConfig
 from lit_mmpg.profiling.meters.network import LinkModel
+from lit_mmpg.runtime.manifest import PRECISIONS
 from lit_mmpg.runtime.network import parse_address
 from lit_mmpg.settings import MOST, from_plain, within
 
@@ -28,7 +29,6 @@ SCENARIOS = (
     "sustained",
 )
 ENCODER = ("without", "with", "both")
-PRECISIONS = ("fp32", "fp16", "int8_weight", "int8")
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,11 @@ def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) 
         "system": platform.system(),
         "kernel": platform.release(),
         "architecture": platform.machine(),
-        "cpu": cpu_name(root),
+        "cpu": sysfs.processor_name(root) or platform.processor() or None,
         "cpu_count": os.cpu_count(),
         "cpu_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": sysfs.kilobytes(root / "proc/meminfo", "MemTotal"),
-        "board": board_name(root),
+        "board": sysfs.device_tree(root, "model"),
         "module": module_name(root),
         "jetson_linux": jetson_linux(root),
         "power_mode": power_mode(root),
@@ -87,12 +87,7 @@ def describe(root: Path = Path("/"), gpu: nvml.Gpu | Unavailable | None = None) 
     }
 
 
-def board_name(root: Path = Path("/")) -> str | None:
-    """Name of the board from the device tree (``NVIDIA Jetson Orin Nano Developer Kit``), or None."""
-    return sysfs.device_tree(root, "model")
-
-
-def module_name(root: Path = Path("/")) -> str | None:
+def module_name(root: Path) -> str | None:
     """Module on a Jetson's carrier board, ``Jetson Orin NX 16GB (p3767-0000)``: boards differ in it that share a name.
 
     The part number stands in the device tree's ``compatible``, ``nvidia,p3768-0000+p3767-0000``; None where none does.
@@ -105,16 +100,11 @@ def module_name(root: Path = Path("/")) -> str | None:
     return f"{MODULES[parts[0]]} ({parts[0]})" if parts[0] in MODULES else str(parts[0])
 
 
-def jetson_linux(root: Path = Path("/")) -> str | None:
+def jetson_linux(root: Path) -> str | None:
     """Release of Jetson Linux (``36.4.3``) from /etc/nv_tegra_release, or None."""
     text = sysfs.text(root / "etc/nv_tegra_release")
     match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text or "")
     return f"{match[1]}.{match[2]}" if match else None
-
-
-def cpu_name(root: Path = Path("/")) -> str | None:
-    """Name of the processor."""
-    return sysfs.processor_name(root) or platform.processor() or None
 
 
 def _version(name: str) -> str | None:

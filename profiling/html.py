@@ -20,6 +20,8 @@ from lit_mmpg.profiling.tables import (
     format_pair,
     primary_energy,
     remarks,
+    row_name,
+    start_of,
 )
 from lit_mmpg.report import format_bytes
 
@@ -93,14 +95,12 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _name(row: Row, scenario: bool = False) -> str:
-    text = f"{engine_label(row)} {row['precision']}"
-    text += f" ×{row['batch']}" if row["batch"] > 1 else ""
-    return f"{text} {row['scenario']}" if scenario else text
+def _name_of_scenario(row: Row) -> str:
+    return f"{row_name(row)} {row['scenario']}"
 
 
 def _name_of_path(row: Row) -> str:
-    return _name(row) + (" pixels" if row["encoder_included"] else "")
+    return row_name(row) + (" pixels" if row["encoder_included"] else "")
 
 
 def _path(row: Row) -> str:
@@ -148,12 +148,14 @@ def _head(profile: Mapping[str, Any], measured: Sequence[Row], timed: Sequence[R
         chosen = [r for r in timed if (r["scenario"], r["batch"], r["encoder_included"]) == ("answer", 1, encoder)]
         if chosen:
             best = min(chosen, key=lambda row: row["latency"]["wall"]["p50_ms"])
-            cards.append((f"{format_ms(best['latency']['wall']['p50_ms'])} ms", f"fastest from {label}: {_name(best)}"))
+            cards.append(
+                (f"{format_ms(best['latency']['wall']['p50_ms'])} ms", f"fastest from {label}: {row_name(best)}")
+            )
     yield Cards(cards)
     bad: dict[str, list[str]] = {}
     for row in measured:
         if row["status"] in ("wrong", "failed"):
-            bad.setdefault(row["reason"] or "no reason is known", []).append(_name(row, True))
+            bad.setdefault(row["reason"] or "no reason is known", []).append(_name_of_scenario(row))
     if bad:
         yield Text("These rows are not right and were not timed:")
         yield Bullets([f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in bad.items()])
@@ -168,8 +170,8 @@ def _latency(timed: Sequence[Row]) -> Iterator[Block]:
         for row in chosen:
             wall = row["latency"]["wall"]
             text = f"{format_ms(wall['p50_ms'])} (p95 {format_ms(wall['p95_ms'])})"
-            items.append(Item(_name(row), wall["p50_ms"], None, wall["p95_ms"], text, row["engine"]))
-            lines.append(Line(_name(row), *share_below(wall["samples_ms"])))
+            items.append(Item(row_name(row), wall["p50_ms"], None, wall["p95_ms"], text, row["engine"]))
+            lines.append(Line(row_name(row), *share_below(wall["samples_ms"])))
         yield Heading(chosen[0]["unit"] or "", 3)
         said = f"{_path(chosen[0])}; bar: median, whisker: 95th percentile."
         yield Figure(rows(items, "ms", "Median latency of an answer"), said)
@@ -193,8 +195,9 @@ def _throughput(measured: Sequence[Row]) -> Iterator[Block]:
         yield from _figures(rows(items, "answers per second", f"Throughput, {mode}"))
         for row in own:
             probes = sorted(row["throughput"].get("probes", ()), key=lambda probe: probe["rate_per_s"])
-            label = f"{_name(row)}, {'pixels' if row['encoder_included'] else 'features'}"
-            curve = Line(label, [p["rate_per_s"] for p in probes], [p["p99_ms"] for p in probes])
+            curve = Line(
+                f"{row_name(row)}, {start_of(row)}", [p["rate_per_s"] for p in probes], [p["p99_ms"] for p in probes]
+            )
             yield from _figures(xy("questions per second", "p99, ms", "Latency against the rate", [curve]))
 
 
@@ -207,7 +210,7 @@ def _layers(measured: Sequence[Row]) -> Iterator[Block]:
     for row in measured:
         found = row["series"].get("layers") if row["status"] == "ok" else None
         for role, graph in (found or {}).get("graphs", {}).items():
-            yield Heading(f"{_name(row)}: {role}, {format_ms(graph['time_ms'])} ms", 3)
+            yield Heading(f"{row_name(row)}: {role}, {format_ms(graph['time_ms'])} ms", 3)
             roof = graph.get("roofline")
             if roof:
                 yield Text(
@@ -243,11 +246,10 @@ def _table(measured: Sequence[Row]) -> Iterator[Block]:
         latency = row["latency"] or {}
         wall = latency.get("wall") or {}
         batch = "" if row["batch"] == 1 else f", batch {row['batch']}"
-        path = "pixels" if row["encoder_included"] else "features"
         count = wall.get("count")
         body.append(
             [
-                Cell(f"{engine_label(row)} {row['precision']}", small=f"{row['scenario']}{batch}, {path}"),
+                Cell(f"{engine_label(row)} {row['precision']}", small=f"{row['scenario']}{batch}, {start_of(row)}"),
                 *(_ms(wall.get(key)) for key in ("p50_ms", "p95_ms", "p99_ms")),
                 _ms(latency.get("cold_ms")),
                 None if count is None else Cell(str(count), count),
@@ -296,13 +298,8 @@ def _adaptation(timed: Sequence[Row]) -> Iterator[Block]:
         if not chosen:
             continue
         names = list(chosen[0]["stages"])
-        body = [
-            [
-                _name(row),
-                "pixels" if row["encoder_included"] else "features",
-                *(_stage(row["stages"].get(name)) for name in names),
-            ]
-            for row in chosen
+        body: list[list[str | Cell | None]] = [
+            [row_name(row), start_of(row), *(_stage(row["stages"].get(name)) for name in names)] for row in chosen
         ]
         yield Heading(f"{scenario}: {chosen[0]['unit'] or ''}", 3)
         yield Text("Median (95th percentile), ms.", soft=True)
@@ -328,7 +325,7 @@ def _finetune(timed: Sequence[Row]) -> Iterator[Block]:
     )
     body = [
         [
-            f"{_name(row, True)}{' from pixels' if row['encoder_included'] else ''}",
+            f"{_name_of_scenario(row)}{' from pixels' if row['encoder_included'] else ''}",
             _ms(row["latency"]["wall"]["p50_ms"]),
             _joules(row),
             _peak(row),
@@ -368,7 +365,7 @@ def _series(timed: Sequence[Row]) -> Iterator[Block]:
     for row in timed:
         sustained, stream = row["series"].get("sustained"), row["series"].get("stream")
         if sustained or stream:
-            yield Heading(f"{_name(row, True)}, {_path(row)}", 3)
+            yield Heading(f"{_name_of_scenario(row)}, {_path(row)}", 3)
         if sustained:
             time_s = sustained["time_s"]
             yield Figure(xy("s", "median ms", "Latency over time", [Line("", time_s, sustained["p50_ms"])]))

@@ -7,9 +7,10 @@ ratio per figure; the ratios of the rounds give the change and its interval.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,8 @@ LEAST_ROUNDS = 6
 """Fewer rounds give no interval."""
 
 
-@dataclass
-class _Side:
-    """What one bundle's rounds gave, a list with one figure per round."""
-
-    figures: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, value: float | None) -> None:
-        if value is not None:
-            self.figures.setdefault(name, []).append(value)
+Figures = dict[str, list[float]]
+"""What the rounds of one bundle gave: a list of each figure, one per round."""
 
 
 def open_pipeline(harness: Harness, cell: Cell) -> Pipeline:
@@ -106,7 +100,7 @@ def _sayer(say: Callable[[str], None], title: str) -> Callable[[str], None]:
 def _measure(
     a: Harness, b: Harness, cell: Cell, limits: Sequence[Limit], rounds: int, say: Callable[[str], None], open_b: Open
 ) -> dict[str, Any]:
-    sides = (_Side(), _Side())
+    sides: tuple[Figures, Figures] = (defaultdict(list), defaultdict(list))
     want_energy = any(limit.metric.startswith("energy") for limit in limits)
     meter = replace(a.config.latency, attempts=1)
     unit = None
@@ -119,7 +113,8 @@ def _measure(
             for which in order:
                 harness, opener = openers[which]
                 opened[which] = stack.enter_context(opener(harness, cell))
-                _first_answer(opened[which], sides[which])
+                sides[which]["activate_ms"].append(opened[which].activate_ms)
+                sides[which]["cold_ms"].append(latency.elapsed_ms(opened[which].answer))
             unit = opened[0].unit
             if number == 0:
                 for which, name in ((0, "A"), (1, "B")):
@@ -132,7 +127,7 @@ def _measure(
             measured = latency.measure_in_turns([opened[which].answer for which in order], meter)
             for which, found in zip(order, measured, strict=True):
                 for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms"):
-                    sides[which].add(key, getattr(found, key))
+                    sides[which][key].append(getattr(found, key))
                 if want_energy:
                     say(f"round {number + 1} of {rounds}, energy")
                     _energy(openers[which][0], opened[which], sides[which])
@@ -142,30 +137,24 @@ def _measure(
     return row | {"round_ratios": ratios, "rounds": rounds}
 
 
-def _first_answer(pipeline: Pipeline, found: _Side) -> None:
-    found.add("activate_ms", pipeline.activate_ms)
-    found.add("cold_ms", latency.elapsed_ms(pipeline.answer))
-
-
-def _energy(harness: Harness, pipeline: Pipeline, found: _Side) -> None:
+def _energy(harness: Harness, pipeline: Pipeline, found: Figures) -> None:
     """By the first source that answers; none leaves the figure out, and a limit on it fails."""
     for source in harness.instruments.sources:
         reading = asdict(energy.measure(source, pipeline.answer, harness.config.energy))
         if measured_energy({"energy": [reading]}) is not None:
-            found.add("energy_j", reading["gross_j_per_unit"])
-            found.add("energy_net_j", reading["net_j_per_unit"])
+            found["energy_j"].append(reading["gross_j_per_unit"])
+            found["energy_net_j"].append(reading["net_j_per_unit"])
             return
 
 
-def _ratios(sides: Sequence[_Side], name: str) -> list[float]:
-    a, b = (side_.figures[name] for side_ in sides)
-    return [y / x for x, y in zip(a, b, strict=True)]
+def _ratios(sides: Sequence[Figures], name: str) -> list[float]:
+    return [y / x for x, y in zip(*(figures[name] for figures in sides), strict=True)]
 
 
-def _changes(sides: Sequence[_Side]) -> dict[str, tuple[float, float, Change]]:
+def _changes(sides: Sequence[Figures]) -> dict[str, tuple[float, float, Change]]:
     changes = {}
-    for name, values in sides[0].figures.items():
-        others = sides[1].figures.get(name, [])
+    for name, values in sides[0].items():
+        others = sides[1].get(name, [])
         if len(others) != len(values) or min(values) <= 0:
             continue
         middle, low, high = median_interval(_ratios(sides, name))

@@ -84,10 +84,9 @@ def _first(cells: list[Cell], index: int) -> bool:
 
 
 def _check(selection: EngineSelection, rows: dict[str, EngineRow]) -> None:
-    row = rows.get(selection.engine)
-    if row is None:
+    if selection.engine not in rows:
         engine_class(selection.engine)  # raises with the nearest name
-        raise UserError(f"there is no engine '{selection.engine}'")
+    row = rows[selection.engine]
     impossible = sorted(set(selection.precisions) - set(row.precisions)) if row.precisions else []
     if impossible:
         raise UserError(

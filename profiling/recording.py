@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_mmpg.profiling import document as documents
 from lit_mmpg.profiling.html import render
-from lit_mmpg.profiling.tables import engine_label
+from lit_mmpg.profiling.tables import engine_label, start_of
 
 PROFILE_TAG = "lit_mmpg.profile_digest"
 PARENT_TAG = "mlflow.parentRunId"
@@ -132,10 +132,8 @@ def flat_metrics(profile: Mapping[str, Any]) -> dict[str, float]:
     for row in profile["rows"]:
         if row["status"] != "ok":
             continue
-        path = "pixels" if row["encoder_included"] else "features"
-        prefix = "/".join(
-            (engine_label(row).replace("=", " "), row["precision"], f"b{row['batch']}", row["scenario"], path)
-        )
+        engine = engine_label(row).replace("=", " ")
+        prefix = f"{engine}/{row['precision']}/b{row['batch']}/{row['scenario']}/{start_of(row)}"
         values: dict[str, float | None] = {}
         if row["latency"]:
             wall = row["latency"]["wall"]

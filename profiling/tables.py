@@ -22,6 +22,17 @@ def engine_label(row: Row) -> str:
     return " ".join([row["engine"], *(f"{key}={value}" for key, value in options.items())])
 
 
+def row_name(row: Row) -> str:
+    """Engine, precision and, of several clips at once, their number: ``onnxruntime fp32 ×4``."""
+    size = f" ×{row['batch']}" if row["batch"] > 1 else ""
+    return f"{engine_label(row)} {row['precision']}{size}"
+
+
+def start_of(row: Row) -> str:
+    """What the measured path starts from, in a word."""
+    return "pixels" if row["encoder_included"] else "features"
+
+
 def primary_energy(row: Row) -> Mapping[str, Any] | None:
     """The first energy figure that there is: measured before modelled."""
     for reading in row["energy"]:
@@ -118,7 +129,7 @@ def print_document(document: Mapping[str, Any]) -> None:
             escape(row["precision"]),
             str(row["batch"]),
             escape(row["scenario"]),
-            "from pixels" if row["encoder_included"] else "from features",
+            f"from {start_of(row)}",
             format_ms(wall.get("p50_ms")),
             format_ms(wall.get("p95_ms")),
             format_ms((row["latency"] or {}).get("cold_ms")),
@@ -192,8 +203,8 @@ def print_comparison(comparison: Mapping[str, Any], shown: Sequence[str]) -> Non
 def personalisation_lines(rows: Sequence[Row]) -> list[str]:
     """What new parameters cost each engine, at once and from then on: a line for each row that measured it."""
     return [
-        f"Personalisation: {engine_label(row)} {row['precision']} from "
-        f"{'pixels' if row['encoder_included'] else 'features'}: {describe_personalisation(row['personalisation'])}"
+        f"Personalisation: {engine_label(row)} {row['precision']} from {start_of(row)}: "
+        f"{describe_personalisation(row['personalisation'])}"
         for row in rows
         if row.get("personalisation")
     ]
@@ -209,8 +220,8 @@ def apart_lines(rows: Sequence[Row]) -> list[str]:
         parts = ", ".join(f"{name.replace('_', ' ')} {format_ms(part['p50_ms'])}" for name, part in apart.items())
         built = [ms for ms in row.get("build_ms", {}).values() if ms is not None]
         start = f"built in {format_ms(sum(built))} ms" if built else "not built here"
-        path = "pixels" if row["encoder_included"] else "features"
-        lines.append(f"Apart: {engine_label(row)} {row['precision']} from {path}: {start}; ms of an answer: {parts}")
+        name = f"{engine_label(row)} {row['precision']} from {start_of(row)}"
+        lines.append(f"Apart: {name}: {start}; ms of an answer: {parts}")
     return lines
 
 
@@ -221,10 +232,9 @@ def stream_memory_lines(rows: Sequence[Row]) -> list[str]:
         memory = row["memory"] or {}
         if memory.get("clips") and memory.get("peak_rss_bytes"):
             grown, asked = memory["inference_rss_bytes"], memory["workspace_bytes"]
-            path = "pixels" if row["encoder_included"] else "features"
             lines.append(
-                f"Memory of a stream of {memory['clips']} clips: {engine_label(row)} {row['precision']} from {path}: "
-                f"peak {format_bytes(memory['peak_rss_bytes'])}"
+                f"Memory of a stream of {memory['clips']} clips: {engine_label(row)} {row['precision']} from "
+                f"{start_of(row)}: peak {format_bytes(memory['peak_rss_bytes'])}"
                 + ("" if grown is None else f", {format_bytes(grown)} above the engines when they were ready")
                 + ("" if asked is None else f"; workspace on the accelerator {format_bytes(asked)}")
             )
