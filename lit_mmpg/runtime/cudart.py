@@ -26,6 +26,7 @@ _WHEELS = ("nvidia/cuda_runtime/lib", "nvidia/cu13/lib")
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _CAPTURE_THREAD_LOCAL = 1  # cudaStreamCaptureMode
 _ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76}  # cudaDeviceAttr
+_DEVICE = 0  # ordinal of the GPU that is used
 _NAME_BYTES = 256
 _PROPERTIES_BYTES = 8192  # more than cudaDeviceProp of any version; its first field is the name
 
@@ -62,11 +63,8 @@ def _error_text(library: ctypes.CDLL, status: int) -> str:
     return f"{text.decode(errors='replace')}, CUDA error {status}" if text else f"CUDA error {status}"
 
 
-def gpu_identity(device: int = 0) -> str:
-    """Name, compute capability and number of multiprocessors of a GPU.
-
-    Args:
-        device: Ordinal of the device.
+def gpu_identity() -> str:
+    """Name, compute capability and number of multiprocessors of the GPU.
 
     Raises:
         UserError: If CUDA cannot be used here, or refuses the question.
@@ -75,23 +73,23 @@ def gpu_identity(device: int = 0) -> str:
     values = {}
     for name, attribute in _ATTRIBUTES.items():
         value = ctypes.c_int()
-        _call(library, "cudaDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        _call(library, "cudaDeviceGetAttribute", ctypes.byref(value), attribute, _DEVICE)
         values[name] = value.value
     # CUDA 12 exports the current layout as _v2 beside an older one.
     function = "cudaGetDeviceProperties"
     if hasattr(library, f"{function}_v2"):
         function += "_v2"
     properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
-    _call(library, function, properties, device)
+    _call(library, function, properties, _DEVICE)
     name = properties.raw[:_NAME_BYTES].split(b"\0", 1)[0].decode(errors="replace")
     return f"{name} sm{values['major']}{values['minor']} x{values['multiprocessors']}"
 
 
-def driver_version(root: Path = Path("/")) -> str | None:
+def driver_version() -> str | None:
     """Version of NVIDIA's kernel module where it tells, and of CUDA that the driver offers: ``540.4.0, CUDA 12.6``."""
     library = load_library()
     version = ctypes.c_int(0)
-    found = [sysfs.text(root / "sys/module/nvidia/version")]
+    found = [sysfs.text(Path("/sys/module/nvidia/version"))]
     if library is not None and library.cudaDriverGetVersion(ctypes.byref(version)) == 0 and version.value:
         found.append(f"CUDA {version.value // 1000}.{version.value % 1000 // 10}")
     return ", ".join(filter(None, found)) or None
@@ -113,30 +111,23 @@ def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
 
 
 class Cuda:
-    """One device with one stream. What it allocates is its own: :meth:`close` gives all of it back.
-
-    Args:
-        device: Ordinal of the device.
+    """The GPU with one stream. What it allocates is its own: :meth:`close` gives all of it back.
 
     Raises:
         UserError: If CUDA cannot be used here; any method, where CUDA answers with an error.
     """
 
-    def __init__(self, device: int = 0) -> None:
-        self._library, self.device = _library(), device
+    def __init__(self) -> None:
+        self._library = _library()
         self._memory: dict[int, ctypes.c_void_p] = {}
         self._events: list[ctypes.c_void_p] = []
         self._graphs: list[ctypes.c_void_p] = []
-        self._call("cudaSetDevice", device)
+        self._call("cudaSetDevice", _DEVICE)
         self.stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(self.stream))
 
     def _call(self, function: str, *arguments: object) -> None:
         _call(self._library, function, *arguments)
-
-    def identity(self) -> str:
-        """See :func:`gpu_identity`."""
-        return gpu_identity(self.device)
 
     def allocate(self, size: int) -> ctypes.c_void_p:
         """Device memory of ``size`` bytes."""

@@ -16,13 +16,6 @@ from lit_mmpg.runtime.engines.cache import board
 from lit_mmpg.torch_engines.base import TorchModuleEngine, exported_program
 
 
-def why_no_compiler() -> str | None:
-    """Why Inductor cannot compile for the CPU; ``None`` where it can."""
-    if shutil.which("g++") or shutil.which("clang++"):
-        return None
-    return "Inductor needs a C++ compiler; install g++"
-
-
 class InductorEngine(TorchModuleEngine):
     """``torch.compile`` with Inductor; the first inferences compile."""
 
@@ -31,23 +24,19 @@ class InductorEngine(TorchModuleEngine):
     @classmethod
     def requirements(cls) -> str | None:
         """A compiler."""
-        return why_no_compiler()
+        found = shutil.which("g++") or shutil.which("clang++")
+        return None if found else "Inductor needs a C++ compiler; install g++"
 
     def _prepare(self, spec: GraphSpec) -> Any:
         return torch.compile(super()._prepare(spec), dynamic=True)
 
 
-class AotInductorEngine(TorchModuleEngine):
+class AotInductorEngine(InductorEngine):
     """AOTInductor: compiled once per machine, then loaded as a library."""
 
     name = "torch_aoti"
     ways = ("inputs",)
     suffix = ".pt2"
-
-    @classmethod
-    def requirements(cls) -> str | None:
-        """A compiler."""
-        return why_no_compiler()
 
     def _prepare(self, spec: GraphSpec) -> Any:
         network = spec.module.to(self.config.device).get_submodule("network")

@@ -11,7 +11,8 @@ import torch
 from lit_mmpg.device.graphs import GraphSpec
 from lit_mmpg.errors import UserError, install_hint
 from lit_mmpg.runtime.bundle import Arrays
-from lit_mmpg.runtime.engines.onnx_runtime import check_sizes, profile_sizes
+from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
+from lit_mmpg.settings import within
 from lit_mmpg.torch_engines.base import TorchConfig, TorchModuleEngine, exported_program
 
 
@@ -33,7 +34,7 @@ class TorchTensorRTConfig(TorchConfig):
         super().__post_init__()
         if self.device != "cuda":
             raise UserError("torch_tensorrt runs on a GPU only; leave device out")
-        check_sizes("torch_tensorrt", self.max_batch, self.max_options)
+        within("torch_tensorrt: ", 1, max_batch=self.max_batch, max_options=self.max_options)
 
 
 class TorchTensorRTEngine(TorchModuleEngine):

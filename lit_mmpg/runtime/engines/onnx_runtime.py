@@ -450,7 +450,7 @@ class OnnxRuntimeTensorRTConfig(OnnxRuntimeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes("onnxruntime_tensorrt", self.max_batch, self.max_options)
+        within("onnxruntime_tensorrt: ", 1, max_batch=self.max_batch, max_options=self.max_options)
 
 
 class OnnxRuntimeTensorRTEngine(OnnxRuntimeCudaEngine):
@@ -524,17 +524,6 @@ def _element_types(graph: Path) -> set[str]:
     values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
     types = {value.type.tensor_type.elem_type for value in values} | {t.data_type for t in model.graph.initializer}
     return {onnx.TensorProto.DataType.Name(t) for t in types} | {node.op_type for node in model.graph.node}
-
-
-def check_sizes(engine: str, max_batch: int, max_options: int) -> None:
-    """Refuse options for a range of shapes that hold no shape.
-
-    Raises:
-        UserError: If one is below 1.
-    """
-    for name, value in (("max_batch", max_batch), ("max_options", max_options)):
-        if value < 1:
-            raise UserError(f"{engine}: {name} is {value}; it must be at least 1")
 
 
 def profile_sizes(

@@ -81,9 +81,8 @@ def engine_class(name: str) -> type[Engine]:
         near = get_close_matches(name, ENGINES, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(ENGINES)}"
         raise UserError(f"there is no engine '{name}'; {hint}")
-    module, cls = ENGINES[name].target.split(":")
     try:
-        return getattr(import_module(module), cls)  # type: ignore[no-any-return]
+        return _load(ENGINES[name])
     except ImportError as error:
         raise UserError(f"engine '{name}' cannot run here: {_missing(name, error)}") from error
 
@@ -108,13 +107,18 @@ def create_engine(name: str, bundle: Bundle, role: str, precision: str = "fp32",
 def engine_table() -> Iterator[EngineRow]:
     """All engines; one that cannot run here comes with its reason."""
     for name, entry in ENGINES.items():
-        module, cls_name = entry.target.split(":")
         try:
-            cls: type[Engine] = getattr(import_module(module), cls_name)
+            cls = _load(entry)
         except ImportError as error:
             yield EngineRow(name, entry.help, (), (), _missing(name, error))
             continue
         yield EngineRow(name, entry.help, cls.precisions, cls.ways, cls.requirements())
+
+
+def _load(entry: EngineEntry) -> type[Engine]:
+    module, name = entry.target.split(":")
+    cls: type[Engine] = getattr(import_module(module), name)
+    return cls
 
 
 def _missing(name: str, error: ImportError) -> str:

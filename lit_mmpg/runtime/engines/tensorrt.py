@@ -25,7 +25,8 @@ from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.cudart import Cuda, driver_version, gpu_identity, why_no_gpu
 from lit_mmpg.runtime.engines.base import Engine, EngineConfig
 from lit_mmpg.runtime.engines.cache import board
-from lit_mmpg.runtime.engines.onnx_runtime import check_sizes, profile_sizes
+from lit_mmpg.runtime.engines.onnx_runtime import profile_sizes
+from lit_mmpg.settings import within
 
 if TYPE_CHECKING:
     import ctypes
@@ -60,9 +61,8 @@ class TensorRTConfig(EngineConfig):
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        check_sizes("tensorrt", self.max_batch, self.max_options)
-        if self.workspace_mib < 0:
-            raise UserError(f"tensorrt: workspace_mib is {self.workspace_mib}; it must be 0 or more")
+        within("tensorrt: ", 1, max_batch=self.max_batch, max_options=self.max_options)
+        within("tensorrt: ", 0, workspace_mib=self.workspace_mib)
 
 
 @dataclass(frozen=True)
@@ -325,27 +325,23 @@ class TensorRTEngine(Engine):
 
     # -- building ----------------------------------------------------------------------------------------------------
 
-    def compile(self, fresh: bool = False) -> Compiled:
+    def compile(self, parameters: Arrays | None = None, fresh: bool = False) -> Compiled:
         """Build the engine, or take it from the cache; nothing is run.
 
         Building ahead of time and activation both come here, so one finds what the other has built.
 
         Args:
+            parameters: Personal parameters that a baked graph holds; those in use when None.
             fresh: Leave the cache out.
 
         Raises:
             UserError: If this machine cannot build it, or the graph is refused.
         """
-        return self._compile(self.parameters, fresh)
-
-    def _compile(self, parameters: Arrays, fresh: bool = False) -> Compiled:
+        parameters = self.parameters if parameters is None else parameters
         reason = self.compile_requirements(self.config if self.personal else None)
         if reason:
             raise UserError(f"engine '{self.name}' cannot be built here: {reason}")
-        trt = import_module(self.library)
-        cache = self.cache
-        key = self._key(trt, None if self.portable else gpu_identity())
-        label = self.label
+        cache, key = self.cache, self._key()
         by_input = not self.personal or self.config.personalise == "inputs"
         refit = list(parameters) if self.personal and self.config.personalise == "refit" else []
         # The constants of a baked graph are one device's own: kept only where refit replaces them.
@@ -358,10 +354,11 @@ class TensorRTEngine(Engine):
         timing_key = {name: key[name] for name in ("library", "version", "machine")}
         timings = cache.read(timing_key, ".timings")
         start = time.perf_counter()
-        data, timings = build_engine(Library(trt), graph, largest, usual, refit, self.config.workspace_mib, timings)
+        library = Library(import_module(self.library))
+        data, timings = build_engine(library, graph, largest, usual, refit, self.config.workspace_mib, timings)
         build_s = time.perf_counter() - start
         if kept:
-            cache.write(key, data, label=label)
+            cache.write(key, data, label=self.label)
         if timings:
             cache.write(timing_key, timings, ".timings")
         return Compiled(data, build_s)
@@ -378,30 +375,15 @@ class TensorRTEngine(Engine):
         problem = cls._library_problem()
         if problem:
             raise UserError(problem)
-        return cls._identity(import_module(cls.library), None if cls.portable else gpu_identity())
-
-    @classmethod
-    def _identity(cls, trt: Any, gpu: str | None) -> dict[str, Any]:
-        machine = "any" if cls.portable else {"gpu": gpu, "driver": driver_version(), **board()}
-        return {"library": cls.library, "version": trt.__version__, "machine": machine}
+        machine = "any" if cls.portable else {"gpu": gpu_identity(), "driver": driver_version(), **board()}
+        return {"library": cls.library, "version": import_module(cls.library).__version__, "machine": machine}
 
     def key(self) -> dict[str, Any] | None:
-        """See :meth:`_key`; None where the engine holds one device's own parameters."""
-        if self.personal and self.config.personalise == "reload":
-            return None
-        problem = self._library_problem()
-        if problem:
-            raise UserError(problem)
-        return self._key(import_module(self.library), None if self.portable else gpu_identity())
+        """What the engine depends on; None where it holds one device's own parameters."""
+        return None if self.personal and self.config.personalise == "reload" else self._key()
 
-    def _key(self, trt: Any, gpu: str | None) -> dict[str, Any]:
-        """What an engine depends on.
-
-        Args:
-            trt: The library.
-            gpu: Identity of the GPU; a portable engine depends on none.
-        """
-        return self._identity(trt, gpu) | {
+    def _key(self) -> dict[str, Any]:
+        return self.identity() | {
             "graph": self.info.sha256,  # its precision is in it
             "personalise": self.config.personalise if self.personal else "inputs",
             "workspace_mib": self.config.workspace_mib,
@@ -614,7 +596,7 @@ class TensorRTEngine(Engine):
                 self._bind(name, array)  # they stay on the device between calls
             self._gpu.synchronise()
         elif self.config.personalise == "reload":
-            self._deserialise(self._compile(parameters))
+            self._deserialise(self.compile(parameters))
         else:
             try:
                 self._refit(parameters)
@@ -668,7 +650,7 @@ class TensorRTEngine(Engine):
         if self.active and self._compiled:
             found |= {
                 "version": self._library.trt.__version__,
-                "gpu": self._gpu.identity(),
+                "gpu": gpu_identity(),
                 "build_s": self._compiled.build_s,
                 "cached": self._compiled.build_s is None,
             }
