@@ -79,23 +79,20 @@ class PooledEncoder(nn.Module):
         model: A vision model of the transformers library.
         mean: Mean per channel, in units of the uint8 values.
         std: Standard deviation per channel, likewise.
+
+    Attributes:
         pools: Whether the model pools; else its last features are averaged over all places.
         size: Height and width to which pictures are resized; ``None``: they come in the right size.
     """
 
     mean: Tensor
     std: Tensor
+    pools = True
+    size: tuple[int, int] | None = None
 
-    def __init__(
-        self,
-        model: nn.Module,
-        mean: list[float],
-        std: list[float],
-        pools: bool = True,
-        size: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
-        self.model, self.pools, self.size = model, pools, size
+        self.model = model
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1))
 

@@ -24,7 +24,7 @@ from lit_mmpg.device.contract import DynamicConfig, NetworkFactory, build_networ
 from lit_mmpg.device.evaluation import Cost
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.module import DeviceModule
-from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch
 from lit_mmpg.device.plots import reconstruction_curve
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.product import ProductQuantiser
@@ -391,8 +391,7 @@ class CloudModule(AnsweringModule):
         outputs = answer_batch(self.network, batch, features, parameters, adapted)
         if noisy:
             self.network.eval()
-        task = task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
-        terms = {"task": self.losses.task * task}
+        terms = {"task": self.losses.task * self.task_loss(batch, outputs)}
         if self.reasoner is not None:
             terms["reconstruction"] = self.losses.reconstruction * reconstruction_loss(
                 reconstruction, projected.detach(), batch.context.mask

@@ -90,7 +90,7 @@ class AnsweringModule(Remembering, L.LightningModule):
     Args:
         data: Description of the data, as :attr:`DeviceData.meta <lit_mmpg.data.datamodule.DeviceData.meta>` gives it.
         optimiser: Optimiser settings.
-        label_smoothing: See :func:`lit_mmpg.device.outputs.task_loss`.
+        label_smoothing: Share of the probability that is spread over all answers, where that means something.
     """
 
     half_name: str
@@ -461,6 +461,10 @@ class AnsweringModule(Remembering, L.LightningModule):
         super().log_dict(*args, **kwargs)
 
     # -- optimiser -----------------------------------------------------------------------------------------------
+
+    def task_loss(self, batch: Batch, outputs: Outputs) -> Tensor:
+        """Loss of the task on a training batch, over all processes."""
+        return self.network.task.loss(self.network, batch, outputs, self.label_smoothing, self.gather)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate over processes, with gradients; the identity in one process."""

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_mmpg.forms.base import Form, Part, entries
+from lit_mmpg.forms.base import Form, Part
 from lit_mmpg.forms.layers import LinearLayer
 from lit_mmpg.forms.registry import find_form
-from lit_mmpg.parameters import ParameterEntry
 
 
 class DynamicLinear(nn.Linear):
@@ -46,10 +45,6 @@ class DynamicLinear(nn.Linear):
         """What is generated for this layer."""
         return () if self.form is None else self.form.parts(self._layer, self.rank)
 
-    def entries(self, name: str) -> tuple[ParameterEntry, ...]:
-        """Entries of the ParameterSpec for this layer, called ``name`` in its model."""
-        return entries(name, self.parts())
-
     def noise(self, own: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
         """See :meth:`lit_mmpg.forms.base.Form.noise`."""
         assert self.form is not None
@@ -64,7 +59,7 @@ class DynamicLinear(nn.Linear):
 
         Args:
             x: ``[..., in]``; with batched parameters ``[G, ..., in]``, one leading row per device.
-            parameters: Nothing (static), or the tensors of :meth:`entries` in order, either unbatched (one device)
+            parameters: Nothing (static), or the tensors of :meth:`parts` in order, either unbatched (one device)
                 or each with a leading dimension G.
 
         Returns:

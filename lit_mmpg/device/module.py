@@ -12,7 +12,7 @@ from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.base import AnsweringModule, OptimiserConfig, shapes_of
 from lit_mmpg.device.contract import InitialisationConfig, NetworkFactory, build_network
 from lit_mmpg.device.model import DeviceModelConfig
-from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch
 from lit_mmpg.errors import UserError
 from lit_mmpg.settings import within
 
@@ -115,7 +115,7 @@ class DeviceModule(AnsweringModule):
         features = self.network.encode(batch.frames.values)
         projected = self.network.project(features)
         outputs = answer_batch(self.network, batch, features, projected=projected)
-        loss = self.task * task_loss(self.network, batch, outputs, self.label_smoothing, self.gather)
+        loss = self.task * self.task_loss(batch, outputs)
         if self.alignment:
             loss = loss + self.alignment * alignment_loss(self.network, batch, projected)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

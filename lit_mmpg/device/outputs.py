@@ -1,4 +1,4 @@
-"""From a batch to scores and to the loss of the task."""
+"""From a batch to scores, and the loss that aligns shifted frames with their clean twins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from lit_mmpg.batch import Batch, Outputs
 from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.errors import UserError
-from lit_mmpg.tasks.base import Gather
 
 
 def answer_batch(
@@ -40,24 +39,6 @@ def answer_batch(
     # Losses and metrics count in float32, whatever precision the model computes in.
     given = {name: getattr(outputs, name) for name in ("logits", "video", "text")}
     return replace(outputs, **{name: tensor.float() for name, tensor in given.items() if tensor is not None})
-
-
-def task_loss(
-    model: DeviceModel, batch: Batch, outputs: Outputs, label_smoothing: float = 0.0, gather: Gather = lambda x: x
-) -> Tensor:
-    """Loss of the task on a batch.
-
-    Args:
-        model: The device model.
-        batch: The batch.
-        outputs: Result of :func:`answer_batch`.
-        label_smoothing: Share of the probability that is spread over all answers.
-        gather: Gathers tensors over processes.
-
-    Returns:
-        Scalar; 0 (with a gradient) for a batch without a usable item.
-    """
-    return model.task.loss(model, batch, outputs, label_smoothing, gather)
 
 
 def alignment_loss(model: DeviceModel, batch: Batch, projected: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from lit_mmpg.device.evaluation import ItemResults
 
 
-def new_figure(width: float = 8.0, height: float = 4.0) -> tuple[Figure, Axes]:
+def new_figure(width: float) -> tuple[Figure, Axes]:
     """A figure that no GUI holds on to, and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, 4.0), layout="constrained")
     return figure, figure.subplots()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ INPUT = "input"
 """Name of the input layer in the specification."""
 
 Devices = Literal["loop", "batch"]
+Chosen = TypeVar("Chosen", bound=str | Form)
 
 
 class Holder:
@@ -790,15 +791,7 @@ def inject(
     return sites, holder
 
 
-@overload
-def form_of(form: str | Mapping[str, str], name: str) -> str: ...
-
-
-@overload
-def form_of(form: str | Form | Mapping[str, str | Form], name: str) -> str | Form: ...
-
-
-def form_of(form: str | Form | Mapping[str, str | Form], name: str) -> str | Form:
+def form_of(form: Chosen | Mapping[str, Chosen], name: str) -> Chosen:
     """The form of a layer.
 
     Args:

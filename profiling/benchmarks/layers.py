@@ -32,6 +32,7 @@ from torch.func import functional_call, vmap
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
 from lit_mmpg.errors import in_a_line
+from lit_mmpg.forms.base import entries
 from lit_mmpg.heartbeat import working
 from lit_mmpg.parameters import ParameterEntry
 from lit_mmpg.profiling.benchmarks.timing import interleave
@@ -110,7 +111,7 @@ def layer_problem(case: LayerCase, devices: int) -> Problem:
     static = nn.Linear(case.inputs, case.outputs)
     static.load_state_dict(dynamic.state_dict())
     x = torch.randn(devices, case.rows, case.inputs)
-    return _problem(dynamic, static, {"": dynamic}, (x,), dynamic.entries("layer"))
+    return _problem(dynamic, static, {"": dynamic}, (x,), entries("layer", dynamic.parts()))
 
 
 def model_problem(devices: int, frames: int = 16, words: int = 7) -> Problem:

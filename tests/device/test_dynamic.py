@@ -9,12 +9,13 @@ import torch
 from lit_mmpg.cloud.adaptor import FastDomainAdaptor
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
+from lit_mmpg.forms.base import entries
 
 FORMS = ["full", "low_rank", "core", "basis", "film", "shift"]
 
 
 def random_parameters(layer: DynamicLinear, devices: int) -> list[torch.Tensor]:
-    return [torch.randn(devices, *entry.shape) for entry in layer.entries("layer")]
+    return [torch.randn(devices, *entry.shape) for entry in entries("layer", layer.parts())]
 
 
 def numpy_reference(layer: DynamicLinear, x: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, Shapes
 from lit_mmpg.device.module import random_frames
-from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, alignment_loss, answer_batch
 from lit_mmpg.errors import UserError
 
 WORDS, ANSWERS, D, WIDTH = 20, 7, 5, 8
@@ -66,7 +66,8 @@ def test_cross_entropy_ignores_padding_and_unknown_answers(smoothing: float) -> 
         target = np.full(ANSWERS, smoothing / ANSWERS)
         target[int(QUESTIONS.answer[b, n])] += 1 - smoothing
         losses.append(-(target * probability).sum())
-    loss = task_loss(make_model("open_ended"), QUESTIONS, Outputs(logits), smoothing)
+    model = make_model("open_ended")
+    loss = model.task.loss(model, QUESTIONS, Outputs(logits), smoothing)
     assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -74,7 +75,8 @@ def test_cross_entropy_ignores_padding_and_unknown_answers(smoothing: float) -> 
 def test_questions_without_a_usable_answer_teach_nothing(task: str) -> None:
     batch = make_batch([[3]], [[0, 0]], [[-1, -1]])
     logits = torch.randn(1, 2, ANSWERS, requires_grad=True)
-    loss = task_loss(make_model(task), batch, Outputs(logits), 0.1)
+    model = make_model(task)
+    loss = model.task.loss(model, batch, Outputs(logits), 0.1)
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
 
@@ -86,7 +88,7 @@ def test_absent_options_are_never_chosen_and_cost_nothing() -> None:
     with torch.no_grad():
         logits = answer_batch(model, batch, batch.frames.values).logits
         # Label smoothing would spread over options that are not there: it is for open-ended questions.
-        losses = [float(task_loss(model, batch, Outputs(logits), smoothing)) for smoothing in (0.0, 0.3)]
+        losses = [float(model.task.loss(model, batch, Outputs(logits), smoothing)) for smoothing in (0.0, 0.3)]
     assert logits is not None and logits.shape == (1, 2, 4)
     assert (logits[0, 1, 2:] < -1e3).all() and (logits[0, 1, :2].abs() < 1e3).all()
     first, second = logits[0, 0].double().numpy(), logits[0, 1, :2].double().numpy()
@@ -157,14 +159,14 @@ def retrieval_case(name: str) -> tuple[DeviceNetwork, Batch, Outputs, float]:
 @pytest.mark.parametrize("name", CASES)
 def test_infonce(name: str) -> None:
     model, batch, outputs, expected = retrieval_case(name)
-    assert float(task_loss(model, batch, outputs).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(model.task.loss(model, batch, outputs).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_infonce_ignores_what_padding_holds() -> None:
     model, batch, outputs, expected = retrieval_case("padded clips and texts")
     assert outputs.video is not None and outputs.text is not None
     outputs.video[0, 1], outputs.text[0, 1] = outputs.text[0, 0], outputs.video[0, 0]
-    assert float(task_loss(model, batch, outputs).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(model.task.loss(model, batch, outputs).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_infonce_is_over_the_gathered_batch() -> None:
@@ -177,9 +179,9 @@ def test_infonce_is_over_the_gathered_batch() -> None:
         return one, Outputs(video=outputs.video[b : b + 1], text=outputs.text[b : b + 1])
 
     sent: list[Tensor] = []
-    task_loss(model, *part(1), gather=lambda x: (sent.append(x), x)[1])
+    model.task.loss(model, *part(1), gather=lambda x: (sent.append(x), x)[1])
     received = iter(sent)
-    loss = task_loss(model, *part(0), gather=lambda x: torch.cat([x, next(received)]))
+    loss = model.task.loss(model, *part(0), gather=lambda x: torch.cat([x, next(received)]))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     assert next(received, None) is None
 
@@ -187,7 +189,7 @@ def test_infonce_is_over_the_gathered_batch() -> None:
 def test_a_batch_without_texts_has_no_loss_but_a_gradient() -> None:
     model = make_model("retrieval")
     batch = make_batch([[3, 5]], [[-1, -1]], [[0, 0]])
-    loss = task_loss(model, batch, answer_batch(model, batch, batch.frames.values))
+    loss = model.task.loss(model, batch, answer_batch(model, batch, batch.frames.values))
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

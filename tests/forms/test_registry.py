@@ -11,6 +11,7 @@ from torch import nn
 from lit_mmpg import adaptable, plugins
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.errors import UserError
+from lit_mmpg.forms.base import entries
 from lit_mmpg.forms.layers import Conv2dLayer, LinearLayer
 from lit_mmpg.forms.registry import BUILT_IN, find_form, form_names
 
@@ -52,7 +53,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_form_of_another_package_is_one_file(installed: None) -> None:
     assert form_names() == (*BUILT_IN, "rotate", "broken", "none")
     layer = DynamicLinear(4, 6, "rotate")
-    assert [(e.name, e.shape) for e in layer.entries("head")] == [("head.angle", (1,))]
+    assert [(e.name, e.shape) for e in entries("head", layer.parts())] == [("head.angle", (1,))]
     x = torch.randn(3, 2, 4)
     assert torch.equal(layer(x, [torch.zeros(3, 1)]), layer(x))
     net = adaptable(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), ["0"], "rotate")

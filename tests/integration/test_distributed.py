@@ -15,7 +15,7 @@ import torch
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.cli import main
 from lit_mmpg.device.module import DeviceModule
-from lit_mmpg.device.outputs import Outputs, answer_batch, task_loss
+from lit_mmpg.device.outputs import Outputs, answer_batch
 from tests import forked
 from tests.integration import tiny
 from tests.integration.conftest import Trained, write_experiment
@@ -100,7 +100,7 @@ def test_gradients_with_gathered_negatives_equal_one_process_on_the_whole_batch(
         },
     )
     video, text = (torch.cat([getattr(o, name) for o in outputs]) for name in ("video", "text"))
-    task_loss(module.network, joined, Outputs(video=video, text=text)).backward()
+    module.network.task.loss(module.network, joined, Outputs(video=video, text=text)).backward()
     alone = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     for rank in range(2):
         assert alone.keys() == first[rank]["gradients"].keys()
