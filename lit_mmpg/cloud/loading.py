@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
-from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.device.base import AnsweringModule
 
 Module = TypeVar("Module", bound=AnsweringModule)
 
 
-def load_module(path: str | Path) -> tuple[AnsweringModule, str | None]:
-    """The module of a checkpoint of either half, in evaluation mode, and the MLflow run that trained it.
+def load_module(path: str | Path, kind: type[Module]) -> tuple[Module, str | None]:
+    """The module of a checkpoint, in evaluation mode, and the MLflow run that trained it.
 
     A module of the cloud half holds the device model too (``module.network``).
 
     Args:
         path: A checkpoint, or a folder that ``save_pretrained`` wrote.
+        kind: Class of the half that is wanted; the base of both where either will do.
 
     Raises:
-        UserError: If it is neither.
+        UserError: If it is neither, or holds the other half.
     """
-    return _rebuilt(read_checkpoint(path), path, AnsweringModule)  # type: ignore[type-abstract]
-
-
-def load_cloud_module(path: str | Path) -> tuple[CloudModule, str | None]:
-    """As :func:`load_module`, of the cloud half.
-
-    Raises:
-        UserError: If it is not of the cloud half.
-    """
-    return _rebuilt(read_checkpoint(path, half="cloud"), path, CloudModule)
-
-
-def _rebuilt(checkpoint: dict[str, Any], path: str | Path, kind: type[Module]) -> tuple[Module, str | None]:
+    checkpoint = read_checkpoint(path, half=getattr(kind, "half_name", None))
     module = rebuild(checkpoint, str(path), kind)
     return module.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")

@@ -21,10 +21,9 @@ from lit_mmpg import pretrained
 from lit_mmpg.batch import Batch
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.device.contract import DeviceModel, Shapes, evaluating
-from lit_mmpg.device.evaluation import Cost, Evaluation
+from lit_mmpg.device.evaluation import Cost, Evaluation, predictions
 from lit_mmpg.device.outputs import Outputs
 from lit_mmpg.device.plots import accuracy_per_device
-from lit_mmpg.device.predictions import predictions
 from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ENCODE
 from lit_mmpg.settings import Remembering, within
@@ -254,8 +253,7 @@ class AnsweringModule(Remembering, L.LightningModule):
 
     def _cost_of_an_epoch(self, data: DeviceData, kept: str) -> str:
         """What the clips that are asked about cost in each epoch, in words."""
-        layers = self.network.dynamic_layers()
-        own = [p.start.neutral(p.shape).to(self.device) for layer in layers.values() for p in layer.parts()]
+        own = self.network.neutral_parameters()
         frames = data.corpus.frames.values[:SAMPLE]
         given = torch.from_numpy(frames if self.network.prefix is None else self._encode_prefix(frames)).to(self.device)
 
@@ -373,7 +371,7 @@ class AnsweringModule(Remembering, L.LightningModule):
     def _evaluate(self, loaders: Any, methods: list[str]) -> None:
         """Fresh metrics for what the trainer's loaders ask."""
         self._groups = _groups(loaders)
-        self.evaluation = Evaluation.of(self._groups, methods).to(self.device)
+        self.evaluation = Evaluation(self._groups, methods).to(self.device)
 
     def on_validation_epoch_start(self) -> None:
         """Fresh metrics."""

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.prefix import Prefix, find_prefix
 from lit_mmpg.errors import UserError
-from lit_mmpg.forms.base import entries
+from lit_mmpg.forms.base import Part, entries
 from lit_mmpg.forms.injection import (
     INPUT,
     Holder,
@@ -299,8 +299,7 @@ class DeviceModel(nn.Module, ABC):
     def _graphs(self, layers: Mapping[str, DynamicLayer]) -> dict[str, str]:
         """Injected layer -> graph of a bundle that takes its parameters: which calls it, in a run on nothing."""
         assert self._holder is not None
-        like = next(self.parameters())
-        neutral = tuple(p.start.neutral(p.shape).to(like) for layer in layers.values() for p in layer.parts())
+        neutral = self.neutral_parameters()
         self.spec = ParameterSpec(tuple(e for name, layer in layers.items() for e in entries(name, layer.parts())))
         called = self._holder.called
         with self._trial():
@@ -354,8 +353,7 @@ class DeviceModel(nn.Module, ABC):
         if not made or self.spec.size > MOST_TRIED or torch.is_inference_mode_enabled():
             return
         with self._trial(), torch.enable_grad():
-            parts = [part for layer in layers.values() for part in layer.parts()]
-            drawn = [p[0].requires_grad_() for p in random_parameters(parts, next(self.parameters()), 1)]
+            drawn = [p[0].requires_grad_() for p in self._random_parameters(1)]
             outputs = self(*self._example((1,)), drawn).sum()
             used = (
                 torch.autograd.grad(outputs, drawn, allow_unused=True) if outputs.requires_grad else [None] * len(drawn)
@@ -397,10 +395,8 @@ class DeviceModel(nn.Module, ABC):
         Args:
             devices: Number of devices to try with.
         """
-        parts = [part for layer in self.dynamic_layers().values() for part in layer.parts()]
         with self._trial():
-            example = self._example((devices, 2))
-            parameters = random_parameters(parts, next(self.parameters()), devices)
+            example, parameters = self._example((devices, 2)), self._random_parameters(devices)
 
             def run(batch: bool) -> Tensor:
                 self._verified = Verification(devices, batch, "", None)
@@ -424,6 +420,17 @@ class DeviceModel(nn.Module, ABC):
             elif isinstance(layer, DynamicLinear) and layer.form is not None:
                 found[name] = layer
         return found
+
+    def _all_parts(self) -> list[Part]:
+        return [part for layer in self.dynamic_layers().values() for part in layer.parts()]
+
+    def _random_parameters(self, devices: int) -> tuple[Tensor, ...]:
+        return random_parameters(self._all_parts(), next(self.parameters()), devices)
+
+    def neutral_parameters(self) -> tuple[Tensor, ...]:
+        """Parameters in the order of ``spec`` with which the model computes what it computes without any."""
+        like = next(self.parameters())
+        return tuple(part.start.neutral(part.shape).to(like) for part in self._all_parts())
 
     @property
     def injected(self) -> bool:
@@ -576,12 +583,9 @@ class DeviceModel(nn.Module, ABC):
         """
         if self._holder is None or not self._encodes:
             return None
-        like = next(self.parameters())
-        parts = [part for layer in self.dynamic_layers().values() for part in layer.parts()]
-        neutral = tuple(part.start.neutral(part.shape).to(like) for part in parts)
         with self._trial():
-            drawn = tuple(values[0] for values in random_parameters(parts, like, 1))
-            return find_prefix(self, self._holder, self.encode_values, pixels, neutral, drawn)
+            drawn = tuple(values[0] for values in self._random_parameters(1))
+            return find_prefix(self, self._holder, self.encode_values, pixels, self.neutral_parameters(), drawn)
 
     def encode_values(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
         """As :meth:`encode`, without looking at the type: pixels may be given as floating point numbers, 0 to 255."""

@@ -1,12 +1,13 @@
-"""Evaluation of several methods on several groups of devices: metrics, intervals and result rows."""
+"""Evaluation of several methods on several groups of devices: metrics, intervals, result rows, single answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from lit_mmpg.batch import Batch, Outputs
@@ -31,43 +32,24 @@ class Evaluation(nn.Module):
     """Collects the answers of methods on groups of devices.
 
     Args:
-        task: Name of the task.
-        groups: Names of the groups of devices.
+        groups: Groups of one split, which say where a text's gallery ends; as :meth:`DeviceData.group
+            <lit_mmpg.data.datamodule.DeviceData.group>` describes them.
         methods: Names of the methods.
-        kinds: Names of the question types.
-        item_clip: ``[items]`` clip index of each item of the split.
-        gallery: Where retrieval ranks (see :class:`~lit_mmpg.metrics.retrieval.RetrievalMetrics`).
     """
 
-    def __init__(
-        self,
-        task: str,
-        groups: Sequence[str],
-        methods: Sequence[str],
-        kinds: Sequence[str],
-        item_clip: np.ndarray,
-        gallery: Literal["mixed", "device"],
-    ) -> None:
+    def __init__(self, groups: Sequence[Group], methods: Sequence[str]) -> None:
         super().__init__()
-        self.task, self.groups, self.methods, self.item_clip = find_task(task), list(groups), list(methods), item_clip
-        names = metric_names(kinds)
-        renamed = {name: kind for name, kind in zip(names, kinds, strict=True) if kind not in ("", name)}
+        first = groups[0]
+        self.task, self.item_clip = find_task(first.task), first.item_clip
+        self.groups, self.methods = [group.name for group in groups], list(methods)
+        names = metric_names(first.kinds)
+        renamed = {name: kind for name, kind in zip(names, first.kinds, strict=True) if kind not in ("", name)}
         self._kind_of = {f"accuracy_kind/{name}": kind for name, kind in renamed.items()}
 
-        self.metrics = nn.ModuleList(self.task.new_metric(names, gallery) for _ in self.groups for _ in self.methods)
+        self.metrics = nn.ModuleList(
+            self.task.new_metric(names, first.gallery) for _ in self.groups for _ in self.methods
+        )
         self._items: dict[tuple[str, str], ItemResults] = {}
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], methods: Sequence[str]) -> Evaluation:
-        """An empty evaluation of groups of one split, which say where a text's gallery ends.
-
-        Args:
-            groups: As :meth:`DeviceData.group <lit_mmpg.data.datamodule.DeviceData.group>` describes them.
-            methods: Names of the methods.
-        """
-        first = groups[0]
-        names = [group.name for group in groups]
-        return cls(first.task, names, methods, first.kinds, first.item_clip, first.gallery)
 
     def _metric(self, group: str, method: str) -> Any:
         return self.metrics[self.groups.index(group) * len(self.methods) + self.methods.index(method)]
@@ -146,3 +128,26 @@ def interval_fields(interval: Interval, metric: str = "") -> dict[str, float | i
         "high": high if np.isfinite(interval.high) else None,
         "clusters": interval.clusters,
     }
+
+
+def predictions(group: Group, batch: Batch, outputs: Outputs) -> list[dict[str, object]]:
+    """Rows for the items of a batch.
+
+    Questions: the answer with its probability. Captions: the best clips among those that the same device was asked
+    about in this batch, best first, and the rank of the right one.
+
+    Args:
+        group: Whom the batch asks what.
+        batch: An evaluation batch.
+        outputs: What the device model said about it.
+    """
+    task = find_task(group.task)
+    rows: list[dict[str, object]] = []
+    for b in range(len(batch)):
+        clips = [group.clips[c] if c >= 0 else "" for c in batch.clip[b].tolist()]
+        for n in torch.nonzero(batch.text_mask[b]).flatten().tolist():
+            text = group.texts[int(batch.item[b, n])]
+            row: dict[str, object] = {"device": group.devices[int(batch.device[b])], "clip": text.clip}
+            row |= task.prediction(text, batch, outputs, (b, n), group.answers.answers, clips)
+            rows.append(row)
+    return rows

@@ -28,11 +28,8 @@ PROBE_EFFECT = 0.5
 
 def static_parameters(network: DeviceModel) -> Arrays:
     """Personal parameters with which the model computes what it computes without any."""
-    return {
-        f"{name}.{part.name}": part.start.neutral(part.shape).numpy()
-        for name, layer in network.dynamic_layers().items()
-        for part in layer.parts()
-    }
+    neutral = network.neutral_parameters()
+    return {name: tensor.numpy() for name, tensor in zip(network.spec.names, neutral, strict=True)}
 
 
 @torch.inference_mode()

@@ -14,13 +14,13 @@ from lit_mmpg.cloud.exchange import state_digest
 from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.data.batches import BatchShape
+from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.errors import UserError
 from lit_mmpg.training.config import Request, merge
 from lit_mmpg.training.lightning_cli import CLI, Run
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
-    from lit_mmpg.device.base import AnsweringModule
     from lit_mmpg.device.contract import DeviceModel
 
 
@@ -94,7 +94,7 @@ def open_trained(path: str | Path, data_flags: Sequence[str] = ()) -> Trained:
         return open_source(path, data_flags)
     if data_flags:
         raise UserError(f"{folder} does not say with which data it was trained; leave {data_flags[0]} out")
-    module, _ = load_module(folder)
+    module, _ = load_module(folder, AnsweringModule)  # type: ignore[type-abstract]
     if "batch" not in module.meta:
         raise UserError(f"{folder} was saved by another version of lit-mmpg; save it again")
     return Trained(folder, module, {"half": module.half_name, "data": module.meta})

@@ -215,7 +215,7 @@ class _Runner:
         return evaluation
 
     def _evaluation(self, groups: list[str], methods: list[str]) -> Evaluation:
-        return Evaluation.of([self.data.group(name) for name in groups], methods)
+        return Evaluation([self.data.group(name) for name in groups], methods)
 
     def _support(self, group: Group) -> Episode:
         return Episode(group.support, self.subject.personal(group.support.context, group.support.device))

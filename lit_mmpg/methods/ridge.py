@@ -63,7 +63,7 @@ class RidgeBaseline:
     def evaluate(self, groups: list[str], ridge: Ridge | None = None) -> Evaluation:
         """Answers on groups of devices."""
         split = "val" if groups == ["val"] else "test"
-        evaluation = Evaluation.of([self.data.group(name) for name in groups], ["ridge"])
+        evaluation = Evaluation([self.data.group(name) for name in groups], ["ridge"])
         for group in groups:
             for batch in self.data.eval_batches(group, with_context=False):
                 evaluation.update(group, "ridge", batch, self._respond(batch, ridge or self.ridge, split))

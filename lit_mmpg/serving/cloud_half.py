@@ -13,7 +13,7 @@ from lit_mmpg.cloud.adaptor import ContextPool
 from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors
 from lit_mmpg.cloud.generation import generate, is_invariant
-from lit_mmpg.cloud.loading import load_cloud_module
+from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import codec_names, model_digest
@@ -87,7 +87,7 @@ class CloudHalf:
         Raises:
             UserError: If the checkpoint, the codec or the device is not usable.
         """
-        module, run_id = load_cloud_module(path)
+        module, run_id = load_module(path, CloudModule)
         return cls(module, download_codec, device, limits, run_id)
 
     def can_batch(self) -> bool:

@@ -113,7 +113,7 @@ def measure(trained: Trained, sizes: Sequence[int], told: Callable[[str], None] 
             register(quantiser)
             links[variant, size] = replace(module.link, upload_codec=quantiser.name)
     exchanges = {key: Exchange(link, module.network.spec, module.digest()) for key, link in links.items()}
-    evaluation = Evaluation.of([data.group("val")], list(map(str, exchanges)))
+    evaluation = Evaluation([data.group("val")], list(map(str, exchanges)))
     batches = data.eval_batches("val")
     with torch.inference_mode():
         for i, batch in enumerate(batches):

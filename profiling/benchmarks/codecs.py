@@ -82,7 +82,7 @@ def measure(trained: Trained, group: str, told: Callable[[str], None] = lambda t
         for pair in chosen
     }
     names = ["static", *map(str, chosen)]
-    evaluation = Evaluation.of([data.group(group)], names)
+    evaluation = Evaluation([data.group(group)], names)
     batches = data.eval_batches(group)
     if not len(batches):
         raise UserError(f"the data has no devices in group {group}")

@@ -173,7 +173,7 @@ def accuracy(trained: Trained, group: str, codec: str, noise: float) -> dict[str
     module, data = trained.module, trained.data
     link = resolve(replace(module.link, upload_codec=codec), module.quantiser)
     exchange = Exchange(link, module.network.spec, state_digest(module.network))
-    evaluation = Evaluation.of([data.group(group)], ["own", "static"])
+    evaluation = Evaluation([data.group(group)], ["own", "static"])
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         for batch in data.eval_batches(group):

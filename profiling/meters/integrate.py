@@ -21,13 +21,11 @@ class Integral:
             gap: when it stays within the range that the whole window shows); swings faster than the readings and the
             sensor's own accuracy are not in it. Half a quantisation step over the window is.
         gaps: Pauses longer than ``GAP_FACTOR`` times the median pause.
-        longest_gap_s: The longest pause between readings, or between a reading and an end of the window.
     """
 
     energy_j: float
     bound_j: float
     gaps: int
-    longest_gap_s: float
 
 
 def integrate(
@@ -79,7 +77,6 @@ def integrate(
         energy_j=float(np.sum(step * (p[:-1] + p[1:]) / 2)),
         bound_j=float(bound.sum()) + resolution_w / 2 * (end_s - start_s),
         gaps=int(is_gap.sum()),
-        longest_gap_s=float(step.max()),
     )
 
 

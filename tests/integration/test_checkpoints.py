@@ -20,11 +20,12 @@ import lit_mmpg
 from lit_mmpg import trust
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.cli import main
-from lit_mmpg.cloud.loading import load_cloud_module, load_module
+from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import PersonalClipsData
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
+from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.device.contract import DeviceModel, DynamicConfig, Shapes, build_network, network_factory
 from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.device.module import DeviceModule
@@ -218,7 +219,7 @@ def test_pretrained_folders_hold_json_and_safetensors(notebook: Notebook, tmp_pa
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
         again = type(module).from_pretrained(folder)
         assert same_weights(again, module) and not again.training
-        either, _ = load_module(folder)
+        either, _ = load_module(folder, AnsweringModule)
         assert type(either) is type(module)
     with pytest.raises(UserError, match="device half, expected the cloud half"):
         CloudModule.from_pretrained(tmp_path / "device")
@@ -248,7 +249,7 @@ def test_checkpoints_of_older_versions_are_refused_in_one_line(notebook: Noteboo
     checkpoint["lit_mmpg"] |= {"network": {"width": 16}, "config": "{}"}
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(UserError, match=r"another version of lit-mmpg.*train again"):
-        load_cloud_module(tmp_path / "old.ckpt")
+        load_module(tmp_path / "old.ckpt", CloudModule)
     assert main(["test", "--ckpt_path", str(tmp_path / "old.ckpt")]) != 0
 
 
@@ -259,7 +260,7 @@ def test_a_checkpoint_names_no_class_of_another_kind(notebook: Notebook, tmp_pat
         checkpoint["hyper_parameters"] = checkpoint["hyper_parameters"] | {key: value}
         torch.save(checkpoint, tmp_path / "other.ckpt")
         with pytest.raises(UserError, match=path.rsplit(".", 1)[1]):
-            load_module(tmp_path / "other.ckpt")
+            load_module(tmp_path / "other.ckpt", AnsweringModule)
 
 
 @pytest.fixture
@@ -279,7 +280,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 OPENED: dict[str, Callable[[Path], object]] = {
-    "load_module": load_module,
+    "load_module": lambda path: load_module(path, AnsweringModule),
     "load": lit_mmpg.load,  # the data is named by the file, too
     "test": lambda path: adapted.load(path),
 }

@@ -142,7 +142,7 @@ def test_a_personal_encoder_is_run_with_the_parameters_and_billed(pixel_world: L
     expected = device_costs(cloud, data)
     billed = adapted_costs(found.cost, loaded, None)
     assert billed["answer_flops"] == expected["cdc_mmpg"]["answer_flops"] > expected["static"]["answer_flops"]
-    evaluation, network = Evaluation.of([data.group("test_unseen")], ["by hand"]), cloud.network
+    evaluation, network = Evaluation([data.group("test_unseen")], ["by hand"]), cloud.network
     for batch in data.eval_batches("test_unseen"):
         own = loaded.subject.personal(batch.context, batch.device)
         with torch.no_grad():

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import torch
 
-from lit_mmpg.cloud.loading import load_cloud_module
+from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.serving.keys import add_key
@@ -46,7 +46,7 @@ def checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def module(checkpoint: Path) -> CloudModule:
     """The cloud module of that checkpoint, for offline answers."""
-    return load_cloud_module(checkpoint)[0]
+    return load_module(checkpoint, CloudModule)[0]
 
 
 class Server:
