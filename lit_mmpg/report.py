@@ -170,6 +170,16 @@ class _Escaped:
             yield Segment(text if control else printable_lines(text), style, control)
 
 
+def print_facts(console: Console, facts: Sequence[tuple[str, str]], notes: Sequence[str]) -> None:
+    """Print pairs of a name and a text below each other, then notes."""
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts:
+        grid.add_row(name, escape(text))
+    console.print(grid)
+    for note in notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
+
+
 def write_rows(rows: Sequence[Row], path: str | Path) -> None:
     """Write :func:`rows_text` in one step, so that a reader never sees half a file."""
     write_text(Path(path), rows_text(rows) + "\n")

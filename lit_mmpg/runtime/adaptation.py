@@ -57,12 +57,20 @@ class Adaptation:
     digest: str | None = None
 
 
-def bytes_text(traffic: Traffic) -> str:
-    """The bytes of one adaptation in words."""
-    return (
-        f"up {format_bytes(traffic.upload_wire_bytes)}, down {format_bytes(traffic.download_wire_bytes)} on the wire "
-        f"(payload {format_bytes(traffic.upload_payload_bytes)} and {format_bytes(traffic.download_payload_bytes)})"
-    )
+def facts(outcome: Adaptation, features: str | None, camera: str | None) -> list[tuple[str, str]]:
+    """With what a device answers, as pairs of a name and a text for people.
+
+    Args:
+        outcome: Its latest adaptation.
+        features: How its features are standardised, if they are.
+        camera: What is known of its camera, if somebody looked.
+    """
+    found = [("parameters", SAID[outcome.source]), ("features", features), ("camera", camera)]
+    if (sent := outcome.traffic) is not None:
+        wire = f"up {format_bytes(sent.upload_wire_bytes)}, down {format_bytes(sent.download_wire_bytes)} on the wire"
+        payload = f"{format_bytes(sent.upload_payload_bytes)} and {format_bytes(sent.download_payload_bytes)}"
+        found.append(("bytes", f"{wire} (payload {payload})"))
+    return [(name, text) for name, text in found if text is not None]
 
 
 def restore(session: DeviceSession, state: DeviceState) -> Source:

@@ -8,11 +8,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
-from rich.table import Table
-
 from lit_mmpg.errors import UserError
-from lit_mmpg.report import escape, json_alone, wide_console
-from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
+from lit_mmpg.report import escape, json_alone, print_facts, wide_console
+from lit_mmpg.runtime.adaptation import Adaptation, facts
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.camera import add_device_options, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, open_cloud
@@ -87,20 +85,13 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
         return 0
     console = wide_console()
     console.print(f"[bold]{escape(answer.text)}[/bold]   (probability {answer.confidence:.0%}, not calibrated)")
-    table = Table.grid(padding=(0, 2))
-    table.add_row("next", escape(", ".join(f"{name} {share:.0%}" for name, share in answer.ranking[1:])))
-    table.add_row("parameters", SAID[outcome.source])
-    if statistics is not None:
-        table.add_row("features", statistics)
-    if camera is not None:
-        table.add_row("camera", escape(camera.text))
-    if outcome.traffic is not None:
-        table.add_row("bytes", bytes_text(outcome.traffic))
-    table.add_row("frames", f"{len(look.features)} of {escape(video.name)}")
-    table.add_row("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items()))
-    console.print(table)
-    for note in notes:
-        console.print(f"[yellow]note[/yellow] {escape(note)}")
+    shown = [
+        ("next", ", ".join(f"{name} {share:.0%}" for name, share in answer.ranking[1:])),
+        *facts(outcome, statistics, None if camera is None else camera.text),
+        ("frames", f"{len(look.features)} of {video.name}"),
+        ("time", ", ".join(f"{name} {value:.0f} ms" for name, value in times.items())),
+    ]
+    print_facts(console, shown, notes)
     return 0
 
 

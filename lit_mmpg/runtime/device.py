@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     videos, left_out = _videos(options.clips)
     questions = read_questions(options.questions, options.question or ())
     bundle = Bundle.open(options.bundle)
-    _check(bundle, questions, options.cloud is not None)
+    _check(bundle, questions)
     if not any(questions.about(video.name) for video in videos):
         raise UserError(
             f"--questions {options.questions}: none is about the clips ({videos[0].name}, ...), they are about "
@@ -163,10 +163,8 @@ def _identity(video: Path) -> object:
     return status.st_dev, status.st_ino
 
 
-def _check(bundle: Bundle, questions: Questions, cloud: bool) -> None:
-    """Whether the bundle can do what is asked, before anything is opened."""
-    if cloud and not len(bundle.spec):
-        raise UserError(f"{bundle.path} holds a static model, which no cloud can adapt; leave --cloud out")
+def _check(bundle: Bundle, questions: Questions) -> None:
+    """Whether the bundle can answer what is asked, before anything is opened."""
     task = find_task(bundle.manifest.task)
     for question in [*questions.common, *(q for own in questions.own.values() for q in own)]:
         if task.takes_options and len(question.options) < 2:

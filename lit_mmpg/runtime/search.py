@@ -14,8 +14,8 @@ from rich.table import Table
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
 from lit_mmpg.pages.blocks import Facts, Gallery, Heading, Picture, Text, render
-from lit_mmpg.report import escape, wide_console
-from lit_mmpg.runtime.adaptation import SAID, Adaptation, bytes_text
+from lit_mmpg.report import escape, print_facts, wide_console
+from lit_mmpg.runtime.adaptation import Adaptation, facts
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.camera import FRAMES, add_device_options, open_camera
 from lit_mmpg.runtime.client import KEY_VARIABLE, count, open_cloud
@@ -76,17 +76,19 @@ def main(argv: Sequence[str]) -> int:
     notes = [*problems, *visit.notes, *(note for note in (outcome.error,) if note)]
     if unknown:
         notes.append(f"words the model has never seen: {', '.join(unknown)}")
-    facts = _facts(outcome, looks, rank_ms, state.statistics_text())
-    if camera is not None:
-        facts.insert(1, ("camera", camera.text))
+    said = [
+        *facts(outcome, state.statistics_text(), None if camera is None else camera.text),
+        *_work(looks, outcome.cloud_ms, rank_ms),
+    ]
     shown = [(looks[match.number], match) for match in found[: options.top]]
-    _print(console, options.query, shown, facts, notes)
+    _print(console, options.query, shown)
+    print_facts(console, said, notes)
     if options.html:
         scores = [match.score for _, match in shown]
         pictures = [_picture(look, match, min(scores), max(scores)) for look, match in shown]
         target = Path(options.html)
         try:
-            write_text(target, search_page(options.query, pictures, [*facts, *(("note", n) for n in notes)]))
+            write_text(target, search_page(options.query, pictures, [*said, *(("note", n) for n in notes)]))
         except OSError as error:
             raise UserError(f"--html {target}: cannot be written ({error.strerror}); name another file") from error
         console.print(f"page: {escape(str(target))}")
@@ -107,28 +109,18 @@ def _look_at(videos: Sequence[Path], eye: Eye, console: Console) -> tuple[list[L
     return looks, problems
 
 
-def _facts(outcome: Adaptation, looks: Sequence[Look], rank_ms: float, features: str | None) -> list[tuple[str, str]]:
-    facts = [("parameters", SAID[outcome.source])]
-    if features is not None:
-        facts.append(("features", features))
-    if outcome.traffic is not None:
-        facts.append(("bytes", bytes_text(outcome.traffic)))
+def _work(looks: Sequence[Look], cloud_ms: float, rank_ms: float) -> list[tuple[str, str]]:
+    """What was looked at, and how long that took."""
     fresh = [look for look in looks if not look.known]
     known = f", {len(looks) - len(fresh)} known from before" if len(fresh) < len(looks) else ""
-    facts.append(("clips", f"{len(looks)}, {sum(len(look.features) for look in looks)} frames{known}"))
+    frames = sum(len(look.features) for look in looks)
     decode, encode = sum(look.decode_ms for look in fresh), sum(look.encode_ms for look in fresh)
-    cloud = f", cloud {outcome.cloud_ms:.0f} ms" if outcome.cloud_ms else ""
-    facts.append(("time", f"decode {decode:.0f} ms, encode {encode:.0f} ms{cloud}, rank {rank_ms:.1f} ms"))
-    return facts
+    cloud = f", cloud {cloud_ms:.0f} ms" if cloud_ms else ""
+    spent = f"decode {decode:.0f} ms, encode {encode:.0f} ms{cloud}, rank {rank_ms:.1f} ms"
+    return [("clips", f"{len(looks)}, {frames} frames{known}"), ("time", spent)]
 
 
-def _print(
-    console: Console,
-    query: str,
-    found: Sequence[tuple[Look, Match]],
-    facts: Sequence[tuple[str, str]],
-    notes: Sequence[str],
-) -> None:
+def _print(console: Console, query: str, found: Sequence[tuple[Look, Match]]) -> None:
     table = Table(title=escape(f"“{query}”"), title_justify="left")
     for name in ("rank", "clip", "score", "best moment", "decode ms", "encode ms"):
         table.add_column(name, justify="left" if name == "clip" else "right", overflow="fold")
@@ -137,12 +129,6 @@ def _print(
         spent = ("known", "") if look.known else (f"{look.decode_ms:.0f}", f"{look.encode_ms:.0f}")
         table.add_row(str(i), escape(look.video.name), f"{match.score:.3f}", f"{seconds:.1f} s", *spent)
     console.print(table)
-    grid = Table.grid(padding=(0, 2))
-    for name, text in facts:
-        grid.add_row(name, escape(text))
-    console.print(grid)
-    for note in notes:
-        console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
 def search_page(query: str, pictures: Sequence[Picture], facts: Sequence[tuple[str, str]]) -> str:

@@ -112,12 +112,8 @@ class Endpoint(ABC):
 
     def _admit(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
         """The key of a request that may be looked at, by transport, key and rate."""
-        key = self._authorise(scope, headers, about)
-        self.limiter.take(key.name if key else _host(scope))
-        return key
-
-    def _authorise(self, scope: Scope, headers: dict[bytes, bytes], about: dict[str, Any]) -> ApiKey | None:
         if self.keys is None:
+            self.limiter.take(_host(scope))
             return None
         if scope["scheme"] != "https" and not is_loopback_address(_host(scope)):
             raise Refused(403, "insecure", "keys are not accepted over plain HTTP; use https")
@@ -125,6 +121,7 @@ class Endpoint(ABC):
         if key is None:
             raise Refused(401, "key", "send a valid key as 'Authorization: Bearer KEY'")
         about["key"] = key.name
+        self.limiter.take(key.name)
         return key
 
     async def _refuse(self, refusal: Refused, send: Send, about: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import ssl
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,26 +214,16 @@ def _config(options: argparse.Namespace) -> ServeConfig:
         if not 0 <= getattr(options, name) < 1e6 or (name == "request_timeout_s" and not options.request_timeout_s):
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} is out of range")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ServeConfig(
-        ckpt=checkpoint,
-        device=options.device,
-        download_codec=options.download_codec,
-        keys=options.keys,
-        camera_memory=options.camera_memory,
-        max_batch=options.max_batch,
-        max_wait_ms=options.max_wait_ms,
-        max_queue=options.max_queue,
-        max_body_bytes=options.max_body_bytes,
-        request_timeout_s=options.request_timeout_s,
-        max_connections=options.max_connections,
-        stuck_s=options.stuck_s,
-        rate_per_s=options.rate / options.workers,
-        burst=max(1.0, options.burst / options.workers),
-        context=ContextLimits(options.max_clips, options.max_anchors, options.max_frames),
-        threads=options.threads or max(1, cores // options.workers),
-        log_level=options.log_level,
-        log_requests=options.log_requests,
-    )
+    settings = {entry.name for entry in fields(ServeConfig)}
+    given = {name: value for name, value in vars(options).items() if name in settings}
+    given |= {
+        "ckpt": checkpoint,
+        "rate_per_s": options.rate / options.workers,
+        "burst": max(1.0, options.burst / options.workers),
+        "context": ContextLimits(options.max_clips, options.max_anchors, options.max_frames),
+        "threads": options.threads or max(1, cores // options.workers),
+    }
+    return ServeConfig(**given)
 
 
 def _check_network(options: argparse.Namespace) -> None:
