@@ -185,6 +185,23 @@ def rebuild(checkpoint: dict[str, Any], name: str, kind: type[Module], **changed
     return module
 
 
+def load_module(path: str | Path, kind: type[Module]) -> tuple[Module, str | None]:
+    """The module of a checkpoint, in evaluation mode, and the MLflow run that trained it.
+
+    A module of the cloud half holds the device model too (``module.network``).
+
+    Args:
+        path: A checkpoint, or a folder that ``save_pretrained`` wrote.
+        kind: Class of the half that is wanted; the base of both where either will do.
+
+    Raises:
+        UserError: If it is neither, or holds the other half.
+    """
+    checkpoint = read_checkpoint(path, half=getattr(kind, "half_name", None))
+    module = rebuild(checkpoint, str(path), kind)
+    return module.eval().requires_grad_(False), checkpoint["lit_mmpg"].get("run_id")
+
+
 def trained_config(path: str | Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of the configuration that it was trained with: model, data and seed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +25,6 @@ from lit_mmpg.profiling.schema import KIND, VERSION
 from lit_mmpg.report import json_ready
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
-from lit_mmpg.settings import to_plain
 
 Say = Callable[[str], None]
 VERDICT = ("role", "precision", "ok", "figures", "limits", "problems")
@@ -86,7 +86,7 @@ class Harness:
     config: ProfileConfig
     instruments: Instruments
     say: Say = lambda _: None
-    _memory: dict[tuple[Any, ...], memory.Memory] = field(default_factory=dict)
+    _memory: dict[str, memory.Memory] = field(default_factory=dict)
 
     def start(self) -> document.Document:
         """The document without rows."""
@@ -198,9 +198,8 @@ class Harness:
                 outcome = find_scenario(cell.scenario)(context)
                 if self.config.measure_energy and outcome.work is not None:
                     row["energy"] = self._energy(outcome, watch)
-            if (
-                outcome.latency is not None and cell.scenario != "finetune"
-            ):  # the comparison has warmed the engine up: the first answer was before it
+            if outcome.latency is not None and cell.scenario != "finetune":
+                # The comparison has warmed the engine up: the first answer was before it.
                 outcome = replace(outcome, latency=replace(outcome.latency, cold_ms=cold_ms))
             row |= {entry.name: getattr(outcome, entry.name) for entry in fields(outcome) if entry.name != "work"}
             after = state.read_state(root, gpu)
@@ -254,25 +253,20 @@ class Harness:
 
         Of the scenario ``stream``: of a process that lives through it, with all that it needs.
         """
-        wanted = [role for role in ("encode", "model") if role in roles]
-        stream = to_plain(self.config.stream) if cell.scenario == "stream" else None
-        finetune = to_plain(self.config.finetune) if cell.scenario == "finetune" else None
-        ran = tuple((role, roles[role]) for role in wanted)
-        key = (cell.engine, str(cell.selection.options), cell.batch, ran, str(finetune), str(stream))
-        if key not in self._memory:
+        request = {
+            "bundle": str(self.bundle.path.resolve()),
+            "engine": cell.engine,
+            "roles": {role: roles[role] for role in ("encode", "model") if role in roles},
+            "options": cell.selection.options,
+            "batch": cell.batch,
+            "finetune": self.config.finetune if cell.scenario == "finetune" else None,
+            "stream": self.config.stream if cell.scenario == "stream" else None,
+        }
+        asked = json.dumps(json_ready(request))
+        if asked not in self._memory:
             self.say("memory in a fresh process")
-            self._memory[key] = memory.measure(
-                {
-                    "bundle": str(self.bundle.path.resolve()),
-                    "engine": cell.engine,
-                    "roles": {role: roles[role] for role in wanted},
-                    "options": to_plain(cell.selection.options),
-                    "batch": cell.batch,
-                    "finetune": finetune,
-                    "stream": stream,
-                }
-            )
-        return self._memory[key]
+            self._memory[asked] = memory.measure(asked)
+        return self._memory[asked]
 
     def _rails(self) -> dict[str, Any]:
         """Power of every rail now, and why channels that exist are not among them."""

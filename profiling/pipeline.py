@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import numpy as np
 
@@ -14,26 +15,6 @@ from lit_mmpg.runtime.bundle import Arrays, Bundle
 from lit_mmpg.runtime.engines import Engine, create_engine
 from lit_mmpg.runtime.verify import Verdict, verify
 from lit_mmpg.tasks import find_task
-
-
-class EngineTimer:
-    """Times that the engines took on the GPU, by CUDA events around each, summed over a unit's engines.
-
-    Args:
-        engines: Active engines that have run.
-    """
-
-    source = "CUDA events around the engines, without the copies"
-
-    def __init__(self, engines: Sequence[Engine]) -> None:
-        self._engines = engines
-
-    def start(self) -> None:
-        """Nothing: the engines record their own events."""
-
-    def stop_ms(self) -> float:
-        """Milliseconds of the last unit."""
-        return sum(float(getattr(engine, "gpu_ms", 0.0)) for engine in self._engines)
 
 
 class Pipeline:
@@ -110,10 +91,10 @@ class Pipeline:
                 stack.callback(engine.deactivate)
 
     @property
-    def device_timer(self) -> EngineTimer | None:
-        """The accelerator's own clock; None where the engines run on the processor."""
-        timed = [engine for engine in self.engines.values() if getattr(engine, "gpu_ms", None) is not None]
-        return EngineTimer(timed) if timed else None
+    def device_ms(self) -> Callable[[], float] | None:
+        """Milliseconds of the last unit on the GPU, summed over the engines; None where these run on the processor."""
+        timed: list[Any] = [engine for engine in self.engines.values() if getattr(engine, "gpu_ms", None) is not None]
+        return (lambda: sum(engine.gpu_ms for engine in timed)) if timed else None
 
     def verify(self) -> list[Verdict]:
         """Compare every engine with the reference of the bundle."""

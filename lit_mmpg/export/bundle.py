@@ -15,7 +15,7 @@ from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
-from lit_mmpg.export.encoder import pictures, preprocessing
+from lit_mmpg.export.encoder import pictures
 from lit_mmpg.export.guard import choose_guard
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import make_reference, static_parameters
@@ -272,9 +272,10 @@ def make_manifest(
         guard: Bounds of plausible parameters.
     """
     network, shape, meta, cloud = source.network, source.shape, source.meta, source.cloud
-    pixels = len(network.shapes.frame) == 3
-    before = None if encoder is None else preprocessing(encoder)
-    if pixels:
+    before = None
+    if encoder is not None:
+        before = Preprocessing(encoder.height, encoder.width, "bilinear", "RGB", encoder.name)
+    if network.shapes.pixels:
         _, height, width = network.shapes.frame
         before = Preprocessing(height, width, "none", "RGB", OWN_ENCODER)
     features = network.feature_width

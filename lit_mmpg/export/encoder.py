@@ -1,4 +1,4 @@
-"""A pretrained frame encoder in a bundle: what comes before it, and pictures to calibrate and check it on."""
+"""Pictures to calibrate and check a pretrained frame encoder on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ import numpy as np
 
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.errors import UserError
-from lit_mmpg.runtime.manifest import Preprocessing
 from lit_mmpg.vision import VisionModel
-
-
-def preprocessing(encoder: VisionModel) -> Preprocessing:
-    """What a device does before an encoder."""
-    return Preprocessing(encoder.height, encoder.width, "bilinear", "RGB", encoder.name)
 
 
 def pictures(path: str | None, encoder: VisionModel, count: int, seed: int) -> np.ndarray:

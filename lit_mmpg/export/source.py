@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lit_mmpg.checkpoint import read_checkpoint, trained_config
+from lit_mmpg.checkpoint import load_module, read_checkpoint, trained_config
 from lit_mmpg.cloud.exchange import state_digest
-from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.device.base import AnsweringModule

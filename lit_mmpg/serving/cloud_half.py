@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_mmpg.checkpoint import load_module
 from lit_mmpg.cloud.adaptor import ContextPool
 from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors
 from lit_mmpg.cloud.generation import generate, is_invariant
-from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.errors import UserError
 from lit_mmpg.link import codec_names, model_digest

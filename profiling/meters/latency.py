@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +17,9 @@ Clock = Callable[[], float]
 
 TURN_S = 0.002
 """How long calls that are compared run before the next one has its turn."""
+
+DEVICE_SOURCE = "CUDA events around the engines, without the copies"
+"""Where times of an accelerator come from."""
 
 UNSTABLE = 0.05
 """Halves of a run whose medians differ by more than this fraction make it unstable."""
@@ -48,18 +50,6 @@ class LatencyConfig:
             raise UserError("latency: warmup must be >= 0, min_count >= 4 and attempts >= 1")
         if not 0 <= self.min_time_s <= self.max_time_s:
             raise UserError("latency: min_time_s must lie between 0 and max_time_s")
-
-
-class DeviceTimer(Protocol):
-    """Timer on an accelerator, for example a pair of CUDA events on the stream of the call."""
-
-    source: str
-
-    def start(self) -> None:
-        """Mark the beginning on the accelerator's own time line."""
-
-    def stop_ms(self) -> float:
-        """Mark the end, wait for it, and return the milliseconds between the marks."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +178,7 @@ def measure(
     call: Call,
     config: LatencyConfig = LatencyConfig(),
     *,
-    device_timer: DeviceTimer | None = None,
+    device_ms: Callable[[], float] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Latency:
     """Measure a call.
@@ -196,7 +186,7 @@ def measure(
     Args:
         call: What to time, which returns when its work is done, on an accelerator as well; its result is dropped.
         config: How long.
-        device_timer: The accelerator's timer, read in the same calls.
+        device_ms: Milliseconds that the last call took on the accelerator, by its own clock; None where there is none.
         clock: Seconds.
 
     Returns:
@@ -207,15 +197,15 @@ def measure(
     halves: list[float] = []
     for attempt in range(config.attempts):
         warmup = config.warmup if attempt == 0 else 0
-        seconds, device_ms, cut = _record(call, config, warmup, device_timer, clock)
+        seconds, on_device, cut = _record(call, config, warmup, device_ms, clock)
         halves.append(halves_differ(seconds))
         if halves[-1] <= UNSTABLE:
             break
     wall = Distribution.of([max(0.0, s - overhead_s) * 1e3 for s in seconds])
     return Latency(
         wall=wall,
-        device=Distribution.of(device_ms) if device_ms else None,
-        device_source=None if device_timer is None else device_timer.source,
+        device=Distribution.of(on_device) if on_device else None,
+        device_source=None if device_ms is None else DEVICE_SOURCE,
         cold_ms=cold_ms,
         timer_overhead_ms=overhead_s * 1e3,
         halves=halves,
@@ -288,12 +278,12 @@ def _no_garbage_collected() -> Iterator[None]:
 
 
 def _record(
-    call: Call, config: LatencyConfig, warmup: int, timer: DeviceTimer | None, clock: Clock
+    call: Call, config: LatencyConfig, warmup: int, device_ms: Callable[[], float] | None, clock: Clock
 ) -> tuple[list[float], list[float], bool]:
     for _ in range(warmup):
         call()
     seconds: list[float] = []
-    device_ms: list[float] = []
+    on_device: list[float] = []
     cut = False
     with _no_garbage_collected():
         begin = clock()
@@ -302,10 +292,8 @@ def _record(
                 cut = len(seconds) < config.min_count
                 break
             start = clock()
-            if timer is not None:
-                timer.start()
             call()
-            if timer is not None:
-                device_ms.append(timer.stop_ms())
             seconds.append(clock() - start)
-    return seconds, device_ms, cut
+            if device_ms is not None:
+                on_device.append(device_ms())
+    return seconds, on_device, cut

@@ -14,7 +14,7 @@ def run(context: Context) -> Outcome:
     """Measure answers, with the personal parameters of one of the reference's devices where the model takes them."""
     pipeline = context.pipeline
     pipeline.personalise()
-    measured = latency.measure(pipeline.answer, context.config.latency, device_timer=pipeline.device_timer)
+    measured = latency.measure(pipeline.answer, context.config.latency, device_ms=pipeline.device_ms)
     apart = [parts for _ in range(PARTS_CALLS) if (parts := pipeline.parts_ms()) is not None]
     stages = {name: Distribution.of([parts[name] for parts in apart]) for name in (apart[0] if apart else ())}
     notes = [] if apart else [f"engine '{pipeline.cell.engine}' does not tell copies from computing"]

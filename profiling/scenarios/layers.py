@@ -92,7 +92,7 @@ def run(context: Context) -> Outcome:
     pipeline.personalise()
     found: dict[str, Any] = {}
     notes = []
-    on_processor = pipeline.device_timer is None
+    on_processor = pipeline.device_ms is None
     threads = int(getattr(pipeline.engines["model"].config, "threads", 1))
     products = multiply_adds_per_s(threads) if on_processor else None
     for role, engine in pipeline.engines.items():

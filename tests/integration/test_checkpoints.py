@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 import lit_mmpg
 from lit_mmpg import trust
-from lit_mmpg.checkpoint import read_checkpoint
+from lit_mmpg.checkpoint import load_module, read_checkpoint
 from lit_mmpg.cli import main
-from lit_mmpg.cloud.loading import load_module
 from lit_mmpg.cloud.module import CloudConfig, CloudModule
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import PersonalClipsData

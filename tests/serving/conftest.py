@@ -16,7 +16,7 @@ import httpx
 import pytest
 import torch
 
-from lit_mmpg.cloud.loading import load_module
+from lit_mmpg.checkpoint import load_module
 from lit_mmpg.cloud.module import CloudModule
 from lit_mmpg.profiling.benchmarks.services import free_port
 from lit_mmpg.serving.keys import add_key

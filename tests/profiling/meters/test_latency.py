@@ -7,6 +7,7 @@ import pytest
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.meters.latency import (
+    DEVICE_SOURCE,
     TURN_S,
     Distribution,
     LatencyConfig,
@@ -62,20 +63,11 @@ def test_the_timers_own_cost_is_subtracted_and_stated() -> None:
 def test_device_time_is_kept_beside_wall_time() -> None:
     clock = Clock()
 
-    class Events:
-        source = "CUDA events"
-
-        def start(self) -> None:
-            self.begin = clock.now
-
-        def stop_ms(self) -> float:
-            return (clock.now - self.begin) * 900  # a device that spends a tenth on launching
-
     def call() -> None:
         clock.now += 0.010
 
-    result = measure(call, QUICK, clock=clock, device_timer=Events())
-    assert result.device is not None and result.device_source == "CUDA events"
+    result = measure(call, QUICK, clock=clock, device_ms=lambda: 9.0)  # a tenth is spent on launching
+    assert result.device is not None and result.device_source == DEVICE_SOURCE
     assert result.device.p50_ms == pytest.approx(9.0) and result.wall.p50_ms == pytest.approx(10.0)
 
 
