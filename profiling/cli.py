@@ -350,12 +350,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _engines(_: argparse.Namespace) -> int:
-    print_engines(
-        [
-            {"name": r.name, "help": r.help, "precisions": r.precisions, "ways": r.ways, "reason": r.reason}
-            for r in engines_here().values()
-        ]
-    )
+    print_engines(engines_here().values())
     return 0
 
 

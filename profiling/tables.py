@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lit_mmpg.report import escape, format_bytes, wide_console
+from lit_mmpg.runtime.engines import EngineRow
 from lit_mmpg.runtime.engines.cache import Kept
 
 Row = Mapping[str, Any]
@@ -334,16 +335,14 @@ def energy_lines(rows: Sequence[Row]) -> list[str]:
     return list(lines)
 
 
-def print_engines(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_engines(rows: Iterable[EngineRow]) -> None:
     """Print the engines and why this machine cannot run some of them."""
     table = Table(title="engines", title_justify="left")
     for name in ("engine", "what", "precisions", "personal parameters by", "here"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        here = "yes" if row["reason"] is None else f"no: {row['reason']}"
-        table.add_row(
-            row["name"], escape(row["help"]), ", ".join(row["precisions"]), ", ".join(row["ways"]), escape(here)
-        )
+        here = "yes" if row.reason is None else f"no: {row.reason}"
+        table.add_row(row.name, escape(row.help), ", ".join(row.precisions), ", ".join(row.ways), escape(here))
     wide_console().print(table)
 
 

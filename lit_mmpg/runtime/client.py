@@ -91,23 +91,7 @@ class Traffic:
     download_wire_bytes: int
 
 
-class _Asked(Protocol):
-    """A message that asks."""
-
-    def to_bytes(self) -> bytes: ...
-
-    @property
-    def payload_bytes(self) -> int: ...
-
-
-class _Answered(Protocol):
-    """A message that answers."""
-
-    @property
-    def payload_bytes(self) -> int: ...
-
-
-_Answer = TypeVar("_Answer", bound=_Answered)
+_Answer = TypeVar("_Answer", Download, CameraAnswer)
 
 
 @dataclass(frozen=True)
@@ -232,7 +216,9 @@ class CloudClient(contextlib.AbstractContextManager["CloudClient"]):
 
         return self._post(query, checked, _Way(CAMERA_PATH, CAMERA_BYTES, VERSION))
 
-    def _post(self, message: _Asked, checked: Callable[[bytes], _Answer], way: _Way) -> tuple[_Answer, Traffic]:
+    def _post(
+        self, message: Upload | CameraQuery, checked: Callable[[bytes], _Answer], way: _Way
+    ) -> tuple[_Answer, Traffic]:
         body, budget = message.to_bytes(), self._budget
         budget.start(self.timeout_s, way.most + OVERHEAD_BYTES)
         try:

@@ -124,13 +124,12 @@ class DeviceState:
                 added = np.random.default_rng().normal(0.0, size, anchors.shape).astype(np.float32)
                 anchors = anchors + added * mask[:, None]
             clip = ContextClip(anchors, times, mask, len(projected))
-        used = None
         if features is not None:
             used = features[subsample(len(features), self.bundle.manifest.frames.max_frames)]
             self.latest.append(used if pixels is None else pixels)
-        if own is not None and used is not None:
-            moments, counted = self._moments(used)
-            clip = replace(clip, moments=moments, counted=counted)
+            if own is not None:
+                moments, counted = self._moments(used)
+                clip = replace(clip, moments=moments, counted=counted)
         if len(self.clips) == self.clips.maxlen:
             self.former = self.clips[0]
         self.clips.append(clip)
