@@ -127,16 +127,11 @@ class Harness:
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure one cell; what goes wrong becomes its reason."""
         row: dict[str, Any] = {
-            "engine": cell.engine,
-            "precision": cell.precision,
-            "batch": cell.batch,
-            "scenario": cell.scenario,
-            "encoder_included": cell.encoder,
+            **cell.fields,
             "unit": None,
             "status": "absent",
             "reason": cell.absent,
             "roles": {},
-            "options": cell.selection.options,
             "engine_details": {},
             "verdicts": [],
             "activate_ms": None,

@@ -8,7 +8,7 @@ ratio per figure; the ratios of the rounds give the change and its interval.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -77,13 +77,13 @@ def compare_bundles(
     cells = [cell for cell in make_plan(config, a.bundle) if cell.absent is None and not cell.selection.compile_only]
     if not cells:
         raise UserError(f"'{config.name}' has no cell that can run here; see lit-mmpg profile engines")
-    others = {row_key(_fields(cell)): cell for cell in make_plan(config, b.bundle)}
+    others = {row_key(cell.fields): cell for cell in make_plan(config, b.bundle)}
     rows = []
     for number, cell in enumerate(cells, start=1):
         title = f"[{number}/{len(cells)}] {cell.title}"
-        absent = others[row_key(_fields(cell))].absent
+        absent = others[row_key(cell.fields)].absent
         if absent is not None:
-            rows.append(lost(_fields(cell), f"B: {absent}"))
+            rows.append(lost(cell.fields, f"B: {absent}"))
             continue
         rows.append(_measure(a, b, cell, limits, rounds, _sayer(say, title), open_b))
         a.require_same_bundle()
@@ -121,7 +121,7 @@ def _measure(
                     problems = [p for v in opened[which].verify() if not v.ok for p in v.problems]
                     if problems:
                         reason = f"{name}'s outputs differ from its reference, not timed: {'; '.join(problems)}"
-                        return lost(_fields(cell, unit), reason)
+                        return lost(cell.fields | {"unit": unit}, reason)
             for which in order:
                 opened[which].personalise()
             measured = latency.measure_in_turns([opened[which].answer for which in order], meter)
@@ -132,7 +132,7 @@ def _measure(
                     say(f"round {number + 1} of {rounds}, energy")
                     _energy(openers[which][0], opened[which], sides[which])
     changes = _changes(sides)
-    row = judged(_fields(cell, unit), changes, limits, [])
+    row = judged(cell.fields | {"unit": unit}, changes, limits, [])
     ratios = {name: _ratios(sides, name) for name in changes}
     return row | {"round_ratios": ratios, "rounds": rounds}
 
@@ -161,15 +161,3 @@ def _changes(sides: Sequence[Figures]) -> dict[str, tuple[float, float, Change]]
         ends = (None if low is None else low - 1, None if high is None else high - 1)
         changes[name] = (float(np.median(values)), float(np.median(others)), Change(middle - 1, *ends))
     return changes
-
-
-def _fields(cell: Cell, unit: str | None = None) -> Mapping[str, Any]:
-    return {
-        "engine": cell.engine,
-        "options": dict(cell.selection.options),
-        "precision": cell.precision,
-        "batch": cell.batch,
-        "scenario": cell.scenario,
-        "encoder_included": cell.encoder,
-        "unit": unit,
-    }

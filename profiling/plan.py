@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
@@ -37,6 +38,18 @@ class Cell:
     def engine(self) -> str:
         """Name of the engine."""
         return self.selection.engine
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a row of a profile says of its cell."""
+        return {
+            "engine": self.engine,
+            "options": dict(self.selection.options),
+            "precision": self.precision,
+            "batch": self.batch,
+            "scenario": self.scenario,
+            "encoder_included": self.encoder,
+        }
 
     @property
     def title(self) -> str:

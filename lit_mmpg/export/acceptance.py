@@ -45,9 +45,10 @@ def accept(
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     # Scores are compared within a row, so rows of all devices can be lined up; embeddings against their own gallery.
     found: list[Figures] = []
+    entries = spec.entries(network.spec)
     for device in devices:
         inputs = device.inputs[spec.role]
-        own = {entry.name: device.parameters[entry.name] for entry in spec.entries(network.spec)}
+        own = device.own(entries)
         expected = expected_outputs(spec, network, inputs, own)[spec.output]
         (got,) = session.run([spec.output], {**inputs, **own})
         gallery = None
@@ -58,7 +59,7 @@ def accept(
     problems = figures.problems(LIMITS[precision])
     accepted = Acceptance(
         source=kind,
-        devices=len(devices) if len(spec.entries(network.spec)) else 0,
+        devices=len(devices) if len(entries) else 0,
         accepted=not problems,
         **asdict(figures),
     )

@@ -11,7 +11,6 @@ from safetensors import numpy as safetensors_numpy
 from safetensors import torch as safetensors_torch
 
 import lit_mmpg
-from lit_mmpg.device.contract import DeviceModel
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
@@ -24,7 +23,7 @@ from lit_mmpg.export.source import Source, Trained
 from lit_mmpg.export.statistics import count_macs, tensor_infos
 from lit_mmpg.export.write import bundle_folder, write_manifest
 from lit_mmpg.onnx_graphs import export_graph
-from lit_mmpg.runtime.bundle import CODEBOOKS, MOMENTS, REFERENCE, STATIC, WEIGHTS, Arrays, file_digest
+from lit_mmpg.runtime.bundle import CODEBOOKS, MOMENTS, REFERENCE, STATIC, WEIGHTS, file_digest
 from lit_mmpg.runtime.manifest import (
     OWN_ENCODER,
     Acceptance,
@@ -123,9 +122,10 @@ def write_bundle(
             graph = export_graph(spec, network)
             used = {d: sizes[d] for dims in spec.dims.values() for d in dims.values()}
             macs = count_macs(graph, sizes)
+            entries = spec.entries(network.spec)
+            calibration = [{**device.inputs[spec.role], **device.own(entries)} for device in drawn.calibration]
             for precision in dict.fromkeys(["fp32", *options.precisions]):
                 step(f"{spec.role}: {precision}")
-                calibration = [_inputs(device, spec, network) for device in drawn.calibration]
                 model = convert(graph, precision, calibration)
                 kind = drawn.source
                 if encoder is not None and spec.role == "encode":
@@ -146,21 +146,18 @@ def write_bundle(
             step("bounds of plausible parameters")
             guard = choose_guard(source, specs[0])
         step("reference")
-        safetensors_numpy.save_file(make_reference(specs, network, drawn.acceptance).to_tensors(), folder / REFERENCE)
-        extra = [REFERENCE]
+        kept = {REFERENCE: make_reference(specs, network, drawn.acceptance).to_tensors()}
         if len(network.spec):
-            safetensors_numpy.save_file(static_parameters(network), folder / STATIC)
-            extra.append(STATIC)
+            kept[STATIC] = static_parameters(network)
         if source.cloud is not None and source.cloud.quantiser is not None:
-            safetensors_numpy.save_file(source.cloud.quantiser.to_tensors(), folder / CODEBOOKS)
-            extra.append(CODEBOOKS)
+            kept[CODEBOOKS] = source.cloud.quantiser.to_tensors()
         training = trained_moments(source.meta.get("own_statistics", {}))
         if training is not None:
-            safetensors_numpy.save_file({"mean": training.mean, "variance": training.variance}, folder / MOMENTS)
-            extra.append(MOMENTS)
-        if options.weights:
-            extra += _write_weights(source, folder)
-        files = {name: file_digest(folder / name) for name in extra}
+            kept[MOMENTS] = {"mean": training.mean, "variance": training.variance}
+        for name, arrays in kept.items():
+            safetensors_numpy.save_file(arrays, folder / name)
+        extra = _write_weights(source, folder) if options.weights else []
+        files = {name: file_digest(folder / name) for name in [*kept, *extra]}
         write_manifest(folder, make_manifest(source, variants, files, encoder, guard))
     return variants
 
@@ -200,11 +197,6 @@ def show_pictures(devices: Sequence[DeviceSample], encoder: VisionModel, path: s
     found = pictures(path, encoder, PICTURES * len(devices), seed)
     for i, device in enumerate(devices):
         device.inputs["encode"] = {"pixels": found[PICTURES * i : PICTURES * (i + 1)]}
-
-
-def _inputs(device: DeviceSample, spec: GraphSpec, network: DeviceModel) -> Arrays:
-    own = {entry.name: device.parameters[entry.name] for entry in spec.entries(network.spec)}
-    return {**device.inputs[spec.role], **own}
 
 
 def _other(spec: GraphSpec, specs: Sequence[GraphSpec]) -> GraphSpec | None:

@@ -7,7 +7,7 @@ training features, for a checkpoint whose data is not at hand; the manifest says
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_mmpg.batch import Batch, Frames
 from lit_mmpg.errors import UserError
+from lit_mmpg.parameters import ParameterEntry
 from lit_mmpg.runtime.bundle import Arrays
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class DeviceSample:
     name: str
     parameters: Arrays
     inputs: dict[str, Arrays]
+
+    def own(self, entries: Iterable[ParameterEntry]) -> Arrays:
+        """Its parameters of one graph."""
+        return {entry.name: self.parameters[entry.name] for entry in entries}
 
 
 @dataclass(frozen=True)
