@@ -62,8 +62,8 @@ def context_lengths(source: Source) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def lives(source: Source, group: str, most: int = DEVICES) -> Iterator[Life]:
-    """Devices of a group at each length of context, at most ``most`` of them."""
+def lives(source: Source, group: str) -> Iterator[Life]:
+    """Devices of a group at each length of context, at most :data:`~lit_mmpg.export.samples.DEVICES` of them."""
     network, own = source.network, OwnStatistics(source.meta.get("own_statistics", {}))
     for length in context_lengths(source):
         seen: set[int] = set()
@@ -79,7 +79,7 @@ def lives(source: Source, group: str, most: int = DEVICES) -> Iterator[Life]:
                     values = network.encode(values)
                 clips = [v[m].numpy() for v, m in zip(values, mask[0], strict=True) if m.any()]
                 yield Life(device, generate(source, context), clips, batch.text[b][batch.text_mask[b]].numpy())
-            if len(seen) >= most:
+            if len(seen) >= DEVICES:
                 break
 
 

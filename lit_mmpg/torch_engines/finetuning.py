@@ -28,18 +28,16 @@ class OnDeviceTraining:
         inputs: What its graph ``model`` takes: the labelled clips of a step.
         steps: Optimiser steps of one adaptation.
         lr: Learning rate.
-        threads: Threads of torch, 0 leaves it to torch.
 
     Raises:
         UserError: If the bundle holds no weights, or its task has no labels of this kind.
     """
 
-    def __init__(self, bundle: Bundle, inputs: Arrays, steps: int, lr: float, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, inputs: Arrays, steps: int, lr: float) -> None:
         task = find_task(bundle.manifest.task)
         if task.searches:
             raise UserError("scenario finetune is for questions; retrieval has no labelled clips here")
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         self._network = load_network(bundle)
         self._steps, self._lr = steps, lr
         self._inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}

@@ -74,12 +74,12 @@ def measure(request: str, timeout_s: float = TIMEOUT_S) -> Memory:
     return Memory(**json.loads(lines[-1]))
 
 
-def status_bytes(field: str, root: Path = Path("/"), pid: int | str = "self") -> int | None:
+def status_bytes(field: str, pid: int | str = "self") -> int | None:
     """A field of /proc/PID/status in bytes: ``VmHWM`` is the peak of resident memory, ``VmRSS`` what it is now.
 
     ``getrusage`` is no substitute: its peak survives exec, so a child starts with the peak of its parent.
     """
-    return sysfs.kilobytes(root / f"proc/{pid}/status", field)
+    return sysfs.kilobytes(Path(f"/proc/{pid}/status"), field)
 
 
 def restart_peak() -> bool:

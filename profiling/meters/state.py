@@ -208,17 +208,10 @@ class Watch:
     Args:
         root: Root of the file system.
         gpu: A GPU that NVML reads.
-        phase: What is measured first, in words.
         interval_s: Between two looks.
     """
 
-    def __init__(
-        self,
-        root: Path = Path("/"),
-        gpu: Gpu | None = None,
-        phase: str = "latency",
-        interval_s: float = WATCH_INTERVAL_S,
-    ) -> None:
+    def __init__(self, root: Path = Path("/"), gpu: Gpu | None = None, interval_s: float = WATCH_INTERVAL_S) -> None:
         self.interval_s = interval_s
         self.looks = 0
         self._root, self._gpu = root, gpu
@@ -226,7 +219,7 @@ class Watch:
         self._episodes: dict[tuple[str, str], Episode] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="throttling", daemon=True)
-        self._phase = (phase, 0.0)
+        self._phase = ("latency", 0.0)  # what is measured first
         self._start_s = self._end_s = time.perf_counter()
         self._counters = throttle_counters(root)
         self._cpu_s = 0.0
@@ -363,14 +356,12 @@ def power_mode(root: Path = Path("/"), run: Callable[[Sequence[str]], tuple[int,
     return mode
 
 
-def busy_fraction(
-    over_s: float = 0.5, root: Path = Path("/"), sleep: Callable[[float], None] = time.sleep
-) -> float | None:
-    """Share of time that the processors were busy, 0 to 1, over a moment; None where /proc/stat does not tell."""
+def busy_fraction(root: Path = Path("/"), sleep: Callable[[float], None] = time.sleep) -> float | None:
+    """Share of time that the processors were busy, 0 to 1, over half a second; None where /proc/stat does not tell."""
     before = _processor_times(root)
     if before is None:
         return None
-    sleep(over_s)
+    sleep(0.5)
     after = _processor_times(root)
     if after is None:
         return None

@@ -58,23 +58,19 @@ def run(context: Context) -> Outcome:
 
 
 def time_parts(
-    parts: Mapping[str, Callable[[], object]],
-    config: LatencyConfig,
-    clock: Callable[[], float] = time.perf_counter,
-    after: Callable[[], object] = lambda: None,
+    parts: Mapping[str, Callable[[], object]], config: LatencyConfig, after: Callable[[], object] = lambda: None
 ) -> tuple[dict[str, Distribution], Latency]:
     """Time the parts of a unit in turn.
 
     Args:
         parts: Parts in their order.
         config: How long.
-        clock: Seconds.
         after: Called after each turn, not timed.
 
     Returns:
         A distribution for each part, and the latency of their sum.
     """
-    overhead_s = timer_overhead_s(clock)
+    overhead_s, clock = timer_overhead_s(), time.perf_counter
     samples: dict[str, list[float]] = {name: [] for name in parts}
     cold_ms = 0.0
     begin = clock()
