@@ -40,7 +40,7 @@ from lit_mmpg.serving.errors import Refused
 from lit_mmpg.serving.keys import ApiKey, WatchedKeys
 from lit_mmpg.serving.limits import Budget, RateLimiter, Receive, read_body, unless_gone
 from lit_mmpg.serving.logs import configure
-from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics, Requests
+from lit_mmpg.serving.metrics import CONTENT_TYPE, Metrics
 from lit_mmpg.serving.openapi import document, page
 from lit_mmpg.serving.protocol import GuardedProtocol
 
@@ -66,18 +66,22 @@ class Endpoint(ABC):
     """What is asked for with a key and a body, and answered with bytes or a refusal.
 
     Args:
+        batcher: Where what is asked waits to be computed; ``None``: nothing is.
         config: Settings.
         keys: API keys; ``None``: anybody may ask.
         limiter: How often a client may ask, whichever endpoint.
-        requests: Where requests are counted.
+        metrics: What is counted; requests as those of :attr:`event`.
     """
 
     event: ClassVar[str]
     said: ClassVar[str]
     """What an answer is called in the log, for programs and for people."""
 
-    def __init__(self, config: ServeConfig, keys: WatchedKeys | None, limiter: RateLimiter, requests: Requests) -> None:
-        self.config, self.keys, self.limiter, self.requests = config, keys, limiter, requests
+    def __init__(
+        self, batcher: Any, config: ServeConfig, keys: WatchedKeys | None, limiter: RateLimiter, metrics: Metrics
+    ) -> None:
+        self.batcher, self.config, self.keys, self.limiter = batcher, config, keys, limiter
+        self.metrics, self.requests = metrics, metrics.requests[self.event]
         self._overloads, self._overload_said = 0, -math.inf
 
     @abstractmethod
@@ -148,31 +152,19 @@ class AdaptEndpoint(Endpoint):
 
     Args:
         half: The cloud half.
-        config: Settings.
-        keys: API keys; ``None``: anybody may ask.
-        limiter: How often a client may ask.
-        batcher: Where uploads wait to be computed together.
-        metrics: What is counted.
         beside: Most other requests that are at work.
+        settings: See :class:`Endpoint`; uploads wait to be computed together.
     """
 
     event, said = "adapt", "adapted"
+    batcher: Batcher[Upload, bytes]
 
-    def __init__(
-        self,
-        half: CloudHalf,
-        config: ServeConfig,
-        keys: WatchedKeys | None,
-        limiter: RateLimiter,
-        batcher: Batcher[Upload, bytes],
-        metrics: Metrics,
-        beside: int = 0,
-    ) -> None:
-        super().__init__(config, keys, limiter, metrics.adapt)
-        self.half, self.batcher, self.metrics = half, batcher, metrics
-        self.bodies = Budget(config.max_queue * config.max_body_bytes)
+    def __init__(self, half: CloudHalf, beside: int, *settings: Any) -> None:
+        super().__init__(*settings)
+        self.half = half
+        self.bodies = Budget(self.config.max_queue * self.config.max_body_bytes)
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
-        self._full, self._most = batcher.full(), config.max_queue + config.max_batch + beside
+        self._full, self._most = self.batcher.full(), self.config.max_queue + self.config.max_batch + beside
 
     def turned_away(self, method: bytes, target: bytes, at_work: int) -> Refused | None:
         """Why a request need not be looked at, by its head and the number of requests that are at work."""
@@ -204,26 +196,11 @@ class AdaptEndpoint(Endpoint):
 class CameraEndpoint(Endpoint):
     """``POST /v1/camera``: a query about a camera in, what it is recognised as out.
 
-    Args:
-        batcher: Where queries wait, and are answered one at a time; ``None``: no memory is held.
-        config: Settings.
-        keys: API keys; ``None``: anybody may ask.
-        limiter: How often a client may ask.
-        metrics: What is counted.
+    Queries are answered one at a time; without a batcher no memory is held.
     """
 
     event, said = "camera", "looked up"
-
-    def __init__(
-        self,
-        batcher: Batcher[CameraQuery, CameraAnswer] | None,
-        config: ServeConfig,
-        keys: WatchedKeys | None,
-        limiter: RateLimiter,
-        metrics: Metrics,
-    ) -> None:
-        super().__init__(config, keys, limiter, metrics.camera)
-        self.batcher = batcher
+    batcher: Batcher[CameraQuery, CameraAnswer] | None
 
     async def _answer(self, scope: Scope, receive: Receive, about: dict[str, Any]) -> tuple[bytes, int, str]:
         headers = dict(scope["headers"])
@@ -412,7 +389,7 @@ def create_app(half: CloudHalf, config: ServeConfig) -> Starlette:
 
     limiter = RateLimiter(config.rate_per_s, config.burst)
     beside = 0 if cameras is None else CAMERAS_WAITING + 1
-    endpoint = AdaptEndpoint(half, config, keys, limiter, batcher, metrics, beside)
+    endpoint = AdaptEndpoint(half, beside, batcher, config, keys, limiter, metrics)
     camera = CameraEndpoint(cameras, config, keys, limiter, metrics)
     routes = [
         Route(_ADAPT, endpoint, methods=["POST"]),

@@ -58,8 +58,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.adapt = Requests("adapt", "Adaptations", ["ok"], registry)
-        self.camera = Requests("camera", "Recognitions of cameras", ["recognised", "unknown"], registry)
+        self.requests = {
+            "adapt": Requests("adapt", "Adaptations", ["ok"], registry),
+            "camera": Requests("camera", "Recognitions of cameras", ["recognised", "unknown"], registry),
+        }
         self.batch = Histogram("lit_mmpg_batch_size", "Uploads per computed batch", buckets=_SIZES, registry=registry)
         self.compute = Histogram(
             "lit_mmpg_compute_seconds", "Time of one computed batch", buckets=_LATENCY_S, registry=registry
