@@ -25,8 +25,8 @@ ONE_DEVICE = "it would hold one device's own parameters"
 """Why an engine with parameters inside is not kept."""
 
 
-def engines_of(config: ProfileConfig, bundle: Bundle) -> Iterator[tuple[dict[str, str], Callable[[], Engine]]]:
-    """Every engine of a configuration for every graph of a bundle: what it is, and a function that makes it.
+def engines_of(config: ProfileConfig, bundle: Bundle) -> Iterator[tuple[dict[str, str], Mapping[str, Any]]]:
+    """Every engine of a configuration for every graph of a bundle: what it is, and its options.
 
     A graph without the precision runs in fp32, as in a profile.
     """
@@ -39,17 +39,7 @@ def engines_of(config: ProfileConfig, bundle: Bundle) -> Iterator[tuple[dict[str
                 if key in seen:
                     continue
                 seen.add(key)
-                what = {"engine": selection.engine, "role": role, "precision": precision}
-                yield what, _maker(bundle, what, selection.options)
-
-
-def _maker(bundle: Bundle, what: Mapping[str, str], options: Mapping[str, Any]) -> Callable[[], Engine]:
-    def make() -> Engine:
-        known = {field.name for field in fields(engine_class(what["engine"]).config_class)}
-        keep = {"keep": True} if "keep" in known else {}
-        return create_engine(what["engine"], bundle, what["role"], what["precision"], **{**options, **keep})
-
-    return make
+                yield {"engine": selection.engine, "role": role, "precision": precision}, selection.options
 
 
 def build(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
@@ -75,7 +65,7 @@ def build(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
         state = "kept" if before is None else "built"
         return {"state": state, "build_s": engine.build_s, "bytes": len(data), "path": str(path)}
 
-    return [_tried(what, make, one, say) for what, make in engines_of(config, bundle)]
+    return [_tried(bundle, what, options, one, say) for what, options in engines_of(config, bundle)]
 
 
 def load(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
@@ -104,20 +94,24 @@ def load(config: ProfileConfig, bundle: Bundle, say: Say) -> list[Row]:
         state = "loaded" if verdict.ok else "wrong"
         return {"state": state, "load_ms": spent_ms, "reason": "; ".join(verdict.problems) or None}
 
-    return [_tried(what, make, one, say) for what, make in engines_of(config, bundle)]
+    return [_tried(bundle, what, options, one, say) for what, options in engines_of(config, bundle)]
 
 
-def _tried(what: Mapping[str, str], make: Callable[[], Engine], one: Callable[[Engine], Row], say: Say) -> Row:
+def _tried(
+    bundle: Bundle, what: Mapping[str, str], options: Mapping[str, Any], one: Callable[[Engine], Row], say: Say
+) -> Row:
     """A row, whatever goes wrong: one engine's failure costs no other."""
     row: Row = {**what, **dict.fromkeys(("build_s", "load_ms", "bytes", "path", "reason"))}
     say(" ".join(what.values()))
     try:
-        if engine_class(what["engine"]).identity() is None:
+        cls = engine_class(what["engine"])
+        if cls.identity() is None:
             return row | {"state": "none", "reason": "this engine keeps nothing that it builds"}
     except UserError as error:
         return row | {"state": "absent", "reason": str(error)}
     try:
-        engine = make()
+        keep = {"keep": True} if any(field.name == "keep" for field in fields(cls.config_class)) else {}
+        engine = create_engine(what["engine"], bundle, what["role"], what["precision"], **{**options, **keep})
     except UserError as error:  # a graph that this engine does not run
         return row | {"state": "absent", "reason": str(error)}
     try:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from lit_mmpg.cloud.exchange import LinkConfig
 from lit_mmpg.errors import UserError
@@ -37,11 +36,6 @@ def learn_codebooks(anchors: Iterable[np.ndarray], link: LinkConfig) -> ProductQ
     quantiser = learn(vectors, min(link.codebooks, vectors.shape[1]))
     register(quantiser)
     return quantiser
-
-
-def to_tensors(quantiser: ProductQuantiser) -> dict[str, torch.Tensor]:
-    """Codebooks for a checkpoint, by the names that the file of a bundle has, too."""
-    return {name: torch.from_numpy(array.copy()) for name, array in quantiser.to_tensors().items()}
 
 
 def from_checkpoint(stored: Mapping[str, Any]) -> ProductQuantiser | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_mmpg.batch import Batch, Frames, frame_positions
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
 from lit_mmpg.cloud.adaptor import ContextPool, FastDomainAdaptor
-from lit_mmpg.cloud.codebooks import from_checkpoint, learn_codebooks, resolve, to_tensors
+from lit_mmpg.cloud.codebooks import from_checkpoint, learn_codebooks, resolve
 from lit_mmpg.cloud.controls import ConditionContext, ConstantContext, freeze_generators
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, check_download, state_digest
 from lit_mmpg.cloud.generation import generate
@@ -259,7 +259,8 @@ class CloudModule(AnsweringModule):
         super().on_save_checkpoint(checkpoint)
         self._fit_codebooks(again=False)
         if self.quantiser is not None:
-            checkpoint["lit_mmpg"]["codebooks"] = to_tensors(self.quantiser)
+            books = self.quantiser.to_tensors()
+            checkpoint["lit_mmpg"]["codebooks"] = {name: torch.from_numpy(a.copy()) for name, a in books.items()}
 
     def _fit_codebooks(self, again: bool) -> None:
         """In training: codebooks for the anchors as the weights now make them, where these change (``again``)."""
