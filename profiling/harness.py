@@ -113,7 +113,7 @@ class Harness:
                     "energy_sources": [
                         {"name": s.name, "scope": s.scope, "note": s.scope_note} for s in self.instruments.sources
                     ],
-                    "energy_unavailable": [{"name": u.name, "reason": u.reason} for u in self.instruments.unavailable],
+                    "energy_unavailable": self.instruments.unavailable,
                     **self._rails(),
                 },
                 "engines": [
@@ -128,7 +128,7 @@ class Harness:
         """Measure one cell; what goes wrong becomes its reason."""
         row: dict[str, Any] = {
             **cell.fields,
-            "unit": None,
+            **_measured(Outcome()),
             "status": "absent",
             "reason": cell.absent,
             "roles": {},
@@ -136,20 +136,12 @@ class Harness:
             "verdicts": [],
             "activate_ms": None,
             "build_ms": {},
-            "latency": None,
             "memory": None,
             "energy": [],
-            "network": [],
-            "bytes": None,
-            "throughput": None,
-            "personalisation": None,
-            "stages": {},
-            "series": {},
             "state_before": None,
             "state_after": None,
             "throttled": [],
             "throttle_watch": None,
-            "notes": [],
         }
         if cell.absent is None:
             try:
@@ -196,7 +188,7 @@ class Harness:
             if outcome.latency is not None and cell.scenario != "finetune":
                 # The comparison has warmed the engine up: the first answer was before it.
                 outcome = replace(outcome, latency=replace(outcome.latency, cold_ms=cold_ms))
-            row |= {entry.name: getattr(outcome, entry.name) for entry in fields(outcome) if entry.name != "work"}
+            row |= _measured(outcome)
             after = state.read_state(root, gpu)
             row |= {"state_before": before, "state_after": after, "throttle_watch": watch.to_json()}
             row["throttled"] = state.throttled(before, after, watch.episodes)
@@ -285,3 +277,8 @@ def expected_rails_missing(config: ProfileConfig, instruments: Instruments) -> s
         f"'{config.name}' expects the rails {', '.join(config.expected_rails)}; "
         f"this machine shows {', '.join(total) or 'none'}"
     )
+
+
+def _measured(outcome: Outcome) -> dict[str, Any]:
+    """What a row keeps of an outcome: all but the work itself."""
+    return {entry.name: getattr(outcome, entry.name) for entry in fields(outcome) if entry.name != "work"}

@@ -41,7 +41,7 @@ class Outcome:
     """What a scenario measured.
 
     Attributes:
-        unit: One unit of work in words.
+        unit: One unit of work in words; None where nothing was measured.
         latency: Latency of a unit.
         work: One unit, for the energy meter; None where the scenario has no such pass.
         stages: Parts of a unit.
@@ -53,7 +53,7 @@ class Outcome:
         notes: What a reader should know.
     """
 
-    unit: str
+    unit: str | None = None
     latency: Latency | None = None
     work: Callable[[], object] | None = None
     stages: Mapping[str, Distribution | None] = field(default_factory=dict)
