@@ -233,7 +233,9 @@ class DualEncoder(DeviceNetwork):
             eyes, features, written["vision"] = found.module, found.features, found.description
             eyes.size = (found.height, found.width)
         if text is not None:
-            model, written["text"] = _load_text(text, pooling) if isinstance(text, str) else (_build(text), text)
+            model, written["text"] = (
+                _load_text(text, pooling) if isinstance(text, str) else (build_model(text["config"], _TEXT), text)
+            )
             reader = PretrainedText(model, written["text"], shapes.words, tokens, width)
         config = DeviceModelConfig(
             width, features, heads=heads, temporal=temporal, dropout=dropout, frame_dropout=frame_dropout,
@@ -296,10 +298,6 @@ def _load_text(source: str, pooling: Pooling | None) -> tuple[nn.Module, dict[st
     at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
     special = {"before": whole[:at], "behind": whole[at + len(bare) :], "padding": tokenizer.pad_token_id or 0}
     return model, {"config": config, "pooling": pooling, **special}
-
-
-def _build(description: dict[str, Any]) -> nn.Module:
-    return build_model(description["config"], _TEXT)
 
 
 def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

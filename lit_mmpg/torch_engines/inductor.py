@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import lit_mmpg
 from lit_mmpg.device.graphs import GraphSpec
@@ -39,8 +38,7 @@ class AotInductorEngine(InductorEngine):
     suffix = ".pt2"
 
     def _prepare(self, spec: GraphSpec) -> Any:
-        network = spec.module.to(self.config.device).get_submodule("network")
-        return torch._inductor.aoti_load_package(str(self._package(spec, network)))
+        return torch._inductor.aoti_load_package(str(self._package(spec)))
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
@@ -58,15 +56,15 @@ class AotInductorEngine(InductorEngine):
 
     def build(self) -> bytes:
         """The package, compiled or as it is kept."""
-        spec = self.spec()
-        return self._package(spec, spec.module.to(self.config.device).get_submodule("network")).read_bytes()
+        return self._package(self.spec()).read_bytes()
 
-    def _package(self, spec: GraphSpec, network: nn.Module) -> Path:
+    def _package(self, spec: GraphSpec) -> Path:
         key, self.build_s = self.key(), None
         path = self.cache.path(key, self.suffix)
         if self.cache.read(key, self.suffix) is None:
             start = time.perf_counter()
             path.parent.mkdir(parents=True, exist_ok=True)
+            network = spec.module.to(self.config.device).get_submodule("network")
             program = exported_program(spec, network, self.personal)
             built = Path(torch._inductor.aoti_compile_and_package(program, package_path=str(path)))
             self.cache.write(key, built.read_bytes(), self.suffix, self.label)
