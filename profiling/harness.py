@@ -240,20 +240,22 @@ class Harness:
 
         Of the scenario ``stream``: of a process that lives through it, with all that it needs.
         """
-        request = {
-            "bundle": str(self.bundle.path.resolve()),
-            "engine": cell.engine,
-            "roles": {role: roles[role] for role in ("encode", "model") if role in roles},
-            "options": cell.selection.options,
-            "batch": cell.batch,
-            "finetune": self.config.finetune if cell.scenario == "finetune" else None,
-            "stream": self.config.stream if cell.scenario == "stream" else None,
-        }
-        asked = json.dumps(json_ready(request))
-        if asked not in self._memory:
+        request = json_ready(
+            {
+                "bundle": str(self.bundle.path.resolve()),
+                "engine": cell.engine,
+                "roles": {role: roles[role] for role in ("encode", "model") if role in roles},
+                "options": cell.selection.options,
+                "batch": cell.batch,
+                "finetune": self.config.finetune if cell.scenario == "finetune" else None,
+                "stream": self.config.stream if cell.scenario == "stream" else None,
+            }
+        )
+        key = json.dumps(request)
+        if key not in self._memory:
             self.say("memory in a fresh process")
-            self._memory[asked] = memory.measure(asked)
-        return self._memory[asked]
+            self._memory[key] = memory.measure(request)
+        return self._memory[key]
 
     def _rails(self) -> dict[str, Any]:
         """Power of every rail now, and why channels that exist are not among them."""

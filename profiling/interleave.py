@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from lit_mmpg.profiling.compare import (
     finish,
     judged,
     lost,
-    measured_energy,
     median_interval,
     row_key,
     side,
@@ -140,10 +139,10 @@ def _measure(
 def _energy(harness: Harness, pipeline: Pipeline, found: Figures) -> None:
     """By the first source that answers; none leaves the figure out, and a limit on it fails."""
     for source in harness.instruments.sources:
-        reading = asdict(energy.measure(source, pipeline.answer, harness.config.energy))
-        if measured_energy({"energy": [reading]}) is not None:
-            found["energy_j"].append(reading["gross_j_per_unit"])
-            found["energy_net_j"].append(reading["net_j_per_unit"])
+        reading = energy.measure(source, pipeline.answer, harness.config.energy)
+        if reading.gross_j_per_unit is not None and reading.net_j_per_unit is not None:
+            found["energy_j"].append(reading.gross_j_per_unit)
+            found["energy_net_j"].append(reading.net_j_per_unit)
             return
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lit_mmpg import sysfs
 from lit_mmpg.profiling.meters.nvml import Gpu
@@ -48,11 +49,11 @@ class Memory:
     reason: str | None = None
 
 
-def measure(request: str, timeout_s: float = TIMEOUT_S) -> Memory:
+def measure(request: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Memory:
     """Run one engine in a fresh process and read its memory.
 
     Args:
-        request: What :mod:`lit_mmpg.profiling.worker` takes, as JSON.
+        request: What :mod:`lit_mmpg.profiling.worker` takes.
         timeout_s: Longest run.
 
     Returns:
@@ -62,7 +63,7 @@ def measure(request: str, timeout_s: float = TIMEOUT_S) -> Memory:
     root = str(Path(__file__).parents[3])
     call = "from lit_mmpg.profiling.worker import main; sys.exit(main(sys.argv[1]))"
     code = f"import sys; sys.path.insert(0, {root!r}); {call}"
-    command = [sys.executable, "-c", code, request]
+    command = [sys.executable, "-c", code, json.dumps(request)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
