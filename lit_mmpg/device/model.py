@@ -183,13 +183,7 @@ class DeviceNetwork(DeviceModel):
         return self.encoder(frames)  # type: ignore[no-any-return]
 
     def project(self, features: Tensor, parameters: Sequence[Tensor] = (), corrected: bool = True) -> Tensor:
-        """Projected, normalised frame features, ``[..., T, D]`` to ``[..., T, H]``.
-
-        Args:
-            features: Raw features.
-            parameters: All dynamic parameters, or nothing.
-            corrected: ``False`` leaves the correction out: what frames without any shift should be projected to.
-        """
+        """Projected, normalised frame features, ``[..., T, D]`` to ``[..., T, H]``; see :meth:`DeviceModel.project`."""
         if self.training and self.config.frame_noise:
             features = features + self.config.frame_noise * torch.randn_like(features)
         features = self.frame_dropout(features)
@@ -205,10 +199,7 @@ class DeviceNetwork(DeviceModel):
         return self.config.context_width or self.config.width
 
     def anchor_features(self, features: Tensor) -> Tensor:
-        """What the cloud may see of each frame, ``[..., T, D]`` to ``[..., T, anchor_width]``.
-
-        Computed without personal parameters, so that it does not depend on an earlier adaptation.
-        """
+        """By the context projection, where there is one; else the projected features."""
         if self.config.context_width:
             return self.context_norm(self.context_projection(features))
         return self.project(features)
