@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -75,20 +75,15 @@ class Pipeline:
 
     def __enter__(self) -> Pipeline:
         begin = time.perf_counter()
-        try:
+        with ExitStack() as stack:  # one engine's error keeps no other active
             for engine in self.engines.values():
-                engine.activate()
-        except BaseException as error:
-            self.__exit__(type(error))
-            raise
+                stack.enter_context(engine)
+            self._active = stack.pop_all()
         self.activate_ms = (time.perf_counter() - begin) * 1e3
         return self
 
-    def __exit__(self, kind: object = None, *_: object) -> None:
-        # One engine's error keeps no other active, and hides none that came before it.
-        with suppress(*([Exception] if kind else [])), ExitStack() as stack:
-            for engine in self.engines.values():
-                stack.callback(engine.deactivate)
+    def __exit__(self, *error: Any) -> None:
+        self._active.__exit__(*error)
 
     @property
     def device_ms(self) -> Callable[[], float] | None:
