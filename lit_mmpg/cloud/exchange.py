@@ -123,6 +123,8 @@ class Exchange:
         self.adaptations = 0
         self._upload_bytes = 0
         self._download_bytes = 0
+        self._upload_payload_bytes = 0
+        self._download_payload_bytes = 0
 
     @property
     def upload_bytes(self) -> float:
@@ -133,6 +135,16 @@ class Exchange:
     def download_bytes(self) -> float:
         """Mean bytes of a download message."""
         return self._download_bytes / max(1, self.adaptations)
+
+    @property
+    def upload_payload_bytes(self) -> float:
+        """Mean bytes of the encoded tensors of an upload."""
+        return self._upload_payload_bytes / max(1, self.adaptations)
+
+    @property
+    def download_payload_bytes(self) -> float:
+        """Mean bytes of the encoded tensors of a download."""
+        return self._download_payload_bytes / max(1, self.adaptations)
 
     def __call__(
         self, anchors: Anchors, device_ids: list[str], generate: Callable[[Anchors], tuple[Tensor, ...]]
@@ -181,6 +193,8 @@ class Exchange:
             loaded.append(download.parameters(self.spec))
             self._upload_bytes += len(uploads[b])
             self._download_bytes += len(data)
+            self._upload_payload_bytes += upload.payload_bytes
+            self._download_payload_bytes += download.payload_bytes
             self.adaptations += 1
         return tuple(torch.stack([torch.from_numpy(own[e.name]) for own in loaded]).to(device) for e in self.spec)
 

@@ -58,9 +58,9 @@ def test_bytes_are_the_lengths_of_the_messages() -> None:
     )
     own = {e.name: t[0].numpy() for e, t in zip(SPEC, parameters, strict=True)}
     assert exchange.upload_bytes == len(upload.to_bytes())
-    download = Download.answer(upload, SPEC, own, codec="fp16")
-    assert exchange.download_bytes == len(download.to_bytes())
-    assert download.payload_bytes == 2 * 3 * 2 + 2 * 3  # fp16: u and c
+    assert exchange.upload_payload_bytes == upload.payload_bytes
+    assert exchange.download_payload_bytes == 2 * 3 * 2 + 2 * 3  # fp16: u and c
+    assert exchange.download_bytes == len(Download.answer(upload, SPEC, own, codec="fp16").to_bytes())
 
 
 def test_a_device_without_context_sends_nothing() -> None:
