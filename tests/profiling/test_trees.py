@@ -24,7 +24,7 @@ name: tree
 engines: [{engine: onnxruntime, precisions: [fp32]}]
 scenarios: [answer]
 latency: {warmup: 1, min_count: 4, min_time_s: 0.0, attempts: 1}
-energy: {min_window_s: 0.1, idle_s: 0.1, max_wait_idle_s: 0.0, model: false}
+energy: {min_window_s: 0.3, idle_s: 0.3, max_wait_idle_s: 0.0, model: false}
 sustained: {duration_s: 0.2, interval_s: 0.1}
 measure_memory: false
 """
