@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 from lit_mmpg.data.artefacts import FAMILIES, SHARED, CameraModel, Instance, Placement, draw_model, drifted
 from lit_mmpg.data.cameras import Camera, check_recipe, sample_camera
 from lit_mmpg.errors import UserError
+from lit_mmpg.settings import from_plain
 
 Kind = Literal["known", "unseen", "clean"]
 
@@ -142,38 +143,18 @@ class FleetConfig:
         self.unseen.check("fleet.unseen")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], where: str = "fleet") -> FleetConfig:
+    def of(cls, settings: Mapping[str, Any]) -> FleetConfig:
         """The configuration that plain data describe, as a file of settings holds them.
 
         Raises:
             UserError: If a name is unknown, a value has another type, or is out of range.
         """
-        return cls(**_typed(cls, settings, where))
-
-
-def _typed(kind: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of a data class from plain data."""
-    defaults = {entry.name: entry.default for entry in fields(kind)}
-    given: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in defaults:
-            raise UserError(f"{where}: {name} is no setting; there are {', '.join(defaults)}")
-        default = defaults[name]
-        if isinstance(default, Spread):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}.{name} is {value!r}; give its settings by name")
-            value = Spread(**{**vars(default), **_typed(Spread, value, f"{where}.{name}")})
-        elif isinstance(default, tuple):
-            fits = isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
-        elif isinstance(default, bool):
-            fits = isinstance(value, bool)
-        else:
-            kinds = (int, float) if isinstance(default, float) else int
-            fits = isinstance(value, kinds) and not isinstance(value, bool)
-        if not isinstance(default, Spread) and not fits:
-            raise UserError(f"{where}.{name} is {value!r}; something like {default!r} is needed")
-        given[name] = value
-    return given
+        spreads = {
+            name: {**asdict(default), **settings[name]}
+            for name, default in (("training", TUNING), ("unseen", TEST))
+            if isinstance(settings.get(name), Mapping)
+        }
+        return from_plain(cls, {**settings, **spreads}, "fleet.")
 
 
 @dataclass(frozen=True)
@@ -348,9 +329,7 @@ def plan_fleet(config: FleetConfig, train: Sequence[str], history: Sequence[str]
         return FleetDevice(name, kind, model, placement, camera, tuple(history))
 
     training: list[FleetDevice] = []
-    for model in [i for i in range(config.models) for _ in range(config.devices_per_model)] + [
-        -1
-    ] * config.clean_devices:
+    for model in np.repeat(range(config.models), config.devices_per_model).tolist() + [-1] * config.clean_devices:
         name = f"train{len(training):04d}"
         mine = _rng(config.seed, "films", name).permutation(films if model < 0 else parts[model])
         kind: Kind = "known" if model >= 0 else "clean"
@@ -363,13 +342,9 @@ def plan_fleet(config: FleetConfig, train: Sequence[str], history: Sequence[str]
         known: Kind = "clean" if model < 0 else "known" if model < config.models else "unseen"
         past = _history(config, pools["history"], _rng(config.seed, "history", name))
         found = device(name, known, model, config.unseen, past)
-        judged.append(FleetDevice(**{**_fields(found), "asked": tuple(dealt[i :: config.asked])}))
+        judged.append(replace(found, asked=tuple(dealt[i :: config.asked])))
     scenes = tuple(mirrored.get(i, "") for i in range(every))
     return Fleet(config, tuple(names), tuple(families), scenes, tuple(training), tuple(judged))
-
-
-def _fields(device: FleetDevice) -> dict[str, Any]:
-    return {entry.name: getattr(device, entry.name) for entry in fields(device)}
 
 
 def _asked_models(config: FleetConfig, every: int) -> list[int]:

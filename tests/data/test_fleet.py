@@ -121,20 +121,20 @@ def test_asked_devices_film_through_what_their_model_has_become():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": 3}, "model is no setting"),
-        ({"models": "ten"}, "something like 24"),
+        ({"model": 3}, "there is no setting 'fleet.model'; did you mean 'models'"),
+        ({"models": "ten"}, "fleet.models must be int, not 'ten'"),
         ({"models": 0}, "1 or more"),
         ({"clean_share": 1.5}, "between 0 and 1"),
         ({"drift": 2.0}, "fleet.drift is 2.0; set it between 0 and 1"),
         ({"families": ["fog"]}, "choose different ones"),
-        ({"families": "glass"}, "is needed"),
+        ({"families": "glass"}, "fleet.families must be a list"),
         ({"unseen_models": 0}, "without unseen models"),
         ({"places": 100}, "more than its history"),
-        ({"unseen": {"strong": 1}}, "fleet.unseen: strong is no setting"),
+        ({"unseen": {"strong": 1}}, "there is no setting 'fleet.unseen.strong'"),
         ({"unseen": {"weakest": 2, "strongest": 1}}, "must be in order"),
-        ({"training": 3}, "give its settings by name"),
+        ({"training": 3}, "fleet.training must be a mapping"),
         ({"camera_severity": 9}, "severity is 9"),
-        ({"zipf": True}, "something like"),
+        ({"zipf": True}, "fleet.zipf must be float"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_names(settings: dict[str, object], message: str):

@@ -38,7 +38,7 @@ def test_shipped_settings_are_read(path: Path):
         ("asked: val\n", "asked: train\n", "asked is 'train'"),
         ("frames: frames_96x72.zip\n", "", "frames is None"),
         ("history_of_training: 900\n", "", "history_of_training above 0"),
-        ("  models: 25\n", "  model: 25\n", "model is no setting"),
+        ("  models: 25\n", "  model: 25\n", "there is no setting 'fleet.model'"),
         ("asked_of_training", "asked_of_train", "asked_of_train is no setting"),
         ("fleet:\n", "fleet: [\n", "no readable YAML"),
     ],
@@ -56,7 +56,7 @@ def test_settings_of_the_fleet_can_be_named():
     assert changed.config(1).models == 100 and changed.config(1).disjoint
     with pytest.raises(UserError, match="is no NAME=VALUE"):
         changed.with_fleet(["models"])
-    with pytest.raises(UserError, match="model is no setting"):
+    with pytest.raises(UserError, match="there is no setting 'fleet.model'"):
         changed.with_fleet(["model=3"])
 
 
