@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -23,39 +22,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 def _in_order(name: str) -> tuple[list[str | int], str]:
     """Sort key by which frame 2 stands before frame 10, however many digits their names write."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
-
-
-class _Files(Protocol):
-    def names(self) -> list[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def names(self) -> list[str]:
-        return [path.relative_to(self.root).as_posix() for path in self.root.glob("*/*")]
-
-    def read(self, name: str) -> bytes:
-        if not stat.S_ISREG((self.root / name).stat().st_mode):
-            raise OSError("it is no file")
-        return (self.root / name).read_bytes()
-
-
-class _Archive:
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{path}: not a complete zip archive ({error}); copy it again") from error
-
-    def names(self) -> list[str]:
-        return self.file.namelist()
-
-    def read(self, name: str) -> bytes:
-        return self.file.read(name)
 
 
 class ImageFrames:
@@ -73,9 +39,17 @@ class ImageFrames:
 
     def __init__(self, path: str | Path, max_frames: int) -> None:
         self.path = require_path(Path(path), "frames")
-        self._files: _Files = _Folder(self.path) if self.path.is_dir() else _Archive(self.path)
+        self._archive: zipfile.ZipFile | None = None
+        if self.path.is_dir():
+            files = [file.relative_to(self.path).as_posix() for file in self.path.glob("*/*")]
+        else:
+            try:
+                self._archive = zipfile.ZipFile(self.path)
+            except zipfile.BadZipFile as error:
+                raise UserError(f"{self.path}: not a complete zip archive ({error}); copy it again") from error
+            files = self._archive.namelist()
         names: dict[str, list[str]] = defaultdict(list)
-        for name in self._files.names():
+        for name in files:
             parts = name.split("/")
             if len(parts) == 2 and name.lower().endswith(SUFFIXES) and not any(map(foreign, parts)):
                 names[parts[0]].append(name)
@@ -96,6 +70,13 @@ class ImageFrames:
         """Number of frames of one clip, after subsampling."""
         return len(self._names[clip])
 
+    def _read(self, name: str) -> bytes:
+        if self._archive is not None:
+            return self._archive.read(name)
+        if not stat.S_ISREG((self.path / name).stat().st_mode):
+            raise OSError("it is no file")
+        return (self.path / name).read_bytes()
+
     def pixels(self, clip: str) -> np.ndarray:
         """All frames of one clip, ``[T, 3, H, W]`` uint8 RGB.
 
@@ -107,7 +88,7 @@ class ImageFrames:
         frames = []
         for name in self._names[clip]:
             try:
-                with Image.open(io.BytesIO(self._files.read(name))) as image:
+                with Image.open(io.BytesIO(self._read(name))) as image:
                     upright = ImageOps.exif_transpose(image)  # a phone stores how it was held beside the pixels
                     if upright.mode.startswith("I"):  # grey of 16 bits, which would be cut off at 255
                         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
