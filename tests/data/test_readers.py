@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lit_mmpg.data.readers import (
     READERS,
+    Names,
     clips_of_questions,
     fingerprint_files,
     read_aliases,
@@ -25,7 +26,6 @@ from lit_mmpg.data.readers import (
     read_questions,
     require_path,
     require_splits,
-    resolve_id,
     resolve_ids,
 )
 from lit_mmpg.data.readers.registry import _checked
@@ -93,7 +93,7 @@ def test_msvd_qa_json_and_its_mapping(tmp_path: Path) -> None:
     aliases = read_aliases("msvd_qa", tmp_path)
     assert aliases == {"1": "a_b-C_1_9", "1302": "Zz0_10_22"}
     for known in ("Zz0_10_22", "vid1302", "1302", "video1302"):
-        assert resolve_ids(questions, [known, "other"], aliases)[0].clip == known
+        assert resolve_ids(questions, Names([known, "other"], aliases))[0].clip == known
 
 
 def test_msvd_mapping_with_a_broken_line(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_tgif_action_and_transition(tmp_path: Path) -> None:
     assert read_questions("tgif_qa_transition", tmp_path)["test"][0].id == "TRANS9"
     aliases = read_aliases("tgif_qa_action", tmp_path)
     assert aliases == {"gif_x_400": "55"}
-    assert resolve_ids([question], ["55", "56"], aliases)[0].clip == "55"
+    assert resolve_ids([question], Names(["55", "56"], aliases))[0].clip == "55"
 
 
 def test_tgif_frameqa_and_count(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_layouts_on_an_empty_folder_are_user_errors(tmp_path: Path) -> None:
     ],
 )
 def test_resolve_id(name: str, known: set[str], expected: str) -> None:
-    assert resolve_id(name, known) == expected
+    assert Names(known).find(name) == expected
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_resolve_id(name: str, known: set[str], expected: str) -> None:
     ],
 )
 def test_a_clip_of_another_folder_is_another_clip(name: str, known: str, found: bool) -> None:
-    assert (resolve_id(name, {known}) == known) == found
+    assert (Names({known}).find(name) == known) == found
 
 
 JSON_FAULTS = {
@@ -483,13 +483,13 @@ def test_a_number_of_an_option_of_thousands_of_digits(tmp_path: Path) -> None:
 
 
 def test_a_spelling_that_fits_two_clips_is_refused() -> None:
-    fails("'x.mp4' may be any of 'a/x', 'b/x'", resolve_id, "x.mp4", dict.fromkeys(["a/x", "b/x"]))
+    fails("'x.mp4' may be any of 'a/x', 'b/x'", Names(dict.fromkeys(["a/x", "b/x"])).find, "x.mp4")
 
 
 def test_resolve_ids_keeps_everything_else() -> None:
     question = Question("7", "who", "ann", "1", "x", ("ann", "bob"), 0)
     caption = Caption("7", "ann walks", True)
-    known = ["video7", "video8"]
+    known = Names(["video7", "video8"])
     assert resolve_ids([question], known) == [Question("video7", "who", "ann", "1", "x", ("ann", "bob"), 0)]
     assert resolve_ids([caption], known) == [Caption("video7", "ann walks", True)]
     assert resolve_ids([Clip("7", "val", {"a": "b"})], known) == [Clip("video7", "val", {"a": "b"})]
@@ -607,8 +607,8 @@ def test_real_msrvtt() -> None:
     root = Path(os.environ["LIT_MMPG_DATA"]) / "msrvtt"
     clips = {clip.id: clip for clip in read_clips(root / "videos.csv")}
     by_split = read_questions("qa_csv", root / "qa")
-    captions = resolve_ids(read_captions("captions_csv", root / "captions.csv"), clips)
-    shots = resolve_ids(read_captions("captions_csv", root / "shot_descriptions.csv"), clips)
+    captions = resolve_ids(read_captions("captions_csv", root / "captions.csv"), Names(clips))
+    shots = resolve_ids(read_captions("captions_csv", root / "shot_descriptions.csv"), Names(clips))
     assert [sum(clip.split == s for clip in clips.values()) for s in ("train", "val", "test")] == [3326, 201, 335]
     assert {split: len(questions) for split, questions in by_split.items()} == {
         "train": 20266,
@@ -616,7 +616,7 @@ def test_real_msrvtt() -> None:
         "test": 8451,
     }
     for split, questions in by_split.items():
-        assert {clips[q.clip].split for q in resolve_ids(questions, clips)} == {split}
+        assert {clips[q.clip].split for q in resolve_ids(questions, Names(clips))} == {split}
         assert len({q.id for q in questions}) == len(questions)
     assert len({c.clip for c in captions}) == len(captions) == len(clips)
     assert len(shots) == 5459 and all(c.extra and c.clip in clips for c in shots)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_mmpg.data.readers.clip_list import read_clips
 from lit_mmpg.data.readers.files import fingerprint_files, recording, require_file, require_path
-from lit_mmpg.data.readers.identity import Names, bare_name, clip_name, number_repeated_ids, resolve_id, resolve_ids
+from lit_mmpg.data.readers.identity import Names, bare_name, clip_name, number_repeated_ids, resolve_ids
 from lit_mmpg.data.readers.registry import READERS, Reader, read
 from lit_mmpg.errors import UserError, fault
 from lit_mmpg.records import Caption, Clip, Question
@@ -32,7 +32,6 @@ __all__ = [
     "require_file",
     "require_path",
     "require_splits",
-    "resolve_id",
     "resolve_ids",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -168,16 +168,8 @@ class Names:
         return self._indices[level]
 
 
-def resolve_id(name: str, known_ids: Collection[str], aliases: Mapping[str, str] | None = None) -> str:
-    """The id under which a clip is known; see :meth:`Names.find`."""
-    return Names(known_ids, aliases).find(name)
-
-
-def resolve_ids(
-    records: Sequence[Record], known_ids: Iterable[str] | Names, aliases: Mapping[str, str] | None = None
-) -> list[Record]:
+def resolve_ids(records: Sequence[Record], names: Names) -> list[Record]:
     """Questions, captions or clips under the ids by which their clips are known; see :meth:`Names.find`."""
-    names = known_ids if isinstance(known_ids, Names) else Names(set(known_ids), aliases)
     result = []
     for record in records:
         name = record.id if isinstance(record, Clip) else record.clip

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_mmpg.data.readers.captions_csv import read_captions_csv
 from lit_mmpg.data.readers.msrvtt_captions import read_msrvtt_captions
 from lit_mmpg.data.readers.msvd_captions import read_msvd_captions
-from lit_mmpg.data.readers.nextqa import read_nextqa_mc, read_nextqa_oe
+from lit_mmpg.data.readers.nextqa import OPTIONS as NEXTQA_LAYOUTS
+from lit_mmpg.data.readers.nextqa import read_nextqa
 from lit_mmpg.data.readers.qa_csv import read_qa_csv
 from lit_mmpg.data.readers.qa_json import read_msrvtt_qa, read_msvd_aliases, read_msvd_qa
 from lit_mmpg.data.readers.tgif_qa import TASKS as TGIF_TASKS
-from lit_mmpg.data.readers.tgif_qa import aliases_reader as tgif_aliases_reader
-from lit_mmpg.data.readers.tgif_qa import reader as tgif_reader
+from lit_mmpg.data.readers.tgif_qa import read_tgif_aliases, read_tgif_qa
 from lit_mmpg.errors import UserError
 from lit_mmpg.plugins import Registry
 from lit_mmpg.records import Caption, Question
@@ -55,9 +56,11 @@ READERS = Registry(
         "qa_csv": Reader(read_qa_csv),
         "msrvtt_qa": Reader(read_msrvtt_qa),
         "msvd_qa": Reader(read_msvd_qa, aliases=read_msvd_aliases),
-        "nextqa_mc": Reader(read_nextqa_mc),
-        "nextqa_oe": Reader(read_nextqa_oe),
-        **{f"tgif_qa_{t}": Reader(tgif_reader(t), aliases=tgif_aliases_reader(t)) for t in TGIF_TASKS},
+        **{layout: Reader(partial(read_nextqa, layout=layout)) for layout in NEXTQA_LAYOUTS},
+        **{
+            f"tgif_qa_{task}": Reader(partial(read_tgif_qa, task=task), aliases=partial(read_tgif_aliases, task=task))
+            for task in TGIF_TASKS
+        },
         "captions_csv": Reader(captions=read_captions_csv),
         "msrvtt_captions": Reader(captions=read_msrvtt_captions),
         "msvd_captions": Reader(captions=read_msvd_captions),

@@ -14,12 +14,11 @@ every machine and for every task, becomes ``val`` (a choice of ours: the benchma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 from lit_mmpg.data.readers.files import read_rows, read_splits, split_files
-from lit_mmpg.data.readers.options import choice_questions
-from lit_mmpg.records import Place, Question
+from lit_mmpg.data.readers.tables import table_questions
+from lit_mmpg.records import Question
 
 TASKS = ("action", "transition", "frameqa", "count")
 OPTION_COLUMNS = ("a1", "a2", "a3", "a4", "a5")
@@ -27,30 +26,22 @@ FRAMEQA_TYPES = {"0": "object", "1": "number", "2": "color", "3": "location"}
 VALIDATION_ONE_IN = 10
 
 
-def reader(task: str) -> Callable[[Path], dict[str, list[Question]]]:
-    """The reader of one task."""
-
-    def read(path: Path) -> dict[str, list[Question]]:
-        result: dict[str, list[Question]] = {}
-        for part, questions in read_splits(_files(path, task), lambda file: _questions(file, task)).items():
-            for question in questions:
-                split = "val" if part == "train" and is_validation(question.clip) else part
-                result.setdefault(split, []).append(question)
-            result.setdefault(part, [])
-        return result
-
-    return read
+def read_tgif_qa(path: Path, task: str) -> dict[str, list[Question]]:
+    """Questions of one task, with a part of the training questions as those of the validation."""
+    result: dict[str, list[Question]] = {}
+    for part, questions in read_splits(_files(path, task), lambda file: _questions(file, task)).items():
+        for question in questions:
+            split = "val" if part == "train" and is_validation(question.clip) else part
+            result.setdefault(split, []).append(question)
+        result.setdefault(part, [])
+    return result
 
 
-def aliases_reader(task: str) -> Callable[[Path], dict[str, str]]:
-    """The reader of one task's second names: ``gif_name`` -> ``key``."""
-
-    def read(path: Path) -> dict[str, str]:
-        files = _files(path, task).values()
-        rows = (row for file in files for _, row in read_rows(file, ("gif_name",), delimiter="\t"))
-        return {row["gif_name"]: row["key"] for row in rows if row.get("key")}
-
-    return read
+def read_tgif_aliases(path: Path, task: str) -> dict[str, str]:
+    """Second names of the clips of one task: ``gif_name`` -> ``key``."""
+    files = _files(path, task).values()
+    rows = (row for file in files for _, row in read_rows(file, ("gif_name",), delimiter="\t"))
+    return {row["gif_name"]: row["key"] for row in rows if row.get("key")}
 
 
 def is_validation(gif_name: str) -> bool:
@@ -64,19 +55,9 @@ def _files(path: Path, task: str) -> dict[str, Path]:
 
 
 def _questions(file: Path, task: str) -> list[Question]:
-    columns = ("gif_name", "question", "answer", "vid_id")
-    if task in ("action", "transition"):
-        rows = read_rows(file, (*columns, *OPTION_COLUMNS), delimiter="\t")
-        return choice_questions(file, rows, OPTION_COLUMNS, "gif_name", lambda row: row["vid_id"], lambda row: task)
-    required = (*columns, "type") if task == "frameqa" else columns
-    return [
-        Question(
-            row["gif_name"],
-            row["question"],
-            row["answer"],
-            row["vid_id"],
-            FRAMEQA_TYPES.get(row["type"], row["type"]) if task == "frameqa" else task,
-            place=Place(file, line),
-        )
-        for line, row in read_rows(file, required, delimiter="\t")
-    ]
+    def kind(row: dict[str, str]) -> str:
+        return FRAMEQA_TYPES.get(row["type"], row["type"]) if task == "frameqa" else task
+
+    columns = ("gif_name", "question", "answer", "vid_id", *(["type"] if task == "frameqa" else []))
+    options = OPTION_COLUMNS if task in ("action", "transition") else ()
+    return table_questions(file, columns, options, "gif_name", lambda row: row["vid_id"], kind, "\t")
