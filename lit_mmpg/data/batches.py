@@ -207,15 +207,21 @@ class Collator:
         self.own, self.context_frames = own, contexts or frames
 
     def __call__(
-        self, queries: Sequence[Query], items: Sequence[Sequence[tuple[int, int]]], least: tuple[int, int] = (1, 1)
+        self,
+        queries: Sequence[Query],
+        items: Sequence[Sequence[tuple[int, int]]] | None = None,
+        least: tuple[int, int] = (1, 1),
     ) -> Batch:
         """Build a batch.
 
         Args:
             queries: One per device.
-            items: For each query, pairs (position of the clip in the query, item index).
+            items: For each query, pairs (position of the clip in the query, item index); ``None``: all there are.
             least: Least M and N: tensors that are gathered over processes need the same shape on all of them.
         """
+        if items is None:
+            known = self.items.by_clip
+            items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in known.get(clip, ())] for q in queries]
         width = max(least[0], *(len(q.clips) for q in queries))
         count = max(least[1], *(len(pairs) for pairs in items))
         options, words = self.items.tokens.shape[1:]
@@ -520,7 +526,6 @@ class EvalBatches:
         return -(-len(self.queries) // (self.shape.eval_devices * self.world))
 
     def __iter__(self) -> Iterator[Batch]:
-        by_clip = self.collate.items.by_clip
         per_batch = self.shape.eval_devices
         # Processes must take the same number of steps; repeated queries are recognised by their item index and dropped.
         order = np.resize(np.arange(len(self.queries)), len(self) * per_batch * self.world)
@@ -528,6 +533,4 @@ class EvalBatches:
             order = order[: len(self.queries)]
         mine = order[self.rank :: self.world]
         for start in range(0, len(mine), per_batch):
-            queries = [self.queries[j] for j in mine[start : start + per_batch]]
-            items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in by_clip[clip]] for q in queries]
-            yield self.collate(queries, items)
+            yield self.collate([self.queries[j] for j in mine[start : start + per_batch]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -117,16 +117,11 @@ class Episodes:
             yield self._group(keys[start : start + self.at_once])
 
     def _group(self, keys: list[tuple[int, tuple[int, ...]]]) -> Group:
-        supports = [Query(device, clips, clips) for device, clips in keys]
-        by_clip: Mapping[int, np.ndarray] = self._supporter.items.by_clip
-        nothing = np.zeros(0, np.int64)
-        items = [[(p, int(i)) for p, c in enumerate(q.clips) for i in by_clip.get(c, nothing)] for q in supports]
-        support = self._supporter(supports, items)
+        support = self._supporter([Query(device, clips, clips) for device, clips in keys])
         if not self.labelled:
             support = find_task(self.data.task).hide_labels(support, self.seed)
         firsts = [self.contexts.queries[self._keys[key][0]] for key in keys]
-        collator = self.contexts.collate
-        context = collator([replace(q, clips=(), foreign=None) for q in firsts], [[] for _ in firsts]).context
+        context = self.contexts.collate([replace(q, clips=(), foreign=None) for q in firsts]).context
         batches = self._stream_batches(keys) if self.stream else self._query_batches(keys)
         return Group(replace(support, context=context), list(batches))
 
@@ -135,7 +130,7 @@ class Episodes:
         step = self.queries.shape.eval_devices
         for start in range(0, len(owned), step):
             part = owned[start : start + step]
-            yield self._asked([self.queries.queries[i] for _, i in part]), torch.tensor([g for g, _ in part])
+            yield self._collate([self.queries.queries[i] for _, i in part]), torch.tensor([g for g, _ in part])
 
     def _stream_batches(self, keys: list[tuple[int, tuple[int, ...]]]) -> Iterator[tuple[Batch, torch.Tensor]]:
         owned = [[self.queries.queries[i] for i in self._keys[key]] for key in keys]
@@ -146,11 +141,6 @@ class Episodes:
         for start in range(0, max(map(len, orders)), self.stream):
             parts = [tuple(order[start : start + self.stream]) for order in orders]
             yield (
-                self._asked([replace(queries[0], clips=part) for queries, part in zip(owned, parts, strict=True)]),
+                self._collate([replace(queries[0], clips=part) for queries, part in zip(owned, parts, strict=True)]),
                 torch.arange(len(keys)),
             )
-
-    def _asked(self, queries: list[Query]) -> Batch:
-        by_clip = self._collate.items.by_clip
-        items = [[(p, int(i)) for p, clip in enumerate(q.clips) for i in by_clip[clip]] for q in queries]
-        return self._collate(queries, items)

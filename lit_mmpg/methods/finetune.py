@@ -28,7 +28,6 @@ from lit_mmpg.forms.layers import LinearLayer
 from lit_mmpg.forms.registry import find_form
 from lit_mmpg.methods.base import AdaptationMethod, Episode, Options, Setting, State, Subject
 from lit_mmpg.methods.hooks import output_replaced, over
-from lit_mmpg.methods.objectives import device_loss
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
@@ -170,7 +169,7 @@ class FineTuning(AdaptationMethod):
     def loss(self, episode: Episode, state: State) -> Tensor:
         """What the steps minimise, for each device by itself, ``[G]``."""
         outputs = self.answer(episode, episode.batch.frames.values, state)
-        return device_loss(self.network, episode.batch, outputs)
+        return self.network.task.device_loss(self.network, episode.batch, outputs)
 
     def respond(self, query: Episode, state: State, options: Options) -> Outputs:
         """Answers with the device's own weights."""

@@ -17,11 +17,8 @@ def watched(layer: nn.Module) -> Iterator[list[Tensor]]:
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.append(inputs[0])
 
-    handle = layer.register_forward_pre_hook(hook)
-    try:
+    with layer.register_forward_pre_hook(hook):
         yield seen
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -31,11 +28,8 @@ def input_replaced(layer: nn.Module, function: Callable[[Tensor], Tensor]) -> It
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (function(inputs[0]), *inputs[1:])
 
-    handle = layer.register_forward_pre_hook(hook)
-    try:
+    with layer.register_forward_pre_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -45,11 +39,8 @@ def output_replaced(layer: nn.Module, function: Callable[[Tensor, Tensor], Tenso
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         return function(inputs[0], output)
 
-    handle = layer.register_forward_hook(hook)
-    try:
+    with layer.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def over(vector: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses and uncertainties of each device by itself: nothing of one device may leak into another's adaptation."""
+"""Uncertainties of each device by itself: nothing of one device may leak into another's adaptation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,9 @@ def entropy_of(logits: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(-1)
 
 
-def entropies(network: DeviceModel, batch: Batch, outputs: Outputs) -> Tensor:
-    """Entropy of each answer, or of each text's distribution over the clips of its row, in nats: ``[B, N]``."""
-    return entropy_of(network.task.choices(network, batch, outputs))
-
-
 def entropy(network: DeviceModel, batch: Batch, outputs: Outputs) -> Tensor:
-    """Mean entropy of each device's answers, ``[B]``; 0 for a device without texts."""
-    return masked_mean(entropies(network, batch, outputs), batch.text_mask)
+    """Mean entropy of each device's answers, ``[B]``, in nats; 0 for a device without texts.
 
-
-def device_loss(network: DeviceModel, batch: Batch, outputs: Outputs) -> Tensor:
-    """Loss of the task for each device by itself, ``[B]``."""
-    return network.task.device_loss(network, batch, outputs)
+    Where a text is a search, it is that of its distribution over the clips of its row.
+    """
+    return masked_mean(entropy_of(network.task.choices(network, batch, outputs)), batch.text_mask)

@@ -47,7 +47,7 @@ from lit_mmpg.camera_memory import CameraMemory, Evidence
 from lit_mmpg.data import artefacts, fleet
 from lit_mmpg.data.fleet import Cameras, FleetConfig, FleetDevice, plan_fleet
 from lit_mmpg.data.images import ImageFrames
-from lit_mmpg.data.readers import read_captions, read_questions, resolve_ids
+from lit_mmpg.data.readers import Names, read_captions, read_questions, resolve_ids
 from lit_mmpg.data.readers.clip_list import read_clips
 from lit_mmpg.data.readers.files import fingerprint_files
 from lit_mmpg.data.vision import FrameEncoder
@@ -238,7 +238,7 @@ class Data:
         self.captions = captions
         self.questions: dict[str, list[Question]] = {}
         for asked in read_questions("qa_csv", root / settings.questions).values():
-            for question in resolve_ids(asked, usable):
+            for question in resolve_ids(asked, Names(usable)):
                 self.questions.setdefault(question.clip, []).append(question)
         self.encoder = FrameEncoder(settings.encoder, settings.image_size, folder)
         sources = [root / name for name in (settings.frames, settings.captions, settings.clips)]

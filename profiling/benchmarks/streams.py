@@ -142,9 +142,7 @@ def _timelines(trained: Trained, group: str) -> dict[int, list[int]]:
 
 def _film(trained: Trained, group: str, device: int, clips: Sequence[int]) -> _Filmed:
     collate = trained.data.eval_batches(group, with_context=False).collate
-    by_clip = collate.items.by_clip
-    items = [(p, int(i)) for p, clip in enumerate(clips) for i in by_clip[clip]]
-    batch = collate([Query(device, tuple(clips), ())], [items])
+    batch = collate([Query(device, tuple(clips), ())])
     anchors, _ = trained.module.select(batch.frames)
     return _Filmed(batch, trained.module.network.encode(batch.frames.values), anchors)
 

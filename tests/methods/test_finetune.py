@@ -15,7 +15,6 @@ from lit_mmpg.methods.adapted import Loaded, evaluate_adapted
 from lit_mmpg.methods.base import Episode, rows
 from lit_mmpg.methods.episodes import Episodes
 from lit_mmpg.methods.finetune import CleanTwins, FineTuneAll, FineTuneHead, FineTuneLowRank, FineTuning, Sampler
-from lit_mmpg.methods.objectives import device_loss
 from lit_mmpg.tasks import find_task
 from tests.methods.conftest import World, take
 
@@ -62,7 +61,7 @@ def test_the_labelled_clips_are_learnt_and_the_checkpoint_is_not_touched(
     start, end = method.adapt_all(support, [options(kind, 0), options(kind, 12)])
 
     def loss(state: dict) -> torch.Tensor:
-        return device_loss(network, support.batch, method.respond(support, state, {}))
+        return network.task.device_loss(network, support.batch, method.respond(support, state, {}))
 
     assert bool((loss(end) < 0.9 * loss(start)).all())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -93,7 +92,7 @@ def test_all_weights_follow_plain_adam_on_one_model(world: World) -> None:
     sampler = Sampler(alone.batch, method.clips, method.items, 3, 0)
     for step in range(3):
         batch = sampler.batch(step, alone.batch.frames.values)
-        loss = device_loss(model, batch, answer_batch(model, batch, model.encode(batch.frames.values))).sum()
+        loss = model.task.device_loss(model, batch, answer_batch(model, batch, model.encode(batch.frames.values))).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
