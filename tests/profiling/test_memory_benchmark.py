@@ -56,7 +56,7 @@ def test_settings_of_the_fleet_can_be_named():
     assert changed.config(1).models == 100 and changed.config(1).disjoint
     with pytest.raises(UserError, match="is no NAME=VALUE"):
         changed.with_fleet(["models"])
-    with pytest.raises(UserError, match="there is no setting 'fleet.model'"):
+    with pytest.raises(UserError, match="there is no setting 'fleet\\.model'"):
         changed.with_fleet(["model=3"])
 
 

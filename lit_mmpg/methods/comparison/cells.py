@@ -75,23 +75,29 @@ class Cell:
                 return str(row["method"])
         return None
 
+    def add(
+        self, rows: Sequence[Mapping[str, Any]], evaluation: Evaluation, methods: Sequence[str], further: str = ""
+    ) -> None:
+        """Add what a reading of the test split found.
 
-def item_values(evaluation: Evaluation | None, methods: Sequence[str], prefix: str = "") -> dict[str, np.ndarray]:
-    """Values of single items of all methods and groups, as :class:`Cell` keeps them.
+        Args:
+            rows: Its result rows.
+            evaluation: Its items.
+            methods: Its methods; the first is the cell's own.
+            further: Name of a further reading: ``test_unseen`` is ``test_NAME`` then, ``test_seen`` is
+                ``test_NAME_seen``.
+        """
 
-    Args:
-        evaluation: The evaluation.
-        methods: Its methods.
-        prefix: Put before the names of the groups.
-    """
-    assert evaluation is not None
-    values: dict[str, np.ndarray] = {}
-    for group in evaluation.groups:
-        for method in methods:
-            items = evaluation.items(group, method)
-            arrays = {"device": items.device, "clip": items.clip, **items.values}
-            values |= {f"{method}|{prefix}{group}|{name}": np.ascontiguousarray(a) for name, a in arrays.items()}
-    return values
+        def named(group: str) -> str:
+            rest = group.removeprefix("test_")
+            return "_".join(["test", further, *([] if rest == "unseen" else [rest])]) if further else group
+
+        self.rows += [{**row, "own": row["method"] == methods[0], "split": named(row["split"])} for row in rows]
+        for group in evaluation.groups:
+            for method in methods:
+                items = evaluation.items(group, method)
+                for name, values in {"device": items.device, "clip": items.clip, **items.values}.items():
+                    self.items[f"{method}|{named(group)}|{name}"] = np.ascontiguousarray(values)
 
 
 class CellStore:
@@ -221,11 +227,6 @@ class CellStore:
         """Remember the MLflow run of the comparison."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "parent.json", json.dumps({uri: run_id}))
-
-
-def own_rows(rows: Sequence[Mapping[str, Any]], own: str, prefix: str = "") -> list[dict[str, Any]]:
-    """Result rows of a test as a cell keeps them."""
-    return [dict(row, own=row["method"] == own, split=f"{prefix}{row['split']}") for row in rows]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
 from lit_mmpg.data.readers.files import fingerprint_files
 from lit_mmpg.errors import UserError
-from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cell, CellStore, item_values, own_rows
+from lit_mmpg.methods.comparison.cells import ADAPTED_VERSION, CELL_VERSION, Cell, CellStore
 from lit_mmpg.methods.comparison.code import code_here
 from lit_mmpg.methods.comparison.plan import Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
@@ -23,7 +23,6 @@ from lit_mmpg.training.config import Request, read_request, split_flags
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
     from lit_mmpg.device.base import AnsweringModule
-    from lit_mmpg.device.evaluation import Evaluation
     from lit_mmpg.methods.adapted import Adapted
     from lit_mmpg.methods.base import Loaded
     from lit_mmpg.methods.comparison.tracking import ComparisonRun
@@ -270,7 +269,8 @@ class Work:
             asked = ["--ckpt_path", checkpoint, *flags, *self._tracking(title)]
             asked += [] if self.run is not None else ["--trainer.logger=false"]
             module = measure_quietly(asked, {key: v for key, v in tags.items() if key != "mlflow.parentRunId"})
-            _add(cell, module.result_rows, module.evaluation, module.methods, split)
+            assert module.evaluation is not None
+            cell.add(module.result_rows, module.evaluation, module.methods, split)
             if not split:
                 self._describe(cell, module)
         cell.seconds = time.monotonic() - begun
@@ -332,7 +332,7 @@ class Work:
                     cell.costs = {name: adapted_costs(found.cost, loaded, frame_encoder(self.comparison.frame_encoder))}
             if found.evaluation is None:
                 break
-            _add(cell, found.rows, found.evaluation, [name], split)
+            cell.add(found.rows, found.evaluation, [name], split)
         if self.run is not None:
             self.run.record(name, cell, {"method": row.method, "checkpoint": checkpoint, **cell.notes})
         cell.seconds = time.monotonic() - begun
@@ -361,9 +361,8 @@ class Work:
         ridge = RidgeBaseline(data)
         self.store.count_read(name, seed, digest, "test")
         evaluation = ridge.evaluate(data.test_groups)
-        cell = Cell(
-            own_rows(evaluation.rows({}), "ridge"), item_values(evaluation, ["ridge"]), seed=seed, code=self.code
-        )
+        cell = Cell([], seed=seed, code=self.code)
+        cell.add(evaluation.rows({}), evaluation, ["ridge"])
         cell.notes = {"selection": {"split": "val", "options": {"strength": ridge.strength}}}
         _identify(cell, data)
         if self.run is not None:
@@ -378,28 +377,6 @@ def measure_quietly(arguments: Sequence[str], tags: Mapping[str, str]) -> Answer
     from lit_mmpg.training.evaluation import measure
 
     return measure(read_request("test", arguments), tags, show=False)
-
-
-def renamed(group: str, name: str) -> str:
-    """Name of a group of test devices in a further test pass: ``test_unseen`` in pass ``clean`` is ``test_clean``."""
-    if not name:
-        return group
-    rest = group.removeprefix("test_")
-    return f"test_{name}" if rest == "unseen" else f"test_{name}_{rest}"
-
-
-def _add(
-    cell: Cell,
-    rows: Sequence[Mapping[str, Any]],
-    evaluation: Evaluation | None,
-    methods: Sequence[str],
-    name: str,
-) -> None:
-    """Add the rows and items of one test pass; the first method is the cell's own."""
-    cell.rows += [{**row, "split": renamed(row["split"], name)} for row in own_rows(rows, methods[0])]
-    for key, values in item_values(evaluation, methods).items():
-        method, group, metric = key.split("|")
-        cell.items[f"{method}|{renamed(group, name)}|{metric}"] = values
 
 
 def adapted_notes(found: Adapted) -> dict[str, Any]:
