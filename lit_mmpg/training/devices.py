@@ -12,14 +12,11 @@ from lit_mmpg.data.observer import accuracy_on, room
 from lit_mmpg.heartbeat import working
 from lit_mmpg.report import check_output, escape, json_alone, rows_text, wide_console, write_rows
 from lit_mmpg.tasks import find_task
-from lit_mmpg.training.config import read_request
+from lit_mmpg.training.config import DEMO, read_request
 from lit_mmpg.training.run import check_data
 
 if TYPE_CHECKING:
     from lit_mmpg.data.datamodule import DeviceData
-
-DEFAULT = "configs/experiment/demo.yaml"
-"""Shown when no configuration is named: the embedded data."""
 
 HISTORIES = (1, 4, 8, 16)
 """Numbers of earlier clips of which an ideal observer's gain is told."""
@@ -36,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     """
     request = read_request("devices", argv)
     if not request.config and not {"data", "model"} & request.overridden():
-        request = read_request("devices", ["--config", DEFAULT, *argv])
+        request = read_request("devices", ["--config", DEMO, *argv])
     output = request.options["output"]
     check_output(output)
     check_data(request)

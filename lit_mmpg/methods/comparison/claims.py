@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from lit_mmpg.methods.comparison.plan import GAP, Claim
 from lit_mmpg.methods.comparison.table import NotPaired, Row, amortised, lower_is_better, pool
 from lit_mmpg.metrics.statistics import Estimate, clustered_combination, clustered_mean, holm
+from lit_mmpg.report import format_row
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
 ALPHA = 0.05
@@ -63,7 +64,23 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "claim": asdict(self.claim)}
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """One line on the method against each rival."""
+        return [self._line(entry) for entry in self.against]
+
+    def _line(self, entry: Comparand) -> str:
+        text = f"against {entry.rival}: {entry.verdict}"
+        if entry.advantage is not None:
+            row = {"metric": f"{self.metric}_minus_", "value": entry.advantage, "low": entry.low, "high": entry.high}
+            text += f", advantage {format_row({**row, 'clusters': entry.clusters})}"
+        if entry.p_value is not None:
+            text += f", p {'< 0.001' if entry.p_value < 0.001 else f'{entry.p_value:.3f}'}"
+        if entry.flops_ratio is not None:
+            reuse = self.claim.reuse
+            text += f", at {entry.flops_ratio:.2f} times its device FLOPs when one adaptation serves {reuse} clips"
+        return f"{text} ({entry.note})" if entry.note else text
 
 
 def judge(
@@ -159,8 +176,7 @@ def _adjusted(
                 verdict, note = UNDECIDED, "the device FLOPs of one of the two are not known"
             elif ratio > limit:
                 verdict = FAILS
-        changes = {"verdict": verdict, "p_value": p_value, "flops_ratio": ratio, "note": note}
-        result.append(Comparand(**{**asdict(entry), **changes}))
+        result.append(replace(entry, verdict=verdict, p_value=p_value, flops_ratio=ratio, note=note))
     return result
 
 
@@ -211,4 +227,4 @@ def _gap(claim: Claim, rows: Mapping[str, Row], metric: str) -> Comparand:
     if entry.low is None or entry.high is None:
         return entry
     verdict = HOLDS if entry.low > 0 else FAILS if entry.high <= 0 else UNDECIDED
-    return Comparand(**{**asdict(entry), "verdict": verdict, "p_value": excess.p_value()})
+    return replace(entry, verdict=verdict, p_value=excess.p_value())

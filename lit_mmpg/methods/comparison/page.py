@@ -13,7 +13,6 @@ from lit_mmpg.methods.comparison.view import (
     SPLITS,
     chosen_rows,
     claim_costs,
-    claim_text,
     columns,
     cost_notes,
     cost_rows,
@@ -40,8 +39,7 @@ def blocks(results: Results) -> Iterator[Block]:
     yield from map(Text, introduction(results))
     if results.verdicts:
         yield Heading("What holds and what does not")
-        told = (claim_text(results, i) for i in range(len(results.verdicts)))
-        yield Claims([Claim(verdict, KINDS[verdict], sentence, lines) for verdict, sentence, lines in told])
+        yield Claims([Claim(v.verdict, KINDS[v.verdict], v.claim.text, v.lines()) for v in results.verdicts])
         yield from (Text(line, soft=True) for line in claim_costs(results))
     yield from _main_table(results)
     yield from figures(results)

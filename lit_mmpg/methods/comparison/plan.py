@@ -23,7 +23,7 @@ and ``about`` are those of the comparison.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -203,15 +203,13 @@ class Comparison:
             half = self.runs[name].device_half
             if name in needed and half is not None:
                 needed.add(half)
-        return Comparison(
-            **{
-                **self.__dict__,
-                "template": self.first,
-                "only": wanted,
-                "runs": {name: run for name, run in self.runs.items() if name in needed},
-                "adapted": {name: row for name, row in self.adapted.items() if name in needed},
-                "baselines": tuple(name for name in self.baselines if name in needed),
-            }
+        return replace(
+            self,
+            template=self.first,
+            only=wanted,
+            runs={name: run for name, run in self.runs.items() if name in needed},
+            adapted={name: row for name, row in self.adapted.items() if name in needed},
+            baselines=tuple(name for name in self.baselines if name in needed),
         )
 
 
@@ -269,7 +267,7 @@ def read_comparison(name: str, experiment: str | None = None) -> Comparison:
     for what, row in asked:
         if row not in names:
             raise UserError(f"{path}: {what} names row '{row}'{closest(row, names)}; it has {', '.join(names)}")
-    return Comparison(**{**comparison.__dict__, "claims": claims})
+    return replace(comparison, claims=claims)
 
 
 def is_template(data: Any) -> bool:

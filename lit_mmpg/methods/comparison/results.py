@@ -14,7 +14,6 @@ from lit_mmpg.methods.comparison.cells import Cell
 from lit_mmpg.methods.comparison.claims import Verdict, judge
 from lit_mmpg.methods.comparison.plan import Comparison
 from lit_mmpg.methods.comparison.table import Row, aggregate, lower_is_better, pool, primary_metric, rows_of, splits_of
-from lit_mmpg.report import format_row
 from lit_mmpg.texts import masked
 
 if TYPE_CHECKING:
@@ -91,23 +90,8 @@ class Results:
         lines = ["Claims:"]
         for verdict in self.verdicts:
             lines.append(f"  [{verdict.verdict}] {verdict.claim.text}")
-            lines += [f"      {self.comparand_text(verdict, i)}" for i in range(len(verdict.against))]
+            lines += [f"      {line}" for line in verdict.lines()]
         return lines
-
-    def comparand_text(self, verdict: Verdict, index: int) -> str:
-        """One line on a claim's method against one rival."""
-        entry = verdict.against[index]
-        text = f"against {entry.rival}: {entry.verdict}"
-        if entry.advantage is not None:
-            row = {"metric": f"{verdict.metric}_minus_", "value": entry.advantage, "low": entry.low, "high": entry.high}
-            row["clusters"] = entry.clusters
-            text += f", advantage {format_row(row)}"
-        if entry.p_value is not None:
-            text += f", p {format_p(entry.p_value)}"
-        if entry.flops_ratio is not None:
-            reuse = verdict.claim.reuse
-            text += f", at {entry.flops_ratio:.2f} times its device FLOPs when one adaptation serves {reuse} clips"
-        return f"{text} ({entry.note})" if entry.note else text
 
     @property
     def commits(self) -> list[str]:
@@ -136,11 +120,6 @@ class Results:
             "store": self.store,
             "code": self.code,
         }
-
-
-def format_p(value: float) -> str:
-    """A p-value for people."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def collect(

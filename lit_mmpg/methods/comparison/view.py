@@ -220,13 +220,6 @@ def environment_lines(results: Results) -> list[str]:
     return [f"{name}: {value}" for name, value in results.environment.items() if value is not None]
 
 
-def claim_text(results: Results, index: int) -> tuple[str, str, list[str]]:
-    """Verdict, sentence and one line per rival of one claim."""
-    verdict = results.verdicts[index]
-    lines = [results.comparand_text(verdict, i) for i in range(len(verdict.against))]
-    return verdict.verdict, verdict.claim.text, lines
-
-
 def claim_costs(results: Results) -> list[str]:
     """What each method that a claim is about costs, a line each."""
     methods = dict.fromkeys(verdict.claim.method for verdict in results.verdicts)

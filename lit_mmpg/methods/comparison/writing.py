@@ -13,7 +13,7 @@ from lit_mmpg.methods.comparison.code import code_lines
 from lit_mmpg.methods.comparison.page import blocks
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
-from lit_mmpg.methods.comparison.view import MEASURED, REUSE, claim_text, columns
+from lit_mmpg.methods.comparison.view import MEASURED, REUSE, columns
 from lit_mmpg.pages.blocks import markdown, render
 from lit_mmpg.report import json_ready
 from lit_mmpg.results import result
@@ -51,8 +51,7 @@ def small_result(results: Results) -> dict[str, Any]:
     """
     shown = [column for column in columns(results) if column.title not in MEASURED]
     seeds = sorted({seed for runs in results.links.values() for seed in runs})
-    judged = [claim_text(results, i)[:2] for i in range(len(results.verdicts))]
-    claims = ["\n".join(f"- *{verdict}*: {text}" for verdict, text in judged)] if judged else []
+    claims = ["\n".join(f"- *{v.verdict}*: {v.claim.text}" for v in results.verdicts)] if results.verdicts else []
     commit = results.commits[0] if len(results.commits) == 1 else results.environment.get("commit")
     config, numbers = f"configs/experiment/{results.comparison.path.name}", " ".join(map(str, seeds))
     config += f" --data {results.comparison.data}" if results.comparison.data else ""
