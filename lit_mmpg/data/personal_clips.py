@@ -31,10 +31,10 @@ import logging
 import math
 import os
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -94,7 +94,6 @@ _AS_USUAL = ("for once", "as usual")
 
 _GROUPS = ("train", "val", "test_unseen")
 _STREAMS = ("latents", "look", "camera", "words")
-_CACHED = ("clean", "frames")
 _log = logging.getLogger(__name__)
 
 
@@ -260,22 +259,15 @@ def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corp
         cache_dir: Folder that keeps the frames for the next time, made when needed; None keeps nothing. A damaged file
             in it is made anew; a folder that cannot be written costs time only (logged).
     """
-    members = [
-        _Member(group, i, number)
-        for number, (group, i) in enumerate(
-            (group, i)
-            for group, count in zip(
-                _GROUPS, (config.train_devices, config.val_devices, config.test_devices), strict=True
-            )
-            for i in range(count)
-        )
-    ]
+    counts = zip(_GROUPS, (config.train_devices, config.val_devices, config.test_devices), strict=True)
+    places = [(group, i) for group, count in counts for i in range(count)]
+    members = [_Member(group, i, number) for number, (group, i) in enumerate(places)]
     latents = [draw_latents(config, m.rng(config, "latents"), 1, m.num_clips(config)) for m in members]
     num_frames = {
         m.clip(c): int(t) for m, truth in zip(members, latents, strict=True) for c, t in enumerate(truth.num_frames[0])
     }
     total = sum(num_frames.values())
-    cache = None if cache_dir is None else Path(cache_dir) / f"personal_clips_{config.digest()[:24]}.bin"
+    cache = None if cache_dir is None else Path(cache_dir) / f"personal_clips_{config.digest()[:24]}.npz"
     pixels = _read_cache(cache, (total, 3, config.image_size, config.image_size)) if cache else None
     if pixels is None:
         kept = f", kept in {cache_dir} for the next time" if cache else ""
@@ -549,40 +541,30 @@ def _outline(shape: str, dx: np.ndarray, dy: np.ndarray, radius: np.ndarray) -> 
 
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray] | None:
-    """The cached frames; None when there are none or they are damaged."""
+    """The cached frames; None when there are none or they are damaged, which the checksums of the archive tell."""
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as file:
-            arrays = [np.lib.format.read_array(file, allow_pickle=False) for _ in range(3)]
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        with np.load(path, allow_pickle=False) as archive:
+            pixels = {name: archive[name] for name in ("clean", "frames")}
+        if any(values.shape != shape or values.dtype != np.uint8 for values in pixels.values()):
+            raise ValueError("not what was written")
+    except (ValueError, EOFError, OSError, KeyError, MemoryError, RuntimeError, BadZipFile) as error:
         _log.warning("%s is damaged (%s); making it anew", path, error)
         return None
-    *pixels, checksums = arrays
-    whole = all(values.shape == shape and values.dtype == np.uint8 for values in pixels)
-    if not whole or checksums.tolist() != [_checksum(values) for values in pixels]:
-        _log.warning("%s is damaged (not what was written); making it anew", path)
-        return None
-    return dict(zip(_CACHED, pixels, strict=True))
+    return pixels
 
 
 def _write_cache(path: Path, pixels: dict[str, np.ndarray]) -> None:
-    """Write the frames as NumPy arrays one after another (no copy in memory), then their checksums, in one rename."""
+    """Write the frames as they are (no copy in memory), in one rename."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}.", delete=False) as file:
             temporary = Path(file.name)
-            for name in _CACHED:
-                np.lib.format.write_array(file, pixels[name], allow_pickle=False)
-            checksums = np.array([_checksum(pixels[name]) for name in _CACHED])
-            np.lib.format.write_array(file, checksums, allow_pickle=False)
+            np.savez(file, clean=pixels["clean"], frames=pixels["frames"])
         os.replace(temporary, path)
     except OSError as error:
         _log.warning("%s cannot be written (%s); the clips will be rendered again next time", path, error)
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _checksum(values: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).data)
