@@ -84,17 +84,6 @@ class DeviceTable:
         if unknown:
             raise ValueError(f"unknown device groups {sorted(unknown)}")
 
-    def index(self, device_id: str) -> int:
-        """Index of a device.
-
-        Raises:
-            KeyError: If the table has no such device.
-        """
-        for i, device in enumerate(self.devices):
-            if device.id == device_id:
-                return i
-        raise KeyError(device_id)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data, saved with every run."""
         return {

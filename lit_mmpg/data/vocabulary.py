@@ -16,9 +16,9 @@ import numpy as np
 
 from lit_mmpg.errors import UserError
 
-PADDING = 0
 UNKNOWN = 1
 NUM_SPECIAL = 2
+"""Padding, which is 0, and what is unknown."""
 CONTEXT_SMOOTHING = 0.75
 
 _APOSTROPHES = str.maketrans("’‘`´", "''''")
@@ -119,16 +119,6 @@ class Vocabulary:
         A text without any word becomes one unknown word, so that no sequence is empty.
         """
         return [self.index(word) for word in tokenize(text)[:max_words]] or [UNKNOWN]
-
-    @cached_property
-    def idf(self) -> np.ndarray:
-        """Smooth inverse document frequency ``ln((1 + n) / (1 + df)) + 1`` in training texts, ``[V]`` float32.
-
-        0 for padding.
-        """
-        frequency = np.asarray(self.document_frequency, np.float64)
-        weights = np.log((1 + self.num_documents) / (1 + frequency)) + 1
-        return np.concatenate([[0.0], weights]).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, saved with checkpoints and bundles."""

@@ -83,22 +83,22 @@ def test_encoded_indices_are_in_range(text: str, max_words: int) -> None:
     assert all(1 <= i < len(vocabulary) for i in indices)
 
 
-def test_idf_equals_that_of_sklearn() -> None:
+def test_document_frequencies_give_the_idf_of_sklearn() -> None:
+    def idf(vocabulary: Vocabulary) -> np.ndarray:
+        return np.log((1 + vocabulary.num_documents) / (1 + np.array(vocabulary.document_frequency))) + 1
+
     vocabulary = Vocabulary.build(TEXTS)
     reference = TfidfVectorizer(analyzer=tokenize, vocabulary=list(vocabulary.words), smooth_idf=True).fit(TEXTS)
-    np.testing.assert_allclose(vocabulary.idf[2:], reference.idf_, rtol=1e-6)
-    assert vocabulary.idf.dtype == np.float32 and vocabulary.idf.shape == (len(vocabulary),)
-    assert vocabulary.idf[0] == 0
-    assert vocabulary.idf[1] == pytest.approx(math.log(6) + 1)
+    np.testing.assert_allclose(idf(vocabulary)[1:], reference.idf_, rtol=1e-6)
+    assert idf(vocabulary)[0] == pytest.approx(math.log(6) + 1)
     # every text but the last one loses a word at min_count 2, "kite" in the last one too
-    assert Vocabulary.build(TEXTS, min_count=2).idf[1] == pytest.approx(1.0)
+    assert idf(Vocabulary.build(TEXTS, min_count=2))[0] == pytest.approx(1.0)
 
 
 def test_vocabulary_survives_json_and_its_digest_tells_vocabularies_apart() -> None:
     vocabulary = Vocabulary.build(TEXTS)
     again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
     assert again == vocabulary and again.digest() == vocabulary.digest()
-    np.testing.assert_array_equal(again.idf, vocabulary.idf)
     assert len({v.digest() for v in (vocabulary, Vocabulary.build(TEXTS[1:]), Vocabulary.build(TEXTS, 2))}) == 3
 
 
@@ -192,7 +192,6 @@ def test_real_msrvtt_words_and_answers() -> None:
     texts = [question.text for question in by_split["train"]]
     vocabulary = Vocabulary.build(texts, min_count=2)
     assert 2000 < len(vocabulary) < 6000
-    assert np.isfinite(vocabulary.idf).all()
     answers = AnswerList.build((q.answer for q in by_split["train"]), 1000)
     answers.check_coverage([q.answer for q in by_split["train"]])
     assert answers.coverage_warning([q.answer for q in by_split["test"]]) is None

@@ -141,7 +141,7 @@ def test_real_frames_through_cameras(
     assert len(filmed) == 5  # four test cameras, and the clips as they are: nothing for training or validation
     corpus = other.corpus
     for device, clips in corpus.devices.timelines["test_unseen"].items():
-        before = data.device_table.devices[data.device_table.index(corpus.devices.devices[device].id)]
+        before = next(d for d in data.device_table.devices if d.id == corpus.devices.devices[device].id)
         assert corpus.devices.devices[device].shift == before.shift  # the very camera, but for the mirrored scene
         left = set(test_clips) - data.exclude - set(clips)  # type: ignore[attr-defined]
         assert len(left) == (1 if name == "msrvtt_glass" else 0)  # a clip is not asked behind its own mirror image
