@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -104,14 +105,21 @@ class Items:
         answer: ``[items]`` int64.
         kind: ``[items]`` int64.
         extra: ``[items]`` bool, True for sentences that only teach: half of the draws of a clip go to them.
-        by_clip: Clip index -> indices of its items.
+        clip: ``[items]`` index of the clip that each item is about.
     """
 
     tokens: np.ndarray
     answer: np.ndarray
     kind: np.ndarray
     extra: np.ndarray
-    by_clip: Mapping[int, np.ndarray]
+    clip: np.ndarray
+
+    @cached_property
+    def by_clip(self) -> dict[int, np.ndarray]:
+        """Clip index -> indices of its items."""
+        order = np.argsort(self.clip, kind="stable")
+        clips, starts = np.unique(self.clip[order], return_index=True)
+        return dict(zip(clips.tolist(), np.split(order, starts[1:]), strict=False))
 
 
 @dataclass(frozen=True)

@@ -242,9 +242,9 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         rows: list[list[list[int]]] = []
         answer = np.zeros(len(texts), np.int64)
         kind = np.zeros(len(texts), np.int64)
-        by_clip: dict[int, list[int]] = defaultdict(list)
+        clip = np.zeros(len(texts), np.int64)
         for i, text in enumerate(texts):
-            by_clip[self._clip_index[text.clip]].append(i)
+            clip[i] = self._clip_index[text.clip]
             rows.append([self._encode(candidate) for candidate in task.candidates(text)])
             answer[i] = task.target(text, self.answers.index)
             kind[i] = kind_of.get(text.type, 0) if isinstance(text, Question) else 0
@@ -254,7 +254,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             for o, words in enumerate(row):
                 tokens[i, o, : len(words)] = words
         extra = np.array([isinstance(text, Caption) and text.extra for text in texts], bool)
-        return Items(tokens, answer, kind, extra, {c: np.array(v, np.int64) for c, v in by_clip.items()})
+        return Items(tokens, answer, kind, extra, clip)
 
     def _encode(self, text: str) -> list[int]:
         return self.vocabulary.encode(text, self.batch.max_words)
@@ -271,14 +271,6 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     def items(self, split: str) -> Items:
         """The text items of a split."""
         return self._items[split]
-
-    def item_clips(self, split: str) -> np.ndarray:
-        """``[items]`` index of the clip that each item of a split is about."""
-        items = self.items(split)
-        clips = np.zeros(len(items.answer), np.int64)
-        for clip, indices in items.by_clip.items():
-            clips[indices] = clip
-        return clips
 
     def texts(self, split: str) -> Texts:
         """The questions or captions behind the items of a split, in the order of their indices."""
@@ -445,7 +437,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             name,
             self.task,
             self.kinds,
-            self.item_clips(split),
+            self.items(split).clip,
             self.gallery,
             [device.id for device in self.device_table.devices],
             self.clip_ids,

@@ -42,6 +42,7 @@ from lit_mmpg.data.cameras import FAMILIES, Camera, apply, camera_conditions, ch
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import Caption, Clip, FrameSource, Question
+from lit_mmpg.settings import to_plain
 
 _MOST_CLIPS = 1_000_000
 
@@ -305,16 +306,12 @@ def generate(config: PersonalClipsConfig, cache_dir: Path | None = None) -> Corp
         devices=DeviceTable(
             tuple(devices),
             timelines,
-            {"kind": "personal_clips", "generator_version": GENERATOR_VERSION, **_plain(config)},
+            {"kind": "personal_clips", "generator_version": GENERATOR_VERSION, **to_plain(config)},
         ),
         fingerprint=config.digest(),
         clean=FrameSource(pixels["clean"], num_frames),
         conditions=np.stack([camera_conditions(member.camera(config)) for member in members]),
     )
-
-
-def _plain(config: PersonalClipsConfig) -> dict[str, object]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -135,10 +133,6 @@ class Vocabulary:
             tuple(map(str, data["words"])), tuple(map(int, data["document_frequency"])), int(data["num_documents"])
         )
 
-    def digest(self) -> str:
-        """SHA-256 of the words and their frequencies, hexadecimal."""
-        return _digest(self.to_json())
-
 
 @dataclass(frozen=True)
 class AnswerList:
@@ -211,10 +205,6 @@ class AnswerList:
         """Inverse of :meth:`to_json`."""
         return cls(tuple(map(str, data["answers"])))
 
-    def digest(self) -> str:
-        """SHA-256 of the answers, hexadecimal."""
-        return _digest(self.to_json())
-
 
 def normalise_answer(answer: str) -> str:
     """An answer in lower case with single spaces, composed (Unicode's NFC)."""
@@ -267,7 +257,3 @@ def word_vectors(texts: Sequence[str], vocabulary: Vocabulary, dim: int, seed: i
     meaningful = length > 1e-6 * length.max()
     vectors[:, :rank] = np.divide(found, length, out=np.zeros_like(found), where=meaningful)
     return vectors
-
-
-def _digest(data: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

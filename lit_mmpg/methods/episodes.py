@@ -11,6 +11,7 @@ import torch
 
 from lit_mmpg.batch import Batch
 from lit_mmpg.data.batches import Collator, Items, Query
+from lit_mmpg.records import SPLITS
 from lit_mmpg.tasks import find_task
 
 if TYPE_CHECKING:
@@ -22,25 +23,15 @@ def all_items(data: DeviceData) -> Items:
 
     Sentences that only teach are left out, so that labelled clips carry the same kind of texts as queries.
     """
-    parts = [data.items(split) for split in ("train", "val", "test")]
+    parts = [data.items(split) for split in SPLITS]
     options = max(part.tokens.shape[1] for part in parts)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name)[~part.extra] for part in parts])
+
     tokens = [np.pad(part.tokens, ((0, 0), (0, options - part.tokens.shape[1]), (0, 0))) for part in parts]
-    by_clip: dict[int, np.ndarray] = {}
-    start = 0
-    for part in parts:
-        for clip, items in part.by_clip.items():
-            asked = items[~part.extra[items]]
-            if len(asked):
-                by_clip[clip] = asked + start
-        start += len(part.answer)
-    join = np.concatenate
-    return Items(
-        join(tokens),
-        join([p.answer for p in parts]),
-        join([p.kind for p in parts]),
-        join([p.extra for p in parts]),
-        by_clip,
-    )
+    asked = np.concatenate([kept[~part.extra] for kept, part in zip(tokens, parts, strict=True)])
+    return Items(asked, joined("answer"), joined("kind"), joined("extra"), joined("clip"))
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,16 @@ def make_source(clips: int = CLIPS) -> FrameSource:
 
 def make_items(asked: Iterable[int], per_clip: int = 3, extra_per_clip: int = 0, options: int = 1) -> Items:
     """Item i has the word 2 + i, once for an even i and twice for an odd one."""
-    by_clip: dict[int, np.ndarray] = {}
+    clips: list[int] = []
     extra: list[bool] = []
     for clip in asked:
-        count = per_clip + extra_per_clip
-        by_clip[clip] = np.arange(len(extra), len(extra) + count)
+        clips += [clip] * (per_clip + extra_per_clip)
         extra += [False] * per_clip + [True] * extra_per_clip
     tokens = np.zeros((len(extra), options, SHAPE.max_words), np.int32)
     tokens[:, :, 0] = 2 + np.arange(len(extra))[:, None]
     tokens[1::2, :, 1] = 2 + np.arange(1, len(extra), 2)[:, None]
     number = np.arange(len(extra))
-    return Items(tokens, (number + 1) % 5 - 1, number % 3, np.array(extra, bool), by_clip)
+    return Items(tokens, (number + 1) % 5 - 1, number % 3, np.array(extra, bool), np.array(clips, np.int64))
 
 
 def make_collator(items: Items, shape: BatchShape = SHAPE, with_context: bool = True) -> Collator:

@@ -87,7 +87,7 @@ def test_items_are_the_questions_of_the_split(root: Path) -> None:
         assert len(texts) == len(items.answer) == 2 * count
         for clip, indices in items.by_clip.items():
             assert {texts[i].clip for i in indices} == {data.clip_ids[clip]}
-            assert (data.item_clips(split)[indices] == clip).all()
+            assert (items.clip[indices] == clip).all()
         for i, text in enumerate(texts):
             words = items.tokens[i, 0][items.tokens[i, 0] > 0].tolist()
             assert words == data.vocabulary.encode(text.text, BATCH.max_words)

@@ -95,11 +95,11 @@ def test_document_frequencies_give_the_idf_of_sklearn() -> None:
     assert idf(Vocabulary.build(TEXTS, min_count=2))[0] == pytest.approx(1.0)
 
 
-def test_vocabulary_survives_json_and_its_digest_tells_vocabularies_apart() -> None:
+def test_vocabulary_survives_json() -> None:
     vocabulary = Vocabulary.build(TEXTS)
     again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
-    assert again == vocabulary and again.digest() == vocabulary.digest()
-    assert len({v.digest() for v in (vocabulary, Vocabulary.build(TEXTS[1:]), Vocabulary.build(TEXTS, 2))}) == 3
+    assert again == vocabulary
+    assert vocabulary not in (Vocabulary.build(TEXTS[1:]), Vocabulary.build(TEXTS, 2))
 
 
 def test_vocabulary_of_nothing() -> None:
@@ -119,7 +119,7 @@ def test_answer_list() -> None:
     assert answers.coverage([]) == 0
     assert AnswerList.build(ANSWERS, 10).index("Hot air  balloon") == 3
     assert AnswerList.from_json(json.loads(json.dumps(answers.to_json()))) == answers
-    assert answers.digest() != AnswerList.build(ANSWERS, 2).digest()
+    assert answers != AnswerList.build(ANSWERS, 2)
     with pytest.raises(UserError, match="no training answers"):
         AnswerList.build([], 3)
 

@@ -6,7 +6,7 @@ of another package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_mmpg.data.readers.clip_list import read_clips
@@ -31,7 +31,6 @@ __all__ = [
     "recording",
     "require_file",
     "require_path",
-    "require_splits",
     "resolve_ids",
 ]
 
@@ -47,7 +46,13 @@ def read_questions(layout: str, path: str | Path) -> dict[str, list[Question]]:
         UserError: If the layout is unknown, or the files are missing, malformed or without a single question.
     """
     by_split = {split: number_repeated_ids(q) for split, q in read(layout, "questions", path).items()}
-    require_splits(by_split, by_split, f"{path} (layout {layout})")
+    found = ", ".join(f"{split} ({len(asked)})" for split, asked in by_split.items() if asked) or "none"
+    for split, asked in by_split.items():
+        if not asked:
+            raise UserError(
+                f"{path} (layout {layout}): split '{split}' is empty (splits with entries: {found}); add its file or "
+                "rows"
+            )
     return by_split
 
 
@@ -92,20 +97,3 @@ def clips_of_questions(by_split: Mapping[str, Sequence[Question]]) -> list[Clip]
                     "that says where it belongs"
                 )
     return list(clips.values())
-
-
-def require_splits(by_split: Mapping[str, Sequence[object]], splits: Iterable[str], where: str) -> None:
-    """Checks that splits have entries.
-
-    Args:
-        by_split: Split -> entries.
-        splits: The splits that are needed.
-        where: File or folder, for the message.
-
-    Raises:
-        UserError: If one is missing or empty.
-    """
-    for split in splits:
-        if not by_split.get(split):
-            found = ", ".join(f"{name} ({len(rows)})" for name, rows in by_split.items() if rows) or "none"
-            raise UserError(f"{where}: split '{split}' is empty (splits with entries: {found}); add its file or rows")

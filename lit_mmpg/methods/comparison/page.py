@@ -227,9 +227,9 @@ def _devices(results: Results) -> Iterator[Block]:
     names += sorted(others, key=lambda name: results.settings.get(name) != "control")
     if not names:
         return
-    order, lines = results.devices[names[0]].names, []
+    order, lines = list(results.devices[names[0]]), []
     for name in names[:DEVICE_ROWS]:
-        known = dict(zip(results.devices[name].names, results.devices[name].values, strict=True))
+        known = results.devices[name]
         if set(known) == set(order):
             values = [_scale(results) * known[device] for device in order]
             lines.append(charts.Line(name, range(1, len(order) + 1), values, order))

@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DeviceValues:
-    """Primary metric of one row on each device of the main group.
-
-    Attributes:
-        names: Names of the devices.
-        values: ``[devices]`` mean over seeds.
-    """
-
-    names: list[str]
-    values: list[float]
-
-
-@dataclass(frozen=True)
 class Results:
     """What a comparison found.
 
@@ -45,7 +32,7 @@ class Results:
         verdicts: Verdicts on the claims.
         costs: Row -> what one device pays.
         links: Row -> seed -> ``{run_id, test_run_id}`` of the MLflow runs behind its cells.
-        devices: Row -> primary metric on each device.
+        devices: Row -> device -> primary metric, the mean over seeds; the worst device first.
         settings: Row -> what kind of row it is (``trained``, ``control``, ``closed form``, or a method's setting).
         notes: Row -> how it was selected and trained, by seed.
         not_applicable: Row -> why it does not apply here.
@@ -63,7 +50,7 @@ class Results:
     verdicts: list[Verdict]
     costs: dict[str, dict[str, Any]]
     links: dict[str, dict[int, dict[str, str | None]]]
-    devices: dict[str, DeviceValues]
+    devices: dict[str, dict[str, float]]
     settings: dict[str, str]
     notes: dict[str, dict[int, dict[str, Any]]]
     not_applicable: dict[str, str]
@@ -109,7 +96,7 @@ class Results:
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
             "costs": self.costs,
             "runs": self.links,
-            "devices": {name: dict(zip(d.names, d.values, strict=True)) for name, d in self.devices.items()},
+            "devices": self.devices,
             "settings": self.settings,
             "notes": self.notes,
             "not_applicable": self.not_applicable,
@@ -193,15 +180,15 @@ def _cost(row: Row) -> dict[str, Any]:
     return result
 
 
-def _devices(row: Row, split: str, metric: str) -> DeviceValues | None:
+def _devices(row: Row, split: str, metric: str) -> dict[str, float]:
     pooled = pool(row, split, metric)
     if pooled is None:
-        return None
+        return {}
     labels, means = pooled.device_means()
     names = row.cells[0].devices
     shown = [names[int(label)] if str(label).isdigit() and int(label) < len(names) else str(label) for label in labels]
     order = np.argsort(-means if lower_is_better(metric) else means, kind="stable")
-    return DeviceValues([shown[i] for i in order], [float(means[i]) for i in order])
+    return {shown[i]: float(means[i]) for i in order}
 
 
 def _setting(comparison: Comparison, name: str, row: Row) -> str:

@@ -19,6 +19,8 @@ from lit_mmpg.report import json_ready
 from lit_mmpg.results import result
 from lit_mmpg.writing import write_text
 
+UNITS = ("flops", "s", "j")
+
 
 def write_report(results: Results, stem: Path) -> list[Path]:
     """Write ``STEM.html``, ``.md``, ``.csv``, ``.json`` and ``.result.json`` (one small table), each in one step.
@@ -74,30 +76,10 @@ def small_result(results: Results) -> dict[str, Any]:
 
 def table_csv(results: Results) -> str:
     """One line per row, group of devices and metric, with the costs beside."""
-    costs = [
-        "adapt_flops",
-        "answer_flops",
-        "adapt_s",
-        "answer_s",
-        "adapt_j",
-        "answer_j",
-        "peak_memory_bytes",
-        "cloud_s",
-    ]
-    header = [
-        "method",
-        "setting",
-        "split",
-        "metric",
-        "value",
-        "low",
-        "high",
-        "clusters",
-        "seeds",
-        "upload_bytes",
-        "download_bytes",
-    ]
-    spread = [f"device_{unit}_at_{reuse}" for unit in ("flops", "s", "j") for reuse in REUSE]
+    costs = [f"{part}_{unit}" for unit in UNITS for part in ("adapt", "answer")] + ["peak_memory_bytes", "cloud_s"]
+    header = ["method", "setting", "split", "metric", "value", "low", "high", "clusters", "seeds"]
+    header += ["upload_bytes", "download_bytes"]
+    spread = [f"device_{unit}_at_{reuse}" for unit in UNITS for reuse in REUSE]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*header, *costs, *spread, "per_seed", "run_ids"])
@@ -106,7 +88,7 @@ def table_csv(results: Results) -> str:
         cost = results.costs.get(name, {})
         values = [row.get(key, results.settings.get(name)) for key in header]
         values += [cost.get(key) for key in costs]
-        values += [amortised(cost, unit, reuse) for unit in ("flops", "s", "j") for reuse in REUSE]
+        values += [amortised(cost, unit, reuse) for unit in UNITS for reuse in REUSE]
         runs = [str(run["run_id"]) for run in results.links.get(name, {}).values() if run["run_id"]]
         writer.writerow([*map(_plain, values), ";".join(map(repr, row.get("per_seed", ()))), ";".join(runs)])
     return file.getvalue()
