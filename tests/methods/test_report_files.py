@@ -15,11 +15,10 @@ import pytest
 from lit_mmpg.errors import UserError
 from lit_mmpg.methods.compare import report_stem
 from lit_mmpg.methods.comparison.cells import CellStore
-from lit_mmpg.methods.comparison.page import figures
+from lit_mmpg.methods.comparison.page import chosen_rows, figures, format_flops, format_joules, format_seconds
 from lit_mmpg.methods.comparison.plan import AdaptedRow, Claim, Comparison, TrainedRun
 from lit_mmpg.methods.comparison.progress import Progress
 from lit_mmpg.methods.comparison.results import Results, collect
-from lit_mmpg.methods.comparison.view import chosen_rows, format_flops, format_joules, format_seconds
 from lit_mmpg.methods.comparison.writing import small_result, write_report
 from lit_mmpg.pages.blocks import Figure, Heading
 from lit_mmpg.report import json_ready

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_mmpg.methods.comparison.code import code_lines
-from lit_mmpg.methods.comparison.page import blocks
+from lit_mmpg.methods.comparison.page import MEASURED, REUSE, blocks, columns
 from lit_mmpg.methods.comparison.results import Results
 from lit_mmpg.methods.comparison.table import amortised
-from lit_mmpg.methods.comparison.view import MEASURED, REUSE, columns
 from lit_mmpg.pages.blocks import markdown, render
 from lit_mmpg.report import json_ready
 from lit_mmpg.results import result
