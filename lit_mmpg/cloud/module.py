@@ -220,7 +220,7 @@ class CloudModule(AnsweringModule):
 
     def start(self, data: DeviceData, fresh: bool) -> None:
         """Weights of the device half, and the true conditions of the devices where this is the oracle."""
-        self.know_conditions(data.device_conditions())
+        self.know_conditions(data.corpus.conditions)
         if fresh:
             # Some generators start from the static weights, so everything is made again on top of them.
             self._build(self._device_half()["state_dict"])

@@ -31,16 +31,6 @@ STAGE_GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 """Stage -> split -> groups of devices of which one must have something to ask."""
 
 
-def needed_splits(stage: str | None, trained: bool) -> tuple[str, ...]:
-    """Splits that a stage needs whole: all of them in training; a checkpoint is measured on those that are asked.
-
-    Args:
-        stage: The stage; ``None``: work outside a trainer, on test devices.
-        trained: Whether a checkpoint says what training clips taught.
-    """
-    return tuple(STAGE_GROUPS.get(stage or "test", ())) if trained and stage != "fit" else SPLITS
-
-
 @dataclass(frozen=True, slots=True)
 class Device:
     """One device.

@@ -27,7 +27,7 @@ from lit_mmpg.data.batches import (
     Items,
     TrainBatches,
 )
-from lit_mmpg.data.corpus import Corpus, DeviceTable, Texts, check_groups, choose_texts, needed_splits
+from lit_mmpg.data.corpus import STAGE_GROUPS, Corpus, DeviceTable, Texts, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
@@ -35,7 +35,7 @@ from lit_mmpg.data.statistics import OwnStatistics
 from lit_mmpg.data.video_files import Annotation, VideoFiles
 from lit_mmpg.data.vocabulary import AnswerList, Vocabulary
 from lit_mmpg.errors import UserError
-from lit_mmpg.records import Caption, Clip, FilmedFrames, FrameSource, Question
+from lit_mmpg.records import SPLITS, Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.settings import Remembering, to_plain, within
 from lit_mmpg.tasks import find_task
 
@@ -245,7 +245,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         clip = np.zeros(len(texts), np.int64)
         for i, text in enumerate(texts):
             clip[i] = self._clip_index[text.clip]
-            rows.append([self._encode(candidate) for candidate in task.candidates(text)])
+            rows.append([self.vocabulary.encode(words, self.batch.max_words) for words in task.candidates(text)])
             answer[i] = task.target(text, self.answers.index)
             kind[i] = kind_of.get(text.type, 0) if isinstance(text, Question) else 0
         options = max((len(row) for row in rows), default=1)
@@ -255,16 +255,6 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
                 tokens[i, o, : len(words)] = words
         extra = np.array([isinstance(text, Caption) and text.extra for text in texts], bool)
         return Items(tokens, answer, kind, extra, clip)
-
-    def _encode(self, text: str) -> list[int]:
-        return self.vocabulary.encode(text, self.batch.max_words)
-
-    def device_conditions(self) -> np.ndarray | None:
-        """The true settings of each device's camera, for an oracle: ``[devices, K]`` float32, zeros change nothing.
-
-        ``None`` where nobody knows them.
-        """
-        return self.corpus.conditions
 
     # -- loaders -------------------------------------------------------------------------------------------------
 
@@ -443,7 +433,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             self.clip_ids,
             self.texts(split),
             self.answers,
-            self.device_conditions(),
+            self.corpus.conditions,
         )
 
     def val_dataloader(self) -> EvalBatches:
@@ -593,7 +583,9 @@ class VideoData(DeviceData):
         )
 
     def _needed(self) -> tuple[str, ...]:
-        return needed_splits(self._stage, self._trained is not None)
+        """Splits that must be whole: all of them in training; a checkpoint is measured on those that are asked."""
+        trained = self._trained is not None and self._stage != "fit"
+        return tuple(STAGE_GROUPS.get(self._stage or "test", ())) if trained else SPLITS
 
     def _recipe(self) -> Dealing:
         """The recipe as trained, where a checkpoint gave one."""

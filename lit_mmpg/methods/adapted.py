@@ -74,7 +74,7 @@ def load(checkpoint: str | Path, flags: Sequence[str] = ()) -> Loaded:
 
     module, data = restore(checkpoint, flags)
     if isinstance(module, CloudModule):
-        module.know_conditions(data.device_conditions())
+        module.know_conditions(data.corpus.conditions)
     names = [device.id for device in data.device_table.devices]
     return Loaded(Subject(module, names), data, str(checkpoint))
 

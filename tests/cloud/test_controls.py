@@ -143,7 +143,7 @@ def test_conditions_are_zero_for_the_identity_and_of_order_one() -> None:
 
 def test_the_oracle_is_told_the_camera_and_nothing_else(pixel_world: Loaded) -> None:
     data = pixel_world.data
-    conditions = data.device_conditions()
+    conditions = data.corpus.conditions
     assert conditions is not None and len(conditions) == len(data.device_table.devices)
     module = CloudModule(
         data.meta,

@@ -18,16 +18,6 @@ from lit_mmpg.records import SPLITS, Place, Question
 MAPPING_NAME = "youtube_mapping.txt"
 
 
-def read_msrvtt_qa(path: Path) -> dict[str, list[Question]]:
-    """Questions of each split file of MSRVTT-QA that exists; the type is the category number."""
-    return _read(path, "msrvtt_qa", with_category=True)
-
-
-def read_msvd_qa(path: Path) -> dict[str, list[Question]]:
-    """Questions of each split file of MSVD-QA that exists; the type is the question word."""
-    return _read(path, "msvd_qa", with_category=False)
-
-
 def read_msvd_aliases(path: Path) -> dict[str, str]:
     """``video_id`` of MSVD-QA -> name of the clip, from ``youtube_mapping.txt`` in the folder or above; else empty.
 
@@ -49,7 +39,9 @@ def read_msvd_aliases(path: Path) -> dict[str, str]:
     return aliases
 
 
-def _read(path: Path, layout: str, *, with_category: bool) -> dict[str, list[Question]]:
+def read_qa_json(path: Path, layout: str) -> dict[str, list[Question]]:
+    """Questions of each split file that exists; the type is the category number, or of MSVD-QA the question word."""
+    with_category = layout == "msrvtt_qa"
     required = ("answer", "id", "question", "video_id", *(["category_id"] if with_category else []))
 
     def read(file: Path) -> list[Question]:

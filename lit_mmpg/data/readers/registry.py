@@ -18,7 +18,7 @@ from lit_mmpg.data.readers.msvd_captions import read_msvd_captions
 from lit_mmpg.data.readers.nextqa import OPTIONS as NEXTQA_LAYOUTS
 from lit_mmpg.data.readers.nextqa import read_nextqa
 from lit_mmpg.data.readers.qa_csv import read_qa_csv
-from lit_mmpg.data.readers.qa_json import read_msrvtt_qa, read_msvd_aliases, read_msvd_qa
+from lit_mmpg.data.readers.qa_json import read_msvd_aliases, read_qa_json
 from lit_mmpg.data.readers.tgif_qa import TASKS as TGIF_TASKS
 from lit_mmpg.data.readers.tgif_qa import read_tgif_aliases, read_tgif_qa
 from lit_mmpg.errors import UserError
@@ -54,8 +54,8 @@ READERS = Registry(
     "layout",
     {
         "qa_csv": Reader(read_qa_csv),
-        "msrvtt_qa": Reader(read_msrvtt_qa),
-        "msvd_qa": Reader(read_msvd_qa, aliases=read_msvd_aliases),
+        "msrvtt_qa": Reader(partial(read_qa_json, layout="msrvtt_qa")),
+        "msvd_qa": Reader(partial(read_qa_json, layout="msvd_qa"), aliases=read_msvd_aliases),
         **{layout: Reader(partial(read_nextqa, layout=layout)) for layout in NEXTQA_LAYOUTS},
         **{
             f"tgif_qa_{task}": Reader(partial(read_tgif_qa, task=task), aliases=partial(read_tgif_aliases, task=task))
