@@ -91,9 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 def check_arguments(options: argparse.Namespace, other: str | None) -> None:
     """Refuse options that contradict each other, and a cluster without the package that talks to it.
 
-    Args:
-        options: The parsed options.
-        other: The option that says how many processes this machine starts, where it was given.
+    ``other`` is the option that says how many processes this machine starts, where it was given.
 
     Raises:
         UserError: If something does not fit.

@@ -153,21 +153,14 @@ class CameraPopulation:
         return sample_camera(rng, 1 + index % self.max_severity, chosen)
 
     def scenes(self, clips: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Clips that are mirrored before training cameras, and those that are mirrored before all others.
-
-        Args:
-            clips: The training clips.
-        """
+        """Training clips that are mirrored before training cameras, and those that are before all others."""
         order = np.random.default_rng([self.seed, zlib.crc32(b"scenes")]).permutation(sorted(clips))
         return order[: len(order) // 2], order[len(order) // 2 :]
 
     def reflection(self, group: str, index: int, scenes: np.ndarray) -> Reflection | None:
-        """What is mirrored in the glass before camera ``index`` of a group.
+        """What is mirrored in the glass before camera ``index`` of a group (``train``, ``val`` or ``test``).
 
-        Args:
-            group: ``train``, ``val`` or ``test``.
-            index: Index in the group.
-            scenes: The scenes of the group, of :meth:`scenes`.
+        ``scenes`` are those of the group, of :meth:`scenes`.
         """
         if self._is_clean(group, index) or not self.reflections:
             return None
@@ -175,12 +168,9 @@ class CameraPopulation:
         return Reflection(str(rng.choice(scenes)), STRENGTHS[index % self.reflections])
 
     def artefact(self, group: str, index: int, scenes: np.ndarray) -> Artefact | None:
-        """What the model of camera ``index`` of a group has in front of every scene.
+        """What the model of camera ``index`` of a group (``train``, ``val`` or ``test``) has in front of every scene.
 
-        Args:
-            group: ``train``, ``val`` or ``test``.
-            index: Index in the group.
-            scenes: The scenes of the training cameras, of :meth:`scenes`.
+        ``scenes`` are those of the training cameras, of :meth:`scenes`.
         """
         if self._is_clean(group, index) or not self.models:
             return None

@@ -161,12 +161,8 @@ def check_groups(
 ) -> None:
     """Check that a stage has something to ask: in the splits, and on the devices to which they were dealt.
 
-    Args:
-        stage: The stage; one that asks nothing passes.
-        task: Name of the task.
-        texts: Split -> text items.
-        table: The devices; ``None``: splits alone are checked.
-        where: What the data is called in messages.
+    A stage that asks nothing passes; without a table of devices, splits alone are checked. ``where`` is what messages
+    call the data.
 
     Raises:
         UserError: If (outside ``collected``) a split or a group has nothing to ask.

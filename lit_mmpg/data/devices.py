@@ -57,12 +57,9 @@ class Dealing:
 
 
 def cluster_centres(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Centres of k-means clusters, ``[clusters, D]`` float32.
+    """Centres of k-means clusters of mean frame features ``[clips, D]``: ``[clusters, D]`` float32.
 
-    Args:
-        features: ``[clips, D]`` mean frame features of training clips.
-        clusters: Number of clusters; fewer where there are fewer clips.
-        seed: Seed of k-means.
+    There are fewer where there are fewer clips.
     """
     from sklearn.cluster import KMeans
 
@@ -74,9 +71,7 @@ def cluster_centres(features: np.ndarray, clusters: int, seed: int) -> np.ndarra
 def cluster_values(features: np.ndarray, centres: np.ndarray) -> list[str]:
     """Name of the cluster whose centre is nearest to each clip: ``cluster00`` and so on.
 
-    Args:
-        features: ``[clips, D]`` mean frame features.
-        centres: ``[clusters, D]``.
+    Mean frame features are ``[clips, D]``, centres ``[clusters, D]``.
     """
     own = centres.astype(np.float64)
     distance = np.square(own).sum(1) - 2 * features.astype(np.float64) @ own.T  # but for the clip's own square

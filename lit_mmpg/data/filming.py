@@ -255,12 +255,8 @@ def keep_memory(
 ) -> Path:
     """A memory of camera models that is learnt from what some cameras film, kept on the disk.
 
-    Args:
-        images: The frames before any camera.
-        shots: The cameras; of whose models they are is not used.
-        clean: Clips that show how clean frames look.
-        cache_dir: Where files are kept.
-        fingerprint: Digest of the content of ``images``.
+    Of whose models the cameras are is not used. The clips ``clean`` show how clean frames look; ``fingerprint`` is
+    the digest of the content of ``images``.
     """
     content = [SCHEMA, fingerprint, sorted(clean)]
     content += [[shot.clips, shot.seed, asdict(shot.camera), shot.artefact and asdict(shot.artefact)] for shot in shots]

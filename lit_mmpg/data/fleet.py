@@ -221,12 +221,9 @@ class Fleet:
         }
 
     def draw(self, height: int, width: int, scene_of: Mapping[str, np.ndarray]) -> Cameras:
-        """Draw what the models have in front of the scene.
+        """Draw what the models have in front of the scene, in frames of ``height`` x ``width`` pixels.
 
-        Args:
-            height: Height of a frame, pixels.
-            width: Width of a frame, pixels.
-            scene_of: Clip -> ``[3, H, W]`` uint8, for all of :attr:`scenes`.
+        ``scene_of`` holds ``[3, H, W]`` uint8 for all clips of :attr:`scenes`.
         """
 
         def drawn(key: str, mirrored: Mapping[str, np.ndarray]) -> list[CameraModel]:
@@ -269,12 +266,7 @@ class Cameras:
         return CameraModel("clean", "shading", none, none)
 
     def instance(self, device: FleetDevice, later: bool = False) -> Instance:
-        """The artefact of a device; one that changes nothing for a clean device.
-
-        Args:
-            device: The device.
-            later: As it is after the drift; asked devices are seen then alone.
-        """
+        """The artefact of a device, after the drift if ``later``; one that changes nothing for a clean device."""
         models = self.later if later or device.asked else self.models
         model = self._clean if device.model < 0 else models[device.model]
         return Instance(model, device.placement, self.height, self.width)

@@ -213,9 +213,7 @@ def _once(clips: Sequence[Clip], listed: Sequence[Clip], form: Callable[[str], s
 def check_video_data(settings: Mapping[str, Any], stage: str = "fit") -> None:
     """Look for faults in the files of a ``VideoData`` configuration, before anything heavy is imported.
 
-    Args:
-        settings: Its ``init_args``, with paths resolved.
-        stage: The stage that they are checked for.
+    ``settings`` are its ``init_args``, with paths resolved.
 
     Raises:
         UserError: One report of everything that is wrong.

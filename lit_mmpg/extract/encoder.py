@@ -55,14 +55,8 @@ def encoder_digest(folder: Path) -> str:
 def prepare_graph(folder: Path, digest: str, edge: int | None, cache: Path) -> tuple[Path, tuple[int, int]]:
     """Export the encoder unless that was done before, and what was kept is whole.
 
-    Args:
-        folder: Folder of the encoder.
-        digest: Its digest.
-        edge: Height and width of the pictures; ``None``: the encoder's own.
-        cache: Where graphs are kept.
-
     Returns:
-        The graph, and height and width of its pictures.
+        The graph, and height and width of its pictures: ``edge`` both, or where that is ``None`` the encoder's own.
 
     Raises:
         UserError: If the model has no pooled output, or cannot be loaded.

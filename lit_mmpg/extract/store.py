@@ -52,10 +52,6 @@ class Settings:
 class Store:
     """Features on their way into one HDF5 file, which one process at a time adds to: leave it by ``with``.
 
-    Args:
-        output: The HDF5 file.
-        settings: What the features depend on.
-
     Raises:
         UserError: If the file there was made with other settings, or is none of ours, or another process adds to it.
     """

@@ -90,16 +90,10 @@ def run_jobs(jobs: Sequence[Job], graph: Path, settings: Settings, workers: int)
 def run_on_cluster(
     jobs: Sequence[Job], settings: Settings, address: str | None, graph: Path, videos: Path
 ) -> Iterator[Done]:
-    """Do all jobs on a cluster, some clips in each task.
+    """Do all jobs on a cluster (:func:`lit_mmpg.launcher.connected`), some clips in each task.
 
-    A worker that dies takes nothing that is finished with it: another one goes on with the rest of its clips.
-
-    Args:
-        jobs: The jobs.
-        settings: What the features depend on.
-        address: The cluster (:func:`lit_mmpg.launcher.connected`).
-        graph: The encoder.
-        videos: Folder of the videos, which all workers have to see.
+    A worker that dies takes nothing that is finished with it: another one goes on with the rest of its clips. All
+    workers have to see the graph and the folder of the videos.
     """
     if not jobs:
         return

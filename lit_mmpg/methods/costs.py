@@ -166,11 +166,7 @@ def one_thread() -> Iterator[None]:
 
 
 def measured(work: Callable[[], Any]) -> Measured:
-    """Operations, median seconds and peak memory of some work, which is run several times.
-
-    Args:
-        work: The work; each call has to do the same.
-    """
+    """Operations, median seconds and peak memory of work that is run several times and does the same each time."""
     with one_thread():
         with FlopCounterMode(display=False) as counter:
             work()
@@ -388,13 +384,7 @@ class Bill:
 
 
 def adapted_costs(cost: AdaptationCost, loaded: Loaded, encoder: FrameEncoder | None) -> dict[str, Any]:
-    """Costs of a method that adapts a finished checkpoint, in the form of :func:`device_costs`.
-
-    Args:
-        cost: What one adaptation and one answered clip cost.
-        loaded: The checkpoint and its data.
-        encoder: The encoder that made the data's features, where it is known.
-    """
+    """Costs of a method that adapts a finished checkpoint, in the form of :func:`device_costs`."""
     network, data = loaded.subject.network, loaded.data
     wants = data.batch.own_statistics > 0
     batch = single_clip(next(iter(data.eval_batches(data.test_groups[0], with_context=wants))))

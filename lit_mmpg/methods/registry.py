@@ -77,10 +77,7 @@ method_names, find_method = METHODS.names, METHODS.find
 
 
 def applicability(methods: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The matrix of methods and tasks.
-
-    Args:
-        methods: Names; all that can be used when empty.
+    """The matrix of tasks and methods: those named, or all that can be used.
 
     Returns:
         One row per method: ``method, setting, knows, paper`` and for each task ``yes`` or the reason why it is n/a.

@@ -34,10 +34,7 @@ def require_retrieval(task: str, features: bool = True) -> None:
 
 
 class RidgeBaseline:
-    """Ridge regression as a retrieval method; deterministic.
-
-    Args:
-        data: A data module for retrieval over frame features, set up for ``fit``.
+    """Ridge regression as a retrieval method, on data that is set up for ``fit``; deterministic.
 
     Raises:
         UserError: If the data has another task, or pixels.

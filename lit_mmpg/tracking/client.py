@@ -47,13 +47,10 @@ _log = logging.getLogger(__name__)
 
 
 class StoreClient(MlflowClient):
-    """Client of a store.
+    """Client of a store, whose address comes from :func:`~lit_mmpg.tracking.address.store_uri`.
 
     Artifacts of an sqlite store are found by paths relative to its project folder (:func:`~.store.project`), which is
     also where MLflow's own commands find them when they run there.
-
-    Args:
-        uri: Address from :func:`~lit_mmpg.tracking.address.store_uri`.
     """
 
     def __init__(self, uri: str) -> None:
@@ -101,9 +98,6 @@ class SteadyClient(StoreClient):
     """Client whose writing never ends a training: what a failing store does not take is kept and sent later.
 
     It is kept in memory, as JSON lines in :attr:`unsent`, and sent when the store answers again.
-
-    Args:
-        uri: Address of the store.
     """
 
     def __init__(self, uri: str) -> None:

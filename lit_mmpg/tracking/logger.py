@@ -133,14 +133,10 @@ class MLflowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> None:
-        """Record which data a run read.
+        """Record which data a run read: by class and fingerprint, for ``training``, ``validation`` or ``testing``.
 
-        Args:
-            name: Class of the data.
-            digest: Its fingerprint.
-            source: Its folder, or the path of its class where that makes it.
-            profile: What is to be said of it.
-            context: ``training``, ``validation`` or ``testing``.
+        ``source`` is the folder of the data, or the path of its class where that makes it; ``profile`` is what else is
+        to be said of it.
         """
         made = source == name
         origin = {"tags": {"mlflow.source.name": source}} if made else {"uri": source}

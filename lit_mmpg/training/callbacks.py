@@ -125,12 +125,7 @@ class Watch(Callback):
 
 
 class RunRecord(Callback):
-    """Writes into the checkpoint and into MLflow what belongs to a run.
-
-    Args:
-        config: Complete configuration of the run.
-        tags: Further tags of the run.
-    """
+    """Writes the complete configuration of a run, and what else belongs to it, into the checkpoint and into MLflow."""
 
     def __init__(self, config: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         self.config = dict(config)

@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 def measure(request: Request, tags: Mapping[str, str] | None = None, show: bool = True) -> AnsweringModule:
     """Validate or test a checkpoint in a child run of the one that trained it.
 
-    Args:
-        request: What was asked.
-        tags: Further tags of the MLflow run.
-        show: Print the result rows.
-
     Returns:
         The module, which holds the result rows.
 
@@ -77,9 +72,7 @@ def answer(request: Request) -> None:
 def restore(checkpoint: str | Path, flags: Sequence[str] = ()) -> tuple[AnsweringModule, DeviceData]:
     """A checkpoint's module with its weights, and its data, set up: for work outside a trainer; nothing is recorded.
 
-    Args:
-        checkpoint: The file.
-        flags: Flags as for ``lit-mmpg test``.
+    ``flags`` are those of ``lit-mmpg test``.
 
     Raises:
         UserError: If the checkpoint is not usable or contradicts a flag.

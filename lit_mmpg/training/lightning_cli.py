@@ -127,9 +127,6 @@ _NOTHING = {
 class CLI(LightningCLI):
     """Parses one verb's configuration and flags; :meth:`build` then makes data, model and trainer.
 
-    Args:
-        request: What was asked.
-
     Attributes:
         record: The complete configuration as plain data, without the verb's own options.
         half: Which half the model is.
@@ -286,10 +283,7 @@ class CLI(LightningCLI):
             self.model.prepare(self.datamodule)
 
     def try_model(self, device_half: CLI) -> None:
-        """Make the configured model once, on a device half of this package that is not trained yet.
-
-        Args:
-            device_half: What trains it, built.
+        """Make the configured model once, on a device half of this package that is built and not trained yet.
 
         Raises:
             UserError: If the model's settings do not fit.

@@ -101,11 +101,7 @@ class Cell:
 
 
 class CellStore:
-    """The cells of one comparison, in one folder.
-
-    Args:
-        folder: The folder.
-    """
+    """The cells of one comparison, in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -146,16 +142,10 @@ class CellStore:
         _suffixed(path, "started").unlink(missing_ok=True)
 
     def begin(self, name: str, seed: int, digest: str, fresh: bool = False) -> int:
-        """Note that a cell is in work.
-
-        Args:
-            name: Name of the row.
-            seed: Its seed.
-            digest: Digest of its settings and data.
-            fresh: Forget that it was begun before.
+        """Note that a cell is in work; ``fresh`` forgets that it was begun before.
 
         Returns:
-            Since when it has been in work with these settings, milliseconds since 1970.
+            Since when it has been in work with these settings (``digest``), milliseconds since 1970.
         """
         path = _suffixed(self.path(name, seed), "started")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -175,12 +165,7 @@ class CellStore:
         """Hold a cell while it is computed: a process that wants the same one waits, and finds it finished.
 
         The lock is ``flock``, which network file systems hold across hosts (NFS from version 4 on); it is gone with
-        the process that holds it.
-
-        Args:
-            name: Name of the row.
-            seed: Its seed.
-            finished: Nothing is computed: do not wait.
+        the process that holds it. Where nothing is computed (``finished``), nobody waits.
         """
         if finished:
             yield

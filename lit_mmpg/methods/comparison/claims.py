@@ -90,15 +90,7 @@ def judge(
     costs: Mapping[str, Mapping[str, Any]],
     not_applicable: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
-    """Verdicts on claims.
-
-    Args:
-        claims: The claims.
-        rows: Rows of the table.
-        primary: The task's primary metric.
-        costs: Row -> its costs (:mod:`lit_mmpg.methods.costs`).
-        not_applicable: Rows that do not apply to the task -> reason; no claim needs them.
-    """
+    """Verdicts on claims; rows that do not apply to the task (``not_applicable``: row -> reason) are needed by none."""
     return [_judge(claim, rows, claim.metric or primary, costs, not_applicable or {}) for claim in claims]
 
 

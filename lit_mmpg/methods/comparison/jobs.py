@@ -20,10 +20,7 @@ from lit_mmpg.texts import duration
 def compute_in_processes(arguments: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
     """Compute the cells of each seed in a process, ``jobs`` at a time; they find each other's work in the cell store.
 
-    Args:
-        arguments: Arguments of ``lit-mmpg compare`` without seeds and output.
-        seeds: The seeds.
-        jobs: Most processes at a time.
+    ``arguments`` are those of ``lit-mmpg compare`` without seeds and output.
 
     Raises:
         UserError: If a process fails; the others go on to their end before, so that nothing finished is lost.
@@ -70,11 +67,7 @@ def compute_on_cluster(
 ) -> None:
     """Compute the cells on a cluster, each after the run that it starts from.
 
-    Args:
-        cluster: The cluster.
-        arguments: Arguments of ``lit-mmpg compare`` without seeds and output.
-        comparison: The comparison.
-        seeds: The seeds.
+    ``arguments`` are those of ``lit-mmpg compare`` without seeds and output.
 
     Raises:
         UserError: If a cell fails; the others are computed before, so that nothing finished is lost.

@@ -115,14 +115,7 @@ def collect(
     reads: Sequence[Mapping[str, Any]],
     run: ComparisonRun | None = None,
 ) -> Results:
-    """Aggregate the cells and judge the claims.
-
-    Args:
-        comparison: The comparison.
-        cells: Run, adapted row or baseline -> its cells, one per seed.
-        reads: Readings of the test split so far.
-        run: The MLflow run of the comparison.
-    """
+    """Aggregate the cells (of a run, adapted row or baseline, one per seed) and judge the claims."""
     reasons = {
         name: str(own[0].notes["not_applicable"]) for name, own in cells.items() if "not_applicable" in own[0].notes
     }

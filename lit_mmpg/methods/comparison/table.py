@@ -217,10 +217,6 @@ def splits_of(rows: Mapping[str, Row]) -> list[str]:
 def aggregate(comparison: Comparison, cells: Mapping[str, Sequence[Cell]]) -> list[dict[str, Any]]:
     """Rows over seeds: means, intervals over devices and clips, and paired gains over the reference row.
 
-    Args:
-        comparison: The comparison.
-        cells: Name of the run, adapted row or baseline -> its cells, one per seed.
-
     Returns:
         Rows as ``lit-mmpg test`` writes them; the method is the name of the row. ``per_seed`` holds the value of each
         seed.

@@ -26,14 +26,7 @@ ROW, SEED = "lit_mmpg.row", "lit_mmpg.seed"
 
 
 class ComparisonRun:
-    """The parent run; the same one again when a comparison goes on.
-
-    Args:
-        comparison: The comparison.
-        experiment: Name of the MLflow experiment.
-        uri: Store.
-        store: Cells, which remember the parent.
-    """
+    """The parent run, which the store of the cells remembers: the same one again when a comparison goes on."""
 
     def __init__(self, comparison: Comparison, experiment: str, uri: str, store: CellStore) -> None:
         self.uri, self.kept, self.experiment = uri, kept_uri(uri), experiment

@@ -30,14 +30,9 @@ if TYPE_CHECKING:
 
 
 class Work:
-    """Computes cells, or takes those that are finished.
+    """Computes cells, or takes those that are finished: all anew (``fresh``), or none (``finished_only``).
 
-    Args:
-        comparison: The comparison.
-        store: Where cells are kept.
-        flags: Further arguments of every run.
-        fresh: Repeat cells that are finished.
-        finished_only: Take finished cells alone and compute none.
+    ``flags`` are further arguments of every run.
     """
 
     def __init__(
