@@ -273,11 +273,7 @@ class Collator:
         )
 
     def query_frames(
-        self,
-        clips: Sequence[Sequence[int]],
-        width: int,
-        devices: Sequence[int],
-        contexts: Sequence[Sequence[int]],
+        self, clips: Sequence[Sequence[int]], width: int, devices: Sequence[int], contexts: Sequence[Sequence[int]]
     ) -> Frames:
         """Frames as the device model gets them: standardised by those of the contexts where the shape says so.
 

@@ -18,15 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
-from lit_mmpg.data.batches import (
-    BatchShape,
-    Collator,
-    EvalBatches,
-    FrameGatherer,
-    Group,
-    Items,
-    TrainBatches,
-)
+from lit_mmpg.data.batches import BatchShape, Collator, EvalBatches, FrameGatherer, Group, Items, TrainBatches
 from lit_mmpg.data.corpus import STAGE_GROUPS, Corpus, DeviceTable, Texts, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
@@ -365,10 +357,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         return None if self.corpus.clean is None else self._gatherer(self.corpus.clean, self._encode_contexts)
 
     def _gatherer(
-        self,
-        source: FrameSource,
-        encode: Callable[[np.ndarray], np.ndarray] | None,
-        filmed: FilmedFrames | None = None,
+        self, source: FrameSource, encode: Callable[[np.ndarray], np.ndarray] | None, filmed: FilmedFrames | None = None
     ) -> FrameGatherer:
         if encode is not None:
             key = (id(source), encode)

@@ -147,10 +147,7 @@ class FeatureFile:
 
 
 def check_coverage(
-    clip_ids_needed: Iterable[str],
-    source: ClipIndex,
-    drop_missing: bool,
-    places: Mapping[str, Place] | None = None,
+    clip_ids_needed: Iterable[str], source: ClipIndex, drop_missing: bool, places: Mapping[str, Place] | None = None
 ) -> set[str]:
     """The needed clips that have frames.
 

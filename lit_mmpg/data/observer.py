@@ -17,13 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.data.personal_clips import (
-    COLOURS,
-    OPEN_TYPES,
-    ROOMS,
-    PersonalClipsConfig,
-    draw_latents,
-)
+from lit_mmpg.data.personal_clips import COLOURS, OPEN_TYPES, ROOMS, PersonalClipsConfig, draw_latents
 from lit_mmpg.errors import UserError
 
 

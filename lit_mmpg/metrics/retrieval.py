@@ -228,10 +228,7 @@ class RetrievalMetrics(GatheredMetric):
     def __init__(self, gallery: Literal["mixed", "device"] = "mixed", **kwargs: Any) -> None:
         integers = ("text_id", "text_clip_id", "device_text", "clip_id", "device_clip")
         embeddings = ("text_embedding", "video_embedding")
-        super().__init__(
-            {**dict.fromkeys(embeddings, torch.float32), **dict.fromkeys(integers, torch.long)},
-            **kwargs,
-        )
+        super().__init__({**dict.fromkeys(embeddings, torch.float32), **dict.fromkeys(integers, torch.long)}, **kwargs)
         self.gallery = gallery
 
     def update(

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from lit_mmpg.tasks.graphs import GraphSpec
 
 ACCURACY = Metric(
-    "accuracy",
-    "accuracy, %",
-    "Accuracy: share of questions that are answered right; higher is better.",
-    percent=True,
+    "accuracy", "accuracy, %", "Accuracy: share of questions that are answered right; higher is better.", percent=True
 )
 
 

@@ -40,12 +40,7 @@ from lit_mmpg.training.callbacks import Best, ExactResume, Last, RunRecord, Watc
 from lit_mmpg.training.config import DEMO, FLAGS, OPTIONS, Request
 from lit_mmpg.training.console import Bar, Lines, speak
 
-CLASSES = (
-    "lit_mmpg.data.datamodule",
-    "lit_mmpg.data.camera_clips",
-    "lit_mmpg.device.module",
-    "lit_mmpg.cloud.module",
-)
+CLASSES = ("lit_mmpg.data.datamodule", "lit_mmpg.data.camera_clips", "lit_mmpg.device.module", "lit_mmpg.cloud.module")
 """Modules whose classes a configuration may name without their module."""
 
 PLUGINS = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers")
