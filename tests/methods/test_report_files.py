@@ -146,7 +146,7 @@ def test_verdicts_come_first_in_order_and_rows_carry_their_kind(results: Results
         "majority": "no answers <here>",
         "typo": "the test of ours reports no 'shufled', but own, shuffled",
     }
-    assert results.devices["ours"].values == sorted(results.devices["ours"].values)
+    assert list(results.devices["ours"].values()) == sorted(results.devices["ours"].values())
     lines = results.verdict_lines()
     assert "Ours beats static & more." in lines[1] and "at 1.02 times its device FLOPs" in lines[2]
 

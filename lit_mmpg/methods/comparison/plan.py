@@ -25,13 +25,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lit_mmpg.errors import UserError, closest
 from lit_mmpg.files import find_config, read_config, read_yaml, split_variant
 from lit_mmpg.settings import from_plain
-
-T = TypeVar("T")
 
 BASELINES = ("ridge",)
 TEMPLATE = "{data}"
@@ -125,7 +123,7 @@ class Claim:
 class _File:
     """What a comparison file may hold."""
 
-    runs: Mapping[str, Any]
+    runs: Mapping[str, TrainedRun]
     title: str = ""
     about: str = ""
     seeds: tuple[int, ...] = (0,)
@@ -133,9 +131,9 @@ class _File:
     tests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reference: str | None = None
     frame_encoder: Mapping[str, Any] | None = None
-    adapted: Mapping[str, Any] = field(default_factory=dict)
+    adapted: Mapping[str, AdaptedRow] = field(default_factory=dict)
     baselines: tuple[str, ...] = ()
-    claims: Mapping[str, Any] = field(default_factory=dict)
+    claims: Mapping[str, Claim] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -228,25 +226,38 @@ def read_comparison(name: str, experiment: str | None = None) -> Comparison:
     if not isinstance(data, dict) or not isinstance(data.get("runs"), dict):
         raise UserError(f"{path}: a comparison needs 'runs'; an experiment such as this one is for 'lit-mmpg fit'")
     told = _fill(path, data, experiment)
+    for run in data["runs"].values():
+        if isinstance(run, dict) and isinstance(run.get("also"), list):
+            run["also"] = {str(method): str(method) for method in run["also"]}
+    if isinstance(data.get("claims"), dict):
+        own = data["claims"].items()
+        data["claims"] = {name: {"id": name, **claim} if isinstance(claim, dict) else claim for name, claim in own}
     try:
         file = from_plain(_File, {key: value for key, value in data.items() if value is not None})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    runs = _read_runs(path, file.runs)
-    adapted = _read_adapted(path, file.adapted, runs)
+    for what, names in {
+        "run": file.runs,
+        "adapted row": file.adapted,
+        "claim": file.claims,
+        "test": file.tests,
+    }.items():
+        for name in names:
+            _check_name(path, what, name)
+    _check_starts(path, file)
+    _check_claims(path, file)
     if set(file.baselines) - set(BASELINES):
         raise UserError(
             f"{path}: unknown baselines {sorted(set(file.baselines) - set(BASELINES))}; known are "
             f"{', '.join(BASELINES)}"
         )
-    for split in file.tests:
-        _check_name(path, "test", split)
     comparison = Comparison(
         path,
         file.seeds or (0,),
-        runs,
+        dict(file.runs),
         file.baselines,
-        adapted,
+        dict(file.adapted),
+        tuple(file.claims.values()),
         title=file.title or str(told.get("title") or path.stem),
         about=" ".join((file.about or str(told.get("about") or "")).split()),
         seed_flags=file.seed_flags,
@@ -255,19 +266,18 @@ def read_comparison(name: str, experiment: str | None = None) -> Comparison:
         frame_encoder=file.frame_encoder,
         data=experiment,
     )
-    names = comparison.row_names
-    repeated = sorted({row for row in names if names.count(row) > 1})
+    rows = comparison.row_names
+    repeated = sorted({row for row in rows if rows.count(row) > 1})
     if repeated:
         raise UserError(
             f"{path}: row '{repeated[0]}' is made twice; give one of them another name (also: {{NAME: METHOD}})"
         )
-    claims = _read_claims(path, file.claims)
     asked = [("reference", file.reference)] if file.reference else []
-    asked += [(f"claim '{claim.id}'", row) for claim in claims for row in (claim.method, *claim.rivals)]
+    asked += [(f"claim '{claim.id}'", row) for claim in comparison.claims for row in (claim.method, *claim.rivals)]
     for what, row in asked:
-        if row not in names:
-            raise UserError(f"{path}: {what} names row '{row}'{closest(row, names)}; it has {', '.join(names)}")
-    return replace(comparison, claims=claims)
+        if row not in rows:
+            raise UserError(f"{path}: {what} names row '{row}'{closest(row, rows)}; it has {', '.join(rows)}")
+    return comparison
 
 
 def is_template(data: Any) -> bool:
@@ -295,20 +305,6 @@ def _fill(path: Path, data: dict[str, Any], experiment: str | None) -> Mapping[s
     return told if isinstance(told, dict) else {}
 
 
-def _read(path: Path, what: str, kind: type[T], section: Any) -> dict[str, T]:
-    """Dataclasses by name, from one section of the file."""
-    if not isinstance(section, Mapping):
-        raise UserError(f"{path}: {what}s must be a mapping of names, not {section!r}")
-    found = {}
-    for name, value in section.items():
-        _check_name(path, what, name)
-        try:
-            found[name] = from_plain(kind, value)
-        except UserError as error:
-            raise UserError(f"{path}: {what} '{name}': {error}") from error
-    return found
-
-
 def _check_name(path: Path, what: str, name: Any) -> None:
     """Names become those of files and runs; a number, yes or no is another name to YAML than as text."""
     if (
@@ -322,38 +318,26 @@ def _check_name(path: Path, what: str, name: Any) -> None:
         )
 
 
-def _read_runs(path: Path, section: Mapping[str, Any]) -> dict[str, TrainedRun]:
-    for value in section.values():
-        if isinstance(value, dict) and isinstance(value.get("also"), list):
-            value["also"] = {str(method): str(method) for method in value["also"]}
-    runs = _read(path, "run", TrainedRun, section)
+def _check_starts(path: Path, file: _File) -> None:
+    """Check that what rows start from is there."""
     earlier: list[str] = []
-    for name, run in runs.items():
+    for name, run in file.runs.items():
         if run.device_half is not None and run.device_half not in earlier:
             raise UserError(
                 f"{path}: run '{name}' takes its device half from '{run.device_half}', which is no earlier run"
             )
         earlier.append(name)
         find_config(run.config, path.parent)
-    return runs
-
-
-def _read_adapted(path: Path, section: Mapping[str, Any], runs: Mapping[str, TrainedRun]) -> dict[str, AdaptedRow]:
-    rows = _read(path, "adapted row", AdaptedRow, section)
-    for name, row in rows.items():
-        if row.checkpoint not in runs:
+    for name, row in file.adapted.items():
+        if row.checkpoint not in file.runs:
             raise UserError(
                 f"{path}: adapted row '{name}' starts from '{row.checkpoint}', which is no run of this file"
             )
-    return rows
 
 
-def _read_claims(path: Path, section: Mapping[str, Any]) -> tuple[Claim, ...]:
-    named = {name: {"id": name, **value} if isinstance(value, dict) else value for name, value in section.items()}
-    claims = tuple(_read(path, "claim", Claim, named).values())
-    for claim in claims:
+def _check_claims(path: Path, file: _File) -> None:
+    for claim in file.claims.values():
         if not claim.rivals:
             raise UserError(f"{path}: claim '{claim.id}' names no rivals; a claim is held against at least one row")
         if claim.kind not in (DIFFERENCE, GAP):
             raise UserError(f"{path}: claim '{claim.id}': kind is '{claim.kind}'; known are {DIFFERENCE} and {GAP}")
-    return claims
