@@ -145,13 +145,9 @@ class Artefact:
     scene: str = ""
 
     def instance(self, height: int, width: int, seed: int, scene: np.ndarray | None = None) -> Instance:
-        """The artefact, drawn.
+        """The artefact, drawn for frames of ``height`` x ``width`` pixels, with the seed of all models.
 
-        Args:
-            height: Height of a frame, pixels.
-            width: Width of a frame, pixels.
-            seed: Seed of all models.
-            scene: ``[3, H, W]`` uint8, what glass mirrors.
+        Glass mirrors ``scene``, ``[3, H, W]`` uint8.
         """
         rng = np.random.default_rng([seed, zlib.crc32(self.model.encode())])
         return Instance(draw_model(self.model, self.family, height, width, rng, scene), self.placement, height, width)

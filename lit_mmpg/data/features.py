@@ -34,11 +34,7 @@ CHUNK_VALUES = 1 << 24
 
 
 def finite(source: FrameSource, origin: str | Path) -> FrameSource:
-    """Features, none of whose values is NaN or infinite.
-
-    Args:
-        source: The features.
-        origin: File or folder they come from, for messages.
+    """Features, none of whose values is NaN or infinite; ``origin`` is the file or folder they come from, for messages.
 
     Raises:
         UserError: If one is.
@@ -149,13 +145,9 @@ class FeatureFile:
 def check_coverage(
     clip_ids_needed: Iterable[str], source: ClipIndex, drop_missing: bool, places: Mapping[str, Place] | None = None
 ) -> set[str]:
-    """The needed clips that have frames.
+    """The needed clips that have frames; ``drop_missing`` leaves out those without instead of refusing.
 
-    Args:
-        clip_ids_needed: Ids of the clips in the annotations.
-        source: Where their frames should be.
-        drop_missing: Leave out clips without frames instead of refusing.
-        places: Where each clip is first named, for messages.
+    ``places`` says where each clip is first named, for messages.
 
     Raises:
         UserError: If (outside ``collected``) clips lack frames and may not be dropped, or none has frames.

@@ -342,13 +342,7 @@ def _some(clips: Sequence[str], owner: Mapping[str, str]) -> list[str]:
 
 
 def configurations(data: OwnData, root: str, name: str) -> dict[str, dict[str, Any]]:
-    """The experiment files of both halves, by file name.
-
-    Args:
-        data: The data.
-        root: Folder of the data set, as a configuration names it.
-        name: Name of the experiment.
-    """
+    """The experiment files of both halves, by file name; ``root`` is the folder as a configuration names it."""
     train, task = data.clips("train"), find_task(data.task)
     counts = Counter(data.owner[clip] for clip in train if clip in data.owner)
     texts = sum(1 + len(row.captions) for row in data.rows if data.split[row.clip] == "train")
@@ -409,10 +403,7 @@ def _within(value: int, least: int, most: int) -> int:
 def write_own(data: OwnData, output: Path, root: str) -> Path:
     """Write the data set: clip list, questions, captions and the experiment files of both halves.
 
-    Args:
-        data: The data.
-        output: Folder to write to.
-        root: The same folder, as the configuration names it.
+    The folder is ``output``, which the configuration names ``root``.
 
     Returns:
         The experiment file of both halves.

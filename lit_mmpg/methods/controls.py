@@ -107,12 +107,7 @@ def linear_layers(network: DeviceModel) -> dict[str, DynamicLinear]:
 
 @contextmanager
 def fixed_layers(layers: dict[str, DynamicLinear], values: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """While this lasts, layers compute with given weights and biases.
-
-    Args:
-        layers: Layers by name.
-        values: Name -> ``[out, in]`` and ``[out]``.
-    """
+    """While this lasts, layers compute with given weights ``[out, in]`` and biases ``[out]``."""
     before = {name: (layers[name].weight.data, layers[name].bias.data) for name in values}
     try:
         for name, (weight, bias) in values.items():

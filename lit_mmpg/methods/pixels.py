@@ -94,12 +94,7 @@ class PixelColourAlignment(AdaptationMethod):
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> tuple[np.ndarray, int]:
-    """A frame after JPEG, and its bytes.
-
-    Args:
-        pixels: ``[3, H, W]`` uint8.
-        quality: JPEG quality 1 to 95.
-    """
+    """A frame ``[3, H, W]`` uint8 after JPEG of a quality of 1 to 95, and its bytes."""
     with io.BytesIO() as file:
         Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(file, "JPEG", quality=quality)
         size = file.tell()

@@ -73,15 +73,10 @@ def require_file(path: str | Path, what: str) -> Path:
 
 
 def split_files(folder: str | Path, names: dict[str, str], what: str) -> dict[str, Path]:
-    """Those split files of a layout that exist.
-
-    Args:
-        folder: Folder of the layout.
-        names: Split -> file name in the folder.
-        what: Name of the layout, for the message.
+    """Those split files of a layout that exist, of file names by split.
 
     Raises:
-        UserError: If the folder does not exist or holds none of the files.
+        UserError: If the folder does not exist or holds none of the files; ``what`` names the layout.
     """
     folder = require_path(folder, what)
     if not folder.is_dir():
