@@ -129,6 +129,53 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How far the instances of one model differ.
+
+    Attributes:
+        weakest: Lowest strength.
+        strongest: Highest strength.
+        shift_px: Largest shift in each direction, pixels.
+        subpixel: Whether shifts need not be whole.
+        scale: Largest relative change of size.
+    """
+
+    weakest: float = 0.6
+    strongest: float = 1.0
+    shift_px: float = 2.0
+    subpixel: bool = False
+    scale: float = 0.0
+
+    def check(self, where: str) -> None:
+        """Check the settings.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        if not 0 < self.weakest <= self.strongest <= 2:
+            raise UserError(
+                f"{where}: weakest {self.weakest} and strongest {self.strongest} must be in order, above 0, at most 2"
+            )
+        if not 0 <= self.shift_px <= 64:
+            raise UserError(f"{where}.shift_px is {self.shift_px}; set it between 0 and 64 pixels")
+        if not 0 <= self.scale <= 0.25:
+            raise UserError(f"{where}.scale is {self.scale}; set it between 0 and 0.25")
+
+    def draw(self, rng: np.random.Generator) -> Placement:
+        """Draw an instance; the generator is always advanced by the same amount."""
+        strength, down, right, scale = rng.uniform([0, -1, -1, -1], 1)
+        shifts = np.array([down, right]) * self.shift_px
+        if not self.subpixel:
+            shifts = np.rint(shifts)
+        strength = self.weakest + strength * (self.strongest - self.weakest)
+        return Placement(float(strength), float(shifts[0]), float(shifts[1]), float(1 + self.scale * scale))
+
+
+TUNING = Spread()
+TEST = Spread(0.4, 1.1, 4.0, True, 0.02)
+
+
+@dataclass(frozen=True)
 class Artefact:
     """What one camera has in front of the scene, described: the model is drawn where it is needed.
 

@@ -21,14 +21,13 @@ from typing import Any, Literal
 import numpy as np
 
 from lit_mmpg.data.artefacts import FAMILIES as ARTEFACTS
-from lit_mmpg.data.artefacts import Artefact
+from lit_mmpg.data.artefacts import TEST, TUNING, Artefact
 from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.cameras import FAMILIES, Camera, camera_conditions, sample_camera
 from lit_mmpg.data.corpus import Corpus, Device, DeviceTable
 from lit_mmpg.data.datamodule import Annotation, VideoData
 from lit_mmpg.data.features import finite
 from lit_mmpg.data.filming import Shot, film, keep_memory
-from lit_mmpg.data.fleet import TEST, TUNING
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.readers import fingerprint_files, require_path
 from lit_mmpg.data.reflections import STRENGTHS, Reflection, middle

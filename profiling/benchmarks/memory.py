@@ -2,7 +2,7 @@
 
     python -m lit_mmpg.profiling.benchmarks.memory --settings profiling/benchmarks/memory_pilot.yaml --output FILE.json
 
-For each seed a fleet of cameras is drawn (:mod:`lit_mmpg.data.fleet`). A memory is learnt from its training devices in
+For each seed a fleet of cameras is drawn (:mod:`.memory_fleet`). A memory is learnt from its training devices in
 three ways; each asked device shows C earlier frames and gets gain and bias images for the input of its frozen encoder.
 The static model in front of which all rows stand is trained on the same artefacts of the same camera models: a residual
 network that brings features back to those of paired clean frames, and a ridge to TF-IDF captions. The metric is the
@@ -44,8 +44,7 @@ import yaml
 from lit_mmpg import camera_memory as memory
 from lit_mmpg import maps
 from lit_mmpg.camera_memory import CameraMemory, Evidence
-from lit_mmpg.data import artefacts, fleet
-from lit_mmpg.data.fleet import Cameras, FleetConfig, FleetDevice, plan_fleet
+from lit_mmpg.data import artefacts
 from lit_mmpg.data.images import ImageFrames
 from lit_mmpg.data.readers import Names, read_captions, read_questions, resolve_ids
 from lit_mmpg.data.readers.clip_list import read_clips
@@ -63,6 +62,8 @@ from lit_mmpg.link.camera import (
 )
 from lit_mmpg.maps import PixelMaps, Scene, gradients, opposed, undo, unopposed
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks import memory_fleet
+from lit_mmpg.profiling.benchmarks.memory_fleet import Cameras, FleetConfig, FleetDevice, plan_fleet
 from lit_mmpg.profiling.benchmarks.memory_models import (
     Answering,
     Head,
@@ -243,7 +244,7 @@ class Data:
         self.encoder = FrameEncoder(settings.encoder, settings.image_size, folder)
         sources = [root / name for name in (settings.frames, settings.captions, settings.clips)]
         sources += sorted((root / settings.questions).glob("*.csv"))
-        modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, fleet)]
+        modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, memory_fleet)]
         # Apart: names count from the folder that all files have in common, and a checkout may lie anywhere.
         self.digest = f"{fingerprint_files(sources)} {fingerprint_files(modules)}"
         self._clean_at = folder / f"clean-{hashlib.sha256(f'{self.digest} {self.train}'.encode()).hexdigest()[:16]}.npy"

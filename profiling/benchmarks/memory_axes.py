@@ -2,7 +2,7 @@
 
     python -m lit_mmpg.profiling.benchmarks.memory_axes --settings profiling/benchmarks/memory_test.yaml
 
-Each axis changes settings of the fleet (:class:`lit_mmpg.data.fleet.FleetConfig`) and computes some rows of
+Each axis changes settings of the fleet (:class:`.memory_fleet.FleetConfig`) and computes some rows of
 :mod:`lit_mmpg.profiling.benchmarks.memory`, with the cells of that benchmark: what one of both has computed, the other
 need not. The last rows are clips as they are, without any artefact: a memory is learnt from what stays in several
 frames of one clip, such as bars, logos and captions.

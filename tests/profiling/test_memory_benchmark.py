@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lit_mmpg.data.fleet import FleetConfig
 from lit_mmpg.errors import UserError
 from lit_mmpg.profiling.benchmarks.memory import COUNTS, OPTIONS, Settings, _names, share_closed
 from lit_mmpg.profiling.benchmarks.memory_axes import AXES, MOST_SEEDS, pays_above
+from lit_mmpg.profiling.benchmarks.memory_fleet import FleetConfig
 from lit_mmpg.profiling.benchmarks.memory_map import SOURCES, digest, draw, shares
 from lit_mmpg.profiling.benchmarks.memory_models import (
     Head,

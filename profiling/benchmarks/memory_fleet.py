@@ -16,59 +16,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_mmpg.data.artefacts import FAMILIES, SHARED, CameraModel, Instance, Placement, draw_model, drifted
+from lit_mmpg.data.artefacts import (
+    FAMILIES,
+    SHARED,
+    TEST,
+    TUNING,
+    CameraModel,
+    Instance,
+    Placement,
+    Spread,
+    draw_model,
+    drifted,
+)
 from lit_mmpg.data.cameras import Camera, check_recipe, sample_camera
 from lit_mmpg.errors import UserError
 from lit_mmpg.settings import from_plain
 
 Kind = Literal["known", "unseen", "clean"]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far the instances of one model differ.
-
-    Attributes:
-        weakest: Lowest strength.
-        strongest: Highest strength.
-        shift_px: Largest shift in each direction, pixels.
-        subpixel: Whether shifts need not be whole.
-        scale: Largest relative change of size.
-    """
-
-    weakest: float = 0.6
-    strongest: float = 1.0
-    shift_px: float = 2.0
-    subpixel: bool = False
-    scale: float = 0.0
-
-    def check(self, where: str) -> None:
-        """Check the settings.
-
-        Raises:
-            UserError: If one is out of range.
-        """
-        if not 0 < self.weakest <= self.strongest <= 2:
-            raise UserError(
-                f"{where}: weakest {self.weakest} and strongest {self.strongest} must be in order, above 0, at most 2"
-            )
-        if not 0 <= self.shift_px <= 64:
-            raise UserError(f"{where}.shift_px is {self.shift_px}; set it between 0 and 64 pixels")
-        if not 0 <= self.scale <= 0.25:
-            raise UserError(f"{where}.scale is {self.scale}; set it between 0 and 0.25")
-
-    def draw(self, rng: np.random.Generator) -> Placement:
-        """Draw an instance; the generator is always advanced by the same amount."""
-        strength, down, right, scale = rng.uniform([0, -1, -1, -1], 1)
-        shifts = np.array([down, right]) * self.shift_px
-        if not self.subpixel:
-            shifts = np.rint(shifts)
-        strength = self.weakest + strength * (self.strongest - self.weakest)
-        return Placement(float(strength), float(shifts[0]), float(shifts[1]), float(1 + self.scale * scale))
-
-
-TUNING = Spread()
-TEST = Spread(0.4, 1.1, 4.0, True, 0.02)
 
 
 @dataclass(frozen=True)
@@ -89,7 +53,7 @@ class FleetConfig:
         history: Frames that each asked device has taken before, the latest last.
         places: Clips from which these frames come, one after the other; 0: each from a clip of its own.
         disjoint: Control: no clip is filmed by training devices of two models.
-        drift: How far the models have changed when the asked devices film, 0 to 1 (:func:`.artefacts.drifted`).
+        drift: How far models have changed when asked devices film, 0 to 1 (:func:`~lit_mmpg.data.artefacts.drifted`).
         training: How instances of training devices differ.
         unseen: How instances of asked devices differ.
         camera_severity: Severity of a simulated camera of each device's own, 0 (none) to 5.

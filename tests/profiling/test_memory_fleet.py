@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lit_mmpg.data.artefacts import FAMILIES
-from lit_mmpg.data.fleet import TEST, FleetConfig, Spread, plan_fleet
+from lit_mmpg.data.artefacts import FAMILIES, TEST, Spread
 from lit_mmpg.errors import UserError
+from lit_mmpg.profiling.benchmarks.memory_fleet import FleetConfig, plan_fleet
 
 CONFIG = FleetConfig(
     models=6, unseen_models=3, devices_per_model=3, clean_devices=2, clips_per_device=5, asked=30, history=8, seed=3
