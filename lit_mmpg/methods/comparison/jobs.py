@@ -72,15 +72,13 @@ def compute_on_cluster(
     Raises:
         UserError: If a cell fails; the others are computed before, so that nothing finished is lost.
     """
-    starts = {name: run.device_half for name, run in comparison.runs.items()}
-    starts |= {name: row.checkpoint for name, row in comparison.adapted.items()}
     pieces = [
         Piece(
             f"{name} seed {seed}",
             ("-m", "lit_mmpg", "compare", *arguments, "--seeds", str(seed), "--cell", name),
-            () if start is None else (f"{start} seed {seed}",),
+            () if (start := comparison.start(name)) is None else (f"{start} seed {seed}",),
         )
-        for name, start in starts.items()
+        for name in (*comparison.runs, *comparison.adapted)
         for seed in seeds
     ]
     failed: list[str] = []

@@ -186,6 +186,17 @@ class Comparison:
         """Cell that makes a row: its own, or the run whose test reports it as a control."""
         return next((name for name, run in self.runs.items() if row in run.also), row)
 
+    def start(self, cell: str) -> str | None:
+        """The run whose checkpoint a cell starts from, where it does."""
+        if cell in self.adapted:
+            return self.adapted[cell].checkpoint
+        return self.runs[cell].device_half if cell in self.runs else None
+
+    def way_to(self, cell: str) -> list[str]:
+        """A cell and the runs that it starts from, in order."""
+        start = self.start(cell)
+        return [*(self.way_to(start) if start is not None else []), cell]
+
     def with_rows(self, wanted: tuple[str, ...]) -> Comparison:
         """The same comparison with fewer rows: the wanted ones, and the runs that these start from.
 
@@ -195,12 +206,7 @@ class Comparison:
         unknown = [name for name in wanted if name not in self.row_names]
         if unknown:
             raise UserError(f"{self.path}: --only {unknown[0]}: no such row; it has {', '.join(self.row_names)}")
-        needed = {self.owner(name) for name in wanted}
-        needed |= {self.adapted[name].checkpoint for name in needed & set(self.adapted)}
-        for name in reversed(list(self.runs)):  # a device half stands before the run that needs it
-            half = self.runs[name].device_half
-            if name in needed and half is not None:
-                needed.add(half)
+        needed = {name for row in wanted for name in self.way_to(self.owner(row))}
         return replace(
             self,
             template=self.first,

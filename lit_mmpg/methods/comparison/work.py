@@ -173,7 +173,7 @@ class Work:
         comparison = self.comparison
         once = not comparison.seed_flags  # a baseline draws nothing: it needs a seed only where the data does
         baseline_seeds = seeds[:1] if once else seeds
-        rows = [*comparison.runs, *comparison.adapted] if only is None else self._way_to(only)
+        rows = [*comparison.runs, *comparison.adapted] if only is None else comparison.way_to(only)
         names = rows * len(seeds)
         closed_form = comparison.baselines if baselines else ()
         progress = Progress(names + [name for name in closed_form for _ in baseline_seeds])
@@ -198,19 +198,9 @@ class Work:
             raise UserError(f"{comparison.path}: no cell is finished yet; leave --finished out to compute them")
         return cells
 
-    def _start(self, name: str) -> str | None:
-        """The run whose checkpoint a row starts from."""
-        run = self.comparison.runs.get(name)
-        return self.comparison.adapted[name].checkpoint if run is None else run.device_half
-
-    def _way_to(self, name: str) -> list[str]:
-        """A row and the runs that it starts from, in order."""
-        start = self._start(name)
-        return [*(self._way_to(start) if start is not None else []), name]
-
     def _cell(self, name: str, seed: int, finished: Mapping[str, Cell]) -> Cell | None:
         run = self.comparison.runs.get(name)
-        start = self._start(name)
+        start = self.comparison.start(name)
         if start is not None and start not in finished:
             return None  # what it starts from is not finished
         with self.store.locked(name, seed, self.finished_only):
