@@ -448,7 +448,13 @@ def test_lists_in_the_columns_of_a_clip_list_do_not_vanish(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["sep=;\nvideo;caption\na;x\n", "video,caption,,\na,x,,\n", '"sep=,"\r\nvideo,caption\r\na,x\r\n']
+    "text",
+    [
+        "sep=;\nvideo;caption\na;x\n",
+        "sep=;\nvideo;shot;description\na;1;x\n",
+        "video,caption,,\na,x,,\n",
+        '"sep=,"\r\nvideo,caption\r\na,x\r\n',
+    ],
 )
 def test_tables_of_excel(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.csv").write_bytes(text.encode())

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,14 +181,8 @@ def read_rows(
             if not unread:
                 yield number, {str(k): _cell(v) for k, v in entry.items()}
         return
-    text, line = read_text(path), 1
-    quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
-    sign = delimiter or _delimiter(text, [*required, *known])
-    excel = _SEPARATOR.match(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=not delimiter)
+    reader, line = _table(read_text(path), [*required, *known], delimiter), 1
     try:
-        if excel and not delimiter:
-            next(reader)
         header = [name.strip() for name in next(reader, [])]
         _check_header(path, header, required)
         while True:
@@ -227,9 +221,19 @@ def _texts(value: Any) -> bool:
 
 def header_of(path: Path, wanted: Sequence[str]) -> list[str]:
     """Names of the columns of a table, with the delimiter that finds most of the wanted ones."""
-    text = read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, wanted))
-    return [name.strip() for name in next(reader, [])]
+    with suppress(csv.Error):  # who reads the rows is told of it
+        return [name.strip() for name in next(_table(read_text(path), wanted), [])]
+    return []
+
+
+def _table(text: str, wanted: Sequence[str], delimiter: str | None = None) -> Any:
+    """A reader that stands before the header of a table: behind the line ``sep=;`` that Excel writes."""
+    quoting: Any = csv.QUOTE_NONE if delimiter else csv.QUOTE_MINIMAL
+    sign = delimiter or _delimiter(text, wanted)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=not delimiter)
+    if not delimiter and _SEPARATOR.match(text):
+        next(reader)
+    return reader
 
 
 def _delimiter(text: str, wanted: Sequence[str]) -> str:
