@@ -34,6 +34,7 @@ from lit_mmpg.data.reflections import STRENGTHS, Reflection, middle
 from lit_mmpg.data.vision import FrameEncoder
 from lit_mmpg.errors import UserError
 from lit_mmpg.records import Clip, FilmedFrames, FrameSource
+from lit_mmpg.settings import within
 
 _log = logging.getLogger(__name__)
 
@@ -112,9 +113,9 @@ class CameraPopulation:
         Raises:
             UserError: If one is out of range.
         """
-        for name in ("pool", "train", "val", "test", "clips_per_camera", "history", "min_families"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.cameras.{name} is {getattr(self, name)}; it must be at least 1")
+        counts = ("pool", "train", "val", "test", "clips_per_camera", "history", "min_families", "corrected_by")
+        within("data.cameras.", 1, **{name: getattr(self, name) for name in counts})
+        within("data.cameras.", 0, models=self.models)
         if not 0 <= self.seen <= self.train <= self.pool:
             raise UserError(
                 f"data.cameras: seen {self.seen}, train {self.train} and pool {self.pool} must not fall in that order"
@@ -126,10 +127,6 @@ class CameraPopulation:
             raise UserError(
                 f"data.cameras: min_families {self.min_families} and max_families {self.max_families} must be in order "
                 f"and at most {most}"
-            )
-        if self.models < 0 or self.corrected_by < 1:
-            raise UserError(
-                f"data.cameras.models is {self.models}, corrected_by {self.corrected_by}; they must be at least 0 and 1"
             )
         if self.correction != "none" and not self.models:
             raise UserError(

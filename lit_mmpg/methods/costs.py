@@ -304,7 +304,6 @@ def device_costs(
     frames = int(batch.frames.mask.sum())
     # Statistics of the device's own frames need all of them encoded, whatever else is adapted.
     known = int(batch.context.mask.sum()) if data.batch.own_statistics else 0
-    bill = Bill(network, encoder)
     with torch.inference_mode():
         personal: tuple[Tensor, ...] = ()
         adapt, cloud_s, encoded = None, None, 0
@@ -328,59 +327,54 @@ def device_costs(
     for method in module.methods:
         static = method == "static" or adapt is None
         needed = known if static else max(known, encoded)
-        costs[method] = bill.of(answers["static" if static else "own"], frames, None if static else adapt, needed)
+        costs[method] = _bill(
+            network, encoder, answers["static" if static else "own"], frames, None if static else adapt, needed
+        )
         costs[method]["cloud_s"] = None if static else cloud_s
     return costs
 
 
-@dataclass(frozen=True)
-class Bill:
-    """Adds up what a device pays for a model, with the frame encoder where it stands before the data.
+def _bill(
+    network: DeviceModel,
+    encoder: FrameEncoder | None,
+    answer: Measured,
+    frames: int,
+    adapt: Measured | None,
+    adapt_frames: int,
+) -> dict[str, Any]:
+    """What a device pays for a row, with the frame encoder where it stands before the data.
 
-    Attributes:
-        network: The device model.
-        encoder: The encoder that made the data's features, where it is known.
+    One answered clip has so many ``frames``; one adaptation on the device, where there is one, needs ``adapt_frames``
+    of the context. Both were measured from what the data holds.
     """
+    extra = (encoder.flops, encoder.seconds, encoder.bytes) if encoder else (0.0, 0.0, 0)
+    adapt = adapt or Measured(0.0, 0.0, 0)
+    answer_s, adapt_s = answer.seconds + frames * extra[1], adapt.seconds + adapt_frames * extra[1]
+    watts, energy = power_model()
+    peak = max(answer.peak_bytes, adapt.peak_bytes)
+    return {
+        "answer_flops": answer.flops + frames * extra[0],
+        "adapt_flops": adapt.flops + adapt_frames * extra[0],
+        "answer_s": answer_s,
+        "adapt_s": adapt_s,
+        "answer_j": None if watts is None else answer_s * watts,
+        "adapt_j": None if watts is None else adapt_s * watts,
+        "energy_source": "codecarbon_model" if watts is not None else None,
+        "peak_memory_bytes": _weights(network) + peak + extra[2],
+        "how": [_encoder_note(network, encoder), COUNTED, TIMED, REMEMBERED, energy],
+    }
 
-    network: DeviceModel
-    encoder: FrameEncoder | None = None
 
-    def of(self, answer: Measured, frames: int, adapt: Measured | None, adapt_frames: int) -> dict[str, Any]:
-        """Costs of a row.
-
-        Args:
-            answer: One answered clip, from what the data holds.
-            frames: Frames of that clip.
-            adapt: One adaptation on the device, from what the data holds; ``None`` where there is none.
-            adapt_frames: Frames of the context that it needs.
-        """
-        extra = (self.encoder.flops, self.encoder.seconds, self.encoder.bytes) if self.encoder else (0.0, 0.0, 0)
-        adapt = adapt or Measured(0.0, 0.0, 0)
-        answer_s, adapt_s = answer.seconds + frames * extra[1], adapt.seconds + adapt_frames * extra[1]
-        watts, energy = power_model()
-        peak = max(answer.peak_bytes, adapt.peak_bytes)
-        return {
-            "answer_flops": answer.flops + frames * extra[0],
-            "adapt_flops": adapt.flops + adapt_frames * extra[0],
-            "answer_s": answer_s,
-            "adapt_s": adapt_s,
-            "answer_j": None if watts is None else answer_s * watts,
-            "adapt_j": None if watts is None else adapt_s * watts,
-            "energy_source": "codecarbon_model" if watts is not None else None,
-            "peak_memory_bytes": _weights(self.network) + peak + extra[2],
-            "how": [self.encoder_note(), COUNTED, TIMED, REMEMBERED, energy],
-        }
-
-    def encoder_note(self) -> str:
-        """Whether the frame encoder is a part of the figures."""
-        if self.encoder is not None:
-            return (
-                f"The frame encoder ({self.encoder.name}, {self.encoder.flops / 1e6:.0f} M operations a frame) is "
-                "included, for the clip and for every frame of the context that an adaptation needs."
-            )
-        if len(self.network.shapes.frame) == 3:
-            return "The frame encoder is a part of the device model and is included, for the clip and for the context."
-        return "The data holds frame features and the encoder that made them is not named: it is NOT included."
+def _encoder_note(network: DeviceModel, encoder: FrameEncoder | None) -> str:
+    """Whether the frame encoder is a part of the figures."""
+    if encoder is not None:
+        return (
+            f"The frame encoder ({encoder.name}, {encoder.flops / 1e6:.0f} M operations a frame) is included, for the "
+            "clip and for every frame of the context that an adaptation needs."
+        )
+    if len(network.shapes.frame) == 3:
+        return "The frame encoder is a part of the device model and is included, for the clip and for the context."
+    return "The data holds frame features and the encoder that made them is not named: it is NOT included."
 
 
 def adapted_costs(cost: AdaptationCost, loaded: Loaded, encoder: FrameEncoder | None) -> dict[str, Any]:
@@ -398,9 +392,9 @@ def adapted_costs(cost: AdaptationCost, loaded: Loaded, encoder: FrameEncoder | 
         encoder = FrameEncoder("its own", work.flops / frames, work.seconds / frames, work.peak_bytes)
     answer = Measured(cost.answer_flops, cost.answer_s, cost.answer_peak_bytes)
     adapt = Measured(cost.adapt_flops, cost.adapt_s, cost.adapt_peak_bytes)
-    bill = Bill(network, None if cost.from_pixels else encoder).of(answer, frames, adapt, needed)
+    bill = _bill(network, None if cost.from_pixels else encoder, answer, frames, adapt, needed)
     if own:
-        bill["how"][0] = Bill(network).encoder_note()
+        bill["how"][0] = _encoder_note(network, None)
     bill["cloud_s"] = cost.cloud_s
     if cost.answers_in == "cloud":
         # The device only sends; what it spends on that is no matrix product and was not timed apart.

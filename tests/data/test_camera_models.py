@@ -46,7 +46,7 @@ def test_cameras_of_one_model_share_an_artefact_and_some_unseen_ones_are_of_new_
     ("change", "message"),
     [
         ({"models": -1}, "models is -1"),
-        ({"corrected_by": 0}, "corrected_by 0"),
+        ({"corrected_by": 0}, "corrected_by is 0; it must be at least 1"),
         ({"models": 0, "correction": "memory"}, "without camera models"),
     ],
 )
