@@ -161,15 +161,12 @@ class CellStore:
         return since
 
     @contextmanager
-    def locked(self, name: str, seed: int, finished: bool = False) -> Iterator[None]:
+    def locked(self, name: str, seed: int) -> Iterator[None]:
         """Hold a cell while it is computed: a process that wants the same one waits, and finds it finished.
 
         The lock is ``flock``, which network file systems hold across hosts (NFS from version 4 on); it is gone with
-        the process that holds it. Where nothing is computed (``finished``), nobody waits.
+        the process that holds it.
         """
-        if finished:
-            yield
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with _suffixed(self.path(name, seed), "lock").open("w") as file, _exclusive(file):
             yield

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from lit_mmpg.checkpoint import read_checkpoint, require_checkpoint
@@ -203,7 +203,7 @@ class Work:
         start = self.comparison.start(name)
         if start is not None and start not in finished:
             return None  # what it starts from is not finished
-        with self.store.locked(name, seed, self.finished_only):
+        with nullcontext() if self.finished_only else self.store.locked(name, seed):
             return self._adapted(name, seed, finished) if run is None else self._trained(name, run, seed, finished)
 
     def _given(self, name: str | None, seed: int) -> str | None:
