@@ -186,7 +186,10 @@ class Bundle:
         if not file.is_file():
             raise UserError(f"{self.path}: {name} is missing; copy the bundle again")
         if file_digest(file) != sha256:
-            raise UserError(f"{file} is truncated or was edited (its digest differs); copy the bundle again")
+            raise UserError(
+                f"{file} is truncated or was edited (its digest differs); copy the bundle again, or where it was replaced "
+                "while it was in use, start again"
+            )
 
     @property
     def spec(self) -> ParameterSpec:
@@ -257,8 +260,10 @@ class Bundle:
         return f"export with --precisions {precision}"
 
     def graph(self, role: str, precision: str = "fp32") -> Path:
-        """Path of an ONNX file; raises as :meth:`info` does."""
-        return self.path / self.info(role, precision).file
+        """Path of an ONNX file, which is still the one that was opened; raises as :meth:`info` does."""
+        info = self.info(role, precision)
+        self._verify(info.file, info.sha256)
+        return self.path / info.file
 
     def reference(self) -> Reference:
         """Sample inputs and the outputs to expect."""
@@ -268,13 +273,19 @@ class Bundle:
         """Parameters with which ``model`` equals the static model ("not adapted yet"); empty for a static bundle."""
         return self._tensors(STATIC) if len(self.spec) else {}
 
-    def _tensors(self, name: str) -> Arrays:
+    def file(self, name: str) -> Path:
+        """Path of a file beside the graphs, which is still the one that was opened; raises where there is none."""
         if name not in self.manifest.files:
             raise UserError(f"{self.path} holds no {name}; export the bundle again")
+        self._verify(name, self.manifest.files[name])
+        return self.path / name
+
+    def _tensors(self, name: str) -> Arrays:
+        file = self.file(name)
         try:
-            return safetensors_numpy.load_file(self.path / name)
+            return safetensors_numpy.load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.path / name} cannot be read ({error}); copy the bundle again") from error
+            raise UserError(f"{file} cannot be read ({error}); copy the bundle again") from error
 
 
 def file_digest(path: Path) -> str:

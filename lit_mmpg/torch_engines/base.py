@@ -63,7 +63,7 @@ def load_network(bundle: Bundle) -> DeviceModel:
     """
     if not {WEIGHTS, NETWORK} <= set(bundle.manifest.files):
         raise UserError(f"{bundle.path} holds no weights for torch; export it with --torch")
-    plain = json.loads((bundle.path / NETWORK).read_text(encoding="utf-8"))
+    plain = json.loads(bundle.file(NETWORK).read_text(encoding="utf-8"))
     try:
         shapes = Shapes(**plain["shapes"] | {"frame": tuple(plain["shapes"]["frame"])})
         dynamic = plain["dynamic"]
@@ -75,7 +75,7 @@ def load_network(bundle: Bundle) -> DeviceModel:
         config = plain["config"]
         factory = network_factory(config) if "class_path" in config else DeviceModelConfig(**config)
         network = build_network(factory, shapes, dynamic)
-        network.load_state_dict(load_file(bundle.path / WEIGHTS))
+        network.load_state_dict(load_file(bundle.file(WEIGHTS)))
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{bundle.path / NETWORK} does not fit this version ({reason}); export it again") from error

@@ -10,6 +10,7 @@ import pytest
 from lit_mmpg.errors import UserError
 from lit_mmpg.runtime.bundle import Bundle, Reference, RoleReference
 from lit_mmpg.runtime.manifest import SCHEMA, Manifest, digest
+from lit_mmpg.runtime.session import DeviceSession
 
 
 @pytest.fixture
@@ -46,6 +47,19 @@ def test_truncated_edited_and_missing_files_are_refused(copy, name):
     file.unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
         Bundle.open(copy)
+
+
+def test_a_file_that_was_replaced_while_the_bundle_is_in_use_is_refused(copy):
+    bundle = Bundle.open(copy)
+    with DeviceSession(bundle) as session:
+        features = np.zeros((2, bundle.manifest.frames.features), np.float32)
+        session.answer(features, "what is it")
+        shutil.copy(copy / "model.onnx", copy / "project.onnx")  # a graph that is opened with the first upload
+        with pytest.raises(UserError, match=r"project.onnx .*its digest differs.*replaced"):
+            session.project(features)
+    (copy / "static.safetensors").write_bytes((copy / "reference.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"static.safetensors .*its digest differs"):
+        bundle.static_parameters()
 
 
 def test_manifest_that_cannot_be_trusted_is_refused(copy):

@@ -122,13 +122,13 @@ class OnnxRuntimeEngine(Engine):
         if kept is not None:
             self.build_s = None
             return self._make_session(onnxruntime, kept, optimised=True)
-        start = time.perf_counter()
+        graph, start = str(self.graph), time.perf_counter()
         if key is None:
-            session = self._make_session(onnxruntime, str(self.graph))
+            session = self._make_session(onnxruntime, graph)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "optimised.onnx"
-                session = self._make_session(onnxruntime, str(self.graph), keep=written)
+                session = self._make_session(onnxruntime, graph, keep=written)
                 self.cache.write(key, written.read_bytes(), self.suffix, self.label)
         self.build_s = time.perf_counter() - start
         return session
