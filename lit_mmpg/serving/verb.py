@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import multiprocessing
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.errors import UserError, nearest
+from lit_mmpg.launcher import end_with
 from lit_mmpg.pretrained import find_trained
 from lit_mmpg.serving.config import ContextLimits, ServeConfig
 from lit_mmpg.serving.limits import affordable_connections
@@ -87,9 +89,17 @@ def worker() -> Starlette:
     from lit_mmpg.cli import spare_imports
 
     spare_imports()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with(parent.pid)  # killed, it tells nobody: its workers would serve on, and hold the port
     from lit_mmpg.serving.app import from_environment
 
-    return from_environment()
+    try:
+        return from_environment()
+    except UserError as error:
+        if parent is None:
+            raise
+        raise SystemExit(f"error: {error}") from error  # of a checkpoint that is gone since: one line, not a traceback
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import re
+import shutil
 import signal
 import ssl
 import tempfile
@@ -226,6 +227,33 @@ def test_workers_share_a_port_and_its_counts_and_one_may_die(start: Start, modul
     check()
     assert server.stop() in (0, -signal.SIGTERM)
     assert not shared_folders(server)
+
+
+def test_a_worker_without_its_checkpoint_says_so_and_none_outlives_the_command(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copy(checkpoint, tmp_path / "served.ckpt"))
+    server = Server(copy, tmp_path / "log", "--workers", "2")
+    pids: set[int] = set()
+    try:
+        server.wait_ready()
+
+        def ready() -> set[int]:
+            return {int(pid) for pid in re.findall(r'"message": "ready", "pid": (\d+)', server.log.read_text())}
+
+        wait_until(lambda: len(ready()) == 2, 90)
+        pids = ready()
+        copy.unlink()
+        os.kill(min(pids), signal.SIGKILL)
+        wait_until(lambda: "error: " in server.log.read_text(), 90)
+        assert re.search(r"^error: .*served.ckpt does not exist", server.log.read_text(), re.MULTILINE)
+        assert "Traceback" not in server.log.read_text()
+        os.kill(server.process.pid, signal.SIGKILL)  # the command alone, not its workers
+        wait_until(lambda: not Path(f"/proc/{max(pids)}").exists(), 30)
+    finally:
+        server.kill()
+        for folder in shared_folders(server):
+            shutil.rmtree(folder)
 
 
 def test_the_service_goes_on_while_devices_come_and_go(guarded: Guarded, bundle: Bundle) -> None:
