@@ -39,6 +39,7 @@ class Verb(NamedTuple):
 
 LAST = "the same command with --ckpt_path last goes on from what was saved; where nothing was, leave that out"
 SAME = "the same command goes on; what is finished is kept"
+KEPT = "the same command goes on behind the clips that its state folder knows; without one it starts anew"
 
 VERBS = {
     "init-data": Verb("lit_mmpg.data.own:main", "make a data set of your own videos and one table of questions"),
@@ -53,9 +54,11 @@ VERBS = {
     "methods": Verb("lit_mmpg.methods.matrix:main", "list the methods of comparisons and the tasks they apply to"),
     "serve": Verb("lit_mmpg.serving.verb:main", "serve the cloud half of a checkpoint to devices over HTTP"),
     "profile": Verb("lit_mmpg.profiling.cli:main", "measure a bundle on this machine: latency, memory, energy, bytes"),
-    "device": Verb("lit_mmpg.runtime.device:main", "run a device over clips: ask the cloud when needed, answer always"),
+    "device": Verb(
+        "lit_mmpg.runtime.device:main", "run a device over clips: ask the cloud if needed, answer always", KEPT
+    ),
     "answer": Verb("lit_mmpg.runtime.answer:main", "answer a question about a video file with a bundle"),
-    "search": Verb("lit_mmpg.runtime.search:main", "find the video files that fit a sentence with a bundle"),
+    "search": Verb("lit_mmpg.runtime.search:main", "find the video files that fit a sentence with a bundle", KEPT),
     "memory": Verb("lit_mmpg.cloud.learning:main", "learn what the cameras of a fleet have in common from their clips"),
     "log-model": Verb("lit_mmpg.tracking.models:main", "log a checkpoint as an MLflow model, which MLflow serves"),
     "ui": Verb("lit_mmpg.tracking.ui:main", "open the recorded runs in MLflow's web page"),

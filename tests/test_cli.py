@@ -120,6 +120,10 @@ def test_sigterm_ends_long_work_with_a_line(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_what_keeps_a_state_does_not_say_that_it_starts_anew() -> None:
+    assert all("state folder" in cli.VERBS[name].again for name in ("device", "search"))
+
+
 def test_memory_that_runs_out_is_one_line(
     verbs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

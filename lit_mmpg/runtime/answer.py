@@ -64,11 +64,9 @@ def _answer(options: argparse.Namespace, write: Callable[[str], None]) -> int:
         start = time.perf_counter()
         answer = device.answer(look, options.question, options.options or ())
         timed("answer", start)
-        unknown = session.unknown_words(options.question)
+        unknown = session.note_on_words([options.question, *(options.options or ())])
         visit.keep()
-    notes = [note for note in (*visit.notes, outcome.error) if note]
-    if unknown:
-        notes.append(f"words the model has never seen: {', '.join(unknown)}")
+    notes = [note for note in (*visit.notes, outcome.error, *unknown) if note]
     if options.json:
         found = {
             "answer": answer.text,

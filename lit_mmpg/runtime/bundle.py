@@ -187,8 +187,8 @@ class Bundle:
             raise UserError(f"{self.path}: {name} is missing; copy the bundle again")
         if file_digest(file) != sha256:
             raise UserError(
-                f"{file} is truncated or was edited (its digest differs); copy the bundle again, or where it was replaced "
-                "while it was in use, start again"
+                f"{file} is truncated or was edited (its digest differs); copy the bundle again, or if it was replaced "
+                "while in use, start again"
             )
 
     @property

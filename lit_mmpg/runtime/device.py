@@ -86,7 +86,9 @@ def main(argv: Sequence[str]) -> int:
             _show(console.print, f"{left} were answered before (--again repeats), or named twice")
         for note in left_out:
             _show(console.print, f"[yellow]left out[/yellow] {escape(note)}", soft_wrap=True)
-        notes = [*device.notes, *([recorder.error] if recorder is not None and recorder.error else [])]
+        asked = (question for video in waiting for question in questions.about(video.name))
+        notes = [*device.notes, *session.note_on_words(text for q in asked for text in (q.text, *q.options))]
+        notes += [recorder.error] if recorder is not None and recorder.error else []
         for note in notes:
             _show(console.print, f"[yellow]note[/yellow] {escape(note)}")
         records: list[Record] = []

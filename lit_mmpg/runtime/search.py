@@ -70,12 +70,10 @@ def main(argv: Sequence[str]) -> int:
         start = time.perf_counter()
         found = device.search(options.query, looks)
         rank_ms = 1e3 * (time.perf_counter() - start)
-        unknown = session.unknown_words(options.query)
+        unknown = session.note_on_words([options.query])
         if remembers:
             visit.keep()
-    notes = [*problems, *visit.notes, *(note for note in (outcome.error,) if note)]
-    if unknown:
-        notes.append(f"words the model has never seen: {', '.join(unknown)}")
+    notes = [*problems, *visit.notes, *(note for note in (outcome.error,) if note), *unknown]
     said = [
         *facts(outcome, state.statistics_text(), None if camera is None else camera.text),
         *_work(looks, outcome.cloud_ms, rank_ms),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,8 @@ from lit_mmpg.tasks import find_task
 STATIC = "static"
 """What an answer calls its parameters where none are personal."""
 
+MOST_NAMED = 10
+"""Words that a note names."""
 
 SETTLE_AFTER = 1000
 """Answers with the same parameters after which ONNX Runtime has them as constants: about as many repay the effort."""
@@ -212,11 +214,14 @@ class DeviceSession(AbstractContextManager["DeviceSession"]):
             tokens[i, : len(row)] = row
         return tokens
 
-    def unknown_words(self, text: str) -> list[str]:
-        """Words of a text that the model has never seen."""
+    def note_on_words(self, texts: Iterable[str]) -> list[str]:
+        """A note on the words that the model has never seen, of a text without any word all of it; or nothing."""
         from lit_mmpg.data.vocabulary import UNKNOWN, tokenize
 
-        return [word for word in tokenize(text) if self._vocabulary.index(word) == UNKNOWN]
+        words = (word for text in texts for word in tokenize(text) or [text.strip()])
+        unknown = list(dict.fromkeys(word for word in words if self._vocabulary.index(word) == UNKNOWN))
+        more = ", ..." if len(unknown) > MOST_NAMED else ""
+        return [f"words the model has never seen: {', '.join(unknown[:MOST_NAMED])}{more}"] if unknown else []
 
     def answer(self, features: np.ndarray, question: str, options: Sequence[str] = ()) -> Answer:
         """Answer one question about one clip.

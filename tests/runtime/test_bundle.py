@@ -62,6 +62,16 @@ def test_a_file_that_was_replaced_while_the_bundle_is_in_use_is_refused(copy):
         bundle.static_parameters()
 
 
+def test_words_that_a_model_has_never_seen_are_named_in_texts_without_words_and_in_options(copy):
+    with DeviceSession(Bundle.open(copy)) as session:
+        known = session.manifest.vocabulary["words"][-1]
+        assert session.note_on_words([known, f"{known}?"]) == []
+        assert session.note_on_words([f"{known} zzz", " \N{CAT FACE} ", "...", "zzz"]) == [
+            "words the model has never seen: zzz, \N{CAT FACE}, ..."
+        ]
+        assert session.note_on_words(f"zzz{i}" for i in range(99))[0].endswith(" zzz9, ...")
+
+
 def test_manifest_that_cannot_be_trusted_is_refused(copy):
     whole = (copy / "manifest.json").read_text()
     for text, words in ((whole[:-40], "truncated or not JSON"), ("[]", "not a manifest"), ("{}", "no schema version")):
