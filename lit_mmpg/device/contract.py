@@ -354,7 +354,7 @@ class DeviceModel(nn.Module, ABC):
             return
         with self._trial(), torch.enable_grad():
             drawn = [p[0].requires_grad_() for p in self._random_parameters(1)]
-            outputs = self(*self._example((1,)), drawn).sum()
+            outputs = self._with_parameters(made, lambda: self(*self._example((1,)), drawn)).sum()
             used = (
                 torch.autograd.grad(outputs, drawn, allow_unused=True) if outputs.requires_grad else [None] * len(drawn)
             )
@@ -364,6 +364,40 @@ class DeviceModel(nn.Module, ABC):
                 f"such a layer with its parameters, self.{forgotten[0]}(x, self.own('{forgotten[0]}', parameters)), or "
                 "leave it out"
             )
+        with self._trial():
+            example, several = self._example((2, 2)), self._random_parameters(2)
+            found = compared(
+                2,
+                lambda: self._with_parameters(made, lambda: self(*example, several)),
+                lambda: one_by_one(lambda g, rows, _: self(*rows, [p[g] for p in several]), 2, example, {}),
+            )
+        if not found.batch and found.largest_difference != float("inf"):  # which is of scores that are infinite
+            raise UserError(
+                f"model.dynamic.layers: {kind} computes several devices otherwise than each alone ({found.reason}); "
+                f"keep what is one device's apart from the others' in {self._forms(made)} and in {kind}"
+            )
+
+    def _forms(self, layers: Sequence[str]) -> str:
+        """The forms of dynamic layers, for messages."""
+        own = [m for name, m in self.named_modules() if name in layers and isinstance(m, DynamicLinear)]
+        return f"apply of the form {' and '.join(sorted({m.form.name for m in own if m.form is not None}))}"
+
+    def _with_parameters(self, layers: Sequence[str], run: Callable[[], Any]) -> Any:
+        """What the model computes with parameters, where it computes without.
+
+        Raises:
+            UserError: If it fails; the form may be somebody else's.
+        """
+        try:
+            return run()
+        except UserError:
+            raise
+        except Exception as error:  # whatever a foreign form raises, or makes torch raise
+            kind = type(self).__name__
+            raise UserError(
+                f"model.dynamic.layers: {kind} fails with generated parameters ({type(error).__name__}: {error}); mend "
+                f"{self._forms(layers)}, or {kind}"
+            ) from error
 
     def _check_frames(self, found: Any, method: str, attribute: str) -> None:
         """Check what a method makes of two clips of two frames against the width that the network names."""

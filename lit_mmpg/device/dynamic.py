@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_mmpg.forms.base import Form, Part
+from lit_mmpg.forms.base import Form, Part, asked
 from lit_mmpg.forms.layers import LinearLayer
 from lit_mmpg.forms.registry import find_form
 
@@ -32,8 +32,8 @@ class DynamicLinear(nn.Linear):
         self._layer = LinearLayer(self, self._static)
         self._fixed: tuple[str, ...] = ()
         if self.form is not None:
-            self._dims = len(self.form.parts(self._layer, rank)[-1].shape)  # refuses what does not suit
-            fixed = self.form.static_parts(self._layer, rank)
+            parts, fixed = asked(self.form, self._layer, rank)  # refuses what does not suit
+            self._dims = len(parts[-1].shape)
             self._fixed = tuple(fixed)
             for name, values in fixed.items():
                 self.register_parameter(name, nn.Parameter(values))

@@ -105,6 +105,11 @@ class Part:
     shape: tuple[int, ...]
     start: Start
 
+    def __post_init__(self) -> None:
+        sizes = isinstance(self.shape, tuple) and all(type(size) is int and size > 0 for size in self.shape)
+        if not (sizes and isinstance(self.name, str) and self.name.isidentifier() and isinstance(self.start, Start)):
+            raise UserError(f"{self} needs a name like 'u', a shape of whole numbers above 0, and a Start as its start")
+
 
 def entries(name: str, parts: Sequence[Part], graph: str = MODEL) -> tuple[ParameterEntry, ...]:
     """Entries of the ParameterSpec for the parts of the layer ``name``."""
@@ -174,6 +179,26 @@ class Form(ABC):
         if layer.matrix is None:
             raise UserError(f"form '{self.name}' needs a weight matrix, {layer.what} has none; use film, shift or full")
         return layer.matrix
+
+
+def asked(form: Form, layer: Layer, rank: int) -> tuple[tuple[Part, ...], dict[str, Tensor]]:
+    """Parts and static parts of a layer, looked at: the form may be somebody else's.
+
+    Raises:
+        UserError: If the form does not suit the layer, or is faulty.
+    """
+    who = f"form '{form.name}' on {layer.what}"
+    try:
+        parts, static = tuple(form.parts(layer, rank)), dict(form.static_parts(layer, rank))
+        likes = next(layer.module.parameters(), torch.empty(0))
+        static = {name: values.to(likes) for name, values in static.items()}
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign form raises
+        raise UserError(f"{who}: {type(error).__name__}: {error}; mend its parts or static_parts") from error
+    if not parts or not all(isinstance(part, Part) for part in parts) or len({p.name for p in parts}) < len(parts):
+        raise UserError(f"{who}: parts gives {parts}; it is a Part or several, each with a name of its own")
+    return parts, static
 
 
 def sized_like(noise: Tensor, wanted: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from lit_mmpg import lora
 from lit_mmpg.errors import UserError
-from lit_mmpg.forms.base import Form, Part, entries, sized_like
+from lit_mmpg.forms.base import Form, Part, asked, entries, sized_like
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.forms.layers import Layer, kind_of
 from lit_mmpg.forms.registry import find_form
@@ -112,10 +112,8 @@ class LayerSite(Site):
     def __init__(self, name: str, holder: Holder, index: int, layer: Layer, form: Form, rank: int) -> None:
         super().__init__(name, holder, index)
         self.layer, self.form, self.rank = layer, form, rank
-        self.form.parts(layer, rank)  # refuses what does not suit
-        weight = next(layer.module.parameters(), torch.empty(0))
-        for key, values in form.static_parts(layer, rank).items():
-            self.fixed[key] = nn.Parameter(values.to(weight))
+        for key, values in asked(form, layer, rank)[1].items():  # refuses what does not suit
+            self.fixed[key] = nn.Parameter(values)
 
     def parts(self) -> tuple[Part, ...]:
         """What is generated."""

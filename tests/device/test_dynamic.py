@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from lit_mmpg import adaptable
 from lit_mmpg.cloud.adaptor import FastDomainAdaptor
+from lit_mmpg.device.contract import DynamicConfig, Shapes, build_network
 from lit_mmpg.device.dynamic import DynamicLinear
+from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.errors import UserError
-from lit_mmpg.forms.base import entries
+from lit_mmpg.forms.base import Form, Part, Zero, entries
+from lit_mmpg.forms.registry import FORMS as KNOWN
 
 FORMS = ["full", "low_rank", "core", "basis", "film", "shift"]
 
@@ -105,3 +110,66 @@ def test_a_generated_shift_is_a_concatenated_context() -> None:
     joined = torch.cat([x, code.unsqueeze(1).expand(-1, 6, -1)], -1)
     concatenated = torch.nn.functional.linear(joined, torch.cat([layer.weight, weight], 1), layer.bias)
     torch.testing.assert_close(layer(x, [code @ weight.T]), concatenated, atol=1e-5, rtol=1e-5)
+
+
+def foreign(parts: object = None, static: object = None, apply: object = None) -> type[Form]:
+    """A form of somebody else's, of which a part is faulty."""
+
+    class Foreign(Form):
+        name, summary = "foreign", ""
+
+        def parts(self, layer, rank):
+            return parts(layer) if callable(parts) else (Part("gain", layer.channels, Zero()),)
+
+        def static_parts(self, layer, rank):
+            return static if static is not None else {}
+
+        def apply(self, layer, x, static, own, devices):
+            if callable(apply):
+                return apply(layer, x, own, devices)
+            return layer.over(torch.mul, layer.static(x), 1 + own[0], devices)
+
+    return Foreign
+
+
+@pytest.mark.parametrize(
+    ("faulty", "said"),
+    [
+        (foreign(parts=lambda layer: None), r"form 'foreign' on a 7 x 5 layer: TypeError: .*; mend its parts"),
+        (foreign(parts=lambda layer: ()), r"parts gives \(\); it is a Part or several"),
+        (foreign(parts=lambda layer: 2 * (Part("u", (5,), Zero()),)), "each with a name of its own"),
+        (foreign(parts=lambda layer: (Part("a.b", (5,), Zero()),)), "needs a name like 'u'"),
+        (foreign(parts=lambda layer: (Part("u", (5.0,), Zero()),)), "a shape of whole numbers above 0"),
+        (foreign(parts=lambda layer: (Part("u", (5,), Zero),)), "a Start as its start"),
+        (foreign(static=[1]), r"form 'foreign' on a 7 x 5 layer: TypeError"),
+    ],
+)
+def test_a_faulty_form_of_somebody_else_is_named(
+    faulty: type[Form], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KNOWN._own, "foreign", faulty())
+    with pytest.raises(UserError, match=said):
+        DynamicLinear(7, 5, "foreign")
+    with pytest.raises(UserError, match=said):
+        adaptable(nn.Sequential(nn.Linear(7, 5)), ["0"], faulty())
+
+
+@pytest.mark.parametrize(
+    ("apply", "said"),
+    [
+        (
+            lambda layer, x, own, g: layer.static(x) + own[0].reshape(-1, 16).mean(0),
+            "several devices otherwise than each alone",
+        ),
+        (lambda layer, x, own, g: layer.static(x)[..., :-1] + own[0].mean(), "fails with generated parameters"),
+        (lambda layer, x, own, g: own[1], r"fails with generated parameters \(IndexError: .*form foreign"),
+    ],
+)
+def test_a_form_that_mixes_devices_or_fails_is_refused_before_the_training(
+    apply: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KNOWN._own, "foreign", foreign(apply=apply)())
+    shapes = Shapes("open_ended", (12,), 30, 6, 8)
+    build_network(DeviceModelConfig(width=16, heads=2), shapes, DynamicConfig(("head",), "low_rank", 2))
+    with pytest.raises(UserError, match=said):
+        build_network(DeviceModelConfig(width=16, heads=2), shapes, DynamicConfig(("frame_projection",), "foreign", 2))
