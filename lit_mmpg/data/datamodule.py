@@ -149,6 +149,12 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         self._check_answers(stage)
         self._statistics = {} if stage == "devices" else self._own_statistics()
         self._items = {split: self._build_items(texts) for split, texts in self._texts.items()}
+        taught = self._items["train"].answer
+        if self._trained is None and find_task(self.task).answer_list and len(taught) and taught.max() < 0:
+            raise UserError(
+                f"{self._where()}: no training text of task '{self.task}' has an answer of the answer list, so nothing "
+                "would be learnt; its answers and its target are to be the same texts"
+            )
         if stage == "test":
             self._tell_left_out()
 
@@ -235,10 +241,22 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
         answer = np.zeros(len(texts), np.int64)
         kind = np.zeros(len(texts), np.int64)
         clip = np.zeros(len(texts), np.int64)
+        most = len(self.answers) if task.answer_list else 2**31
         for i, text in enumerate(texts):
             clip[i] = self._clip_index[text.clip]
-            rows.append([self.vocabulary.encode(words, self.batch.max_words) for words in task.candidates(text)])
-            answer[i] = task.target(text, self.answers.index)
+            candidates, target = task.candidates(text), task.target(text, self.answers.index)
+            listed = isinstance(candidates, list | tuple) and all(isinstance(c, str) for c in candidates)
+            if not listed or (len(candidates) != 1 and not task.takes_options) or not candidates:
+                raise UserError(
+                    f"task '{task.name}': candidates of {text} are {candidates!r}; needed is a list of texts, of one "
+                    "where the task takes no options"
+                )
+            if not isinstance(target, int | np.integer) or not -1 <= target < most:
+                raise UserError(
+                    f"task '{task.name}': target of {text} is {target!r}; needed is a whole number below {most}, or -1"
+                )
+            rows.append([self.vocabulary.encode(words, self.batch.max_words) for words in candidates])
+            answer[i] = target
             kind[i] = kind_of.get(text.type, 0) if isinstance(text, Question) else 0
         options = max((len(row) for row in rows), default=1)
         tokens = np.zeros((len(rows), options, self.batch.max_words), np.int32)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mmpg.device.contract import DeviceModel
+from lit_mmpg.errors import UserError
 from lit_mmpg.parameters import ENCODE
 from lit_mmpg.tasks.graphs import GraphSpec
 
@@ -51,6 +52,8 @@ def graph_specs(network: DeviceModel, max_frames: int, options: int) -> list[Gra
     # Contiguous examples: ahead-of-time compilation keeps their strides.
     words = torch.ones(2, max(2, options), max(2, shapes.max_words), dtype=torch.long)
     specs = network.task.graphs(network, clips, clip_dims, words)
+    if not any(spec.role == "model" for spec in specs):  # a task of somebody else's
+        raise UserError(f"task '{shapes.task}': graphs gives none of the role 'model', so no bundle could answer")
     example = {"features": torch.zeros(2, features)}
     specs.append(GraphSpec("project", ProjectGraph(network), example, {"features": {0: "N"}}, "projected"))
     if shapes.pixels:

@@ -13,9 +13,15 @@ import pytest
 
 import lit_mmpg
 from lit_mmpg import plugins
+from lit_mmpg.data.batches import BatchShape
 from lit_mmpg.data.datamodule import PersonalClipsData
+from lit_mmpg.data.personal_clips import PersonalClipsConfig
+from lit_mmpg.device.contract import Shapes, build_network
+from lit_mmpg.device.graphs import graph_specs
+from lit_mmpg.device.model import DeviceModelConfig
 from lit_mmpg.errors import UserError
-from lit_mmpg.tasks import all_tasks, find_task, task_names
+from lit_mmpg.tasks import all_tasks, find_task, register, task_names
+from lit_mmpg.tasks.open_ended import OpenEnded
 from lit_mmpg.tasks.registry import TASKS
 
 PACKAGE = Path(lit_mmpg.__file__).parent
@@ -32,6 +38,44 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield install
     plugins.found.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("faulty", "said"),
+    [
+        (
+            {"target": lambda self, text, index: 0.7},
+            r"task 'faulty': target of Question.* is 0\.7; .* whole number below",
+        ),
+        ({"target": lambda self, text, index: 10**6}, "task 'faulty': target of Question.* is 1000000; .* below"),
+        ({"target": lambda self, text, index: None}, "task 'faulty': target of Question.* is None"),
+        (
+            {"candidates": lambda self, text: text.text},
+            "task 'faulty': candidates of Question.*needed is a list of texts",
+        ),
+        ({"candidates": lambda self, text: []}, "task 'faulty': candidates of Question"),
+        ({"answers": lambda self, texts: "abc"}, "no training text of task 'faulty' has an answer of the answer list"),
+    ],
+)
+def test_a_faulty_task_is_told_before_the_training(faulty: dict[str, Any], said: str, tmp_path: Path) -> None:
+    task = type("Faulty", (OpenEnded,), {"name": "faulty", **faulty})()
+    register(task)
+    try:
+        clips = PersonalClipsConfig(train_devices=2, val_devices=1, test_devices=1, train_clips=2, image_size=24)
+        with pytest.raises(UserError, match=said):
+            PersonalClipsData(clips, str(tmp_path), "faulty", BatchShape(2, 2, 3, 2)).setup("fit")
+    finally:
+        TASKS.forget("faulty")
+
+
+def test_a_task_without_graphs_makes_no_bundle() -> None:
+    register(type("Faulty", (OpenEnded,), {"name": "faulty", "graphs": lambda self, *given: []})())
+    try:
+        network = build_network(DeviceModelConfig(width=16, heads=2), Shapes("faulty", (12,), 30, 6, 8))
+        with pytest.raises(UserError, match="task 'faulty': graphs gives none of the role 'model'"):
+            graph_specs(network, 4, 1)
+    finally:
+        TASKS.forget("faulty")
 
 
 def test_the_tasks_and_an_unknown_one() -> None:
