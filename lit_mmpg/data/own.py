@@ -12,10 +12,12 @@ import difflib
 import hashlib
 import io
 import itertools
+import os
 import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -131,6 +133,7 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
         owners = _of_clips(rows, owner) or _folders(files)
         splits = _of_clips(rows, "split")
         _check_ids(rows)
+        _check_files(rows, files)
         silent = sorted(set(files) - named)
         if faults and silent and not faults.broken:
             fault(f"{folder}: no row names {len(silent)} of its videos, first {', '.join(silent[:5])} (they may stay)")
@@ -144,6 +147,17 @@ def read_own(folder: str | Path, table: str | Path | None = None, owner: str = "
             "or give more of them the split 'train'"
         )
     return OwnData(rows, owned, split, silent, notes)
+
+
+def _check_files(rows: Sequence[Row], files: Mapping[str, Path]) -> None:
+    """Two names of one file, by links, would be two clips: one of them trained on, the other tested on."""
+    known: dict[tuple[int, int], Path] = {}
+    for file in dict.fromkeys(files[row.clip] for row in rows):
+        with suppress(OSError):  # which is told
+            found = file.stat()
+            other = known.setdefault((found.st_dev, found.st_ino), file)
+            if other is not file:
+                fault(f"{file}: is the same file as {other}, by a link; name one of them in the table")
 
 
 def _find_table(folder: Path, table: str | Path | None) -> Path:
@@ -464,6 +478,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     folder = Path(options.folder)
     root = options.output or f"{folder.absolute().name}-data"
+    if os.path.realpath(root) == os.path.realpath(folder) or (os.path.lexists(root) and not os.path.isdir(root)):
+        raise UserError(f"--output {root}: is the folder of videos, or no folder; name another folder")
     data = read_own(folder, options.table, options.owner)
     written = write_own(data, Path(root), root)
     print(f"{len(data.split)} clips, {len(data.rows)} rows, task {data.task.replace('_', '-')}")

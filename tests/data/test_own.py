@@ -237,6 +237,23 @@ def test_options_captions_and_names_that_would_become_others(folder: Path, tmp_p
     assert read_own(folder).rows[0].options == ("café", "blue")
 
 
+def test_two_names_of_one_file_and_outputs_that_are_in_the_way(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, link in (("day1.mp4", Path.symlink_to), ("day2.mp4", Path.hardlink_to)):
+        link(folder / name, folder / "video0.mp4")
+        said = wrong(folder, "video,caption", [*(f"video{i},c" for i in range(8)), f"{name},c"])
+        assert f"{name}: is the same file as {folder / 'video0.mp4'}" in said
+    table(folder, "video,caption", [f"video{i},c" for i in range(8)])
+    assert read_own(folder).silent == ["day1", "day2"]  # what no row names may be there
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for output in ("clips", "clips/../clips", "file"):
+        assert main(["init-data", "clips", "--output", output]) == 2
+        assert f"--output {output}: is the folder of videos, or no folder; name another" in capsys.readouterr().err
+    assert not (folder / "clips.csv").exists()
+
+
 def test_files_that_are_not_what_they_are_called(folder: Path) -> None:
     header, rows = "video,caption", [f"video{i},c" for i in range(8)]
     (folder / "old.mp4").symlink_to("nowhere")
