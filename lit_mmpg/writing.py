@@ -14,7 +14,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EI
 
 
 def write_bytes(path: Path, data: bytes | memoryview, synced: bool = False) -> None:
-    """Write a file in one step; its folder is made where it is missing.
+    """Write a file in one step; its folder is made where it is missing, and a link to a file stays a link.
 
     Args:
         path: The file.
@@ -24,6 +24,7 @@ def write_bytes(path: Path, data: bytes | memoryview, synced: bool = False) -> N
     Raises:
         OSError: If it cannot be written; what was there before is still there.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -11,6 +11,7 @@ import pytest
 
 from lit_mmpg import __version__, cli
 from lit_mmpg.errors import UserError
+from lit_mmpg.export.write import bundle_folder
 from lit_mmpg.writing import write_text
 
 BLOCK = "import sys; sys.modules.update(dict.fromkeys(['torch', 'lightning', 'mlflow', 'jsonargparse']));"
@@ -144,6 +145,19 @@ def test_a_closed_output_ends_no_run() -> None:
 def test_an_error_shows_no_password_that_a_library_quotes(verbs: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fail_plainly", "'{uri: http://me:hidden@host/}'"]) == 2
     assert capsys.readouterr().err == "error: '{uri: http://***@host/}' is missing; make it\n"
+
+
+def test_a_link_to_a_file_or_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    for name in ("rows.json", "bundle"):
+        (tmp_path / name).symlink_to(tmp_path / "far" / name)
+    for text in ("new", "newer"):
+        write_text(tmp_path / "rows.json", text)
+        with bundle_folder(tmp_path / "bundle") as folder:
+            (folder / "manifest.json").write_text(text)
+        assert (tmp_path / "far/rows.json").read_text() == (tmp_path / "far/bundle/manifest.json").read_text() == text
+        assert (tmp_path / "rows.json").is_symlink() and (tmp_path / "bundle").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["bundle", "rows.json"]
 
 
 def test_a_file_that_found_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def bundle_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: If there is no room for it.
     """
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # a link to a folder stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)

@@ -58,7 +58,8 @@ class Store:
 
     def __init__(self, output: Path, settings: Settings) -> None:
         self.output, self.settings = output, settings
-        self.parts = output.with_name(f"{output.name}.parts")
+        self._file = Path(os.path.realpath(output)) if output.is_symlink() else output  # a link stays a link
+        self.parts = self._file.with_name(f"{self._file.name}.parts")
         try:
             self._held = StateFolder(self.parts)
         except FolderInUseError:
@@ -124,7 +125,7 @@ class Store:
         """
         import h5py
 
-        partial = self.output.with_name(f".{self.output.name}.{os.getpid()}")
+        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
         try:
             with h5py.File(partial, "w") as file:
                 file.attrs["settings"] = json.dumps(asdict(self.settings))
@@ -139,7 +140,7 @@ class Store:
                         for clip in sorted(set(_names(old)) - set(_names(file))):
                             old.copy(clip, file, name=clip)
                 count = len(_names(file))
-            partial.replace(self.output)
+            partial.replace(self._file)
         finally:
             partial.unlink(missing_ok=True)
         for part in self.parts.glob("*.npy"):

@@ -226,6 +226,14 @@ def test_one_process_at_a_time_adds_to_a_file(tmp_path: Path) -> None:
     with Store(tmp_path / "f.h5", settings) as store:
         assert store.has("a", "0")
     assert [path.name for path in tmp_path.glob("f.h5*")] == ["f.h5"]
+    (tmp_path / "link.h5").symlink_to("f.h5")
+    with Store(tmp_path / "link.h5", settings) as store:  # adds to the file behind it
+        np.save(store.part("b", "0"), np.zeros((2, 3), np.float16))
+        with pytest.raises(UserError, match=r"another process extracts into .*f\.h5; wait"):
+            Store(tmp_path / "f.h5", settings)
+        assert store.finish({"a": "0", "b": "0"}, {}) == 2
+    with Store(tmp_path / "f.h5", settings) as store:
+        assert (tmp_path / "link.h5").is_symlink() and store.has("b", "0")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
