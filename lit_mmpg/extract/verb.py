@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_mmpg.extract.store import Store
 
 CACHE = Path("outputs/cache/encoders")
+MOST_TWINS = 5
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,6 +83,16 @@ def _extract(
                 problems.append(str(error))
     for problem in problems:
         console.print(f"[yellow]left out[/yellow] {escape(problem)}")
+
+    first: dict[str, str] = {}
+    twins = [(clip, first[source]) for clip, source in sources.items() if first.setdefault(source, clip) != clip]
+    for clip, other in twins[:MOST_TWINS]:
+        console.print(
+            f"[yellow]note[/yellow] {escape(printable(f'{clip} is the same video as {other}'))}, to the byte; "
+            "training on one of them and testing on the other is no test"
+        )
+    if len(twins) > MOST_TWINS:
+        console.print(f"[yellow]note[/yellow] {len(twins) - MOST_TWINS} more are the same as another one")
 
     jobs = [
         Job(clip, str(path), str(store.part(clip, sources[clip])))

@@ -321,7 +321,10 @@ class DeviceState:
             fits = facts["checkpoint"] == manifest.checkpoint_digest and facts["spec"] == bundle.spec.digest()
             if version != STATE_VERSION or not fits:
                 other = "another checkpoint" if version == STATE_VERSION else "another version of this program"
-                state.note, state.aside = f"{path} belongs to {other}; left aside as {ASIDE}", True
+                state.note, state.aside = (
+                    f"{path} belongs to {other}; left aside, as {ASIDE} once there is a new one",
+                    True,
+                )
                 return state
             parameters = {n.removeprefix("parameters."): a for n, a in tensors.items() if n.startswith("parameters.")}
             if parameters:
@@ -337,7 +340,8 @@ class DeviceState:
         except Exception as error:  # whatever is wrong with the file, the device goes on
             return cls(
                 bundle,
-                note=f"{path} is damaged ({error}); left aside as {ASIDE}, the static model answers until the next one",
+                note=f"{path} is damaged ({error}); left aside, as {ASIDE} once there is a new one, until which the "
+                "static model answers",
                 aside=True,
             )
 

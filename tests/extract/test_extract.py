@@ -137,6 +137,7 @@ def test_bad_files_are_named_and_the_rest_is_there(
     assert main(arguments(folder, encoder)) == 1
     said = capsys.readouterr().out
     assert "torn.mp4: is cut off" in said and "empty.mp4: cannot be decoded" in said and "10 left out" in said
+    assert "clip001 is the same video as clip000" not in said and said.count("is the same video as") == 5
     assert all(f"{path.name}" in said for path in bad) and "caf\\udce9.mp4: its name is not UTF-8" in said
     assert "..mp4: '.' is no possible name" in said and "\x1b" not in said
     assert sorted(FeatureFile("f.h5").load().ids()) == sorted(["clip000", "clip001", *ids])
