@@ -186,6 +186,8 @@ def nearest(path: Path) -> str:
             return f" (it is a {'folder' if path.is_dir() else 'file'})"
         while missing.parent != missing and not missing.parent.is_dir():
             missing = missing.parent
+        if missing.is_symlink():
+            return f" ({missing} is a link to something that does not exist)"
         if not missing.parent.is_dir():
             return ""
         names = sorted(entry.name for entry in missing.parent.iterdir())

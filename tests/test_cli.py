@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lit_mmpg import __version__, cli
-from lit_mmpg.errors import UserError
+from lit_mmpg.data.readers.files import require_path
+from lit_mmpg.errors import UserError, nearest
 from lit_mmpg.export.write import bundle_folder
 from lit_mmpg.writing import write_text
 
@@ -158,6 +159,27 @@ def test_a_link_to_a_file_or_a_bundle_stays_a_link(tmp_path: Path) -> None:
         assert (tmp_path / "far/rows.json").read_text() == (tmp_path / "far/bundle/manifest.json").read_text() == text
         assert (tmp_path / "rows.json").is_symlink() and (tmp_path / "bundle").is_symlink()
     assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["bundle", "rows.json"]
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path: Path) -> None:
+    for name in ("gone", "loop"):
+        (tmp_path / name).symlink_to(name if name == "loop" else "nowhere")
+        said = f" ({tmp_path / name} is a link to something that does not exist)"
+        assert nearest(tmp_path / name) == nearest(tmp_path / name / "best.ckpt") == said
+        for path in (tmp_path / name, tmp_path / name / "clips.csv"):
+            with pytest.raises(UserError) as caught:
+                require_path(path, "clip list")
+            assert str(caught.value) == f"clip list: {path} does not exist{said}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_key_that_cannot_be_shown_is_told(tmp_path: Path) -> None:
+    keys = str(tmp_path / "keys.json")
+    command = [sys.executable, "-m", "lit_mmpg", "serve", "--keys", keys, "--new-key", "kitchen", "--devices", "a"]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert f"remove its entry from {keys} and make it again" in found.stderr
 
 
 def test_a_file_that_found_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from lit_mmpg.pretrained import find_trained
 from lit_mmpg.serving.config import ContextLimits, ServeConfig
 from lit_mmpg.serving.limits import affordable_connections
 from lit_mmpg.settings import MOST_THREADS
+from lit_mmpg.writing import give_up_output
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -197,7 +198,14 @@ def _new_key(options: argparse.Namespace) -> int:
     if options.keys is None:
         raise UserError("--new-key needs --keys FILE, the file that the key's digest is written to")
     secret = add_key(options.keys, options.new_key, options.devices or [])
-    print(secret)
+    try:
+        print(secret, flush=True)
+    except OSError as error:
+        give_up_output()
+        raise UserError(
+            f"the key '{options.new_key}' could not be shown ({error.strerror}), and nobody knows it now; remove its "
+            f"entry from {options.keys} and make it again"
+        ) from error
     return 0
 
 

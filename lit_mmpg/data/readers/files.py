@@ -53,6 +53,8 @@ def require_path(path: str | Path, what: str) -> Path:
     while not missing.parent.exists():
         missing = missing.parent
     message = f"{what}: {path} does not exist"
+    if missing.is_symlink():
+        raise UserError(f"{message} ({missing} is a link to something that does not exist)")
     if missing != path:
         message += f" ({missing} is missing)"
     siblings = sorted(p.name for p in missing.parent.iterdir()) if missing.parent.is_dir() else []
