@@ -12,7 +12,7 @@ import pytest
 from lit_mmpg import __version__, cli
 from lit_mmpg.data.readers.files import require_path
 from lit_mmpg.errors import UserError, nearest
-from lit_mmpg.export.write import bundle_folder
+from lit_mmpg.export.write import bundle_folder, check_target
 from lit_mmpg.writing import write_text
 
 BLOCK = "import sys; sys.modules.update(dict.fromkeys(['torch', 'lightning', 'mlflow', 'jsonargparse']));"
@@ -159,6 +159,16 @@ def test_a_link_to_a_file_or_a_bundle_stays_a_link(tmp_path: Path) -> None:
         assert (tmp_path / "far/rows.json").read_text() == (tmp_path / "far/bundle/manifest.json").read_text() == text
         assert (tmp_path / "rows.json").is_symlink() and (tmp_path / "bundle").is_symlink()
     assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["bundle", "rows.json"]
+
+
+def test_an_older_bundle_with_something_else_in_it_stays(tmp_path: Path) -> None:
+    for name in ("manifest.json", "model.onnx", "weights.safetensors", ".DS_Store"):
+        (tmp_path / name).touch()
+    check_target(tmp_path)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "answers.jsonl").touch()  # of a device with its state in the bundle
+    with pytest.raises(UserError, match=r"holds answers.jsonl, state, which would be lost with the older bundle"):
+        check_target(tmp_path)
 
 
 def test_a_link_to_nothing_is_called_so(tmp_path: Path) -> None:

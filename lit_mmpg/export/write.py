@@ -25,6 +25,12 @@ def check_target(path: Path) -> None:
     """
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise UserError(f"--output {path} is a folder with other files; name a new folder, or an older bundle")
+    strangers = [p.name for p in path.glob("[!.]*") if p.is_dir() or p.suffix not in (".json", ".onnx", ".safetensors")]
+    if strangers:  # such as a state folder, or its files
+        raise UserError(
+            f"--output {path} holds {', '.join(sorted(strangers)[:3])}, which would be lost with the older bundle; "
+            "move that away, or name a new folder"
+        )
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path} is a file; name a folder")
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
