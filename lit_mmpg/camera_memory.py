@@ -220,25 +220,6 @@ class CameraMemory:
             raise UserError("the camera memory holds no gates; learn it with 'lit-mmpg memory', or call with_gates()")
         return self.gates[max(known)]
 
-    def mean(self) -> CameraMemory:
-        """A control: one model that is the mean of all."""
-        return replace(
-            self, change=self.change.mean(0)[None], opacity=self.opacity.mean(0)[None], devices=self.devices[:1]
-        )
-
-    def shuffled(self, rng: np.random.Generator) -> CameraMemory:
-        """A control: each key has the value of another model, as :meth:`answer` then returns it.
-
-        Raises:
-            ValueError: If there are fewer than two models.
-        """
-        if len(self) < 2:
-            raise ValueError("there is no other model")
-        order = rng.permutation(len(self))
-        other = np.empty_like(order)
-        other[order] = np.roll(order, 1)  # one cycle: nobody keeps his own
-        return replace(self, change=self.change[other], opacity=self.opacity[other], devices=self.devices[other])
-
     def holds(self, change: np.ndarray) -> np.ndarray:
         """Which of some models ``[K, 3, H, W]`` are known already, as ``[K]`` bool; their shift does not matter."""
         keys = [squashed(gradients(model)) for model in change]

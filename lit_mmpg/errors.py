@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 
 class UserError(Exception):
@@ -120,26 +118,6 @@ def reason_of(error: BaseException) -> str:
     """Why something failed, for a report that goes on: the text of a mistake, of anything else the type and a line."""
     mistake = find_user_error(error)
     return str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
-
-
-Given = ParamSpec("Given")
-
-
-def in_a_line(main: Callable[Given, int | None]) -> Callable[Given, int]:
-    """A program whose mistakes of the person at the keyboard are one line each, and exit status 2."""
-
-    @wraps(main)
-    def run(*args: Given.args, **named: Given.kwargs) -> int:
-        try:
-            return main(*args, **named) or 0
-        except Exception as error:
-            mistake = find_user_error(error)
-            if mistake is None:
-                raise
-            print(f"error: {mistake}", file=sys.stderr)
-            return 2
-
-    return run
 
 
 def install_hint(extra: str) -> str:

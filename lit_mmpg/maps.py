@@ -2,9 +2,9 @@
 
 What stands between all scenes and all frames stays where it is: a frame x is seen as ``y = (1 - o) x + b`` with an
 opacity o and an added light b that do not change. :class:`PixelMaps` says what C frames of one camera show in each
-place; its size does not depend on C. The estimates of o and b below need these maps, and of the world no more than how
-clean frames look on average (:class:`Scene`), so a device makes them alone. :func:`undo` turns o and b into the gain
-and bias images of an input layer. Frames are in grey levels, 0 to 255. No torch.
+place; its size does not depend on C. :func:`undo` turns o and b into the gain and bias images of an input layer, and
+needs of the world no more than how clean frames look on average (:class:`Scene`). Frames are in grey levels, 0 to 255.
+No torch.
 """
 
 from __future__ import annotations
@@ -362,64 +362,3 @@ def undo(opacity: np.ndarray, light: np.ndarray, scene: Scene, noise: float = NO
     gain = passes.mean(0) * power / (np.square(passes).mean(0) * power + level.var(0) + noise**2)
     bias = gain * (passes.mean(0) * scene.mean - level.mean(0))
     return Correction(gain, bias, np.clip(gain * passes.mean(0), 0, 1))
-
-
-def minimum(maps: PixelMaps, scene: Scene, share: float = 1.0) -> Correction:
-    """The minimum over the frames is taken for added light.
-
-    Args:
-        maps: Of the device.
-        scene: How clean frames look.
-        share: How much of it is subtracted.
-    """
-    return undo(np.zeros_like(maps.low), share * maps.low, scene, 0)
-
-
-def median_gradients(maps: PixelMaps, scene: Scene, share: float = 1.0) -> Correction:
-    """The picture of the median gradients is taken for added light (Weiss 2001; added instead of multiplied).
-
-    Args:
-        maps: Of the device.
-        scene: How clean frames look.
-        share: How much of it is subtracted.
-    """
-    light = integrate(maps.gradient)
-    # Gradients leave one constant open: most places are taken for clean.
-    light = light - np.median(light, axis=(1, 2), keepdims=True)
-    return undo(np.zeros_like(maps.mean), share * light, scene, 0)
-
-
-def attenuation_scatter(maps: PixelMaps, scene: Scene, prior: float = 16.0, sigma: float = 1.0) -> Correction:
-    """Opacity and light from mean and deviation.
-
-    Gu et al., "Removing image artifacts due to dirty camera lenses and thin occluders" (SIGGRAPH Asia 2009).
-
-    Args:
-        maps: Of the device.
-        scene: How clean frames look.
-        prior: Clean frames that are counted in, because C frames say little.
-        sigma: Smoothing of the ratio of deviations, pixels.
-    """
-    trust = maps.count / (maps.count + prior)
-    # Both moments of a mixture of the device's frames and of clean ones.
-    mean = trust * maps.mean + (1 - trust) * scene.mean
-    within = trust * np.square(maps.deviation) + (1 - trust) * np.square(scene.deviation)
-    variance = within + trust * (1 - trust) * np.square(maps.mean - scene.mean)
-    ratio = smooth(np.sqrt(variance), sigma) / np.maximum(smooth(scene.deviation, sigma), 1)
-    opacity = 1 - np.clip(ratio, 0.02, 1)
-    return undo(opacity, mean - (1 - opacity) * scene.mean, scene)
-
-
-def extremes(maps: PixelMaps, scene: Scene, usual: tuple[np.ndarray, np.ndarray], prior: float = 16.0) -> Correction:
-    """Opacity and light from minimum and maximum.
-
-    Args:
-        maps: Of the device.
-        scene: How clean frames look.
-        usual: ``[3, H, W]`` mean minimum and maximum of as many clean frames.
-        prior: Clean frames that are counted in.
-    """
-    trust = maps.count / (maps.count + prior)
-    low, high = (trust * own + (1 - trust) * clean for own, clean in zip((maps.low, maps.high), usual, strict=True))
-    opacity = 1 - np.clip((high - low) / np.maximum(usual[1] - usual[0], 1), 0.02, 1)
-    return undo(opacity, low - (1 - opacity) * usual[0], scene)

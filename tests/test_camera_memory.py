@@ -32,6 +32,7 @@ from lit_mmpg.data.artefacts import Instance, Placement, draw_model
 from lit_mmpg.errors import UserError
 from lit_mmpg.link.camera import CameraQuery
 from lit_mmpg.maps import PixelMaps, Scene, gradients
+from lit_mmpg.profiling.benchmarks import memory_rivals
 
 H, W = 24, 32
 RNG = np.random.default_rng(0)
@@ -172,12 +173,12 @@ def test_a_saved_memory_comes_back_and_other_files_are_refused(tmp_path: Path):
 
 
 def test_controls_have_other_values():
-    shuffled = TOLD.shuffled(np.random.default_rng(0))
+    shuffled = memory_rivals.shuffled(TOLD, np.random.default_rng(0))
     assert sorted(map(float, shuffled.change.mean((1, 2, 3)))) == sorted(map(float, TOLD.change.mean((1, 2, 3))))
     assert not any(np.array_equal(a, b) for a, b in zip(shuffled.change, TOLD.change, strict=True))
-    np.testing.assert_allclose(TOLD.mean().change[0], TOLD.change.mean(0))
+    np.testing.assert_allclose(memory_rivals.mean_model(TOLD).change[0], TOLD.change.mean(0))
     with pytest.raises(ValueError, match="no other"):
-        TOLD.mean().shuffled(np.random.default_rng(0))
+        memory_rivals.shuffled(memory_rivals.mean_model(TOLD), np.random.default_rng(0))
 
 
 def test_a_query_is_recognised_by_the_bytes_that_arrive():

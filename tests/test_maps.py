@@ -4,9 +4,9 @@ import torch
 from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import lsqr
 
-from lit_mmpg import maps
 from lit_mmpg.forms.input_layer import InputLayer
 from lit_mmpg.maps import Correction, PixelMaps, Scene, gradients, guided, integrate, resized, smooth, undo
+from lit_mmpg.profiling.benchmarks import memory_rivals
 
 H, W = 12, 16
 RNG = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def test_what_a_device_estimates_alone_comes_nearer_to_the_clean_frames(name: st
     parts = clean[:360].reshape(6, 60, 3, H, W)
     more = {"extremes": {"usual": (parts.min(1).mean(0), parts.max(1).mean(0)), "prior": 1.0}}
     more["attenuation_scatter"] = {"prior": 1.0, "sigma": 0.5}
-    correction = getattr(maps, name)(known, scene, **more.get(name, {}))
+    correction = getattr(memory_rivals, name)(known, scene, **more.get(name, {}))
     inside = (..., slice(3, 8), slice(4, 11))
     before = abs(marked(test).astype(float) - test)[inside].mean()
     assert abs(correction(marked(test)).astype(float) - test)[inside].mean() < 0.7 * before
@@ -143,7 +143,7 @@ def test_what_a_device_estimates_alone_comes_nearer_to_the_clean_frames(name: st
 
 def test_a_share_of_the_minimum_is_subtracted():
     own = PixelMaps.of(world(6) // 2 + 60)
-    darker = maps.minimum(own, Scene.of(world(40)), 0.5)(world(2) // 2 + 60)
+    darker = memory_rivals.minimum(own, Scene.of(world(40)), 0.5)(world(2) // 2 + 60)
     np.testing.assert_allclose(darker, world(2) // 2 + 60 - own.low / 2, atol=0.51)
 
 

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from lit_mmpg import InputLayer, adaptable
 from lit_mmpg.device.graphs import GraphSpec
-from lit_mmpg.errors import in_a_line
 from lit_mmpg.forms.injection import Adaptable
 from lit_mmpg.onnx_graphs import export_graph
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.timing import interleave
 from lit_mmpg.results import markdown, result, write_result
 from lit_mmpg.runtime.baking import bake

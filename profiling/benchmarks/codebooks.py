@@ -24,11 +24,11 @@ import torch
 from lit_mmpg.cloud.exchange import Exchange
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import tell, working
 from lit_mmpg.link import register
 from lit_mmpg.link.product import MAX_WORDS, k_means, learn, nearest
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.trained import Trained, load
 from lit_mmpg.report import format_row
 from lit_mmpg.results import result, write_result

@@ -27,11 +27,12 @@ from lit_mmpg.cloud.codebooks import resolve
 from lit_mmpg.cloud.exchange import Anchors, Exchange, LinkConfig, state_digest
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link import Download, Upload
 from lit_mmpg.link.product import PQ
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.report import format_bytes
 from lit_mmpg.runtime.client import CloudClient, Traffic

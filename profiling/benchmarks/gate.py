@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.compare import Limit
 from lit_mmpg.profiling.config import EngineSelection, ProfileConfig
 from lit_mmpg.profiling.harness import Harness, Instruments

@@ -20,10 +20,11 @@ from rich.table import Table
 
 from lit_mmpg.checkpoint import read_checkpoint
 from lit_mmpg.device.graphs import graph_specs
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.export.guard import LEAST_DEVICES, Life, choose_guard, lives, runner
 from lit_mmpg.export.source import Source
 from lit_mmpg.heartbeat import working
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.runtime.bundle import Arrays
 from lit_mmpg.runtime.guard import CLIPS, odd_outputs, odd_size, outputs, questions_of

@@ -31,10 +31,10 @@ from torch.func import functional_call, vmap
 
 from lit_mmpg.device.dynamic import DynamicLinear
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork, DynamicConfig, Shapes
-from lit_mmpg.errors import in_a_line
 from lit_mmpg.forms.base import entries
 from lit_mmpg.heartbeat import working
 from lit_mmpg.parameters import ParameterEntry
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.timing import interleave
 
 BATCHED = "batched"

@@ -62,7 +62,7 @@ from lit_mmpg.link.camera import (
 )
 from lit_mmpg.maps import PixelMaps, Scene, gradients, opposed, undo, unopposed
 from lit_mmpg.metrics.statistics import clustered_mean
-from lit_mmpg.profiling.benchmarks import memory_fleet
+from lit_mmpg.profiling.benchmarks import memory_fleet, memory_rivals
 from lit_mmpg.profiling.benchmarks.memory_fleet import Cameras, FleetConfig, FleetDevice, plan_fleet
 from lit_mmpg.profiling.benchmarks.memory_models import (
     Answering,
@@ -244,7 +244,7 @@ class Data:
         self.encoder = FrameEncoder(settings.encoder, settings.image_size, folder)
         sources = [root / name for name in (settings.frames, settings.captions, settings.clips)]
         sources += sorted((root / settings.questions).glob("*.csv"))
-        modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, memory_fleet)]
+        modules = [Path(str(module.__file__)) for module in (maps, memory, artefacts, memory_fleet, memory_rivals)]
         # Apart: names count from the folder that all files have in common, and a checkout may lie anywhere.
         self.digest = f"{fingerprint_files(sources)} {fingerprint_files(modules)}"
         self._clean_at = folder / f"clean-{hashlib.sha256(f'{self.digest} {self.train}'.encode()).hexdigest()[:16]}.npy"
@@ -390,7 +390,7 @@ class Population:
         more = {"usual": self.usual[count]} if name == "extremes" else {}
 
         def row(device: FleetDevice) -> Told:
-            return Told(getattr(maps, name)(self.maps(device, count), self.data.scene, **more, **options))
+            return Told(getattr(memory_rivals, name)(self.maps(device, count), self.data.scene, **more, **options))
 
         return row
 
@@ -728,7 +728,7 @@ def rows_with(population: Population, learnt: Mapping[str, Learnt], first: str) 
     if first not in learnt:
         return rows
     chosen = learnt[first]
-    mean = chosen.memory.mean()
+    mean = memory_rivals.mean_model(chosen.memory)
     found = memory.Recognition(0, 0.0, 1.0, 0, 0)
     rows[f"{first}_mean_map 0"] = lambda device: Told(undo(*mean.answer([found]), scene).cautious())
     for count in COUNTS:
@@ -739,7 +739,7 @@ def rows_with(population: Population, learnt: Mapping[str, Learnt], first: str) 
     rows[f"{first}_residual {last}"] = chosen.row(population, last, own=True)
 
     # Keys stay, values are another model's: recognised as before, answered wrongly.
-    wrong = chosen.memory.shuffled(np.random.default_rng(population.seed))
+    wrong = memory_rivals.shuffled(chosen.memory, np.random.default_rng(population.seed))
 
     def shuffled(device: FleetDevice) -> Told:
         gradient = population.maps(device, last).gradient

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.methods.comparison.table import lower_is_better
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.report import format_row
 from lit_mmpg.results import result, write_result
 from lit_mmpg.tracking.address import git_commit

@@ -37,9 +37,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, in_a_line, reason_of
+from lit_mmpg.errors import UserError, reason_of
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link.messages import Download
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.timing import Ratio
 from lit_mmpg.profiling.meters.memory import restart_peak, status_bytes
 from lit_mmpg.profiling.scenarios.exchange import download_of

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import in_a_line
 from lit_mmpg.heartbeat import working
 from lit_mmpg.metrics.statistics import clustered_mean
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.streams import Stream, Walk, follow, static, streams
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.runtime.policies import Always, Drift, EveryN, Policy, Uncertainty

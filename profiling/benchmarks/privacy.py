@@ -33,10 +33,11 @@ from lit_mmpg.cloud.exchange import Anchors, Exchange, state_digest
 from lit_mmpg.data.batches import Query
 from lit_mmpg.device.evaluation import Evaluation
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
 from lit_mmpg.link.codecs import decode, encode
 from lit_mmpg.link.product import PQ
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.trained import Trained, command
 from lit_mmpg.tasks import find_task
 

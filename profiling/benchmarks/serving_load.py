@@ -45,8 +45,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell, working
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.load import Offer, Outcome, offer
 from lit_mmpg.profiling.benchmarks.services import Service, free_port, litserve, running
 from lit_mmpg.profiling.benchmarks.serving_page import page

@@ -54,9 +54,9 @@ from lit_mmpg.data.datamodule import DeviceData
 from lit_mmpg.device.base import AnsweringModule
 from lit_mmpg.device.module import DeviceModule
 from lit_mmpg.device.outputs import answer_batch
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import working
-from lit_mmpg.profiling.benchmarks import layers
+from lit_mmpg.profiling.benchmarks import in_a_line, layers
 from lit_mmpg.profiling.benchmarks.timing import interleave
 from lit_mmpg.report import wide_console
 from lit_mmpg.training.config import find_config, load_config

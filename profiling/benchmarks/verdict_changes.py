@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import UserError, in_a_line
+from lit_mmpg.errors import UserError
 from lit_mmpg.methods.comparison.cells import Cell, CellStore
 from lit_mmpg.methods.comparison.plan import Comparison, read_comparison
 from lit_mmpg.methods.comparison.table import Row, lower_is_better, pool, rows_of
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.benchmarks.interval_coverage import pigeonhole
 from lit_mmpg.report import format_row
 from lit_mmpg.results import FOLDER, load, result, write_result

@@ -43,9 +43,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lit_mmpg.errors import UserError, in_a_line, reason_of
+from lit_mmpg.errors import UserError, reason_of
 from lit_mmpg.heartbeat import working
 from lit_mmpg.profiling import environment
+from lit_mmpg.profiling.benchmarks import in_a_line
 from lit_mmpg.profiling.meters import nvml
 from lit_mmpg.profiling.meters.sources import Unavailable
 from lit_mmpg.report import escape, wide_console
