@@ -79,10 +79,10 @@ def save(
     """Write one device's parameters as a LoRA adapter.
 
     Args:
-        folder: Made where it is missing.
-        spec: What they are.
+        folder: Output folder; created if it does not exist.
+        spec: Specification of the parameters.
         parameters: Name -> tensor.
-        kernels: Shape ``[in, kh, kw]`` of the kernels of those layers that are convolutions.
+        kernels: Layer -> kernel shape ``[in, kh, kw]``, for the layers that are convolutions.
 
     Raises:
         UserError: If they are not of the form ``low_rank``, do not fit, or the folder cannot be written.
@@ -135,20 +135,19 @@ def save(
 def load(
     folder: str | os.PathLike[str], spec: ParameterSpec, kernels: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, np.ndarray]:
-    """One device's parameters from a LoRA adapter.
+    """Read one device's parameters from a LoRA adapter.
 
     Args:
-        folder: Holds the files of an adapter.
-        spec: What the model takes; every layer of it, and none beside, must be in the adapter.
-        kernels: As for :func:`save`; ``None``: nobody knows which layers are convolutions, so that only sizes are held
-            against the model's.
+        folder: Folder of the adapter.
+        spec: Specification of the parameters. The adapter must hold exactly its layers.
+        kernels: As for :func:`save`; ``None``: unknown, so only the number of values is compared with the model.
 
     Returns:
         Name -> float32 tensor, in the order of ``spec``.
 
     Raises:
-        UserError: If a file is missing or damaged, the adapter computes in a way that ``low_rank`` does not, or its
-            layers, ranks or shapes are others than the model's.
+        UserError: If a file is missing or damaged, the adapter computes something that ``low_rank`` cannot, or its
+            layers, ranks or shapes differ from the model's.
     """
     layers, folder = _layers(spec), path_of(folder, "folder")
     config, tensors = _read_config(folder), _read_tensors(folder)

@@ -32,8 +32,8 @@ class ParameterEntry:
         name: ``<layer>.<part>``, for example ``frame_projection.u``.
         shape: Shape for one device, without a batch dimension.
         dtype: NumPy name of the type in which the device computes.
-        graph: Graph of a bundle that takes it. Written only where it is not ``model``, so that specifications, and
-            their digests, of models with that one graph stay what they are.
+        graph: Graph of a bundle that takes it. Written to JSON only if it is not ``model``, which keeps the digests of
+            older specifications valid.
     """
 
     name: str
@@ -84,7 +84,7 @@ class ParameterSpec:
         return sum(entry.size for entry in self.entries)
 
     def of(self, graph: str) -> ParameterSpec:
-        """The entries that one graph of a bundle takes, in order."""
+        """Return the entries that one graph of a bundle takes, in order."""
         return ParameterSpec(tuple(entry for entry in self.entries if entry.graph == graph))
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ class ParameterSpec:
             raise UserError(f"parameter specification is malformed ({error}); export the bundle again") from error
 
     def digest(self) -> str:
-        """SHA-256 of the specification, hexadecimal: two halves that disagree on it must not talk."""
+        """SHA-256 of the specification, hexadecimal. Device and cloud half must have the same."""
         return _digest(self)
 
     def validate(self, tensors: Mapping[str, np.ndarray], finite: bool = True) -> None:
@@ -123,10 +123,10 @@ class ParameterSpec:
 
         Args:
             tensors: The tensors by name.
-            finite: Whether to look at the values too.
+            finite: Whether to check the values for NaN and infinity.
 
         Raises:
-            ValueError: If a tensor is missing, unknown, of another shape, or (``finite``) holds NaN or infinity.
+            ValueError: If a tensor is missing, unknown, or of another shape, or (with ``finite``) not finite.
         """
         if set(tensors) != set(self.names):
             missing, unknown = set(self.names) - set(tensors), set(tensors) - set(self.names)

@@ -40,7 +40,7 @@ def subsample(count: int, most: int) -> np.ndarray:
 
 
 class Place(NamedTuple):
-    """Where a record stands, for messages."""
+    """File and line of a record, for error messages."""
 
     file: Path | None = None
     line: int = 0
@@ -76,10 +76,10 @@ class Question:
         text: The question.
         answer: The correct answer, as text; for multiple choice equal to ``options[correct]``.
         id: Id of the question, unique within its split.
-        type: Question type for the breakdown of metrics; blank when unknown.
+        type: Question type, by which metrics are broken down; blank if unknown.
         options: Candidate answers of a multiple-choice question; empty for an open-ended one.
         correct: Index of the correct option; -1 for an open-ended question.
-        place: Where it stands.
+        place: File and line, for error messages.
     """
 
     clip: str
@@ -101,7 +101,7 @@ class Caption:
         text: The sentence.
         extra: True for a sentence that may be trained on but is never a retrieval query
             (for example the description of a single shot).
-        place: Where it stands.
+        place: File and line, for error messages.
     """
 
     clip: str

@@ -1,4 +1,4 @@
-"""A finished system in a program's hands: load it, make devices, personalise them.
+"""Use a trained system from Python: load it, make devices, personalise them.
 
     system = lit_mmpg.load("best.ckpt")
     device = system.new_device("kitchen")
@@ -6,7 +6,7 @@
     device.personalise()
     device.answer("clip.mp4", "what is he doing?")
 
-A bundle needs no torch, and a cloud elsewhere; a checkpoint holds both halves.
+A checkpoint holds both halves. A bundle holds the device half: it needs no torch, and a service for the cloud half.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from lit_mmpg.runtime.state import DeviceState
 
 
 class System:
-    """A device model and, where it comes with one, the cloud half that personalises it. Make one with :func:`load`.
+    """A trained device model and, if the source holds one, the cloud half. Returned by :func:`load`.
 
     Args:
-        bundle: What a device must know.
-        session: Makes a device's own session.
-        cloud: The cloud half in this process; ``None``: there is none.
+        bundle: The device half as files.
+        session: Creates the session of one device.
+        cloud: The cloud half in this process; ``None``: not available.
 
     Attributes:
-        bundle: What a device must know; ``bundle.manifest`` and ``bundle.spec`` describe the model.
+        bundle: The device half; ``bundle.manifest`` and ``bundle.spec`` describe the model.
     """
 
     def __init__(self, bundle: Bundle, session: Callable[[], DeviceSession], cloud: Cloud | None = None) -> None:
@@ -50,17 +50,20 @@ class System:
         anchor_noise: float = 0.0,
         camera_memory: str | Path | CloudClient | None = None,
     ) -> PersonalDevice:
-        """A device that has seen nothing yet and answers with the static model. All it holds is in memory.
+        """Create a device with an empty context, which answers with the static model. Its state is kept in memory only.
 
         Args:
-            name: Its id, as the messages of the link carry it.
-            upload_codec: Codec of its uploads, or ``pq`` for the system's own codebooks; ``None``: as trained.
-            anchor_noise: Gaussian noise on what it uploads, as a share of its size.
-            camera_memory: Memory of camera models (docs/memory.md) by which its camera is recognised: a file, or the
-                service that holds it, which is sent pictures of what stays in the frames.
+            name: Device id, sent with every message.
+            upload_codec: Codec of uploads, or ``pq`` for the system's own codebooks; ``None``: that of the training.
+            anchor_noise: Standard deviation of Gaussian noise that is added to uploads, relative to their RMS value.
+            camera_memory: Memory of camera models (docs/memory.md) that corrects camera artefacts: a file, or a client
+                of a service that holds one. The service receives pictures of the static content of frames.
+
+        Returns:
+            The device.
 
         Raises:
-            UserError: If the name, the codec, the noise or the memory is none.
+            UserError: If an argument is not valid.
         """
         try:
             check_device_id(name)
@@ -75,21 +78,22 @@ class System:
 
 
 def load(source: str | Path, frame_encoder: str | Path | None = None) -> System:
-    """Load a finished system.
+    """Load a trained system.
 
     Args:
-        source: A checkpoint of either half that ``lit-mmpg fit`` or a Lightning trainer wrote; a folder that
-            ``save_pretrained`` wrote (an MLflow model holds one), or the name of its repository on the hub
-            (``owner/name``); or a bundle that ``lit-mmpg export`` wrote, which also brings bounds of plausible
-            parameters. A class of your own that a file names is imported only if it is trusted
-            (:mod:`lit_mmpg.trust`).
-        frame_encoder: The frame encoder that made the features on which a checkpoint was trained: a folder of the
-            transformers library, or a name on the hub; ``None``: the one that the checkpoint's data names, if it is
-            here. Without one devices take features alone. A bundle, and a checkpoint that was trained on pixels, bring
-            their own.
+        source: One of: a checkpoint of either half (``lit-mmpg fit`` or a Lightning trainer); a folder written by
+            ``save_pretrained``, or the name of its repository on the hub (``owner/name``); a bundle written by
+            ``lit-mmpg export``. A bundle also holds bounds of plausible parameters. Classes of your own that a file
+            names are imported only if you trust them (:mod:`lit_mmpg.trust`).
+        frame_encoder: Frame encoder with which the training features were extracted: a folder of the transformers
+            library, or a name on the hub. ``None``: the one named by the checkpoint's data, if it exists here. Without
+            a frame encoder, devices accept features only. Bundles and checkpoints trained on pixels contain their own.
+
+    Returns:
+        The system.
 
     Raises:
-        UserError: If it is not there, is none of these, or the frame encoder does not fit.
+        UserError: If the source does not exist or is none of these, or the frame encoder does not fit.
 
     Example:
         >>> load("gone.ckpt")

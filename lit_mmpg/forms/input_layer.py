@@ -23,10 +23,10 @@ PARTS = ("gain", "bias", "colour", "kernel")
 
 @dataclass(frozen=True)
 class InputLayer:
-    """What is generated for the pictures that a module gets.
+    """Generated parameters that act on the input pictures of a module.
 
     Attributes:
-        at: Name of the module whose first input is adapted; the empty name is the whole.
+        at: Name of the module whose first input is adapted; the empty name is the whole network.
         channels: Channels C of the pictures.
         grid: Height and width of the gain and bias images.
         kernel: Edge k of the kernels, an odd number.
@@ -44,10 +44,10 @@ class InputLayer:
     use: Sequence[str] = PARTS
 
     def parts(self) -> tuple[Part, ...]:
-        """What is generated.
+        """Return the generated tensors: names, shapes and start values.
 
         Raises:
-            UserError: If a part does not exist, or the kernel has no centre.
+            UserError: If a part does not exist, or the kernel size is even.
         """
         unknown = [part for part in self.use if part not in PARTS]
         if unknown or not self.use:
@@ -65,15 +65,18 @@ class InputLayer:
         return tuple(Part(name, shapes[name], Zero()) for name in PARTS if name in self.use)
 
     def apply(self, x: Tensor, own: Sequence[Tensor], devices: int | None) -> Tensor:
-        """Adapted pictures.
+        """Adapt pictures.
 
         Args:
-            x: ``[N, C, H, W]``, the devices one after the other.
-            own: Tensors of :meth:`parts`, with a leading dimension where ``devices`` is a number.
-            devices: Number of devices, or None for one.
+            x: Pictures ``[N, C, H, W]``, floating point; the rows of each device are contiguous.
+            own: The tensors of :meth:`parts`, with a leading dimension G if ``devices`` is a number.
+            devices: Number of devices G; ``None``: one device, tensors without the leading dimension.
+
+        Returns:
+            Pictures of the same shape.
 
         Raises:
-            UserError: If x is no picture in floating point.
+            UserError: If ``x`` has another number of dimensions or is not floating point.
         """
         if not x.is_floating_point() or x.dim() != 4 or x.shape[1] != self.channels:
             raise UserError(

@@ -32,18 +32,18 @@ SAID: dict[Source, str] = {
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How an attempt ended.
+    """Result of one request for personal parameters.
 
     Attributes:
-        source: With which parameters the device answers now: just received, those of before, or none.
-        traffic: Bytes that crossed the link; ``None`` where nothing came back.
-        cloud_ms: Time from sending to the checked answer, milliseconds.
+        source: Parameters in use now: received, kept from before, or none.
+        traffic: Bytes that crossed the link; ``None`` if no answer arrived.
+        cloud_ms: Time from sending the request to the checked answer, milliseconds.
         swap_ms: Time to load the parameters, milliseconds.
-        guard_ms: Time to judge them, milliseconds.
-        error: Why the cloud did not help, for people; ``None`` where it did or was not asked.
+        guard_ms: Time to check that they are plausible, milliseconds.
+        error: Why the request failed, as a sentence; ``None`` if it succeeded or was not made.
         reason: The same as a short name, for counting.
-        lasting: Whether asking again changes nothing before somebody mends something.
-        digest: Of the parameters with which the device answers now; ``None``: none, it is the static model.
+        lasting: Whether a retry fails as well until somebody changes something.
+        digest: Digest of the parameters in use now; ``None``: the static model.
     """
 
     source: Source

@@ -71,16 +71,16 @@ class CloudError(Exception):
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one adaptation, or of one question about a camera; the three counts are never mixed.
+    """Bytes of one adaptation, or of one camera query.
 
     Attributes:
         upload_payload_bytes: Encoded tensors of the upload.
         download_payload_bytes: Encoded tensors of the download.
         upload_message_bytes: The whole upload message.
         download_message_bytes: The whole download message.
-        upload_wire_bytes: What was handed to sockets: the message, HTTP around it, and where it is used TLS (with the
-            handshake, where a connection was opened) and CONNECT; without TCP and IP.
-        download_wire_bytes: What came from them, likewise.
+        upload_wire_bytes: Bytes written to sockets: the message with HTTP, and TLS and CONNECT where used (with
+            the handshake of a new connection); without TCP and IP.
+        download_wire_bytes: Bytes read from sockets, likewise.
     """
 
     upload_payload_bytes: int
@@ -131,21 +131,21 @@ def clean_key(key: str) -> str:
 
 
 class CloudClient(contextlib.AbstractContextManager["CloudClient"]):
-    """Asks a cloud for personal parameters, and what it knows of a camera.
+    """Requests personal parameters, and corrections of camera artefacts, from a service.
 
-    No request takes longer than its time, whatever the cloud does, and no answer more memory than ``max_bytes`` and the
-    fixed allowance for what comes around it. Answers are read as they are: no content encoding, no redirect.
+    A request never exceeds its time limit, whatever the service does. An answer never takes more memory than
+    ``max_bytes`` plus a fixed amount for HTTP. Content encodings and redirects are not accepted.
 
     Args:
         url: Address of the service, such as ``https://cloud.example:8443``.
-        api_key: Key of this device; never sent over plain HTTP beyond this machine, nor through a proxy but inside TLS.
-        timeout_s: Time of a request from connecting to the last byte of the answer; looking up the host name, which
-            cannot be interrupted, is not covered.
-        max_bytes: Largest answer that is read.
+        api_key: Key of this device. It is sent over plain HTTP to this machine only, and through a proxy only in TLS.
+        timeout_s: Time limit of a request, from connecting to the last byte of the answer, seconds. Resolving the host
+            name cannot be interrupted and is not included.
+        max_bytes: Largest accepted answer, bytes.
 
     Raises:
-        UserError: If the address, the key, the time or a variable of the environment (``HTTPS_PROXY``,
-            ``SSL_CERT_FILE``, ...) is not usable, or a key would travel in the clear.
+        UserError: If the address, the key, the time limit or an environment variable (``HTTPS_PROXY``,
+            ``SSL_CERT_FILE``, ...) is not usable, or a key would be sent unencrypted.
     """
 
     def __init__(
@@ -186,11 +186,11 @@ class CloudClient(contextlib.AbstractContextManager["CloudClient"]):
         self._pool.close()
 
     def adapt(self, upload: Upload) -> tuple[Download, Traffic]:
-        """Send a context, receive the parameters that answer it. One request at a time.
+        """Send an upload and return the download with the personal parameters. One request at a time.
 
         Raises:
-            CloudError: If the cloud cannot be reached, is too slow, refuses, or answers with anything else than the
-                undamaged download that belongs to this upload.
+            CloudError: If the service cannot be reached, is too slow or refuses, or the answer is not a complete
+                download for this upload.
         """
 
         def checked(data: bytes) -> Download:
@@ -201,10 +201,10 @@ class CloudClient(contextlib.AbstractContextManager["CloudClient"]):
         return self._post(upload, checked, _Way(ADAPT_PATH, self.max_bytes, PROTOCOL_VERSION))
 
     def recognise(self, query: CameraQuery) -> tuple[CameraAnswer, Traffic]:
-        """Send a picture of what stays in the frames of a camera, receive what it is recognised as.
+        """Send a picture of the static content of a camera's frames and return the correction of its artefacts.
 
         Raises:
-            CloudError: As in :meth:`adapt`, or if the cloud holds no memory of cameras.
+            CloudError: As in :meth:`adapt`, or if the service has no memory of camera models.
         """
 
         def checked(data: bytes) -> CameraAnswer:

@@ -1,4 +1,4 @@
-"""A device in the hands of a program: it observes clips, is personalised, answers, and is reset. No torch."""
+"""One device as a Python object: observe clips, personalise, answer, reset. No torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from lit_mmpg.runtime.state import DeviceState
 from lit_mmpg.runtime.video import resize, uniform_indices
 
 Clip = Union[str, "os.PathLike[str]", np.ndarray, Look, Any]
-"""The path of a video; its frames ``[T, 3, H, W]`` uint8 RGB; or features ``[T, D]`` of its frames. Whatever NumPy
-takes for an array will do."""
+"""The path of a video, frames ``[T, 3, H, W]`` uint8 RGB, or features ``[T, D]`` of frames; arrays may be anything that
+NumPy converts."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A clip that a search found.
+    """One result of a search.
 
     Attributes:
-        number: Which of the clips that were given or observed, from 0.
-        clip: Its path as it was given; ``None`` for an array.
-        score: Similarity of its embedding to the query's, -1 to 1.
-        frame: Which of the frames of the clip, of those that the model looked at, fits best alone.
+        number: Index of the clip among those given or observed, from 0.
+        clip: Path of the clip as it was given; ``None`` for an array.
+        score: Cosine similarity of clip and query, -1 to 1.
+        frame: Index in the clip of the sampled frame that fits the query best.
         parameters: Digest of the personal parameters in use, or ``static``.
     """
 
@@ -60,23 +60,23 @@ class _Seen:
 
 
 class PersonalDevice(AbstractContextManager["PersonalDevice"]):
-    """One device: what it observed, its personal parameters, and answers with them.
+    """One device: its context (the observed clips), its personal parameters, and the model that answers with them.
 
-    What is uploaded, how features are standardised and which parameters are refused is the same for a program as for
-    ``lit-mmpg device``, ``answer`` and ``search``. Close it, or use it as a context manager.
+    Uploads, standardised features and checks of parameters are those of ``lit-mmpg device``, ``answer`` and ``search``.
+    Close it, or use it as a context manager.
 
     Args:
-        session: Its model; closed with the device.
-        state: What it remembers.
-        cloud: Who personalises it where :meth:`personalise` names nobody; ``None``: nobody.
-        camera: Its camera, where a memory of camera models recognises it.
+        session: The model; closed with the device.
+        state: Context and personal parameters.
+        cloud: Cloud half that :meth:`personalise` uses by default; ``None``: :meth:`personalise` needs an address.
+        camera: Recognises the device's camera with a memory of camera models; ``None``: no memory.
 
     Attributes:
-        session: Its model.
-        state: What it remembers.
-        camera: What it knows of its camera; ``None`` without a memory.
-        name: Its id, as the messages of the link carry it.
-        source: With which parameters it began: those of before, or none.
+        session: The model.
+        state: Context and personal parameters.
+        camera: The camera; ``None`` without a memory.
+        name: Device id, sent with every message.
+        source: Where the first parameters came from: a kept state, or the static model.
     """
 
     def __init__(
@@ -135,9 +135,13 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         return _Seen(None, array, np.arange(len(array)))
 
     def features(self, clip: Clip) -> np.ndarray:
-        """Features ``[T, D]`` of the frames of a clip that the model looks at: a clip as well, that costs no decoding.
+        """Compute the features of the sampled frames of a clip with the static encoder.
 
-        They are the static encoder's; an adapted device with a personal encoder answers about videos and frames alone.
+        The result can be used as a clip and needs no decoding. A device whose encoder has personal parameters needs
+        videos or frames to answer.
+
+        Returns:
+            Features ``[T, D]``, float32.
 
         Raises:
             UserError: If a video cannot be read, or an array is neither frames nor features that fit the model.
@@ -145,13 +149,13 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         return self._look(clip).features
 
     def observe(self, clip: Clip) -> None:
-        """Take a clip into the context, which holds as many of the latest clips as the model was trained with.
+        """Add a clip to the context. The context holds the latest clips, as many as in the training.
 
-        A retrieval model keeps the features of all its clips, to search in.
+        With a retrieval model, the features of all observed clips are kept for :meth:`search`.
 
         Raises:
             UserError: If a video cannot be read, or an array is neither frames nor features that fit the model; the
-                context stays as it was.
+                context is then unchanged.
         """
         seen = self._look(clip)
         if self.camera is not None and seen.pixels is not None:
@@ -162,19 +166,19 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
             self._observed.append(seen)
 
     def personalise(self, cloud: str | Cloud | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> Adaptation:
-        """Send the context to the cloud, and load the parameters that it answers with.
+        """Upload the anchors of the context, and load the personal parameters that the cloud half generates.
 
         Args:
-            cloud: Address of a service (its key is taken from the environment variable ``LIT_MMPG_API_KEY``);
-                ``None``: the cloud half of the system's own checkpoint, in this process.
-            timeout_s: Longest time of a request to a service, seconds.
+            cloud: Address of a service (the environment variable ``LIT_MMPG_API_KEY`` holds its key); ``None``: the
+                cloud half of the system's checkpoint, in this process.
+            timeout_s: Time limit of a request to a service, seconds.
 
         Returns:
             Bytes up and down, times, and the digest of the parameters.
 
         Raises:
-            UserError: If there is nothing to send, or nobody to send it to, or the cloud gave no usable parameters: the
-                device then goes on with those of before.
+            UserError: If the context is empty, no cloud half is available, or the parameters are refused; the device
+                then keeps its former parameters.
         """
         bundle = self.session.bundle
         if not len(bundle.spec):
@@ -196,19 +200,22 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         return outcome
 
     def adapt(self, cloud: Cloud) -> Adaptation:
-        """As :meth:`personalise`, for callers that go on whatever the cloud does: the outcome says what went wrong."""
+        """As :meth:`personalise`, but a failure is returned in ``error`` of the result instead of raised."""
         return adapt(self.session, self.state, cloud, self.name)
 
     def answer(self, clip: Clip, question: str, options: Sequence[str] = ()) -> Answer:
-        """Answer a question about a clip, observed before or not.
+        """Answer a question about a clip, which need not have been observed.
 
         Args:
             clip: The clip.
             question: The question.
-            options: Candidate answers; for a multiple-choice model only, which needs at least two.
+            options: Candidate answers, two or more; for multiple-choice models only.
+
+        Returns:
+            The answer with its confidence.
 
         Raises:
-            UserError: If the question is empty, the clip is none, or the model does not answer questions of this kind.
+            UserError: If the question is empty, the clip is not valid, or the model has another task.
         """
         if not isinstance(question, str) or not question.strip():
             raise UserError("the question is empty; ask one in words")
@@ -220,14 +227,17 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         return self.session.answer(clip, question, list(options))
 
     def search(self, query: str, clips: Sequence[Clip] | None = None) -> list[Match]:
-        """Clips by how well they fit a sentence, best first; for a retrieval model.
+        """Rank clips by a sentence; for retrieval models.
 
         Args:
             query: The sentence.
-            clips: Where to search; ``None``: in all clips that were observed.
+            clips: Clips to rank; ``None``: all observed clips.
+
+        Returns:
+            A match for each clip, best first.
 
         Raises:
-            UserError: If the query is empty, there is no clip, or the model does not search.
+            UserError: If the query is empty, there is no clip, or the model has another task.
         """
         if not isinstance(query, str) or not query.strip():
             raise UserError("the query is empty; search for something in words")
@@ -263,13 +273,13 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         return seen.encoded[by]
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
-        """Write the personal parameters in use as a LoRA adapter (:mod:`lit_mmpg.lora`).
+        """Write the personal parameters as a LoRA adapter (:mod:`lit_mmpg.lora`).
 
         Args:
-            folder: Made where it is missing.
+            folder: Output folder; created if it does not exist.
 
         Raises:
-            UserError: If there are none, they are not of the form ``low_rank``, or the folder cannot be written.
+            UserError: If the device has none, they are not of the form ``low_rank``, or the folder cannot be written.
         """
         if self.state.parameters is None:
             raise UserError(
@@ -278,16 +288,16 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         lora.save(folder, self.session.bundle.spec, self.state.parameters)
 
     def load_adapter(self, folder: str | os.PathLike[str]) -> None:
-        """Answer with the parameters of a LoRA adapter from now on.
+        """Load personal parameters from a LoRA adapter.
 
-        They are held against the bundle's bounds, as a cloud's are; a checkpoint has none but that outputs are finite.
+        They must be within the bundle's bounds, like those of a cloud half; without a bundle, outputs must be finite.
 
         Args:
-            folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+            folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
         Raises:
-            UserError: If it holds no LoRA adapter of exactly the model's dynamic layers, or its parameters are not
-                plausible; those of before stay in use.
+            UserError: If it is not a LoRA adapter of exactly the model's dynamic layers, or its parameters are not
+                plausible; the device then keeps its former parameters.
         """
         parameters = lora.load(folder, self.session.bundle.spec)
         problem, _ = judge(self.session, self.state, parameters)
@@ -297,7 +307,7 @@ class PersonalDevice(AbstractContextManager["PersonalDevice"]):
         self.state.adopt(parameters)
 
     def reset(self) -> None:
-        """The static model again, and nothing observed: as a new device."""
+        """Return to the static model and an empty context."""
         former = self.state
         self.state, self._observed = DeviceState.open(former.bundle, None, self.name, self.name), []
         if self.camera is not None:

@@ -46,13 +46,13 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the device model says.
+    """Answer of the device model to one question.
 
     Attributes:
         text: The answer, or the chosen option.
         confidence: Its probability, 0 to 1 (softmax of the scores; not calibrated).
         ranking: The best answers with their probabilities, best first.
-        scores: What the model computes for each option, or for each answer of the manifest, in their order.
+        scores: Scores of the options, or of all answers of the manifest, in their order.
         parameters: Digest of the personal parameters in use, or ``static``.
     """
 

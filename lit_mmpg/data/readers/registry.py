@@ -28,12 +28,12 @@ from lit_mmpg.records import Caption, Question
 
 @dataclass(frozen=True)
 class Reader:
-    """How one public layout is read; what it does not hold is ``None``.
+    """Functions that read one layout; ``None`` for what the layout does not hold.
 
     Attributes:
-        questions: Reads its folder: split -> questions.
-        captions: Reads its file.
-        aliases: Reads second names of its clips.
+        questions: Reads a folder: split -> questions.
+        captions: Reads a file of captions.
+        aliases: Reads second names of clips: name -> name of the clip.
     """
 
     questions: Callable[[Path], dict[str, list[Question]]] | None = None
