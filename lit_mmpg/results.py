@@ -96,16 +96,16 @@ def result(
     notes: Sequence[str] = (),
     **fields: Any,
 ) -> dict[str, Any]:
-    """One table of results with where it comes from.
+    """Make a result: a table with its provenance.
 
     Args:
         title: Heading of the table.
         command: Command that computes it, as a user types it.
-        columns: Headings.
-        rows: Cells of each row, as they are shown.
+        columns: Column headings.
+        rows: Cells of each row, as shown.
         commit: Commit of the code.
-        notes: Sentences below the table.
-        fields: What else is worth keeping: seeds, exact values, readings of the test split.
+        notes: Sentences shown below the table.
+        fields: Further fields of the file, such as seeds, exact values and readings of the test split.
 
     Example:
         >>> found = result("Costs", "lit-mmpg x", ["row", "ms"], [["ours", 1.5]], "c0ffee", seeds=[0])

@@ -75,11 +75,11 @@ class DynamicConfig:
 
     Attributes:
         layers: The dynamic layers: names, last parts of names, or globs.
-        form: Name of the form of their parameters (see :mod:`lit_mmpg.forms`); or glob of layer names -> form, of which
-            the first that matches counts: norms have no matrix, and take ``film``, ``shift`` or ``full``.
-        rank: Rank of the forms that have one.
-        input_layer: Parameters for the pixels themselves, in front of the encoder or of a module within it; its bias is
-            in units of the whole range of a pixel.
+        form: Name of a form (see :mod:`lit_mmpg.forms`), or glob of layer names -> form; the first match counts. Norms
+            have no weight matrix and take ``film``, ``shift`` or ``full``.
+        rank: Rank, for forms that have one.
+        input_layer: Generated parameters that act on pixels, in front of the encoder or of one of its modules. The bias
+            is relative to the range of a pixel value.
     """
 
     layers: tuple[str, ...] = ("frame_projection", "head")
@@ -111,14 +111,14 @@ class InitialisationConfig:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the data decides about the model.
+    """Sizes of the model that follow from the data.
 
     Attributes:
         task: Name of the task (:mod:`lit_mmpg.tasks`).
         frame: Shape of one frame: ``(D,)`` features or ``(3, H, W)`` pixels.
         words: Size of the vocabulary.
         answers: Size of the answer list (open-ended only).
-        max_words: Longest text in words.
+        max_words: Length of the longest text, words.
     """
 
     task: str
@@ -180,23 +180,23 @@ class DeviceModel(nn.Module, ABC):
     """Device half: static layers plus dynamic layers whose parameters are arguments.
 
     Args:
-        shapes: What the data decides.
-        dynamic: Dynamic layers; ``None`` for a purely static model (stage 1).
+        shapes: Sizes that follow from the data.
+        dynamic: Dynamic layers; ``None``: a static model (stage 1).
 
     Attributes:
         shapes: As given.
-        task: What is asked of it.
-        factory: What made it, by which it is made again; ``None`` where nobody said.
-        spec: The personal parameters, in order; made by :func:`build_network` once all layers are there.
-        blind: Whether it ignores the frames: the question-only floor.
-        frozen_encoder: Whether nothing in :meth:`encode_frames` learns or is drawn at random, so that a training may
+        task: The task.
+        factory: Configuration or class that made the network, used to make it again; ``None`` if unknown.
+        spec: Specification of the personal parameters; set by :func:`build_network` when all layers exist.
+        blind: Whether the model ignores frames (the question-only baseline).
+        frozen_encoder: Whether :meth:`encode_frames` neither learns nor draws random numbers, so that a training may
             encode each frame once.
-        head: The last linear layer, where a network has one; so for the other two.
-        frame_projection: The first layer of frame features.
-        frame_norm: The norm behind it.
+        head: The last linear layer. This and the next two are optional.
+        frame_projection: The first layer that takes frame features.
+        frame_norm: The norm that follows it.
 
     Raises:
-        UserError: If the class lacks what the task needs.
+        UserError: If the class lacks a method that the task needs.
     """
 
     blind = False
@@ -237,10 +237,10 @@ class DeviceModel(nn.Module, ABC):
                 setattr(cls, name, _holding(vars(cls)[name], place))
 
     def linear(self, name: str, inputs: int, outputs: int) -> DynamicLinear:
-        """A linear layer that takes personal parameters where the configuration says so.
+        """Make a linear layer, which takes personal parameters if ``dynamic.layers`` names it.
 
         Args:
-            name: Attribute under which the layer will stand, as ``dynamic.layers`` names it.
+            name: Attribute of the network to which the layer is assigned.
             inputs: Width of the input.
             outputs: Width of the output.
         """
@@ -249,10 +249,10 @@ class DeviceModel(nn.Module, ABC):
         return DynamicLinear(inputs, outputs)
 
     def index(self) -> None:
-        """Make ``spec`` from the dynamic layers, in the order in which they were added; inject into plain ones.
+        """Set ``spec`` from the dynamic layers in the order in which they were added, and make plain layers dynamic.
 
         Raises:
-            UserError: If a layer is asked for that the model does not have, that no form suits, or that is not called.
+            UserError: If a dynamic layer does not exist, the form does not suit it, or it is not called.
         """
         if self._holder is None and self.dynamic is not None:
             self._inject(self.dynamic)
@@ -328,10 +328,10 @@ class DeviceModel(nn.Module, ABC):
             yield
 
     def check_answer(self) -> None:
-        """Check by an example that features, anchors and answers have the form that is needed.
+        """Check with an example that features, anchors and answers have the required shapes.
 
         Raises:
-            UserError: If they are something else, or do not depend on what is generated for a layer.
+            UserError: If they have not, or do not depend on the generated parameters of a layer.
         """
         kind = type(self).__name__
         with self._trial():
@@ -422,12 +422,12 @@ class DeviceModel(nn.Module, ABC):
         return frames.to(place), torch.ones(shape[: len(lead) + 1], dtype=torch.bool, device=place), text.to(place)
 
     def verify(self, devices: int = 3) -> Verification:
-        """Try random parameters: does a batch of devices equal each of them alone?
+        """Check with random parameters whether a batch of devices gives the same results as one device at a time.
 
-        It is done once, when several devices are first computed; they are batched from then on where it does.
+        Runs once, before several devices are first computed together. They are batched from then on if it succeeds.
 
         Args:
-            devices: Number of devices to try with.
+            devices: Number of devices in the check.
         """
         with self._trial():
             example, parameters = self._example((devices, 2)), self._random_parameters(devices)
@@ -473,15 +473,15 @@ class DeviceModel(nn.Module, ABC):
 
     @property
     def encodes_personally(self) -> bool:
-        """Whether a dynamic layer lies in :meth:`encode`, so that what it gives depends on whose it is."""
+        """Whether :meth:`encode` holds a dynamic layer, so that features depend on personal parameters."""
         return self._encodes
 
     def placed(self, parameters: Sequence[Tensor], graph: str) -> Sequence[Tensor]:
-        """The parameters of one graph at their places among all of them; others are left open.
+        """Place the parameters of one graph among all parameters of ``spec``; the others stay empty.
 
         Args:
             parameters: Tensors of ``spec.of(graph)`` in order, or nothing.
-            graph: The graph.
+            graph: Name of the graph.
         """
         if not parameters or len(parameters) == len(self.spec):
             return parameters
@@ -541,30 +541,30 @@ class DeviceModel(nn.Module, ABC):
         return ()
 
     def made_again(self, factory: NetworkFactory) -> NetworkFactory:
-        """What makes such a network again; ``factory`` itself, unless that needs more than a checkpoint holds.
+        """Return a configuration that makes this network from a checkpoint alone; ``factory`` by default.
 
         Args:
-            factory: What has made this one.
+            factory: Configuration or class that made this network.
         """
         return factory
 
     def context_parameters(self) -> list[nn.Parameter]:
-        """Static tensors that only what is uploaded needs: trained with the cloud half, shipped with the device."""
+        """Static tensors that only uploads need; trained with the cloud half and shipped with the device half."""
         return []
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """Static tensors that only the exchange needs: those of the dynamic forms and of the context."""
+        """Static tensors that only adaptation needs: those of the forms and of uploads."""
         own = [p for layer in self.dynamic_layers().values() for p in layer.adapter_parameters()]
         return own + self.context_parameters()
 
     # -- before training -----------------------------------------------------------------------------------------
 
     def start(self, data: DeviceData, settings: InitialisationConfig) -> None:
-        """Set start values from the training data; nothing unless a network knows better.
+        """Set start values from the training data; does nothing by default.
 
         Args:
             data: The data, set up.
-            settings: What starts from where.
+            settings: Which start values to set.
         """
 
     def correction_layers(self) -> list[nn.Module]:
@@ -596,9 +596,9 @@ class DeviceModel(nn.Module, ABC):
         return frames
 
     def encode_asked(self, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
-        """As :meth:`encode`, of clips that are asked about.
+        """As :meth:`encode`, for query clips.
 
-        Where a training has set ``prefix``, ``[..., T, prefix.width]`` of it goes on behind what was kept.
+        If a training has set ``prefix``, outputs of the prefix, ``[..., T, prefix.width]``, are accepted as well.
         """
         prefix = self.prefix
         if prefix is None or not frames.is_floating_point():
@@ -610,10 +610,10 @@ class DeviceModel(nn.Module, ABC):
         )
 
     def find_prefix(self, pixels: Tensor) -> Prefix | None:
-        """What is computed before the first dynamic layer of the encoder, if there is such a part.
+        """Find the part of the encoder before its first dynamic layer; ``None`` if there is none.
 
         Args:
-            pixels: ``[n, 3, H, W]`` uint8, three or more.
+            pixels: Example frames ``[n, 3, H, W]`` uint8, three or more.
         """
         if self._holder is None or not self._encodes:
             return None
@@ -662,14 +662,14 @@ class DeviceModel(nn.Module, ABC):
         """Width of what is uploaded of each anchor frame."""
 
     def anchor_features(self, features: Tensor) -> Tensor:
-        """What the cloud may see of each frame, ``[..., T, D]`` to ``[..., T, anchor_width]``.
+        """Features of each frame that are uploaded, ``[..., T, D]`` to ``[..., T, anchor_width]``.
 
-        Computed without personal parameters, so that it does not depend on an earlier adaptation.
+        Computed without personal parameters, so that uploads do not depend on an earlier adaptation.
         """
         return self.project(features)
 
     def contextualise(self, projected: Tensor, mask: Tensor) -> Tensor:
-        """Mix each frame with its time, ``[..., T, H]`` to ``[..., T, H]``; nothing unless a network does."""
+        """Mix information over time, ``[..., T, H]`` to ``[..., T, H]``; the identity by default."""
         return projected
 
     def mix(self, projected: Tensor, mask: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:

@@ -119,8 +119,8 @@ def entries(name: str, parts: Sequence[Part], graph: str = MODEL) -> tuple[Param
 class Form(ABC):
     """How generated parameters act on a layer.
 
-    A form holds no state. ``layer`` is the layer that is adapted, whatever its kind; ``own`` are the tensors of
-    :meth:`parts` in order, each unbatched (``devices`` is None) or with a leading dimension ``devices``.
+    A form holds no state. ``layer`` wraps the adapted layer, a linear layer, convolution or norm. ``own`` are the
+    tensors of :meth:`parts` in order, unbatched (``devices`` is ``None``) or with a leading dimension ``devices``.
     """
 
     name: ClassVar[str]
@@ -129,16 +129,16 @@ class Form(ABC):
 
     @abstractmethod
     def parts(self, layer: Layer, rank: int) -> tuple[Part, ...]:
-        """What is generated for a layer.
+        """Return the tensors that are generated for a layer: names, shapes and start values.
 
         Raises:
-            UserError: If the form does not suit the layer; the message says what does.
+            UserError: If the form does not suit the layer; the message names forms that do.
         """
 
     def static_parts(self, layer: Layer, rank: int) -> dict[str, Tensor]:
-        """First values of the static tensors that the form adds to a layer.
+        """Return the start values of static tensors that the form adds to a layer, by name.
 
-        They are trained with the cloud half and shipped with the device model, so that few numbers travel.
+        They are trained with the cloud half and shipped with the device half, which keeps downloads small.
         """
         return {}
 
@@ -146,18 +146,21 @@ class Form(ABC):
     def apply(
         self, layer: Layer, x: Tensor, static: Mapping[str, Tensor], own: Sequence[Tensor], devices: int | None
     ) -> Tensor:
-        """Output of the layer.
+        """Compute the layer with generated parameters.
 
         Args:
             layer: The layer.
-            x: Its input; its rows belong to one device after the other, equally many each.
+            x: Its input. The rows of each device are contiguous, and all devices have the same number of rows.
             static: The form's own static tensors (see :meth:`static_parts`).
             own: Generated tensors.
-            devices: Number of devices G, or None for one whose tensors are unbatched.
+            devices: Number of devices G; ``None``: one device with unbatched tensors.
+
+        Returns:
+            Output of the layer, with the rows of ``x``.
         """
 
     def noise(self, layer: Layer, own: Sequence[Tensor], drawn: Sequence[Tensor]) -> list[Tensor]:
-        """Random parameters that change the layer by as much as the own ones do.
+        """Return random parameters that change the layer by as much as ``own`` does (a control).
 
         Args:
             layer: The layer.

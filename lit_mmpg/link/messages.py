@@ -175,13 +175,13 @@ class _Message:
 
 @dataclass(frozen=True, eq=False)
 class Upload(_Message):
-    """A device's recent context, from which the cloud generates its parameters. Make one with :meth:`encode`.
+    """Context of a device, from which the cloud half generates its parameters. Create it with :meth:`encode`.
 
     Attributes:
         codec: Codec of the anchors.
-        payload: Encoded arrays as the module describes them.
-        model: What the device holds, see :func:`model_digest`.
-        device_id: Name of the device.
+        payload: Encoded arrays, in the layout that the module documents.
+        model: Digest of the device's model, see :func:`model_digest`.
+        device_id: Id of the device.
         anchor_shape: C, K, H: clips, anchors per clip, width of a feature.
     """
 
@@ -282,10 +282,10 @@ class Upload(_Message):
     def from_bytes(
         cls, data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_norm: float = DEFAULT_MAX_NORM
     ) -> Upload:
-        """Parse bytes that nobody has checked, and check their values.
+        """Parse untrusted bytes and check the values.
 
         Raises:
-            LinkError: If they are not an undamaged upload of this protocol version within the two limits.
+            LinkError: If they are not a complete upload of this protocol version within the two limits.
         """
         message = cls.parse(data, max_bytes=max_bytes)
         message.check_values(max_norm)
@@ -307,18 +307,18 @@ class Upload(_Message):
         """Decode the values and check them.
 
         Raises:
-            LinkError: If an encoded value is none, or an anchor is not finite or longer than ``max_norm``.
+            LinkError: If a value cannot be decoded, or an anchor is not finite or longer than ``max_norm``.
         """
         _check_norm("anchors", self._anchors, max_norm)
 
     @property
     def num_values(self) -> int:
-        """Values that its anchors decode to."""
+        """Number of values of the decoded anchors."""
         return math.prod(self.anchor_shape)
 
     @property
     def request_id(self) -> str:
-        """Name of the request: the digest of the upload, 32 hexadecimal digits."""
+        """Id of the request: digest of the upload, 32 hexadecimal digits."""
         return self.digest
 
     @cached_property
@@ -364,7 +364,7 @@ class Upload(_Message):
 
 @dataclass(frozen=True, eq=False)
 class Download(_Message):
-    """One device's personal parameters. Make one with :meth:`answer`.
+    """Personal parameters of one device. Create it with :meth:`answer`.
 
     Attributes:
         codec: Codec of the parameters.
@@ -390,7 +390,7 @@ class Download(_Message):
 
         Args:
             upload: The upload.
-            spec: Specification of the parameters, which is the one that the device expects (:attr:`Upload.model`).
+            spec: Specification of the parameters; must be the one that the device expects (:attr:`Upload.model`).
             parameters: One floating-point array for each entry of ``spec``.
             codec: Name of a codec; need not be the upload's.
 
@@ -430,7 +430,7 @@ class Download(_Message):
         return b"", bytes.fromhex(self.request_id), b""
 
     def check_answers(self, upload: Upload) -> None:
-        """Check that this answers ``upload``, whose digest covers device, checkpoint, specification and context.
+        """Check that this belongs to ``upload``, whose digest covers device, checkpoint, specification and context.
 
         Raises:
             LinkError: If it does not.

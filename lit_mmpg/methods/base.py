@@ -141,25 +141,25 @@ class Loaded:
 
 
 class AdaptationMethod(ABC):
-    """One way to adapt a finished checkpoint to devices.
+    """A method that adapts a trained checkpoint to devices.
 
     Args:
         subject: The checkpoint.
-        data: The data, set up; for what training data tells (statistics), never for labels of val or test clips.
-        seed: Seed of whatever the method draws.
+        data: The data, set up. Use it for statistics of the training data, never for labels of val or test clips.
+        seed: Seed of the method's random numbers.
 
     Attributes:
         name: Name of the method in files and tables.
-        paper: Where it comes from; "control" or "floor" for what is no method of a paper.
+        paper: Source of the method; "control" or "floor" if it is not from a paper.
         setting: See :data:`Setting`.
-        knows: What it is given of the device's earlier clips.
-        grid: Option -> values among which the validation devices choose.
-        backward: Whether a device needs a backward pass.
-        needs: What a task must not lack (:attr:`lit_mmpg.tasks.Task.lacks`).
+        knows: What the method may see of the device's earlier clips.
+        grid: Option -> values; the best point is selected on validation devices.
+        backward: Whether the device runs a backward pass.
+        needs: Properties that the task must have (:attr:`lit_mmpg.tasks.Task.lacks`).
         parts: Parts of the network that it works on (:mod:`lit_mmpg.device.contract`).
-        needs_pixels: Whether it works on pixels, so that features will not do.
-        needs_clean: Whether it is shown the clean twins of the earlier clips (an oracle).
-        encode_once: Whether the encoder stays as it is, so that pixels may be encoded once for all steps.
+        needs_pixels: Whether it needs pixels instead of features.
+        needs_clean: Whether it sees the earlier clips without the camera's artefacts (an oracle).
+        encode_once: Whether the encoder is not changed, so that pixels may be encoded once for all steps.
         at_once: Devices that adapt together; results do not depend on it.
     """
 
@@ -181,12 +181,12 @@ class AdaptationMethod(ABC):
 
     @classmethod
     def not_for_task(cls, task: Task) -> str | None:
-        """Why the method means nothing for a task; ``None`` where it applies."""
+        """Why the method does not apply to a task; ``None`` if it does."""
         return next((task.lacks[need] for need in cls.needs if need in task.lacks), None)
 
     @classmethod
     def not_for(cls, subject: Subject, data: DeviceData) -> str | None:
-        """Why the method cannot be run on a checkpoint and data; ``None`` where it can."""
+        """Why the method cannot run with a checkpoint and data; ``None`` if it can."""
         reason = cls.not_for_task(subject.task)
         lacking = [part for part in cls.parts if not hasattr(subject.network, part)]
         if reason is None and lacking:
@@ -203,10 +203,10 @@ class AdaptationMethod(ABC):
 
     @classmethod
     def points(cls, chosen: Options | None = None) -> list[dict[str, Any]]:
-        """Points of the grid; values that are chosen beforehand replace theirs (a list narrows the grid).
+        """Return the points of the grid. Given values replace those of the grid; a list narrows it.
 
         Raises:
-            UserError: If a value is of another kind than those of the grid, or another text than they are.
+            UserError: If a value has another type than those of the grid, or is a text that the grid does not hold.
         """
         axes = {name: tuple(values) for name, values in cls.grid.items()}
         for name, value in (chosen or {}).items():
@@ -217,19 +217,19 @@ class AdaptationMethod(ABC):
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def adapt(self, support: Episode, options: Options) -> State:
-        """Adapt devices to their support, without looking at any query.
+        """Adapt devices to their support set; queries are not visible.
 
         Args:
-            support: ``[G, C, ...]`` earlier clips of G devices and the texts about them.
+            support: ``[G, C, ...]`` earlier clips of G devices with their texts.
             options: One point of the grid.
 
         Returns:
-            What each device keeps.
+            State of each device, passed to :meth:`respond`.
         """
         return {}
 
     def adapt_all(self, support: Episode, points: Sequence[Options]) -> Iterator[State]:
-        """States for several points of the grid; a method whose points share work overrides this."""
+        """Return states for several points of the grid; override it if the points share work."""
         for options in points:
             yield self.adapt(support, options)
 
@@ -239,7 +239,7 @@ class AdaptationMethod(ABC):
     """What :meth:`sent_bytes` counts for: one ``adaptation`` of a device, or one ``clip`` that is asked about."""
 
     def sent_bytes(self) -> Cost:
-        """Bytes of the messages: those of the checkpoint's own adaptation, unless the method sends something else."""
+        """Bytes of the messages; by default those of the checkpoint's own adaptation."""
         return Cost(self.subject.upload_bytes, self.subject.download_bytes)
 
     @abstractmethod
@@ -248,9 +248,9 @@ class AdaptationMethod(ABC):
 
         Args:
             query: ``[B, M, ...]`` query clips with their texts.
-            state: Result of :meth:`adapt`, row b belongs to row b of the query. An ``online`` method gets all devices
-                at every call, the next clips of each one's stream (none where it has ended), and replaces entries of
-                ``state`` by what these made of them; the tensors themselves stay as they are.
+            state: Result of :meth:`adapt`; row b belongs to row b of the query. An ``online`` method is called with the
+                next clips of all devices (none for a device whose stream has ended) and replaces entries of ``state``;
+                it must not change tensors in place.
             options: The same point of the grid.
         """
 

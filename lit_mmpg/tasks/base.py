@@ -82,22 +82,22 @@ class ItemResults:
 
 
 class Task(ABC):
-    """One kind of thing that is asked of a device model. Stateless: one object serves all.
+    """A task of device models. Stateless: one object is shared.
 
     :class:`~lit_mmpg.tasks.questions.QuestionTask` is the base of tasks that score the answers to a question.
 
     Attributes:
-        name: Its name in configurations, checkpoints and bundles.
-        items: What its text items are called.
-        primary: The one metric on which claims stand.
+        name: Name in configurations, checkpoints and bundles.
+        items: Name of its text items in messages, such as ``questions``.
+        primary: Primary metric, on which model selection and claims are based.
         answer_list: Whether answers come from a list that is fitted on the training texts.
-        takes_options: Whether each question brings the options to choose from.
-        searches: Whether clips and sentences are embedded apart, so that a device searches instead of answering.
-        max_words: Longest text of a data set that people bring, in words, unless they say otherwise.
-        example_options: Options of an example question.
-        lacks: What the task does not have -> why, as a reason for what then does not apply: ``frequent_answer`` (an
-            answer that is right more often than others), ``shared_classes`` (answers that several questions share).
-        frozen: Parts of the device model that fine-tuning leaves as they are, since one device is no measure of them.
+        takes_options: Whether each question has options to choose from.
+        searches: Whether clips and sentences are embedded separately, so that a device searches instead of answering.
+        max_words: Default for the longest text of a user's own data, words.
+        example_options: Number of options of an example question.
+        lacks: Missing property -> reason, shown for methods that need it: ``frequent_answer`` (an answer that is right
+            more often than others), ``shared_classes`` (answers that several questions share).
+        frozen: Parts of the device model that fine-tuning does not change, since one device has too little data.
         figures: The figures of :meth:`output_figures`.
         paired_roles: Role of a graph -> role whose outputs its embeddings are compared with.
     """
@@ -117,7 +117,7 @@ class Task(ABC):
 
     @property
     def full_items(self) -> str:
-        """What its items are called where other tasks have some, too."""
+        """Name of its items beside those of other tasks."""
         return f"{self.name.replace('_', '-')} {self.items}"
 
     # -- data ----------------------------------------------------------------------------------------------------
@@ -128,42 +128,42 @@ class Task(ABC):
 
     @classmethod
     def fits_table(cls, questions: bool, options: bool) -> bool:
-        """Whether a table of somebody's own, with or without questions and options, asks for this task."""
+        """Whether a user's table, with or without questions and options, is for this task."""
         return False
 
     def device_model(self, texts: int, small: int) -> str | dict[str, Any]:
-        """Settings of the device half for such a table: a file, or the section itself.
+        """Return settings of the device half for a user's table: a file name, or the section itself.
 
         Args:
-            texts: Training texts.
-            small: With fewer than these, every word counts.
+            texts: Number of training texts.
+            small: With fewer texts, rare words are kept.
         """
         return "configs/model/device_video_qa.yaml"
 
     def answers(self, texts: Sequence[Question | Caption]) -> list[str]:
-        """Answers to training texts, from which the answer list is made; empty where the task has none."""
+        """Return the answers to training texts, from which the answer list is made; empty for a task without one."""
         return []
 
     @abstractmethod
     def candidates(self, text: Question | Caption) -> list[str]:
-        """The texts of one item, each of which gets a row of words: one, or one per option."""
+        """Return the texts of one item: one, or one per option."""
 
     def target(self, text: Question | Caption, index: Callable[[str], int]) -> int:
-        """What :attr:`Batch.answer` holds for an item; ``index`` finds an answer in the list, -1 where it is not."""
+        """Return the target of an item, a whole number; ``index`` gives the place of an answer in the list, or -1."""
         return 0
 
     @abstractmethod
     def hide_labels(self, batch: Batch, seed: int) -> Batch:
-        """A support batch without what is asked for."""
+        """Return a support batch without its labels."""
 
     @abstractmethod
     def query_view(self, batch: Batch) -> Batch:
-        """What a method sees of a query batch."""
+        """Return the part of a query batch that a method may see."""
 
     # -- device model --------------------------------------------------------------------------------------------
 
     def head_width(self, answers: int) -> int:
-        """Outputs of the head for one row of words; a task that searches has embeddings and is not asked.
+        """Return the number of outputs of the head for one row of words; not called for a task that searches.
 
         Args:
             answers: Size of the answer list.
@@ -174,7 +174,7 @@ class Task(ABC):
     def scores(
         self, network: Any, frames: Tensor, mask: Tensor, text: Tensor, parameters: Sequence[Tensor] = ()
     ) -> Tensor:
-        """Scores of one text item per clip.
+        """Compute the scores of one text item per clip.
 
         Args:
             network: The device model.
@@ -186,7 +186,7 @@ class Task(ABC):
 
     @abstractmethod
     def respond(self, network: Any, batch: Batch, frames: Tensor, parameters: Sequence[Tensor] = ()) -> Outputs:
-        """Outputs for a batch.
+        """Compute the outputs for a batch.
 
         Args:
             network: The device model.
@@ -196,7 +196,7 @@ class Task(ABC):
         """
 
     def initialise(self, network: Any, answer: np.ndarray, answers: int) -> None:  # noqa: B027
-        """Start values of the head that training texts tell.
+        """Set start values of the head from the training texts.
 
         Args:
             network: A fresh device model.
@@ -213,32 +213,32 @@ class Task(ABC):
         Args:
             network: The device model.
             batch: The batch.
-            outputs: What it said.
-            label_smoothing: Share of the probability that is spread over all answers, where that means something.
+            outputs: Its outputs.
+            label_smoothing: Share of the probability that is spread over all answers, for tasks with an answer list.
             gather: Gathers tensors over processes.
         """
 
     @abstractmethod
     def device_loss(self, network: Any, batch: Batch, outputs: Outputs) -> Tensor:
-        """Loss of each device by itself, ``[B]``; nothing of one device enters another's."""
+        """Compute the loss of each device, ``[B]``, from its own items alone."""
 
     @abstractmethod
     def choices(self, network: Any, batch: Batch, outputs: Outputs) -> Tensor:
-        """Logits ``[B, N, K]`` of what each text item can be answered with, the device's own alone."""
+        """Return logits ``[B, N, K]`` of the possible answers to each text item, of the same device alone."""
 
     @abstractmethod
     def head_mask(self, batch: Batch) -> Tensor:
-        """Which inputs of the head are real, in the shape in which the head sees a batch."""
+        """Return a mask of inputs of the head that are not padding, in the shape in which the head gets a batch."""
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def new_metric(self, kinds: Sequence[str], gallery: Gallery) -> nn.Module:
-        """A fresh metric (of torchmetrics).
+        """Make a torchmetrics metric.
 
         Args:
             kinds: Names of the question types.
-            gallery: Where searches rank.
+            gallery: Clips among which a search ranks.
         """
 
     @abstractmethod
@@ -247,7 +247,7 @@ class Task(ABC):
 
     @abstractmethod
     def item_results(self, metric: Any, item_clip: np.ndarray) -> ItemResults:
-        """Results of single items over all processes, those of :attr:`primary` among them.
+        """Return results of single items over all processes, including those of :attr:`primary`.
 
         Args:
             metric: The metric.
@@ -264,13 +264,13 @@ class Task(ABC):
         answers: Sequence[str],
         clips: Sequence[str],
     ) -> dict[str, object]:
-        """One item as a row that people can read.
+        """Return one item and its prediction as a readable row.
 
         Args:
             text: The item.
-            batch: The batch that it is in.
-            outputs: What the device model said about it.
-            place: Its device and its place there, ``(b, n)``.
+            batch: Its batch.
+            outputs: Outputs of the device model for the batch.
+            place: Indices of its device and of the item, ``(b, n)``.
             answers: The answer list.
             clips: Names of the device's clips in the batch, blank for padding.
         """
@@ -281,11 +281,11 @@ class Task(ABC):
     def graphs(
         self, network: Any, clips: dict[str, Tensor], clip_dims: dict[str, dict[int, str]], words: Tensor
     ) -> list[GraphSpec]:
-        """Graphs that answer, the one that takes personal parameters first.
+        """Return the graphs to export; the one that takes personal parameters is first.
 
         Args:
             network: The device model.
-            clips: Example of ``frames`` and ``frame_mask``, two rows.
+            clips: Example ``frames`` and ``frame_mask``, two rows.
             clip_dims: Names of their varying dimensions.
             words: ``[2, O, L]`` example words.
         """
@@ -301,17 +301,17 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, scores: np.ndarray, options: Sequence[str], answers: Sequence[str]) -> list[tuple[str, float]]:
-        """All answers with their probabilities, best first; of a task that searches, sentences with their similarity.
+        """Rank all answers with their probabilities, or for a task that searches, sentences with their similarity.
 
         Args:
             scores: ``[A]`` float64, of one question or one clip.
-            options: Its options, or the sentences; empty where it has none.
+            options: Its options, or the sentences; empty if it has none.
             answers: The answer list of the bundle.
         """
 
     @abstractmethod
     def output_figures(self, static: np.ndarray, personal: np.ndarray) -> dict[str, float]:
-        """How outputs with personal parameters differ from those without: what a device holds a download against.
+        """Measure how outputs with personal parameters differ from static ones; devices check downloads by it.
 
         Args:
             static: ``[R, A]`` scores, or ``[R, H]`` embeddings, of the static model; finite.
@@ -320,4 +320,4 @@ class Task(ABC):
 
     @abstractmethod
     def unit(self) -> str:
-        """What one answer is, for a table of timings."""
+        """Name of one unit of work in tables of timings."""

@@ -24,10 +24,10 @@ ACCURACY = Metric(
 
 
 class QuestionTask(Task):
-    """Each question has one right answer among several, all of which get a score; the loss is cross-entropy.
+    """Base of tasks whose questions have one right answer among several. All answers get a score; cross-entropy loss.
 
     Attributes:
-        smooths: Whether label smoothing means something: the answers are the same for all questions.
+        smooths: Whether label smoothing applies, that is, whether all questions have the same possible answers.
     """
 
     items = "questions"
