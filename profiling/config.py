@@ -61,7 +61,7 @@ class StreamConfig:
 
     Attributes:
         clips: Number of clips.
-        adapt_every: An adaptation comes with every so many clips.
+        adapt_every: Clips per adaptation.
     """
 
     clips: int = 64
@@ -75,7 +75,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class SustainedConfig:
-    """A load that does not pause.
+    """A load without pauses.
 
     Attributes:
         duration_s: Length, seconds; ten minutes show whether the cooling holds.
@@ -117,10 +117,10 @@ class ThroughputConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tuning on the device, the cost that generated parameters save.
+    """Fine-tuning on the device, whose cost generated parameters avoid.
 
     Attributes:
-        steps: Optimiser steps that one adaptation by fine-tuning takes; take it from a comparison of accuracies.
+        steps: Optimiser steps of one adaptation; take the number from a comparison of accuracies.
         batch: Labelled clips in a step.
         lr: Learning rate.
     """
@@ -137,7 +137,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class CloudConfig:
-    """Where the cloud's time comes from in the scenario ``adapt``.
+    """Source of the cloud half's time in the scenario ``adapt``.
 
     Attributes:
         url: A running service (``lit-mmpg serve``); None: not measured over a network.
@@ -158,11 +158,11 @@ class CloudConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """A profile.
+    """Settings of a profile.
 
     Attributes:
         name: Name of the board or machine, for titles and runs.
-        engines: What to run.
+        engines: Engines with their precisions and options.
         batches: Batch sizes of the scenarios ``answer`` and ``offline``; all others answer one clip at a time.
         scenarios: From ``SCENARIOS``.
         encoder: Whether the frame encoder is in the measured path: ``without``, ``with``, or ``both`` (a row each).
@@ -174,9 +174,9 @@ class ProfileConfig:
         sustained: Settings of the scenario ``sustained``.
         throughput: Settings of the scenarios ``offline``, ``multistream`` and ``server``.
         finetune: Settings of the scenario ``finetune``.
-        cloud: Where the cloud's time comes from.
+        cloud: Source of the cloud half's time.
         links: Links whose cost is modelled.
-        expected_rails: Rails that this board's total is made of; a board that shows others is warned about.
+        expected_rails: Rails whose sum is the board's total; a warning tells if the board has others.
     """
 
     name: str

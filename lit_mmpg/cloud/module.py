@@ -42,11 +42,11 @@ CURVE = (1, 2, 3, 4, 6, 8, 12, 16)
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """What a device uploads of each clip of its context.
+    """Anchor frames: the part of each context clip that a device uploads.
 
     Attributes:
-        count: Number K of anchor frames; 0 uploads all frames.
-        rule: How they are chosen.
+        count: Number K of anchor frames of a clip; 0: all frames.
+        rule: How they are selected.
     """
 
     count: int = 2
@@ -62,16 +62,16 @@ class CloudConfig:
     """Sizes of the cloud half.
 
     Attributes:
-        reasoner: ``adr``: reconstruct the clips from the anchors. ``none``: the anchors are all that is known.
-        latent: Size of the clip latent of the reasoner; 0 makes it deterministic (no KL term).
+        reasoner: ``adr``: reconstruct the distribution of the clips from the anchors. ``none``: use the anchors alone.
+        latent: Size of the clip latent of the reasoner; 0: deterministic (no KL term).
         reasoner_hidden: Width of the reasoner.
         embedding: Width of the per-frame embedding that is pooled into the context beside the moments.
         adaptor_hidden: Width of the adaptor's encoders.
-        context: What the adaptor sees. ``anchors``: the device's context. Controls: ``constant``, one learned vector
-            for all devices; ``conditions``, the true settings of the device's camera (an oracle).
+        context: Input of the adaptor. ``anchors``: the device's context. Controls: ``constant``, one learned vector for
+            all devices; ``conditions``, the true settings of the device's camera (an oracle).
         generator: ``trained``; or the ablation ``frozen_random``, whose generators keep their random weights.
-        place: Who generates. ``cloud``: anchors and parameters cross the link. ``device``: nothing does (with
-            ``anchors.count=0`` and ``reasoner=none`` every frame of the context is used).
+        place: Where parameters are generated. ``cloud``: anchors and parameters cross the link. ``device``: nothing
+            crosses it (with ``anchors.count=0`` and ``reasoner=none`` all frames of the context are used).
     """
 
     reasoner: Literal["adr", "none"] = "adr"
@@ -91,14 +91,14 @@ class CloudConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms beside the task loss.
+    """Weights of the loss terms.
 
     Attributes:
         reconstruction: Weight of the reconstruction of the context clips.
         kl: Weight of KL(posterior || prior), in nats per clip.
         alignment: Weight of the alignment of adapted features of shifted frames with static features of their clean
             twins; needs data with clean twins.
-        task: Weight of the task loss itself.
+        task: Weight of the task loss.
     """
 
     reconstruction: float = 0.1

@@ -34,28 +34,27 @@ _FILLED = ("devices", "clips", "items_per_clip", "max_words", "eval_devices")
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How much goes into one batch.
+    """Size of batches, contexts and texts.
 
     Attributes:
         devices: Devices per training batch (B), per process.
         clips: Query clips per device in training (M).
         items_per_clip: Questions or captions drawn per clip and training step.
         context_clips: Recent clips that serve as context (C).
-        fewest_context_clips: In training some of the devices of a step have fewer clips as context, down to this many,
-            evenly in the logarithm, so that one generator serves short and long histories; 0: all have C. Validation
-            during training then takes 1, 2, 4, ... clips in turn, so that the checkpoint is selected for all of them.
-        short_contexts: How many of the devices: ``half``, or ``rising`` from a fifth in the first epoch to all of them
-            in the last third of ``trainer.max_epochs``. What clips tell is learnt from long contexts, where answers
-            are certain; how little a few clips tell, from short ones.
+        fewest_context_clips: Train with shorter contexts too: some devices of a step have fewer than C clips, down to
+            this number, log-uniformly, so that one generator serves short and long histories. 0: all have C.
+            Validation during training then takes 1, 2, 4, ... clips in turn, and so selects a checkpoint for all.
+        short_contexts: Share of devices with shorter contexts: ``half``, or ``rising`` from a fifth in the first epoch
+            to all of them in the last third of ``trainer.max_epochs``.
         context: ``device``: the device's recent clips, never a query clip. ``clip``: each clip is its own context.
         max_frames: Clips with more frames are subsampled evenly to this many.
         max_words: Longer texts are cut.
         eval_devices: Devices per evaluation batch.
         eval_clips: Query clips per device in an evaluation batch.
         own_statistics: Standardise the features of query frames by the moments of the device's context clips, in
-            training and test alike; the training moments count as this many further frames. 0: features as they are,
-            since validation does not gain by it where no camera shifts them (``docs/results/own_statistics.json``).
-            Anchors are taken from the context as it is.
+            training and test; the moments of the training data count as this many additional frames. 0: off, the
+            default, since validation gains nothing without camera shifts (``docs/results/own_statistics.json``).
+            Anchors are not standardised.
     """
 
     devices: int = 16

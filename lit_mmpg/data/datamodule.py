@@ -40,9 +40,10 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
     Args:
         task: Name of the task: ``open_ended``, ``multiple_choice``, ``retrieval``, or one that a package adds.
         batch: Batch shape.
-        max_answers: Length of the answer list (open-ended).
-        min_count: Words rarer than this in the training texts are unknown.
-        max_vocabulary: Most words of the vocabulary.
+        max_answers: Length of the answer list (open-ended). This and the next two are settings of a training; a test
+            uses the answer list and the vocabulary of the checkpoint.
+        min_count: Words that occur less often in the training texts are unknown.
+        max_vocabulary: Largest number of words in the vocabulary.
     """
 
     gallery: Literal["mixed", "device"] = "mixed"
