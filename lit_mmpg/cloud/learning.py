@@ -173,26 +173,31 @@ def _between(kind: type[Any], low: float, high: float) -> Callable[[str], Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg memory",
-        description="Learn what cameras of one model put in front of every scene (shading, a housing, an overlay) from "
-        "clips of a fleet, of whose cameras nobody says which model they are. The middle frame of each clip is looked "
-        "at. Devices then recognise their camera with --camera-memory. No torch is needed.",
+        description="Learn the artefacts that cameras of one model share (shading, a housing, an overlay) from clips "
+        "of a fleet. The camera models need not be known. The middle frame of each clip is used. Devices then "
+        "recognise their camera with --camera-memory. No torch is needed.",
         epilog="Exit status: 0; 1 some files could not be read; 2 nothing could be done.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--fleet", required=True, metavar="FOLDER", help="a folder for each device, with its videos or pictures"
+        "--fleet", required=True, metavar="FOLDER", help="folder with a subfolder of videos or pictures for each device"
     )
     parser.add_argument(
-        "--clean", required=True, metavar="FOLDER", help="videos or pictures of cameras that add nothing, 50 or more"
+        "--clean",
+        required=True,
+        metavar="FOLDER",
+        help="folder of 50 or more videos or pictures of cameras without artefacts",
     )
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the memory")
-    parser.add_argument("--add", metavar="FILE", help="a memory whose models are kept; new ones are added")
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="the memory to write")
+    parser.add_argument(
+        "--add", metavar="FILE", help="existing memory whose models are kept; models that it does not hold are added"
+    )
     for name, kind, low, high, default, said in (
-        ("--height", int, 8, 512, None, "of the frames, pixels (default: that of --add, else 72)"),
-        ("--width", int, 8, 512, None, "of the frames, pixels (default: that of --add, else 96)"),
-        ("--least", float, 0.01, 1, 0.4, "correlation from which devices are of one model"),
-        ("--fewest", int, 2, 1000, 3, "devices that make a model"),
-        ("--share", float, 0.001, 0.5, 0.02, "share of clean cameras taken for one that is known"),
+        ("--height", int, 8, 512, None, "height of frames, pixels (default: that of --add, else 72)"),
+        ("--width", int, 8, 512, None, "width of frames, pixels (default: that of --add, else 96)"),
+        ("--least", float, 0.01, 1, 0.4, "lowest correlation of devices of one model"),
+        ("--fewest", int, 2, 1000, 3, "smallest number of devices of a model"),
+        ("--share", float, 0.001, 0.5, 0.02, "share of clean cameras that may be recognised as a known model"),
     ):
         parser.add_argument(
             name,

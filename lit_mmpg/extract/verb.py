@@ -177,9 +177,11 @@ def _parser() -> argparse.ArgumentParser:
         "--sampling",
         choices=SAMPLING,
         default="uniform",
-        help="uniform: spread over the length; shots: every shot has a frame before a long one has several",
+        help="uniform: evenly over the length; shots: one frame of every shot first, then more of long shots",
     )
-    parser.add_argument("--frames", type=int, default=16, metavar="N", help="most frames per clip (default: 16)")
+    parser.add_argument(
+        "--frames", type=int, default=16, metavar="N", help="maximum number of frames per clip (default: 16)"
+    )
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="height and width of the pictures (default: as the encoder says)"
     )

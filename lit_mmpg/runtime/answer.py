@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("video", help="video file")
     parser.add_argument("question", help="question, in quotes")
-    add_device_options(parser, "answer", "ask this cloud for personal parameters first")
+    add_device_options(parser, "answer", "service to request personal parameters from before the answer")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, and nothing else")
     parser.add_argument(
         "--options", action="extend", nargs="+", metavar="TEXT", help="candidate answers of a multiple-choice model"
@@ -110,6 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--state",
         metavar="DIR",
-        help="keep the context and the last good parameters here; in use by a device: read only",
+        help="folder that keeps the context and the last good parameters; only read while a device uses it",
     )
     return parser

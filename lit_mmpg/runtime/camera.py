@@ -273,35 +273,38 @@ def add_device_options(parser: argparse.ArgumentParser, device_id: str, cloud: s
         cloud: What ``--cloud`` does there.
     """
     parser.add_argument("--bundle", required=True, help="folder that 'lit-mmpg export --frame-encoder' wrote")
-    parser.add_argument("--frames", type=count, metavar="N", help="frames to look at per clip (default: as trained)")
-    parser.add_argument("--engine", default="onnxruntime", help="engine (see 'lit-mmpg profile engines')")
+    parser.add_argument("--frames", type=count, metavar="N", help="frames sampled per clip (default: as trained)")
+    parser.add_argument(
+        "--engine",
+        default="onnxruntime",
+        help="inference engine; 'lit-mmpg profile engines' lists them (default: %(default)s)",
+    )
     parser.add_argument("--precision", default="fp32", help="precision of the device model (default: %(default)s)")
     parser.add_argument("--cloud", metavar="URL", help=cloud)
     parser.add_argument(
         "--device-id",
         type=_device_id,
-        help=f"name of this device (default: that of the state, else '{device_id}')",
+        help=f"id of this device (default: that of the kept state, else '{device_id}')",
     )
     parser.add_argument(
         "--timeout",
         type=_timeout,
         default=DEFAULT_TIMEOUT_S,
         metavar="S",
-        help="longest time of a request to the cloud, from connecting to the last byte, seconds (default: %(default)s)",
+        help="time limit of a request to the cloud, from connecting to the last byte, seconds (default: %(default)s)",
     )
     parser.add_argument(
         "--camera-memory",
         metavar="FILE",
-        help="memory of camera models that 'lit-mmpg memory' learnt: recognise this device's camera, and answer about "
-        "frames without what it puts in front of them; nothing is sent",
+        help="memory of camera models, made by 'lit-mmpg memory': recognise this device's camera and remove its "
+        "artefacts (housing, overlay, shading) from the frames of a question; nothing is sent",
     )
     parser.add_argument(
         "--camera-query",
         action="store_true",
-        help="the same by the memory of the cloud: send it a picture of what stays in this device's frames (3 KB, of "
-        "the latest 1, 4, 16 clips, then after every 16), and answer about frames without what its camera puts in "
-        "front of them. The picture of one frame is nearly that frame, and what stays in all frames, such as a room, "
-        "stays in the picture",
+        help="as --camera-memory, with the memory of the cloud: sends a 3 KB picture of the static content of this "
+        "device's frames, after 1, 4 and 16 clips and then after every 16. Privacy: the picture made of one frame is "
+        "nearly that frame, and static content such as a room stays visible",
     )
 
 

@@ -180,15 +180,15 @@ def _check(bundle: Bundle, questions: Questions) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg device",
-        description="Run a device over video files: decode, encode, take anchors into the context, ask the cloud when "
-        "the policy says so, load what it sends, answer. Prints a line per clip and a summary. No torch is needed. "
-        "Whatever the cloud does, every clip is answered: with parameters of before, or with the static model.",
+        description="Run a device over video files: decode, encode, add anchors to the context, request personal "
+        "parameters when the policy says so, load them, answer. Prints a line per clip and a summary. No torch is "
+        "needed. If a request fails, clips are answered with the former parameters or the static model.",
         epilog=f"An API key for the cloud is taken from the environment variable {KEY_VARIABLE}. Exit status: 0; 1 "
         "some clips could not be read, or the cloud was asked and never helped; 2 nothing could be done; "
         "130 interrupted (the same command goes on).",
         allow_abbrev=False,
     )
-    add_device_options(parser, "device", "the cloud half (default: none, answer with what is there)")
+    add_device_options(parser, "device", "service with the cloud half (default: none, no adaptation)")
     parser.add_argument(
         "--clips", required=True, action="extend", nargs="+", metavar="PATH", help="video files, or folders of them"
     )
@@ -198,19 +198,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--questions",
         metavar="FILE",
-        help="text: a question about every clip per line; or CSV: video,question and, if wanted, answer and options",
+        help="text file with one question per line for all clips, or CSV: video,question and optionally answer,options",
     )
-    parser.add_argument("--policy", default="drift:0.2", help=f"when to ask: {KINDS} (default: %(default)s)")
+    parser.add_argument("--policy", default="drift:0.2", help=f"when to ask the cloud: {KINDS} (default: %(default)s)")
     parser.add_argument("--upload-codec", metavar="NAME", help="codec of the uploads (default: as trained)")
     parser.add_argument(
         "--anchor-noise",
         type=float,
         default=0.0,
         metavar="X",
-        help="Gaussian noise on what is uploaded, as a share of its size (default: none)",
+        help="Gaussian noise on uploads, relative to their RMS value (default: none)",
     )
-    parser.add_argument("--state-dir", metavar="DIR", help="keep state and answers here; a stopped device goes on")
-    parser.add_argument("--again", action="store_true", help="answer clips anew that the state folder knows")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="folder that keeps state and answers, so that a stopped device continues"
+    )
+    parser.add_argument("--again", action="store_true", help="answer again clips that were answered before")
     parser.add_argument(
         "--mlflow", metavar="URI", help="record the run in this MLflow store (sqlite:///FILE.db, http://...)"
     )

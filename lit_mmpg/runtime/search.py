@@ -165,14 +165,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("query", help="what to look for, in quotes")
-    add_device_options(parser, "search", "ask this cloud for personal parameters first")
+    add_device_options(parser, "search", "service to request personal parameters from before the search")
     parser.add_argument("--clips", required=True, metavar="FOLDER", help="folder of video files")
     parser.add_argument("--html", metavar="FILE.html", help="write a page with pictures")
-    parser.add_argument("--top", type=count, default=20, metavar="N", help="most clips to show (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=count, default=20, metavar="N", help="number of clips to show (default: %(default)s)"
+    )
     parser.add_argument(
         "--state",
         metavar="DIR",
-        help="keep context, last good parameters and the features of clips seen before here; only read while a device "
-        "uses it",
+        help="folder that keeps the context, the last good parameters and the features of clips; only read while a "
+        "device uses it",
     )
     return parser

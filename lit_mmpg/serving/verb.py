@@ -115,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-mmpg serve",
         description="Serve the cloud half of a checkpoint: devices POST anchors to /v1/adapt and get their parameters. "
-        "With a camera memory, devices that are told to POST a picture of what stays in their frames to /v1/camera and "
-        "get what undoes their camera.",
+        "With a camera memory, devices started with --camera-query POST a picture of the static content of their "
+        "frames to /v1/camera and get a correction of their camera's artefacts.",
         formatter_class=_Defaults,
     )
     default = ServeConfig("")
@@ -130,56 +130,72 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--camera-memory",
         metavar="FILE",
-        help="memory of camera models that 'lit-mmpg memory' learnt, for devices with --camera-query (default: none, "
+        help="memory of camera models, made by 'lit-mmpg memory', for devices with --camera-query (default: none, "
         "their queries get 404)",
     )
     group = parser.add_argument_group("batching")
-    group.add_argument("--max-batch", type=_count, default=default.max_batch, help="most uploads computed together")
+    group.add_argument(
+        "--max-batch", type=_count, default=default.max_batch, help="maximum number of uploads computed together"
+    )
     group.add_argument(
         "--max-wait-ms", type=float, default=default.max_wait_ms, help="how long the first upload waits for others"
     )
-    group.add_argument("--max-queue", type=_count, default=default.max_queue, help="most uploads that wait, then 503")
-    group = parser.add_argument_group("access")
-    group.add_argument("--keys", help="file of API keys; needed beyond loopback; changes count within a second")
     group.add_argument(
-        "--new-key", metavar="NAME", help="make a key, write its digest to --keys, show it once, and end"
+        "--max-queue", type=_count, default=default.max_queue, help="maximum number of waiting uploads, then 503"
+    )
+    group = parser.add_argument_group("access")
+    group.add_argument("--keys", help="file of API keys, required beyond loopback; changes take effect within a second")
+    group.add_argument(
+        "--new-key", metavar="NAME", help="make a key, write its digest to --keys, print the key once, and exit"
     )
     group.add_argument(
         "--devices", action="extend", nargs="+", metavar="ID", help="device ids of the new key; 'kitchen-*' for many"
     )
     group.add_argument("--rate", type=float, default=0.0, help="requests per second and key; 0 for no limit")
     group.add_argument("--burst", type=float, default=default.burst, help="requests that a key may send at once")
-    group.add_argument("--ssl-certfile", help="certificate (PEM) to speak https")
-    group.add_argument("--ssl-keyfile", help="its private key (PEM)")
+    group.add_argument("--ssl-certfile", help="TLS certificate (PEM)")
+    group.add_argument("--ssl-keyfile", help="private key of the certificate (PEM)")
     group.add_argument(
         "--proxy-ips",
         action="extend",
         nargs="+",
         default=[],
         metavar="IP",
-        help="proxies whose X-Forwarded-* is believed",
+        help="proxies whose X-Forwarded-* headers are trusted",
     )
     group = parser.add_argument_group("limits")
     group.add_argument("--max-body-bytes", type=_count, default=default.max_body_bytes, help="largest upload, bytes")
-    group.add_argument("--max-clips", type=_count, default=default.context.clips, help="most clips of one context")
-    group.add_argument("--max-anchors", type=_count, default=default.context.anchors, help="most anchors of one clip")
-    group.add_argument("--max-frames", type=_count, default=default.context.frames, help="most frames of one context")
     group.add_argument(
-        "--max-connections", type=_count, default=default.max_connections, help="open connections per worker, then 503"
+        "--max-clips", type=_count, default=default.context.clips, help="maximum number of clips of a context"
+    )
+    group.add_argument(
+        "--max-anchors", type=_count, default=default.context.anchors, help="maximum number of anchors of a clip"
+    )
+    group.add_argument(
+        "--max-frames", type=_count, default=default.context.frames, help="maximum number of frames of a context"
+    )
+    group.add_argument(
+        "--max-connections",
+        type=_count,
+        default=default.max_connections,
+        help="maximum number of open connections per worker, then 503",
     )
     group.add_argument(
         "--request-timeout-s", "--body-timeout-s", "--header-timeout-s", type=float, default=default.request_timeout_s,
         help="time from a request's first byte to the end of its body (three names of one limit)",
     )  # fmt: skip
     group.add_argument(
-        "--keep-alive-s", type=_count, default=30, help="how long an idle connection, or an answer not taken, stays"
+        "--keep-alive-s",
+        type=_count,
+        default=30,
+        help="time after which an idle connection, or one whose answer is not read, is closed",
     )
     group.add_argument(
-        "--stuck-s", type=float, default=default.stuck_s, help="time for one batch, then /healthz answers 503"
+        "--stuck-s", type=float, default=default.stuck_s, help="time limit of a batch, then /healthz answers 503"
     )
     group.add_argument("--drain-s", type=int, default=30, help="time to finish requests after SIGTERM")
     parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level in the log"
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="lowest level that is logged"
     )
     parser.add_argument("--log-requests", action="store_true", help="log every request, not only refused ones")
     return parser
