@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ Part = Literal["vision", "text"]
 
 _LEFT_OUT = {"_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version"}
 """Entries of a configuration that say where it came from, or what a head calls its outputs."""
+_STEPS = {f"do_{step}" for step in ("resize", "center_crop", "pad", "rescale", "normalize", "convert_rgb")}
+"""What every image processor may do."""
 
 
 def load_model(source: str, part: Part, option: str) -> tuple[nn.Module, dict[str, Any], set[str]]:
@@ -78,6 +80,40 @@ def load_tokenizer(source: str, option: str) -> Any:
     _check_folder(source, option)
     with _library(source, option) as library:
         return library.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+
+
+def load_processor(source: str, config: Mapping[str, Any], option: str) -> Any:
+    """The image processor of a vision model, with all that its class adds to its settings.
+
+    Args:
+        source: Folder, or name on the hub.
+        config: Configuration of the model, which says what timm does to pictures.
+        option: What an error calls the option that named it.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    settings = read_settings(source, "preprocessor_config.json")
+    settings = settings or read_settings(source, "processor_config.json").get("image_processor") or {}
+    timm = config.get("pretrained_cfg")
+    if not settings and isinstance(timm, dict) and "input_size" in timm:
+        height, width = timm["input_size"][-2:]
+        settings = {"size": {"height": height, "width": width}, "image_mean": timm["mean"], "image_std": timm["std"]}
+        with _library(source, option) as library:
+            return library.ViTImageProcessor(**settings)
+    if not settings:
+        raise UserError(
+            f"{option} {source} has no readable preprocessor_config.json; copy that of its repository into it"
+        )
+    with _library(source, option) as library:
+        try:
+            return library.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        except (ImportError, ValueError):
+            # Its class is not known here, or needs torchvision; what the settings say themselves may be enough.
+            own = {name for name, on in settings.items() if name.startswith("do_") and on} - _STEPS
+            if own or not (settings.get("image_mean") and settings.get("image_std")):
+                raise
+            return library.ViTImageProcessor(**settings)
 
 
 def read_settings(source: str, name: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_mmpg.errors import UserError
-from lit_mmpg.hub import build_model, load_model, read_settings
+from lit_mmpg.errors import UserError, first_line
+from lit_mmpg.hub import build_model, load_model, load_processor
 from lit_mmpg.tasks.graphs import GraphSpec
 from lit_mmpg.writing import write_bytes
 
@@ -77,8 +77,9 @@ class PooledEncoder(nn.Module):
 
     Args:
         model: A vision model of the transformers library.
-        mean: Mean per channel, in units of the uint8 values.
+        mean: Mean per channel of the model, in units of the uint8 values.
         std: Standard deviation per channel, likewise.
+        order: Which of red, green and blue each of its channels is.
 
     Attributes:
         pools: Whether the model pools; else its last features are averaged over all places.
@@ -90,9 +91,9 @@ class PooledEncoder(nn.Module):
     pools = True
     size: tuple[int, int] | None = None
 
-    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float], order: list[int]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.order = model, order
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1))
 
@@ -101,6 +102,8 @@ class PooledEncoder(nn.Module):
         pictures = pixels.reshape(-1, *pixels.shape[-3:]).to(torch.float32)
         if self.size is not None and self.size != tuple(pixels.shape[-2:]):
             pictures = F.interpolate(pictures, self.size, mode="bilinear", align_corners=False)
+        if self.order != [0, 1, 2]:
+            pictures = pictures[:, self.order]
         output = self.model(pixel_values=(pictures - self.mean) / self.std)
         if self.pools:
             features = output.pooler_output.flatten(1)
@@ -159,22 +162,16 @@ def load_vision_model(source: str, edge: int | None = None, option: str = "--fra
         UserError: If it cannot be loaded, or gives no features of pictures.
     """
     model, config, missing = load_model(source, "vision", option)
-    processor = _processor(source, config, option)
+    processor = load_processor(source, config, option)
     height, width = (edge, edge) if edge else _size(processor)
-    mean, std = ([0.0] * 3, [1.0] * 3)
-    if processor.get("do_normalize", True):
-        mean = list(processor.get("image_mean") or [0.5] * 3)
-        std = list(processor.get("image_std") or [0.5] * 3)
-    scale = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
     description = {
         "config": config,
         "size": [height, width],
-        "mean": (torch.tensor(mean) / scale).tolist(),
-        "std": (torch.tensor(std) / scale).tolist(),
+        **_colours(processor, f"{option} {source}"),
         "pools": not missing,
     }
     name = f"{type(model).__name__} ({Path(source).name})"
-    return _tried(model, description, f"{option} {source}", name)
+    return _tried(model, description, f"{option} {source}", name, loaded=True)
 
 
 def build_vision_model(description: dict[str, Any], option: str) -> VisionModel:
@@ -184,45 +181,66 @@ def build_vision_model(description: dict[str, Any], option: str) -> VisionModel:
         UserError: If this version of transformers does not know it.
     """
     model = build_model(description["config"], option)
-    return _tried(model, description, option, type(model).__name__)
+    return _tried(model, description, option, type(model).__name__, loaded=False)
 
 
-def _tried(model: nn.Module, description: dict[str, Any], option: str, name: str) -> VisionModel:
+def _tried(model: nn.Module, description: dict[str, Any], option: str, name: str, loaded: bool) -> VisionModel:
     height, width = description["size"]
     # eval(): with folded batch normalisation, statistics of a batch would destroy the features.
-    module = PooledEncoder(model, description["mean"], description["std"])
-    module.eval().requires_grad_(False)
+    order = description.get("order", [0, 1, 2])
+    module = PooledEncoder(model, description["mean"], description["std"], order).eval()
+    module.requires_grad_(False)
     for pools in (True, False) if description["pools"] else (False,):
         module.pools = pools
         try:
+            pictures = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator())
             with torch.inference_mode():
-                features = module(torch.zeros(1, 3, height, width, dtype=torch.uint8))
-        except (AttributeError, TypeError, ValueError) as error:
-            reason = error
-        else:
-            return VisionModel(module, int(features.shape[1]), height, width, name, description | {"pools": pools})
+                features, alone = module(pictures), module(pictures[1:])
+            if loaded and not bool(features.isfinite().all()):
+                raise ValueError("they are not finite")
+        except Exception as error:  # whatever a model says to pictures that it does not take
+            reason = first_line(error)
+            continue
+        if loaded and not torch.allclose(features[1:], alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max())):
+            raise UserError(
+                f"{option}: the model gives other features of the same picture each time, or mixes the pictures of a "
+                'batch; name another one (of a masked autoencoder: "mask_ratio": 0 in its config.json)'
+            )
+        module.train().eval()  # some keep what they made of weights, and others may be loaded now
+        return VisionModel(module, int(features.shape[1]), height, width, name, description | {"pools": pools})
     raise UserError(f"{option}: the model gives no features of pictures of {height} x {width} pixels ({reason})")
 
 
-def _processor(source: str, config: dict[str, Any], option: str) -> dict[str, Any]:
-    """Settings of the image processor: plain data, so the libraries that would run it are not needed."""
-    settings = read_settings(source, "preprocessor_config.json")
-    timm = config.get("pretrained_cfg")
-    if not settings and isinstance(timm, dict) and "input_size" in timm:
-        height, width = timm["input_size"][-2:]
-        settings = {"size": {"height": height, "width": width}, "image_mean": timm["mean"], "image_std": timm["std"]}
-    if not settings:
-        raise UserError(f"{option} {source} has no readable preprocessor_config.json")
-    return settings
+def _colours(processor: Any, option: str) -> dict[str, list[Any]]:
+    """What an image processor makes of colours, seen from a picture of noise: mean, deviation, order of the channels.
+
+    Raises:
+        UserError: If it does anything else to them.
+    """
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    off = {step: False for step in ("do_resize", "do_center_crop", "do_pad") if hasattr(processor, step)}
+    try:
+        made = np.asarray(processor(picture, return_tensors="pt", **off)["pixel_values"], np.float64)
+        given, found = picture.reshape(-1, 3), made.reshape(3, -1).T
+        table = np.linalg.lstsq(np.c_[given, np.ones(len(given))], found)[0]
+        order = np.abs(table[:3]).argmax(0)
+        gain = table[order, range(3)]
+        mean, std = -table[3] / gain, 1 / gain
+        if made.shape != (1, 3, 32, 32) or not np.abs(found * std + mean - given[:, order]).max() < 0.1:
+            raise ValueError("it does more than to scale the three channels of a picture")
+    except Exception as error:  # of the library: settings that contradict each other, or are none
+        raise UserError(
+            f"{option}: its image processor (preprocessor_config.json) cannot be repeated on a device "
+            f"({first_line(error)}); mend the file, or name an encoder of single pictures in colour"
+        ) from error
+    return {"mean": mean.tolist(), "std": std.tolist(), "order": order.tolist()}
 
 
-def _size(processor: dict[str, Any]) -> tuple[int, int]:
+def _size(processor: Any) -> tuple[int, int]:
     """The picture that the encoder sees, in pixels; the whole frame is resized to it."""
-    size = processor.get("crop_size") if processor.get("do_center_crop") else None
-    size = size or processor.get("size") or processor.get("crop_size") or 224
-    if isinstance(size, int):
-        return size, size
+    size, crop = (getattr(processor, name, None) for name in ("size", "crop_size"))
+    size = (crop if getattr(processor, "do_center_crop", False) else None) or size or crop or {}
     if "height" in size:
         return int(size["height"]), int(size["width"])
-    edge = int(size.get("shortest_edge", 224))
+    edge = int(size.get("shortest_edge") or size.get("longest_edge") or 224)
     return edge, edge

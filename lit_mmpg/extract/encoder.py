@@ -15,9 +15,9 @@ from lit_mmpg.data.vision import is_whole
 from lit_mmpg.errors import UserError, first_line, install_hint
 from lit_mmpg.writing import write_bytes
 
-SETTINGS = "preprocessor_config.json"
-FILES = ("config.json", SETTINGS)
-GRAPH_VERSION = 1
+CONFIG = "config.json"
+FILES = (CONFIG, "preprocessor_config.json", "processor_config.json")
+GRAPH_VERSION = 2
 """Raise it when graphs of an older version must not be reused."""
 
 
@@ -40,15 +40,15 @@ def encoder_folder(source: str) -> Path:
         except Exception as error:  # the hub's client has many, none of them ours to mend
             reason = first_line(error)
             raise UserError(f"--encoder {source} is no folder here and cannot be fetched ({reason})") from error
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing or not list(folder.glob("model*.safetensors")):
-        raise UserError(f"--encoder {source} lacks {', '.join(missing) or 'model.safetensors'}; name a vision encoder")
+    for name in (CONFIG, "model*.safetensors"):
+        if not list(folder.glob(name)):
+            raise UserError(f"--encoder {source} lacks {name.replace('*', '')}; name a vision encoder")
     return folder
 
 
 def encoder_digest(folder: Path) -> str:
     """Digest of everything that the features depend on."""
-    files = [folder / name for name in FILES] + sorted(folder.glob("model*.safetensors"))
+    files = [folder / name for name in FILES if (folder / name).is_file()] + sorted(folder.glob("model*.safetensors"))
     return hashlib.sha256(f"{GRAPH_VERSION} {fingerprint_files(files)}".encode()).hexdigest()[:24]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from lit_mmpg.cli import main
 from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.encoder import pictures
+from lit_mmpg.extract.encoder import encoder_digest, encoder_folder
 from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine
 from lit_mmpg.runtime.verify import verify
-from lit_mmpg.vision import keep_graph, load_vision_model
+from lit_mmpg.vision import build_vision_model, keep_graph, load_vision_model
 from tests.export.test_graphs import session
 
 transformers = pytest.importorskip("transformers")
@@ -26,16 +28,86 @@ def folder(encoder_folder: Path) -> Path:
     return encoder_folder
 
 
-def test_scaling_is_that_of_the_image_processor(folder):
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8}
+SQUARE = {"height": 32, "width": 32}
+
+
+def write_encoder(
+    folder: Path, settings: dict[str, object], name: str = "preprocessor_config.json", **more: object
+) -> Path:
+    """A small vision transformer with settings of an image processor, as somebody wrote them."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(**({"model_type": "vit", "image_size": 32} | SMALL | more))
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("CLIP", {"crop_size": SQUARE}),  # what a file leaves out is what its class says
+        ("ViT", {"size": 32, "image_mean": 0.4, "image_std": 0.2, "do_rescale": False}),
+        ("MobileViT", {"crop_size": 32}),  # blue first, and not normalised
+        ("EfficientNet", {"size": SQUARE, "rescale_factor": 1 / 127.5, "rescale_offset": True}),
+        ("ConvNext", {"size": {"longest_edge": 32}, "do_normalize": False}),
+    ],
+)
+def test_colours_are_those_of_the_image_processor(kind: str, settings: dict[str, object], tmp_path: Path) -> None:
+    settings = {"image_processor_type": f"{kind}ImageProcessor", **settings}
+    folder = write_encoder(tmp_path / "one", settings)
     encoder = load_vision_model(str(folder))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 40)).astype(np.uint8)
-    expected = processor(list(pixels), return_tensors="pt", do_resize=False)["pixel_values"]
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    given = list(pixels.transpose(0, 2, 3, 1))
+    expected = processor(given, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
     seen: list[torch.Tensor] = []
     encoder.module.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["pixel_values"]), with_kwargs=True)
     with torch.inference_mode():
         encoder.module(torch.from_numpy(pixels))
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    # transformers of today writes the same into another file.
+    other = write_encoder(tmp_path / "two", {"image_processor": settings}, "processor_config.json")
+    assert load_vision_model(str(other)).description == encoder.description
+    assert encoder_folder(str(other)) == other and encoder_digest(other) != encoder_digest(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "reason"),
+    [
+        ({"size": SQUARE, "image_std": [0.1, 0.2]}, {}, r"preprocessor_config.json.*3 elements"),
+        ({"size": SQUARE, "rescale_factor": 0}, {}, "more than to scale"),
+        ({"size": SQUARE, "rescale_factor": "1/255"}, {}, r"preprocessor_config.json"),
+        ({"size": "32"}, {}, "size"),
+        ({"size": {"height": -4, "width": 8}}, {}, "no features of pictures of -4 x 8"),
+        ({"size": SQUARE}, {"model_type": "vit_mae"}, "other features of the same picture each time"),
+        ({"size": SQUARE}, {"model_type": "pixtral"}, "no features of pictures"),  # all pictures as one sequence
+        ({"size": SQUARE, "image_processor_type": "Own", "do_flip_channel_order": True}, {}, "Unrecognized image proc"),
+    ],
+)
+def test_what_no_device_can_repeat_is_refused(
+    settings: dict[str, object], config: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    settings = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3} | settings
+    with pytest.raises(UserError, match=reason):
+        load_vision_model(str(write_encoder(tmp_path, settings, **config)))
+
+
+def test_nothing_is_kept_of_weights_that_are_replaced(tmp_path: Path) -> None:
+    config = {"model_type": "levit", "hidden_sizes": [16, 24, 32], "num_attention_heads": [2] * 3, "key_dim": [8] * 3}
+    folder = write_encoder(tmp_path, {"crop_size": SQUARE}, depths=[1] * 3, patch_size=16, **config)
+    encoder = load_vision_model(str(folder))
+    again = build_vision_model(encoder.description, "x")
+    weights = {
+        k: torch.rand_like(v) if "attention_bias" in k and v.is_floating_point() else v
+        for k, v in encoder.module.state_dict().items()
+    }
+    for one in (encoder, again):
+        one.module.load_state_dict(weights)
+    pictures = torch.randint(0, 256, (1, 3, 32, 32))
+    before = again.module(pictures)
+    again.module.train().eval()
+    assert torch.equal(again.module(pictures), before)
 
 
 def test_mistakes_are_answered(folder, tmp_path, made, capsys):
