@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch.export import Dim
 
+from lit_mmpg.errors import UserError, first_line
 from lit_mmpg.parameters import ParameterSpec
 from lit_mmpg.tasks.graphs import GraphSpec
 
@@ -36,6 +37,9 @@ def export_graph(spec: GraphSpec, network: Personal | None = None) -> onnx.Model
     Args:
         spec: The graph.
         network: The model whose personal parameters the graph takes, for ``personal`` graphs.
+
+    Raises:
+        UserError: If the exporter cannot write some of what the module does.
     """
     named = {name: Dim(name) for dims in spec.dims.values() for name in dims.values()}
     shapes: dict[str, Any] = {
@@ -47,17 +51,23 @@ def export_graph(spec: GraphSpec, network: Personal | None = None) -> onnx.Model
         arguments["parameters"] = tuple(torch.zeros(entry.shape) for entry in own)
         shapes["parameters"] = tuple({} for _ in own)
         names += own.names
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            spec.module.eval(),
-            kwargs=arguments,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=shapes,
-            input_names=names,
-            output_names=[_OUTPUT],
-            verbose=False,
-        )
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                spec.module.eval(),
+                kwargs=arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=names,
+                output_names=[_OUTPUT],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"graph '{spec.role}' cannot be written as ONNX ({first_line(error.__cause__ or error)}); devices answer by "
+            "graphs: change the model so that torch.onnx.export takes it, or choose other encoders"
+        ) from error
     assert program is not None
     model = program.model_proto
     _name_output(model, spec.output)

@@ -126,8 +126,7 @@ def keep_graph(
         option: What an error calls the option that named the encoder.
 
     Raises:
-        UserError: If the model has no pooled output, or cannot be loaded.
-        RuntimeError: If the graph computes something else.
+        UserError: If the model gives no features, cannot be loaded, or its graph computes something else.
     """
     import onnxruntime
 
@@ -141,8 +140,11 @@ def keep_graph(
         expected = spec.module(pixels).numpy()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"pixels": pixels.numpy()})
-    if not np.allclose(got, expected, rtol=1e-2, atol=1e-2):
-        raise RuntimeError(f"the exported frame encoder differs from the original by {abs(got - expected).max()}")
+    if not np.allclose(got, expected, rtol=1e-2, atol=1e-2 * abs(expected).max()):
+        raise UserError(
+            f"{option} {source}: its ONNX graph gives other features than the model (by {abs(got - expected).max():.2g} "
+            f"of {abs(expected).max():.2g}); name another encoder"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, graph)
     write_bytes(target.with_suffix(".sha256"), hashlib.sha256(graph).hexdigest().encode())

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from lit_mmpg.device.graphs import graph_specs
+from lit_mmpg.errors import UserError
 from lit_mmpg.export.precision import convert
 from lit_mmpg.export.reference import expected_outputs, static_parameters
 from lit_mmpg.export.statistics import count_macs, zeros
 from lit_mmpg.onnx_graphs import IR_VERSION, OPSET, export_graph
 from lit_mmpg.runtime.manifest import PRECISIONS
-from lit_mmpg.tasks.graphs import ABSENT
+from lit_mmpg.tasks.graphs import ABSENT, GraphSpec
 from tests.export.conftest import Exported, device_model, exported
 
 TASKS = ("open_ended", "multiple_choice", "retrieval")
@@ -146,3 +147,16 @@ def test_tensorrt_builds_every_variant(task, form, precision):
         data = convert(graph, precision, samples).SerializeToString()
         engine, _ = engines.build_engine(library, data, {"B": 4, "N": 8, "T": 5, "L": 9, "O": 3})
         assert len(engine) > 10_000
+
+
+class ByValue(torch.nn.Module):
+    """What no graph can say: a choice by the value of a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[: int(x.sum())] if x.sum() > 0 else x
+
+
+def test_what_cannot_be_written_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^graph 'encode' cannot be written as ONNX \(.*data-dependent.*\)") as error:
+        export_graph(GraphSpec("encode", ByValue(), {"x": torch.ones(2, 3)}, {"x": {0: "N"}}, "y"))
+    assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
