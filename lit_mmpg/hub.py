@@ -50,14 +50,19 @@ def load_model(source: str, part: Part, option: str) -> tuple[nn.Module, dict[st
         model, found = library.AutoModel.from_pretrained(
             source, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    missing = set(found["missing_keys"])
+    if any(name.startswith("decoder.") for name in found["missing_keys"]):  # the encoder of a pair was saved alone
+        config.is_encoder_decoder = model.config.is_encoder_decoder = True
+    encoder = _encoder(model)
+    whole, used = (part.state_dict(keep_vars=True) for part in (model, encoder))
+    ours = {id(tensor) for tensor in used.values()}
+    missing = {name for name in found["missing_keys"] if name not in whole or id(whole[name]) in ours}
     if lost := sorted(name for name in missing if "pooler" not in name.split(".")):
         raise UserError(
             f"{option} {source} lacks weights of its {type(model).__name__} ({', '.join(lost[:3])}, ...); name "
             "a folder that save_pretrained wrote of the whole model"
         )
     kept = {name: value for name, value in config.to_diff_dict().items() if name not in _LEFT_OUT}
-    return _encoder(model).float(), json.loads(json.dumps(kept, default=str)), missing
+    return encoder.float(), json.loads(json.dumps(kept, default=str)), missing
 
 
 def build_model(config: dict[str, Any], option: str) -> nn.Module:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lit_mmpg.data.vocabulary import NUM_SPECIAL, UNKNOWN, tokenize
 from lit_mmpg.device.contract import DynamicConfig, InitialisationConfig, NetworkFactory, Shapes
 from lit_mmpg.device.model import DeviceModelConfig, DeviceNetwork
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, first_line
 from lit_mmpg.hub import build_model, load_model, load_tokenizer, read_settings
 from lit_mmpg.vision import build_vision_model, load_vision_model
 
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "first", "pooler"]
+
+_POOLINGS: dict[str, Pooling] = {
+    "cls_token": "first", "cls": "first", "mean_tokens": "mean", "mean": "mean", "pooler": "pooler",
+}  # fmt: skip
+"""What the folder of a sentence encoder calls them."""
 
 _VISION, _TEXT = "model.network.vision", "model.network.text"
 
@@ -141,22 +146,54 @@ class PretrainedText(nn.Module):
         words: Size of the vocabulary.
         tokens: Most tokens of a text.
         width: Width H of the output.
+
+    Raises:
+        UserError: If the model is none of texts that are padded.
     """
 
     def __init__(self, model: Any, description: Mapping[str, Any], words: int, tokens: int, width: int) -> None:
         super().__init__()
-        most = getattr(model.config, "max_position_embeddings", None) or tokens
+        most = getattr(model.config, "max_position_embeddings", None) or -1
+        tokens = min(tokens, most) if most > 0 else tokens
         self.pooling: Pooling = description["pooling"]
         self.pools = self.pooling == "pooler"
-        self.tokenise = WordTokens(words, min(tokens, most), description)
-        self.model = model
-        with torch.no_grad():
-            features = self.pooled(torch.zeros(1, 1, dtype=torch.long))
-        self.output = nn.Linear(features.shape[-1], width)
+        self.tokenise = WordTokens(words, tokens, description)
+        self.model = model.eval()
+        self.output = nn.Linear(self._tried(), width)
+
+    def _tried(self) -> int:
+        """Width D of what the model gives.
+
+        Raises:
+            UserError: If it gives nothing, or what it gives depends on the padding behind a text.
+        """
+        length, before, behind = self.tokenise.tokens, self.tokenise.before, self.tokenise.behind
+        short = torch.cat([before, before.new_zeros(1), behind])
+        whole, padded = before.new_zeros(length), before.new_full((length,), self.tokenise.padding)
+        padded[: len(short)] = short[:length]
+        try:
+            with torch.no_grad():
+                self.vectors(whole.unsqueeze(0), torch.ones(1, length, dtype=torch.bool))
+                expected = self.vectors(short.unsqueeze(0), torch.ones(1, len(short), dtype=torch.bool))
+                got = self.vectors(padded.unsqueeze(0), torch.arange(length).unsqueeze(0) < len(short))
+        except Exception as error:  # whatever a model says to texts that it does not take
+            raise UserError(
+                f"{_TEXT}: the model gives no features of texts of {length} tokens ({first_line(error)}); name a text "
+                "encoder, or fewer model.network.tokens"
+            ) from error
+        if not torch.allclose(got, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()), equal_nan=True):
+            raise UserError(
+                f"{_TEXT}: what the model gives for a text depends on the padding behind it, and devices pad; name a "
+                "text encoder that takes an attention mask"
+            )
+        return expected.shape[-1]
 
     def pooled(self, words: Tensor) -> Tensor:
         """``[N, L]`` words ``-> [N, D]``."""
-        tokens, mask = self.tokenise(words)
+        return self.vectors(*self.tokenise(words))
+
+    def vectors(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """``[N, L]`` tokens and which of them count ``-> [N, D]``."""
         output = self.model(input_ids=tokens, attention_mask=mask.long())
         if self.pooling == "pooler":
             return output.pooler_output  # type: ignore[no-any-return]
@@ -290,7 +327,14 @@ def _load_text(source: str, pooling: Pooling | None) -> tuple[nn.Module, dict[st
     if pooling is None:
         said = read_settings(source, "1_Pooling/config.json")
         tower = "text_config" in read_settings(source, "config.json")
-        pooling = "first" if said.get("pooling_mode_cls_token") else "pooler" if tower else "mean"
+        modes = [name.removeprefix("pooling_mode_") for name, on in said.items() if on is True and "_mode_" in name]
+        modes = modes or [str(said.get("pooling_mode", "pooler" if tower else "mean"))]
+        if len(modes) > 1 or modes[0] not in _POOLINGS:
+            raise UserError(
+                f"{_TEXT} {source} pools by {' and '.join(modes)} (1_Pooling/config.json), which a DualEncoder cannot; "
+                f"name another one, or set model.network.pooling to one of {', '.join(get_args(Pooling))}"
+            )
+        pooling = _POOLINGS[modes[0]]
     if pooling == "pooler" and missing:
         raise UserError(f"model.network.pooling is 'pooler', but {source} has no trained pooling layer; use 'mean'")
     tokenizer = load_tokenizer(source, _TEXT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -32,8 +33,8 @@ PIECES = [
 VOCABULARY = Vocabulary.build(SENTENCES)
 
 
-def write_text(folder: Path) -> Path:
-    """A sentence encoder with word pieces."""
+def write_text(folder: Path, config: Any = None) -> Path:
+    """A sentence encoder with word pieces, as BERT or another configuration."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
 
@@ -43,11 +44,11 @@ def write_text(folder: Path) -> Path:
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    config = transformers.BertConfig(
+    config = config or transformers.BertConfig(
         vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=24,
     )  # fmt: skip
-    transformers.BertModel(config).save_pretrained(folder)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder
 
 
@@ -234,3 +235,62 @@ def test_what_cannot_be_is_refused(folders: dict[str, str], tmp_path: Path) -> N
     network = made(folders, None, "open_ended", ("head",))
     with pytest.raises(UserError, match=r"cuts words by their neighbours \('which paint covers the toy'\)"):
         network.text_encoder.tokenise.fill(tokenizer, VOCABULARY, SENTENCES)
+
+
+def small(kind: str, **more: object) -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return transformers.AutoConfig.for_model(kind, **(sizes | {"vocab_size": len(PIECES)} | more))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "reason"),
+    [
+        ("fnet", {}, "depends on the padding"),  # mixes padding into every token
+        (
+            "roberta",
+            {"max_position_embeddings": 10},
+            r"no features of texts of 10 tokens.*fewer model\.network\.tokens",
+        ),
+        ("vit", {"image_size": 16, "patch_size": 8}, "no features of texts"),
+    ],
+)
+def test_a_text_encoder_is_tried(
+    kind: str, more: dict[str, Any], reason: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    folder = write_text(tmp_path, small(kind, **more))
+    with pytest.raises(UserError, match=rf"network\.text.*{reason}"):
+        made(folders | {"text": str(folder)}, None, "open_ended", ("head",))
+
+
+def test_pooling_is_that_of_the_folder(folders: dict[str, str], tmp_path: Path) -> None:
+    folder = write_text(tmp_path)
+    (folder / "1_Pooling").mkdir()
+    for said, pooling in (
+        ({"pooling_mode_cls_token": True, "include_prompt": True}, "first"),
+        ({"pooling_mode": "mean"}, "mean"),
+    ):
+        (folder / "1_Pooling/config.json").write_text(json.dumps(said))
+        network = made(folders | {"text": str(folder)}, None, "open_ended", ("head",))
+        assert network.text_encoder.pooling == pooling
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_lasttoken": true}')
+    with pytest.raises(UserError, match=r"pools by lasttoken \(1_Pooling/config.json\).*model\.network\.pooling"):
+        made(folders | {"text": str(folder)}, None, "open_ended", ("head",))
+    assert made(folders | {"text": str(folder)}, None, "open_ended", ("head",), pooling="mean")
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_an_encoder_that_was_saved_without_its_decoder(pair: bool, folders: dict[str, str], tmp_path: Path) -> None:
+    config = small("t5", d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    folder = write_text(tmp_path, config)
+    model = transformers.T5EncoderModel(config).eval()
+    model.save_pretrained(folder)
+    model.config.is_encoder_decoder = pair  # sentence encoders on the hub say both
+    model.config.save_pretrained(folder)
+    network = made(folders | {"text": str(folder)}, None, "open_ended", ("head",))
+    given = transformers.AutoTokenizer.from_pretrained(folder)("what is mine", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(given["input_ids"], given["attention_mask"]).last_hidden_state.mean(1)
+        torch.testing.assert_close(network.text_encoder.pooled(words("what is mine")), expected)
+    again = build_network(network.factory, network.shapes).eval()
+    again.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("fixed.")})
+    torch.testing.assert_close(again.text_encoder.pooled(words("what is mine")), expected)
