@@ -233,7 +233,7 @@ class NormLayer(Layer):
 
     def __init__(self, module: Any, static: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(module, static)
-        self.last = isinstance(module, nn.LayerNorm)
+        self.last = isinstance(module, nn.LayerNorm) and not (self.overridden and _takes_channels_second(module))
         if isinstance(module, nn.LayerNorm):
             self.channels = tuple(module.normalized_shape)
         else:
@@ -251,7 +251,7 @@ class NormLayer(Layer):
         return self.over(torch.add, self.over(torch.mul, y, weight, devices), bias, devices)
 
     def over(self, operation: Operation, y: Tensor, vector: Tensor, devices: int | None) -> Tensor:
-        """Channels are last for a ``LayerNorm``, second for the others."""
+        """Channels are last for a ``LayerNorm`` of torch, second for the others and in some of its subclasses."""
         behind = 0 if self.last else y.dim() - 2
         vector = vector.reshape(*vector.shape, *(1 for _ in range(behind)))
         if devices is None:
@@ -259,6 +259,18 @@ class NormLayer(Layer):
         before = y.dim() + 1 - vector.dim()  # dimensions between the devices and the channels
         vector = vector.reshape(devices, *(1 for _ in range(before)), *vector.shape[1:])
         return operation(y.unflatten(0, (devices, -1)), vector).flatten(0, 1)
+
+
+def _takes_channels_second(module: nn.LayerNorm) -> bool:
+    """Whether a ``LayerNorm`` with a way of its own takes ``[N, C, h, w]``, as convolutions do; it is asked."""
+    channels, *more = module.normalized_shape
+    sides = (2, 3) if channels > 3 else (4, 5)
+    try:
+        with torch.no_grad():
+            module.forward(torch.zeros(1, channels, *sides).to(next(module.parameters(), torch.zeros(()))))
+    except Exception:
+        return False
+    return not more
 
 
 KINDS: tuple[type[Layer], ...] = (LinearLayer, Conv2dLayer, NormLayer)

@@ -38,7 +38,9 @@ def chosen_layers(module: nn.Module, targets: Targets) -> dict[str, nn.Module]:
         if not layers:
             shown = target if isinstance(target, str) else target.pattern
             if not named:
-                raise UserError(f"target '{shown}' names nothing in {type(module).__name__}{closest(shown, names)}")
+                kinds = ", ".join(sorted({type(m).__name__ for _, m in every if kind_of(m) is not None}))
+                hint = closest(shown, names) or f"; it has layers of {kinds or 'no kind that forms act on'}"
+                raise UserError(f"target '{shown}' names nothing in {type(module).__name__}{hint}")
             name, found = named[0]
             raise UserError(
                 f"target '{shown}': {name or 'the module itself'} is {type(found).__name__}, and forms act on Linear, "

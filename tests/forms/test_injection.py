@@ -537,3 +537,25 @@ def test_parameters_of_another_kind_are_named(tmp_path: Path) -> None:
     half = adaptable(nn.Sequential(nn.Linear(6, 3)).half(), targets=["0"])
     half.save_adapter(tmp_path, own)
     assert all(torch.equal(a, b) for a, b in zip(half.load_adapter(tmp_path), own, strict=True))
+
+
+class ChannelsSecond(nn.LayerNorm):
+    """A norm over channels of pictures, as ConvNeXt has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("form", ["film", "shift"])
+def test_a_layer_norm_whose_channels_are_second_is_adapted_there(form: str) -> None:
+    """Pictures with as many columns as channels tell the two axes apart in no other way than by what they mean."""
+    torch.manual_seed(0)
+    norm = ChannelsSecond(3)
+    net, pictures = adaptable(nn.Sequential(norm), ["0"], form), torch.randn(2, 3, 3, 3)
+    static = net(pictures)
+    for devices in (None, 2):
+        own = net.random_parameters(devices=devices) if devices else net.random_parameters()
+        given = pictures.expand(2, *pictures.shape) if devices else pictures
+        scale, shift = [*own] if form == "film" else [torch.zeros(()), *own]
+        wide = lambda t: t[..., None, None].unsqueeze(-4) if t.dim() else t  # noqa: E731
+        torch.testing.assert_close(net(given, parameters=own), static * (1 + wide(scale)) + wide(shift))
