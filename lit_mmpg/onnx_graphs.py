@@ -65,8 +65,8 @@ def export_graph(spec: GraphSpec, network: Personal | None = None) -> onnx.Model
             )
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
-            f"graph '{spec.role}' cannot be written as ONNX ({first_line(error.__cause__ or error)}); devices answer by "
-            "graphs: change the model so that torch.onnx.export takes it, or choose other encoders"
+            f"graph '{spec.role}' cannot be written as ONNX ({first_line(error.__cause__ or error)}); devices answer "
+            "by graphs: change the model so that torch.onnx.export takes it, or choose other encoders"
         ) from error
     assert program is not None
     model = program.model_proto

@@ -141,9 +141,10 @@ def keep_graph(
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"pixels": pixels.numpy()})
     if not np.allclose(got, expected, rtol=1e-2, atol=1e-2 * abs(expected).max()):
+        apart = abs(got - expected).max() / abs(expected).max()
         raise UserError(
-            f"{option} {source}: its ONNX graph gives other features than the model (by {abs(got - expected).max():.2g} "
-            f"of {abs(expected).max():.2g}); name another encoder"
+            f"{option} {source}: its ONNX graph gives other features than the model (by {apart:.2g} of the largest); "
+            "name another encoder"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, graph)

@@ -191,6 +191,7 @@ def test_targets_are_names_globs_and_expressions(targets: object, chosen: list[s
     ("targets", "message"),
     [
         (["hea"], r"target 'hea' names nothing in Residual; did you mean 'head'\?"),
+        (["*9*"], r"names nothing in Residual; it has layers of .*Linear"),
         (["blocks"], r"target 'blocks': blocks is Sequential, and forms act on Linear"),
         ("blocks.(", "no regular expression"),
         ([], "neither targets nor an input layer"),
