@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ def build_model(config: dict[str, Any], option: str) -> nn.Module:
         UserError: If this version of transformers does not know it.
     """
     with _library(str(config.get("model_type")), option) as library:
-        model = library.AutoModel.from_config(library.AutoConfig.for_model(**config), trust_remote_code=False)
+        model = library.AutoModel.from_config(library.AutoConfig.for_model(**deepcopy(config)), trust_remote_code=False)
     return _encoder(model).float()
 
 

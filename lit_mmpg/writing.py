@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_mmpg.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 """Error numbers of a disk that is full, read-only or failing, and not of a mistake of the person at the keyboard."""
@@ -43,6 +48,14 @@ def write_bytes(path: Path, data: bytes | memoryview, synced: bool = False) -> N
 def write_text(path: Path, text: str, synced: bool = False) -> None:
     """The same for text, as UTF-8."""
     write_bytes(path, text.encode(), synced)
+
+
+def tensors_as_bytes(tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
+    """Arrays as safetensors, whose library takes memory as it lies: a view would be saved as other numbers."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    return save({name: np.asarray(array, order="C") for name, array in tensors.items()}, metadata)
 
 
 def require_writable(path: Path, option: str, *suffixes: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from safetensors import numpy as safetensors_numpy
 from safetensors import torch as safetensors_torch
 
 import lit_mmpg
@@ -39,6 +38,7 @@ from lit_mmpg.runtime.manifest import (
 from lit_mmpg.statistics import trained_moments
 from lit_mmpg.texts import masked
 from lit_mmpg.vision import VisionModel, load_vision_model
+from lit_mmpg.writing import tensors_as_bytes, write_bytes
 
 Step = Callable[[str], None]
 """Told what happens next, for a progress bar."""
@@ -155,7 +155,7 @@ def write_bundle(
         if training is not None:
             kept[MOMENTS] = {"mean": training.mean, "variance": training.variance}
         for name, arrays in kept.items():
-            safetensors_numpy.save_file(arrays, folder / name)
+            write_bytes(folder / name, tensors_as_bytes(arrays))
         extra = _write_weights(source, folder) if options.weights else []
         files = {name: file_digest(folder / name) for name in [*kept, *extra]}
         write_manifest(folder, make_manifest(source, variants, files, encoder, guard))

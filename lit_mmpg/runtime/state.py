@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as safetensors_numpy
 from safetensors import safe_open
 
 from lit_mmpg.errors import UserError
@@ -30,6 +29,7 @@ from lit_mmpg.runtime.folder import FolderInUseError, StateFolder
 from lit_mmpg.runtime.guard import CLIPS
 from lit_mmpg.runtime.policies import RECENT, Situation, drift
 from lit_mmpg.statistics import alignment
+from lit_mmpg.writing import tensors_as_bytes
 
 STATE_VERSION = 2
 FILE, ASIDE = "state.safetensors", "state.aside.safetensors"
@@ -261,9 +261,7 @@ class DeviceState:
             "pending": self.pending,
         }
         facts["sha256"] = _digest(tensors, facts)
-        data = safetensors_numpy.save(
-            tensors or {"empty": np.zeros(1, np.uint8)}, metadata={"state": json.dumps(facts)}
-        )
+        data = tensors_as_bytes(tensors or {"empty": np.zeros(1, np.uint8)}, metadata={"state": json.dumps(facts)})
         partial, target = folder / "state.partial", folder / FILE
         try:
             with partial.open("wb") as file:

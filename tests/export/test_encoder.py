@@ -97,7 +97,9 @@ def test_nothing_is_kept_of_weights_that_are_replaced(tmp_path: Path) -> None:
     config = {"model_type": "levit", "hidden_sizes": [16, 24, 32], "num_attention_heads": [2] * 3, "key_dim": [8] * 3}
     folder = write_encoder(tmp_path, {"crop_size": SQUARE}, depths=[1] * 3, patch_size=16, **config)
     encoder = load_vision_model(str(folder))
+    before = json.dumps(encoder.description)
     again = build_vision_model(encoder.description, "x")
+    assert json.dumps(encoder.description) == before, "what a checkpoint keeps would be no longer what it was"
     weights = {
         k: torch.rand_like(v) if "attention_bias" in k and v.is_floating_point() else v
         for k, v in encoder.module.state_dict().items()
@@ -105,9 +107,9 @@ def test_nothing_is_kept_of_weights_that_are_replaced(tmp_path: Path) -> None:
     for one in (encoder, again):
         one.module.load_state_dict(weights)
     pictures = torch.randint(0, 256, (1, 3, 32, 32))
-    before = again.module(pictures)
+    first = again.module(pictures)
     again.module.train().eval()
-    assert torch.equal(again.module(pictures), before)
+    assert torch.equal(again.module(pictures), first)
 
 
 def test_mistakes_are_answered(folder, tmp_path, made, capsys):
@@ -179,9 +181,12 @@ def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (left * right).sum(-1) / np.linalg.norm(left, axis=-1) / np.linalg.norm(right, axis=-1)
 
 
-def test_bundle_starts_from_pixels(folder, made, tmp_path):
+def test_bundle_starts_from_pixels(made, tmp_path):
     pair = made("features")
     target = tmp_path / "b"
+    settings = {"crop_size": {"height": 40, "width": 40}}
+    # Its features are a view of those of all places.
+    folder = write_encoder(tmp_path / "e", settings, model_type="dinov2", hidden_size=12, image_size=40)
     arguments = ["--ckpt", str(pair.cloud), "--output", str(target), "--frame-encoder", str(folder)]
     assert main(["export", *arguments]) == 0
     bundle = Bundle.open(target)

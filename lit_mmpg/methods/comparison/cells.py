@@ -19,9 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from safetensors.numpy import save as serialised
 
-from lit_mmpg.writing import write_bytes, write_text
+from lit_mmpg.writing import tensors_as_bytes, write_bytes, write_text
 
 if TYPE_CHECKING:
     from lit_mmpg.device.evaluation import Evaluation
@@ -134,7 +133,7 @@ class CellStore:
         """Write a finished cell."""
         path = self.path(name, cell.seed)
         partial = _suffixed(path, "safetensors.part")
-        write_bytes(partial, serialised(cell.items))
+        write_bytes(partial, tensors_as_bytes(cell.items))
         _suffixed(path, "json").unlink(missing_ok=True)  # of an older cell, which must not vouch for these values
         partial.replace(_suffixed(path, "safetensors"))
         values = {key: value for key, value in asdict(cell).items() if key != "items"}
