@@ -346,4 +346,7 @@ def _load_text(source: str, pooling: Pooling | None) -> tuple[nn.Module, dict[st
 
 def _bare(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of texts, without special ones."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    try:
+        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    except Exception as error:  # of the tokenizers library, whose errors have no type of their own
+        raise UserError(f"{_TEXT}: its tokenizer fails ({first_line(error)}); mend its tokenizer.json") from error

@@ -15,7 +15,7 @@ import torch
 from lit_mmpg.data.vocabulary import Vocabulary, tokenize
 from lit_mmpg.device import DualEncoder
 from lit_mmpg.device.contract import DynamicConfig, Shapes, build_network, network_factory
-from lit_mmpg.device.dual import PretrainedText
+from lit_mmpg.device.dual import PretrainedText, _bare
 from lit_mmpg.device.graphs import graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.onnx_graphs import export_graph
@@ -294,3 +294,12 @@ def test_an_encoder_that_was_saved_without_its_decoder(pair: bool, folders: dict
     again = build_network(network.factory, network.shapes).eval()
     again.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("fixed.")})
     torch.testing.assert_close(again.text_encoder.pooled(words("what is mine")), expected)
+
+
+def test_a_tokenizer_that_fails_is_named(tmp_path: Path) -> None:
+    folder = write_text(tmp_path)
+    table = json.loads((folder / "tokenizer.json").read_text())
+    table["model"]["unk_token"] = "[GONE]"
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"network\.text: its tokenizer fails \(.*tokenizer\.json"):
+        _bare(transformers.AutoTokenizer.from_pretrained(folder), ["zebra"])
