@@ -122,6 +122,7 @@ class Corpus:
         facts: Further printable facts about the corpus (``lit-mmpg devices`` shows them).
         fingerprint: SHA-256 over the content of the source files (or the generator's settings).
         conditions: True settings of each device's camera, ``[devices, K]`` float32, where they are known.
+        made: What their features were extracted with, where that is known.
     """
 
     clips: Sequence[Clip]
@@ -135,6 +136,7 @@ class Corpus:
     corrected: FilmedFrames | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     conditions: np.ndarray | None = None
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 def choose_texts(

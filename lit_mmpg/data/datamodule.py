@@ -101,6 +101,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             "fingerprint": self.corpus.fingerprint,
             "conditions": 0 if self.corpus.conditions is None else int(self.corpus.conditions.shape[1]),
             **({"own_statistics": self._statistics} if self._statistics else {}),
+            **({"extracted": self.corpus.made} if self.corpus.made else {}),
         }
 
     # -- the corpus ----------------------------------------------------------------------------------------------
@@ -588,6 +589,7 @@ class VideoData(DeviceData):
             captions=records.captions,
             devices=table,
             fingerprint=readers.fingerprint_files(read | records.files),
+            made=listed.made,
         )
 
     def _needed(self) -> tuple[str, ...]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -75,12 +76,16 @@ class FeatureFile:
         self.path = require_path(path, "features")
         self.origin = str(self.path)
         self._stacked = False
+        self.made: dict[str, Any] = {}
+        """What ``lit-mmpg extract`` made them with, where it did: encoder (a digest), height and width among it."""
         if self.path.is_dir():
             self._places: dict[str, Any] = _npy_files(self.path)
         else:
             note_read(self.path)
             with _reading(self.path) as file:
                 self._places, self._stacked = _hdf5_places(self.path, file)
+                with suppress(ValueError, TypeError):
+                    self.made = dict(json.loads(file.attrs.get("settings", "{}")))
 
     def ids(self) -> list[str]:
         """Ids of all clips."""

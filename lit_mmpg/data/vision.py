@@ -15,13 +15,19 @@ from typing import Any
 import numpy as np
 
 from lit_mmpg.data.readers.files import fingerprint_files, require_path
-from lit_mmpg.errors import UserError
+from lit_mmpg.errors import UserError, first_line, install_hint
 from lit_mmpg.runtime.bundle import file_digest
 
 _log = logging.getLogger(__name__)
 
 GRAPH_VERSION = 1
 """Raise it when graphs of an older version must not be reused."""
+
+
+_CONFIG = "config.json"
+_FILES = (_CONFIG, "preprocessor_config.json", "processor_config.json")
+FEATURES_VERSION = 2
+"""Raise it when the same files give other features than before, so that they are never mixed."""
 
 
 class FrameEncoder:
@@ -62,6 +68,41 @@ class FrameEncoder:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Encode ``[N, 3, H, W]`` uint8 RGB pixels to ``[N, D]`` float32 features."""
         return run_graph(self._session, pixels)
+
+
+def encoder_folder(source: str, option: str = "--encoder") -> Path:
+    """The folder of an encoder; one that is named on the hub is downloaded (settings and safetensors weights only).
+
+    Args:
+        source: Folder, or name on the hub.
+        option: What an error calls the option that named it.
+
+    Raises:
+        UserError: If it is not there, cannot be fetched, or lacks a file.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise UserError(f"{option} {source} is not a folder, and no name on the hub")
+        try:
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(source, allow_patterns=[*_FILES, "model*.safetensors*"]))
+        except ImportError as error:
+            raise UserError(f"{option} needs transformers; {install_hint('train,video')}") from error
+        except Exception as error:  # the hub's client has many, none of them ours to mend
+            reason = first_line(error)
+            raise UserError(f"{option} {source} is no folder here and cannot be fetched ({reason})") from error
+    for name in (_CONFIG, "model*.safetensors"):
+        if not list(folder.glob(name)):
+            raise UserError(f"{option} {source} lacks {name.replace('*', '')}; name a vision encoder")
+    return folder
+
+
+def encoder_digest(folder: Path) -> str:
+    """Digest of everything that the features depend on."""
+    files = [folder / name for name in _FILES if (folder / name).is_file()] + sorted(folder.glob("model*.safetensors"))
+    return hashlib.sha256(f"{FEATURES_VERSION} {fingerprint_files(files)}".encode()).hexdigest()[:24]
 
 
 def is_whole(graph: Path) -> bool:

@@ -10,6 +10,7 @@ import onnx
 from safetensors import torch as safetensors_torch
 
 import lit_mmpg
+from lit_mmpg.data.vision import encoder_digest, encoder_folder
 from lit_mmpg.device.graphs import GraphSpec, graph_specs
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.acceptance import accept
@@ -176,11 +177,18 @@ def fitting_encoder(source: Trained, name: str, option: str = "--frame-encoder")
     frame = source.network.shapes.frame
     if len(frame) == 3:
         raise UserError(f"{option}: {source.path} takes pixels and has an encoder of its own; leave it out")
-    encoder = load_vision_model(name, getattr(getattr(source, "data", None), "image_size", None), option)
+    made = source.meta.get("extracted", {})
+    edge = made.get("height") if made.get("height") == made.get("width") else None
+    encoder = load_vision_model(name, edge or getattr(getattr(source, "data", None), "image_size", None), option)
     if encoder.features != frame[0]:
         raise UserError(
             f"{option} {name} gives {encoder.features} features a frame, {source.path} was trained on "
             f"{frame[0]}; name the encoder that made the features"
+        )
+    if made and made.get("encoder") != encoder_digest(encoder_folder(name, option)):
+        raise UserError(
+            f"{option} {name} is not the encoder that made the features on which {source.path} was trained; name that "
+            "one, or extract them again (lit-mmpg extract) and train on them"
         )
     return encoder
 

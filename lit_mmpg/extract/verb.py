@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     if options.frames < 1 or options.workers < 1 or (options.size is not None and options.size < 32):
         raise UserError("--frames and --workers must be at least 1, --size at least 32")
     # Before anything long: what is there, and whether it fits together.
-    from lit_mmpg.extract.encoder import encoder_digest, encoder_folder, prepare_graph
+    from lit_mmpg.data.vision import encoder_digest, encoder_folder
+    from lit_mmpg.extract.encoder import prepare_graph
     from lit_mmpg.extract.store import Settings, Store
 
     require_decoder()

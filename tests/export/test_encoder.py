@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from lit_mmpg.cli import main
-from lit_mmpg.data.vision import open_graph, run_graph
+from lit_mmpg.data.vision import encoder_digest, encoder_folder, open_graph, run_graph
 from lit_mmpg.errors import UserError
 from lit_mmpg.export.encoder import pictures
-from lit_mmpg.extract.encoder import encoder_digest, encoder_folder
 from lit_mmpg.onnx_graphs import export_graph
 from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.engines import create_engine

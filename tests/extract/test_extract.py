@@ -23,6 +23,7 @@ from lit_mmpg.data.vision import open_graph, run_graph
 from lit_mmpg.errors import UserError
 from lit_mmpg.extract.encoder import prepare_graph
 from lit_mmpg.extract.store import Settings, Store
+from lit_mmpg.runtime.bundle import Bundle
 from lit_mmpg.runtime.video import sample_video
 from tests.integration import tiny
 from tests.integration.conftest import best_checkpoint
@@ -110,7 +111,7 @@ def test_from_videos_and_one_table_to_a_result(
     commands = [line.split() for line in said.splitlines() if line.startswith("  lit-mmpg ")]
     assert [command[1] for command in commands] == ["extract", "fit", "test"]
     extract = [{"ENCODER": str(encoder)}.get(word, word) for word in commands[0][1:]]
-    assert main([*extract, "--workers", "1"]) == 0
+    assert main([*extract, "--workers", "1", "--size", "48"]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == f"next: {' '.join(commands[1])}"
     short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
@@ -121,6 +122,16 @@ def test_from_videos_and_one_table_to_a_result(
     rows = json.loads(Path("rows.json").read_text())["rows"]
     own = [row for row in rows if row.get("kind") == "颜色" and row["method"] == "cdc_mmpg"]
     assert {row["split"] for row in own} == {"test_unseen"} and own[0]["metric"].startswith("accuracy_kind/type-")
+    # A device looks with that encoder, at pictures of that size, and with no other one of the same width.
+    export = ["export", "--ckpt", test[test.index("--ckpt_path") + 1], "--output", "bundle", "--frame-encoder"]
+    shutil.copytree(encoder, tmp_path / "other")
+    (tmp_path / "other/preprocessor_config.json").write_text(
+        '{"size": 40, "image_processor_type": "ViTImageProcessor"}'
+    )
+    assert main([*export, str(tmp_path / "other")]) == 2
+    assert "is not the encoder that made the features" in capsys.readouterr().err
+    assert main([*export, str(encoder)]) == 0
+    assert Bundle.open(Path("bundle")).manifest.preprocessing.height == 48
 
 
 def test_bad_files_are_named_and_the_rest_is_there(
