@@ -242,7 +242,14 @@ def _colours(processor: Any, option: str) -> dict[str, list[Any]]:
 def _size(processor: Any) -> tuple[int, int]:
     """The picture that the encoder sees, in pixels; the whole frame is resized to it."""
     size, crop = (getattr(processor, name, None) for name in ("size", "crop_size"))
-    size = (crop if getattr(processor, "do_center_crop", False) else None) or size or crop or {}
+    height, width = _edges(size or crop or {})
+    if crop and getattr(processor, "do_center_crop", False):  # a crop that is larger would only pad
+        rows, columns = _edges(crop)
+        return min(height, rows), min(width, columns)
+    return height, width
+
+
+def _edges(size: Any) -> tuple[int, int]:
     if "height" in size:
         return int(size["height"]), int(size["width"])
     edge = int(size.get("shortest_edge") or size.get("longest_edge") or 224)

@@ -46,6 +46,7 @@ def write_encoder(
     ("kind", "settings"),
     [
         ("CLIP", {"crop_size": SQUARE}),  # what a file leaves out is what its class says
+        ("MobileNetV2", {"size": SQUARE}),  # which its class would pad to 224
         ("ViT", {"size": 32, "image_mean": 0.4, "image_std": 0.2, "do_rescale": False}),
         ("MobileViT", {"crop_size": 32}),  # blue first, and not normalised
         ("EfficientNet", {"size": SQUARE, "rescale_factor": 1 / 127.5, "rescale_offset": True}),
@@ -56,6 +57,7 @@ def test_colours_are_those_of_the_image_processor(kind: str, settings: dict[str,
     settings = {"image_processor_type": f"{kind}ImageProcessor", **settings}
     folder = write_encoder(tmp_path / "one", settings)
     encoder = load_vision_model(str(folder))
+    assert (encoder.height, encoder.width) == (32, 32)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     given = list(pixels.transpose(0, 2, 3, 1))
