@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_mmpg.errors import fault
+from lit_mmpg.errors import UserError, fault
 from lit_mmpg.records import SPLITS, Caption, Clip, FilmedFrames, FrameSource, Question
 from lit_mmpg.tasks import find_task
 
@@ -137,6 +137,24 @@ class Corpus:
     facts: dict[str, Any] = field(default_factory=dict)
     conditions: np.ndarray | None = None
     made: dict[str, Any] = field(default_factory=dict)
+
+
+def check_encoder(trained: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+    """Check that features are those of the encoder that a checkpoint knows, where both are known.
+
+    Args:
+        trained: Description of the data that a checkpoint keeps.
+        made: What the features at hand were extracted with.
+
+    Raises:
+        UserError: If they are not.
+    """
+    known = trained.get("extracted")
+    if known and made and any(known.get(name) != made.get(name) for name in ("encoder", "height", "width")):
+        raise UserError(
+            "the checkpoint was trained on features of another encoder, or of pictures of another size; extract the "
+            "features with the same encoder and --size (data.features)"
+        )
 
 
 def choose_texts(

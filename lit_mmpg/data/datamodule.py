@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_mmpg.batch import Frames
 from lit_mmpg.data import personal_clips, readers
 from lit_mmpg.data.batches import BatchShape, Collator, EvalBatches, FrameGatherer, Group, Items, TrainBatches
-from lit_mmpg.data.corpus import STAGE_GROUPS, Corpus, DeviceTable, Texts, check_groups, choose_texts
+from lit_mmpg.data.corpus import STAGE_GROUPS, Corpus, DeviceTable, Texts, check_encoder, check_groups, choose_texts
 from lit_mmpg.data.devices import Dealing, deal
 from lit_mmpg.data.features import FeatureFile
 from lit_mmpg.data.personal_clips import PersonalClipsConfig
@@ -187,6 +187,7 @@ class DeviceData(Remembering, L.LightningDataModule, ABC):
             raise UserError(
                 f"the checkpoint was trained for task '{meta['task']}', data.task is '{self.task}'; use the same"
             )
+        check_encoder(meta, self.corpus.made)
         shape = tuple(meta["frame_shape"])
         if shape != tuple(self.corpus.frames.frame_shape):
             raise UserError(

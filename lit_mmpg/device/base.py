@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_mmpg import pretrained
 from lit_mmpg.batch import Batch
 from lit_mmpg.checkpoint import read_checkpoint, rebuild
+from lit_mmpg.data.corpus import check_encoder
 from lit_mmpg.device.contract import DeviceModel, Shapes, evaluating
 from lit_mmpg.device.evaluation import Cost, Evaluation, predictions
 from lit_mmpg.device.outputs import Outputs
@@ -280,6 +281,7 @@ class AnsweringModule(Remembering, L.LightningModule):
                 f"the checkpoint was trained on frames of shape {tuple(trained['frame_shape'])}, the data has "
                 f"{tuple(data['frame_shape'])}; extract the features with the same encoder (data.features)"
             )
+        check_encoder(trained, data.get("extracted", {}))
         priors = [meta.get("own_statistics", {}).get("prior", 0) for meta in (trained, data)]
         if priors[0] != priors[1]:
             raise UserError(

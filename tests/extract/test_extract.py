@@ -132,6 +132,12 @@ def test_from_videos_and_one_table_to_a_result(
     assert "is not the encoder that made the features" in capsys.readouterr().err
     assert main([*export, str(encoder)]) == 0
     assert Bundle.open(Path("bundle")).manifest.preprocessing.height == 48
+    # Nor does a test take features of pictures of another size.
+    (tmp_path / "trip-data/features.h5").unlink()
+    assert main([*extract, "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert main(test) == 2
+    assert "features of another encoder, or of pictures of another size" in capsys.readouterr().err
 
 
 def test_bad_files_are_named_and_the_rest_is_there(
