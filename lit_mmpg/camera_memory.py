@@ -22,12 +22,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from lit_mmpg.errors import UserError
 from lit_mmpg.heartbeat import tell
 from lit_mmpg.maps import Correction, PixelMaps, Scene, gradients, guided, integrate, moved, opposed, smooth, undo
-from lit_mmpg.writing import write_bytes
+from lit_mmpg.writing import tensors_as_bytes, write_bytes
 
 SCHEMA = 2
 """Raise it when a file of an older version would be read as something else."""
@@ -348,10 +347,10 @@ class CameraMemory:
             "change": self.change,
             "opacity": self.opacity,
         }
-        stored = {name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}
+        stored = {name: np.asarray(tensor, np.float16) for name, tensor in tensors.items()}
         told = {"schema": SCHEMA, "version": self.version, "devices": self.devices.tolist()}
         told |= {"gates": {str(count): score for count, score in self.gates.items()}}
-        write_bytes(Path(path), save(stored, {"camera_memory": json.dumps(told)}))
+        write_bytes(Path(path), tensors_as_bytes(stored, {"camera_memory": json.dumps(told)}))
 
     @classmethod
     def load(cls, path: str | Path) -> CameraMemory:

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
-from safetensors import numpy as safetensors_numpy
 
 from lit_mmpg.errors import UserError, nearest, path_of
 from lit_mmpg.parameters import ParameterSpec
-from lit_mmpg.writing import write_bytes
+from lit_mmpg.writing import tensors_as_bytes, write_bytes
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -99,10 +98,10 @@ def save(
         convolution = name in kernels
         a_shape = (layer.rank, *kernels[name]) if convolution else (layer.rank, layer.columns)
         b_shape = (layer.rows, layer.rank, 1, 1) if convolution else (layer.rows, layer.rank)
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(v.T).reshape(a_shape)
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(u).reshape(b_shape)
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = v.T.reshape(a_shape)
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = u.reshape(b_shape)
         if with_bias:
-            tensors[f"{_PREFIX}{name}.lora_B.bias"] = np.ascontiguousarray(c)
+            tensors[f"{_PREFIX}{name}.lora_B.bias"] = c
     rank = max(layer.rank for layer in layers.values())
     others = {f"^{re.escape(name)}": layer.rank for name, layer in layers.items() if layer.rank != rank}
     config = {
@@ -126,7 +125,7 @@ def save(
     }
     folder = path_of(folder, "folder")
     try:
-        write_bytes(folder / WEIGHTS, safetensors_numpy.save(tensors, metadata={"format": "pt"}))
+        write_bytes(folder / WEIGHTS, tensors_as_bytes(tensors, {"format": "pt"}))
         write_bytes(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder") from error
