@@ -152,13 +152,14 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
         known, flags = parser.parse_known_args([expand_home(text) for text in argv])
     except SystemExit as error:
         raise UserError(f"an option of 'lit-mmpg {verb}' lacks its value; see lit-mmpg {verb} --help") from error
-    for flag, value in _pairs(flags):
-        if flag[2:] in GROUPS and str(value).endswith((".yaml", ".yml")):
-            _read_mapping(find_config(str(value)))  # the parser reads it in its own way, and would let faults pass
     device_flags: list[str] = []
     if "device_stage" in OPTIONS[verb]:
         named, flags = split_flags(flags, "device_stage")
         device_flags = [flag.replace("--device_stage.", "--", 1) for flag in named]
+    given = list(_pairs([*flags, *device_flags]))
+    for flag, value in given:
+        if flag[2:] in GROUPS and str(value).endswith((".yaml", ".yml")):
+            _read_mapping(find_config(str(value)))  # the parser reads it in its own way, and would let faults pass
     config: dict[str, Any] = {}
     for name in known.config:
         config = merge(config, load_config(find_config(name)))
@@ -175,8 +176,7 @@ def read_request(verb: str, argv: Sequence[str]) -> Request:
     file, variant = split_variant(Path(known.config[-1])) if known.config else (Path(verb), "")
     name = f"{file.stem}_{variant}" if variant else file.stem
     classes = ("class_path", "network", *(f"--{group}" for group in GROUPS))
-    given = [value for flag, value in _pairs([*flags, *device_flags]) if flag.rpartition(".")[2] in classes]
-    trust_own([config, *({"class_path": value} for value in given)])
+    trust_own([config, *({"class_path": value} for flag, value in given if flag.rpartition(".")[2] in classes)])
     return Request(verb, config, flags, options, name, device_flags)
 
 

@@ -165,7 +165,9 @@ def test_the_device_half_of_a_configuration_is_trained_alone(folder: Path) -> No
     device = ["--trainer.max_steps=3", "--trainer.max_epochs=1", "--model.width", "8"]
     assert both.flags == ["--trainer.max_steps=3"] and both.derive(both.options["device_stage"]).flags == device
     assert read_request("fit", ["--config", "experiment/one.yaml", "--stage", "device", *own]).flags == device
+    Path("twice.yaml").write_text("max_epochs: 1\nmax_epochs: 2\n")
     for arguments, told in (
+        (["--config", "experiment/one.yaml", "--device_stage.trainer=twice.yaml"], r"twice\.yaml.*max_epochs"),
         (["--config", "experiment/one.yaml", "--stage", "cloud"], "--stage cloud: 'device' trains"),
         (["--config", "experiment/device.yaml", "--stage=device"], "no 'device_stage'"),
         (["--config", "experiment/device.yaml", *own], "--device_stage.trainer.max_epochs=1 sets what no device_stage"),
