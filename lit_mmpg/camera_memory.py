@@ -221,10 +221,10 @@ class CameraMemory:
 
     def holds(self, change: np.ndarray) -> np.ndarray:
         """Which of some models ``[K, 3, H, W]`` are known already, as ``[K]`` bool; their shift does not matter."""
+        if not len(self):
+            return np.zeros(len(change), bool)
         keys = [squashed(gradients(model)) for model in change]
-        return np.array(
-            [len(self) > 0 and _matched(key, *self._spectra, REACH_PX)[0].max() >= SAME for key in keys], bool
-        )
+        return np.array([_matched(key, *self._spectra, REACH_PX)[0].max() >= SAME for key in keys], bool)
 
     def recognise(self, gradient: np.ndarray, reach: int = REACH_PX) -> Recognition | None:
         """The most likely model of a device, and its place in parts of a pixel; none where nothing is known.

@@ -218,7 +218,7 @@ class DeviceSession(AbstractContextManager["DeviceSession"]):
         """A note on the words that the model has never seen, of a text without any word all of it; or nothing."""
         from lit_mmpg.data.vocabulary import UNKNOWN, tokenize
 
-        words = (word for text in texts for word in tokenize(text) or [text.strip()])
+        words = (word for text in dict.fromkeys(texts) for word in tokenize(text) or [text.strip()])
         unknown = list(dict.fromkeys(word for word in words if self._vocabulary.index(word) == UNKNOWN))
         more = ", ..." if len(unknown) > MOST_NAMED else ""
         return [f"words the model has never seen: {', '.join(unknown[:MOST_NAMED])}{more}"] if unknown else []
